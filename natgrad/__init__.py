@@ -1,0 +1,50 @@
+"""natgrad: differentiable natural-gradient optimizers for JAX.
+
+A model maps parameters θ and an input x to an output z, and a family turns z into a law
+p(y | z). The Fisher information is the batch mean of
+
+    F = Jᵀ E_y[s sᵀ] J,     J = ∂z/∂θ,     s = ∂ log p(y | z)/∂z
+
+An approximation of F answers two independent questions: over which labels y (`Exact`,
+`Sampled(n)`, `Empirical`), and in what form it is kept (`KLHessian`, `Dense`,
+`BlockDiagonal`, `Diagonal`, `MatrixFree`). Any answer to both is a curvature,
+
+    Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
+
+and `scale_by_curvature` turns any curvature into an optax transformation:
+
+    model = natgrad.Model(net.apply, natgrad.families.Categorical())
+    tx = natgrad.natural_gradient(0.1, model, damping=1e-3)
+    updates, state = tx.update(grads, state, params, inputs=x)
+
+Loss and F are means over the batch, in nats; damping adds λI to F.
+"""
+
+from natgrad import curvature, damping, families, solvers
+from natgrad._version import __version__
+from natgrad.curvature import CURVATURES
+from natgrad.model import Model
+from natgrad.optimizers import (
+    diagonal_fisher,
+    empirical_fisher,
+    matrix_free,
+    natural_gradient,
+)
+from natgrad.transform import Health, observe, scale_by_curvature
+
+__all__ = [
+    "CURVATURES",
+    "Health",
+    "Model",
+    "__version__",
+    "curvature",
+    "damping",
+    "diagonal_fisher",
+    "empirical_fisher",
+    "families",
+    "matrix_free",
+    "natural_gradient",
+    "observe",
+    "scale_by_curvature",
+    "solvers",
+]

@@ -1,0 +1,55 @@
+"""Curvatures: which approximation of the Fisher information, over which labels.
+
+`CURVATURES` maps a name to a function model -> Curvature. Tests, the comparison and the
+benchmarks iterate over it: a new approximation is one file and one line here.
+"""
+
+import difflib
+from collections.abc import Callable
+
+from natgrad.curvature.base import Curvature
+from natgrad.curvature.block_diagonal import BlockDiagonal
+from natgrad.curvature.dense import Dense
+from natgrad.curvature.diagonal import Diagonal
+from natgrad.curvature.kl_hessian import KLHessian
+from natgrad.curvature.labels import Empirical, Exact, Labels, Sampled, ScoreColumns
+from natgrad.curvature.matrix_free import MatrixFree
+from natgrad.model import Model
+
+CURVATURES: dict[str, Callable[[Model], Curvature]] = {
+    "kl_hessian": KLHessian,
+    "dense": Dense,
+    "block_diagonal": BlockDiagonal,
+    "diagonal": Diagonal,
+    "matrix_free": MatrixFree,
+    "sampled": lambda model: Dense(model, Sampled(1)),
+    "empirical": lambda model: Dense(model, Empirical()),
+}
+
+
+def by_name(name: str) -> Callable[[Model], Curvature]:
+    """The entry of CURVATURES called `name`; a ValueError lists what there is."""
+    if name in CURVATURES:
+        return CURVATURES[name]
+    close = difflib.get_close_matches(str(name), CURVATURES, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"There is no curvature called {name!r}.{hint} Known: {', '.join(CURVATURES)}."
+    )
+
+
+__all__ = [
+    "CURVATURES",
+    "BlockDiagonal",
+    "Curvature",
+    "Dense",
+    "Diagonal",
+    "Empirical",
+    "Exact",
+    "KLHessian",
+    "Labels",
+    "MatrixFree",
+    "Sampled",
+    "ScoreColumns",
+    "by_name",
+]

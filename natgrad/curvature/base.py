@@ -1,0 +1,102 @@
+"""The protocol of curvatures: statistics from a batch, a metric from statistics.
+
+    Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
+
+`estimate` is what a moving average runs over (K-FAC averages factors, not matrices),
+`metric` is what is solved. A curvature is a specification: a frozen dataclass that
+holds no arrays of its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from natgrad.curvature.labels import Exact, Labels
+from natgrad.metric import Metric
+from natgrad.model import Model
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curvature(abc.ABC):
+    """An approximation of the Fisher information of `model`, averaged over `labels`.
+
+    Attributes:
+        model: whose Fisher information.
+        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        instantaneous: does the metric need the current batch, beside the statistics?
+            If so, averaging statistics does not average the metric.
+    """
+
+    model: Model
+    labels: Labels = Exact()  # noqa: RUF009 (frozen, without state)
+
+    instantaneous: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> Statistics:
+        """Zero statistics: the structure, shapes and dtypes of `estimate`'s."""
+
+    @abc.abstractmethod
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """Statistics of one batch.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+            targets: labels, where `labels` needs them.
+            key: a random key, where `labels` needs one.
+        """
+
+    @abc.abstractmethod
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> Metric:
+        """The metric at θ that the statistics describe.
+
+        Args:
+            statistics: of one batch, or an average of several.
+            params: θ.
+            inputs: the current batch, for curvatures that hold no matrix.
+            targets: its labels, for those with empirical labels.
+        """
+
+    def at(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Metric:
+        """The metric of one batch: metric(estimate(...))."""
+        statistics = self.estimate(params, inputs, targets, key)
+        return self.metric(statistics, params, inputs, targets)
+
+    def value_and_grad(
+        self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
+    ) -> tuple[Array, Params, Statistics]:
+        """(loss, gradient, statistics) of one batch.
+
+        Here two passes, whose common forward pass XLA merges under one jit;
+        curvatures that pull cotangents back share one forward pass and one `vjp`.
+        """
+        loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        return loss, gradient, self.estimate(params, inputs, targets, key)
+
+    def fixing(self, model_params: Params) -> Curvature:
+        """This curvature for a part of the parameters: see `Model.fixing`."""
+        return dataclasses.replace(self, model=self.model.fixing(model_params))

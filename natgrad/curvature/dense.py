@@ -1,0 +1,54 @@
+"""The whole Fisher information matrix, from score outer products.
+
+    F = (1/N) Σ_n J_nᵀ (Σ_k w_nk s_nk s_nkᵀ) J_n                  [P, P]
+
+Exact for `Exact` labels; with `Empirical` ones the empirical Fisher, with `Sampled(n)`
+unbiased. Memory P² and one chunk of N·K·P; time N·K·P² + P³/3.
+
+Source: Amari (1998), Natural gradient works efficiently in learning, section 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import final
+
+import jax.numpy as jnp
+
+from natgrad.curvature.pullback import PullbackCurvature
+from natgrad.metric import DenseMetric
+from natgrad.solvers import HIGHEST
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Params, Statistics
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense(PullbackCurvature):
+    """F as a matrix [P, P]."""
+
+    def init(self, params: Params) -> Statistics:
+        """Zeros [P, P]."""
+        layout = Layout.of(params)
+        return jnp.zeros((layout.size, layout.size), layout.dtype)
+
+    def outer(self, layout: Layout, g: Array, weights: Array) -> Statistics:
+        """Σ_m w_m g_m g_mᵀ, [P, P]."""
+        del layout
+        return weighted_gram(g, weights)
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> DenseMetric:
+        """The matrix as a metric."""
+        del inputs, targets
+        return DenseMetric(Layout.of(params), statistics)
+
+
+def weighted_gram(g: Array, weights: Array) -> Array:
+    """Σ_m w_m g_m g_mᵀ, [P, P], for g [M, P] and weights [M]."""
+    return jnp.einsum("mp,mq->pq", weights[:, None] * g, g, precision=HIGHEST)

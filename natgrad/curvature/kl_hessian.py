@@ -1,0 +1,71 @@
+"""The Fisher information as the Hessian of the KL divergence, and nothing else.
+
+    F = ∂²/∂θ'² (1/N) Σ_n KL(p(· | θ, x_n) ‖ p(· | θ', x_n))  at θ' = θ      [P, P]
+
+by `jax.hessian`. The slow definition that checks the others: P forward-over-reverse
+passes of the batch. With `Sampled` or `Empirical` labels the divergence is that of
+`Labels.divergence`, whose Hessian is the same score outer product. Memory P²; time
+O(P) gradients.
+
+Source: Amari & Nagaoka, Methods of Information Geometry (2000), section 3.2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.curvature.base import Curvature
+from natgrad.metric import DenseMetric
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class KLHessian(Curvature):
+    """F as the Hessian of a divergence, a matrix [P, P]."""
+
+    def init(self, params: Params) -> Statistics:
+        """Zeros [P, P]."""
+        layout = Layout.of(params)
+        return jnp.zeros((layout.size, layout.size), layout.dtype)
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """The Hessian [P, P]; see `Curvature.estimate`."""
+        self.labels.check(targets, key)
+        layout = Layout.of(params)
+        targets = targets if self.labels.needs_targets else None
+        outputs, examples, total = self.model.batch(params, inputs, targets, key)
+        z = outputs(params)
+
+        def divergence(vector):
+            z2 = outputs(layout.unravel(vector))
+            per_example = jax.vmap(
+                lambda z, example, z2: self.labels.divergence(
+                    self.model, z, example, z2
+                )
+            )
+            return jnp.sum(per_example(z, examples, z2)) / total
+
+        return jax.hessian(divergence)(layout.ravel(params)).astype(layout.dtype)
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> DenseMetric:
+        """The matrix as a metric."""
+        del inputs, targets
+        return DenseMetric(Layout.of(params), statistics)

@@ -1,0 +1,225 @@
+"""Over which labels y the score outer products s sᵀ are averaged.
+
+Each answer is a set of score columns s_k with weights w_k, in output space, for ONE
+example, such that
+
+    Exact       Σ_k w_k s_k s_kᵀ = E_y[s sᵀ] = F_z      y ~ p(· | z), all of it
+    Sampled     E[Σ_k w_k s_k s_kᵀ] = F_z               y_k ~ p(· | z), k = 1 … n
+    Empirical   Σ_k w_k s_k s_kᵀ = s(y_n) s(y_n)ᵀ       the data's own label
+
+`Empirical` is not the Fisher: it agrees with it only at the true parameters of a well
+specified model with population data (Kunstner, Hennig & Balles 2019, section 3).
+
+The same outer products have two more faces, which curvatures use that never form
+columns: `product`, v -> Σ_k w_k s_k ⟨s_k, v⟩, and `divergence`, a divergence between
+two outputs whose Hessian they are. For `Exact` these come from the family's Fisher
+information and from its KL divergence, so three definitions of the Fisher stand beside
+each other and share no code.
+
+Factor weights. With factor weights w_t the Fisher is Σ_t w_t F_{z_t}.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import Family
+from natgrad.model import Example, Model
+from natgrad.typing import Array, Key
+
+
+class ScoreColumns(NamedTuple):
+    """Score columns of one example.
+
+    Kept apart from their weights because √w has no derivative at w = 0.
+
+    Attributes:
+        scores: s_k, [K, *z.shape].
+        weights: w_k, [K].
+    """
+
+    scores: Array
+    weights: Array
+
+    @property
+    def scaled(self) -> Array:
+        """S with S Sᵀ = Σ_k w_k s_k s_kᵀ, [K, *z.shape]."""
+        return jnp.sqrt(_trailing(self.weights, self.scores)) * self.scores
+
+
+class Labels(abc.ABC):
+    """Which labels; a frozen dataclass. All methods are for ONE example."""
+
+    @abc.abstractmethod
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """The score columns at output z."""
+
+    def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
+        """Σ_k w_k s_k ⟨s_k, v⟩, shaped like z."""
+        scores, weights = self.columns(model, z, example)
+        inner = jnp.tensordot(scores, v, axes=z.ndim)
+        return jnp.tensordot(weights * inner, scores, axes=1)
+
+    def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
+        """A divergence of z2 from z whose Hessian in z2 is Σ_k w_k s_k s_kᵀ, shape ().
+
+        Here ½ Σ_k w_k ⟨s_k, z2 − z⟩², the KL divergence between normal laws of unit
+        variance whose means are the columns' coordinates √w_k ⟨s_k, ·⟩.
+        """
+        scores, weights = self.columns(model, z, example)
+        return 0.5 * jnp.sum(weights * jnp.tensordot(scores, z2 - z, axes=z.ndim) ** 2)
+
+    @property
+    def needs_targets(self) -> bool:
+        """Must `targets` be given?"""
+        return False
+
+    @property
+    def needs_key(self) -> bool:
+        """Must a random key be given?"""
+        return False
+
+    def check(self, targets: Any, key: Key | None) -> None:
+        """Raise a ValueError where targets or key are needed and missing."""
+        if self.needs_targets and targets is None:
+            raise ValueError(f"{self} labels are the data's own: pass targets=y.")
+        if self.needs_key and key is None:
+            raise ValueError(f"{self} labels are drawn at random: pass key=.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Labels):
+    """The whole predictive law: the Fisher information itself.
+
+    Columns come from the family's `nodes`; where these are more than the coordinates
+    of one factor they are replaced by as many columns with the same outer product.
+    """
+
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """√p_c-weighted scores of every class, or of a quadrature's nodes.
+
+        Independent factors give separate columns, since E[s_t s_uᵀ] = 0 for t ≠ u.
+        """
+        weights = example.weights
+        factors = weights.shape
+        parameters = z.shape[len(factors) :]
+        count = math.prod(factors)
+        of_factor = jax.vmap(lambda z: _factor_columns(model.family, z))
+        scores, w = of_factor(z.reshape((count, *parameters)))  # [T, K, ...], [T, K]
+        w = weights.reshape(count, 1) * w
+        if count > 1:
+            eye = jnp.eye(count, dtype=z.dtype)[:, None, :]  # [T, 1, T]
+            scores = _trailing(eye, scores[:, :, None]) * scores[:, :, None]
+        return ScoreColumns(scores.reshape((-1, *z.shape)), w.reshape(-1))
+
+    def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
+        """w_t F_{z_t} v_t by the family's own Fisher information."""
+        weights = example.weights
+        per_factor = model.family.fisher_product
+        for _ in range(weights.ndim):
+            per_factor = jax.vmap(per_factor)
+        return _trailing(weights, z) * per_factor(z, v)
+
+    def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
+        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
+        return model.factor_sum(model.family.kl)(example.weights, z, z2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled(Labels):
+    """n labels drawn from the model for each example: unbiased for the Fisher.
+
+    The derivative with respect to the parameters is unbiased too. Labels held fixed
+    would lose the term by which the law of the labels moves (the Amari-Chentsov
+    tensor), so each column carries p(y | z)/p(y | stop(z)), whose value is 1 (the
+    score-function factor of Foerster et al. 2018, DiCE).
+
+    Attributes:
+        n: labels an example.
+    """
+
+    n: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"Sampled(n) needs an integer n >= 1, got {self.n!r}.")
+
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """One column a draw; the factors of an example share it."""
+        family, weights = model.family, example.weights
+        fixed = jax.lax.stop_gradient(z)
+        keys = jax.random.split(example.key, self.n)
+        ys = jax.vmap(lambda key: family.sample(key, fixed))(keys)
+        ys = jax.lax.stop_gradient(ys)
+        log_prob = model.factor_sum(family.log_prob)
+        counted = (weights != 0).astype(weights.dtype)
+        log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
+        ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+        scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
+        whole, share = _share(weights)
+        if weights.ndim:
+            scores = jnp.sqrt(_trailing(share, z)) * scores
+        return ScoreColumns(scores, whole * ones / self.n)
+
+    @property
+    def needs_key(self) -> bool:
+        """Yes."""
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Empirical(Labels):
+    """The data's own labels: the empirical Fisher, which is not the Fisher."""
+
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """One column, the score of the example's label over all its factors."""
+        scores = _scores(model, z, example.target, example.weights.ndim)
+        whole, share = _share(example.weights)
+        if example.weights.ndim:
+            scores = _trailing(share, z) * scores
+        return ScoreColumns(scores[None], whole[None])
+
+    @property
+    def needs_targets(self) -> bool:
+        """Yes."""
+        return True
+
+
+def _factor_columns(family: Family, z: Array) -> ScoreColumns:
+    """The columns of one factor: at most as many as it has classes or coordinates."""
+    ys, weights = family.nodes(z)
+    scores = jax.vmap(family.score, (None, 0))(z, ys)
+    if weights.shape[0] <= z.size:
+        return ScoreColumns(scores, weights)
+    flat = scores.reshape(-1, z.size)
+    if z.size == 1:
+        return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), weights @ flat**2)
+    lower = jnp.linalg.cholesky((flat * weights[:, None]).T @ flat)
+    pivots = jnp.diagonal(lower)
+    return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
+
+
+def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
+    """The score of each factor, shaped like z."""
+    score = model.family.score
+    for _ in range(factor_axes):
+        score = jax.vmap(score)
+    return score(z, y)
+
+
+def _share(weights: Array) -> tuple[Array, Array]:
+    """ω = max_t w_t, and w_t/ω (0 where ω is)."""
+    whole = jnp.max(weights)
+    safe = jnp.where(whole == 0, 1, whole)
+    return whole, weights / safe
+
+
+def _trailing(array: Array, like: Array) -> Array:
+    """`array` with axes of size 1 appended until it has as many axes as `like`."""
+    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))

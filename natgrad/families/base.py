@@ -1,0 +1,195 @@
+"""Two abstract classes: `Family`, a law p(y | z), and `ExponentialFamily`.
+
+A family reads the model's output z for one example and is a law over its label y.
+The score is s(z, y) = ∂ log p(y | z)/∂z, and the Fisher information in z is
+
+    F_z = E_y[s sᵀ] = ∂²/∂z'² KL(p(· | z) ‖ p(· | z'))  at z' = z.
+
+An exponential family has z = η, its natural parameter, and
+
+    log p(y | η) = ⟨η, T(y)⟩ − A(η) + h(y),      mean(η) = ∇A(η),   F_η = ∇²A(η).
+
+Factors. `parameter_ndim` says how many trailing axes of z one law reads: 0 for a
+scalar parameter, 1 for a vector. Any axes before those are independent factors of
+one example (positions of a sequence, pixels): log-probabilities and divergences sum
+over them, samples and scores keep their shape.
+
+Source: Amari, Information Geometry and Its Applications (2016), chapters 1 and 2.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.typing import Array, Key
+
+
+class Family(abc.ABC):
+    """A law p(y | z) over the labels of ONE example; callers vmap over examples.
+
+    A subclass must give `log_prob` and `sample`. Everything else has a default, which
+    is exact where autodiff can make it so (`score`) and a Monte-Carlo estimate where
+    it cannot (`kl`, `nodes`); `provenance` says which is which.
+
+    Attributes:
+        parameter_ndim: trailing axes of z that one factor reads; None means that the
+            whole of an example's z belongs to one factor.
+        label_ndim: trailing axes of y that belong to one factor.
+        monte_carlo_samples: labels drawn by the estimated defaults.
+    """
+
+    parameter_ndim: ClassVar[int | None] = None
+    label_ndim: ClassVar[int] = 0
+    monte_carlo_samples: ClassVar[int] = 256
+
+    @abc.abstractmethod
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """The log-probability of y in nats, shape (): summed over factors."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, z: Array) -> Array:
+        """A label y ~ p(· | z), one for each factor of z."""
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """KL(p(· | z) ‖ p(· | z2)) in nats, shape (); here a Monte-Carlo estimate."""
+        ys, weights = self._drawn(z)
+        ratios = jax.vmap(lambda y: self.log_prob(z, y) - self.log_prob(z2, y))(ys)
+        return jnp.sum(weights * ratios)
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """Labels and weights (ys [K, ...], weights [K]) with Σ_k w_k s_k s_kᵀ = F_z.
+
+        z holds the parameters of ONE factor. Here a Monte-Carlo estimate.
+        """
+        return self._drawn(z)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """∂ log p(y | z)/∂z, shaped like z."""
+        return jax.grad(self.log_prob)(z, y)
+
+    def fisher(self, z: Array) -> Array:
+        """F_z, of shape z.shape + z.shape: the Hessian of `kl` unless overridden."""
+        return jax.hessian(lambda z2: self.kl(z, z2))(z)
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """F_z v, shaped like z."""
+        return jnp.tensordot(self.fisher(z), v, axes=z.ndim)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Boolean, one entry a factor: is y a possible label?"""
+        del z
+        axes = tuple(range(y.ndim - self.label_ndim, y.ndim))
+        return jnp.all(~jnp.isnan(y), axis=axes)
+
+    def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of the labels that belong to parameters of shape `z_shape`.
+
+        None where only a sample could tell.
+        """
+        if self.parameter_ndim is None or self.label_ndim != 0:
+            return None
+        return z_shape[: len(z_shape) - self.parameter_ndim]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """How each derived quantity is computed: given, by autodiff, or estimated."""
+        drawn = f"estimated from {self.monte_carlo_samples} samples"
+        kl_given = type(self).kl is not Family.kl
+        defaults = {
+            "kl": drawn,
+            "nodes": drawn,
+            "score": "autodiff of log_prob",
+            "fisher": "Hessian of kl"
+            + ("" if kl_given else f" ({drawn.replace('estimated ', '')})"),
+        }
+        return {
+            name: "given"
+            if getattr(type(self), name) is not getattr(Family, name)
+            else how
+            for name, how in defaults.items()
+        }
+
+    def _drawn(self, z: Array) -> tuple[Array, Array]:
+        """Samples under a fixed key, with weights whose value is 1/K.
+
+        The weights p(y | z)/p(y | stop(z))/K make derivatives with respect to z those
+        of the expectation rather than of the summand (Foerster et al. 2018, DiCE).
+        """
+        keys = jax.random.split(jax.random.PRNGKey(0), self.monte_carlo_samples)
+        fixed = jax.lax.stop_gradient(z)
+        ys = jax.vmap(lambda key: self.sample(key, fixed))(keys)
+        log_probs = jax.vmap(lambda y: self.log_prob(z, y))(ys)
+        ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+        return ys, ones / self.monte_carlo_samples
+
+
+class ExponentialFamily(Family):
+    """A family whose z is the natural parameter η; A, T and h define it.
+
+    A subclass gives `log_normalizer`, `sufficient_statistics`, `log_base_measure` and
+    `sample`; `mean`, `natural` and `kl` may be overridden by forms that keep their
+    accuracy near a boundary, and must then agree with the derived ones.
+    """
+
+    @abc.abstractmethod
+    def log_normalizer(self, eta: Array) -> Array:
+        """A(η) in nats, shape (): summed over the factors of one example."""
+
+    @abc.abstractmethod
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y), shaped like η."""
+
+    @abc.abstractmethod
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) in nats, shape (): summed over the factors of one example."""
+
+    @abc.abstractmethod
+    def natural(self, mu: Array) -> Array:
+        """η with mean(η) = μ, shaped like μ."""
+
+    def mean(self, eta: Array) -> Array:
+        """The expectation parameter μ = E[T(y)] = ∇A(η), shaped like η."""
+        return jax.grad(self.log_normalizer)(eta)
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """⟨η, T(y)⟩ − A(η) + h(y), shape ()."""
+        inner = jnp.sum(z * self.sufficient_statistics(y).astype(z.dtype))
+        base = self.log_base_measure(y).astype(z.dtype)
+        return inner - self.log_normalizer(z) + base
+
+    @final
+    def conjugate(self, mu: Array) -> Array:
+        """A*(μ) = ⟨η(μ), μ⟩ − A(η(μ)), the Legendre conjugate of A, shape ()."""
+        eta = self.natural(mu)
+        return jnp.sum(eta * mu) - self.log_normalizer(eta)
+
+    @final
+    def bregman(self, eta: Array, eta2: Array) -> Array:
+        """D_A(η, η2) = A(η) − A(η2) − ⟨η − η2, ∇A(η2)⟩ = KL(p_η2 ‖ p_η), shape ()."""
+        return (
+            self.log_normalizer(eta)
+            - self.log_normalizer(eta2)
+            - jnp.sum((eta - eta2) * self.mean(eta2))
+        )
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """KL(p_z ‖ p_z2) = D_A(z2, z): the arguments swap."""
+        return self.bregman(z2, z)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """T(y) − mean(η), shaped like η."""
+        return self.sufficient_statistics(y).astype(z.dtype) - self.mean(z)
+
+    @final
+    def fisher(self, z: Array) -> Array:
+        """∇²A(η), of shape η.shape + η.shape."""
+        return jax.jacfwd(self.mean)(z)
+
+    @final
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """∇²A(η) v by one forward derivative of `mean`, shaped like η."""
+        return jax.jvp(self.mean, (z,), (v,))[1]

@@ -1,0 +1,66 @@
+"""Bernoulli law of a binary label, parametrised by its logit.
+
+A(η) = log(1 + e^η),   T(y) = y,   mean p = σ(η),   F_η = p(1 − p),
+KL(p ‖ q) = log(1 − p + p e^d) − p d  with  d = η_q − η_p.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.remainders import log_mean_exp, logistic
+from natgrad.typing import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(ExponentialFamily):
+    """p(y = 1 | z) = σ(z): z is the logit, y is 0 or 1, each entry a factor."""
+
+    parameter_ndim: ClassVar[int] = 0
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """Σ log(1 + e^η)."""
+        return jnp.sum(jax.nn.softplus(eta))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y) = y."""
+        return jnp.asarray(y)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = 0."""
+        del y
+        return jnp.zeros(())
+
+    def mean(self, eta: Array) -> Array:
+        """The probability σ(η)."""
+        return logistic(eta)
+
+    def natural(self, mu: Array) -> Array:
+        """The logit log(μ / (1 − μ))."""
+        return jnp.log(mu) - jnp.log1p(-mu)
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ log((1 − p) e^{−p d} + p e^{(1 − p) d}) with d = z2 − z."""
+        p, q, d = logistic(z), logistic(-z), z2 - z
+        log_weights = -jax.nn.softplus(jnp.stack([z, -z], axis=-1))
+        deviations = jnp.stack([-p * d, q * d], axis=-1)
+        return jnp.sum(log_mean_exp(log_weights, deviations))
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """Both labels, with their probabilities."""
+        ys = jnp.array([0, 1])
+        return ys, jnp.stack([logistic(-z), logistic(z)])
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """0 or 1, an integer array shaped like z."""
+        return jax.random.bernoulli(key, self.mean(z)).astype(jnp.int32)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is 0 or 1."""
+        del z
+        return (y == 0) | (y == 1)

@@ -1,0 +1,218 @@
+"""Metrics: positive semi-definite operators F on parameter space.
+
+A metric is what a curvature is solved with and compared by. Vectors are trees shaped
+like the parameters; `dense` is the matrix [P, P] in `ravel_pytree` order. All kinds
+are pytrees, so they pass through jit and batch under vmap.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad import solvers
+from natgrad.solvers import HIGHEST, Solution
+from natgrad.tree import Layout, inner
+from natgrad.typing import Array, ArrayLike, Params
+
+
+class Metric(abc.ABC):
+    """A positive semi-definite operator on trees shaped like the parameters.
+
+    Attributes:
+        layout: how the parameters lie in a vector.
+    """
+
+    layout: Layout
+
+    @abc.abstractmethod
+    def mv(self, v: Params) -> Params:
+        """F v."""
+
+    @abc.abstractmethod
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """(F + λI)⁻¹ v, and whether the solver had to fall back."""
+
+    @abc.abstractmethod
+    def dense(self) -> Array:
+        """F as a matrix [P, P]."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> Params:
+        """The diagonal of F, shaped like the parameters, in the working dtype."""
+
+    @final
+    def solve(self, v: Params, damping: ArrayLike = 0.0) -> Params:
+        """(F + λI)⁻¹ v, exactly this; for singular F and λ = 0, the pseudo-inverse."""
+        return self.solution(v, damping).value
+
+    @final
+    def trace(self) -> Array:
+        """tr F, shape ()."""
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(self.diagonal()))
+
+    @final
+    def norm(self, v: Params) -> Array:
+        """√⟨v, F v⟩, shape (): the length of v; ½ its square is the KL divergence."""
+        return jnp.sqrt(inner(v, self.mv(v)))
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """log det(F + λI), shape (); −inf where singular."""
+        return _logdet(self.dense(), damping)
+
+
+def metric_pytree(*static: str):
+    """A class decorator: a frozen dataclass and a pytree with these fields static."""
+
+    def register(cls):
+        cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        data = [name for name in names if name not in static]
+        return jax.tree_util.register_dataclass(cls, data, list(static))
+
+    return register
+
+
+@metric_pytree("layout")
+class DenseMetric(Metric):
+    """A matrix.
+
+    Attributes:
+        layout: of the parameters.
+        matrix: F, [P, P], symmetric.
+    """
+
+    layout: Layout
+    matrix: Array
+
+    def mv(self, v: Params) -> Params:
+        """F v; O(P²)."""
+        vector = self.layout.ravel(v)
+        return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """By refined Cholesky, falling back on eigendecomposition; O(P³)."""
+        vector = self.layout.ravel(v)
+        value, fallback = solvers.direct_solution(self.matrix, vector, damping)
+        return Solution(self.layout.unravel(value), fallback)
+
+    def dense(self) -> Array:
+        """The matrix itself."""
+        return self.matrix
+
+    def diagonal(self) -> Params:
+        """The matrix's diagonal."""
+        return self.layout.split(jnp.diagonal(self.matrix))
+
+
+@metric_pytree("layout", "groups")
+class BlockDiagonalMetric(Metric):
+    """Diagonal blocks, each over some of the leaves.
+
+    Attributes:
+        layout: of the parameters.
+        groups: for each block the indices of its leaves.
+        blocks: symmetric matrices [P_b, P_b], leaves raveled in the order of `groups`.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[int, ...], ...]
+    blocks: tuple[Array, ...]
+
+    def mv(self, v: Params) -> Params:
+        """F v; Σ_b O(P_b²)."""
+        products = [
+            jnp.matmul(block, vector, precision=HIGHEST)
+            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
+        ]
+        return self._params(products)
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """Each block by refined Cholesky; a fallback if any block needed it."""
+        values, fallbacks = zip(
+            *(
+                solvers.direct_solution(block, vector, damping)
+                for block, vector in zip(self.blocks, self._vectors(v), strict=True)
+            ),
+            strict=True,
+        )
+        return Solution(self._params(values), jnp.any(jnp.stack(fallbacks)))
+
+    def dense(self) -> Array:
+        """[P, P], zero outside the blocks."""
+        matrix = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
+        for positions, block in zip(self._positions(), self.blocks, strict=True):
+            matrix = matrix.at[np.ix_(positions, positions)].set(block)
+        return matrix
+
+    def diagonal(self) -> Params:
+        """The blocks' diagonals."""
+        return self.layout.split(
+            self._vector([jnp.diagonal(block) for block in self.blocks])
+        )
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """Σ_b log det(F_b + λI)."""
+        return sum(_logdet(block, damping) for block in self.blocks)
+
+    def _positions(self) -> list[np.ndarray]:
+        return [
+            np.concatenate([self.layout.positions(leaf) for leaf in group])
+            for group in self.groups
+        ]
+
+    def _vectors(self, v: Params) -> list[Array]:
+        vector = self.layout.ravel(v)
+        return [vector[positions] for positions in self._positions()]
+
+    def _vector(self, pieces) -> Array:
+        order = np.argsort(np.concatenate(self._positions()))
+        return jnp.concatenate(pieces)[order]
+
+    def _params(self, pieces) -> Params:
+        return self.layout.unravel(self._vector(pieces))
+
+
+@metric_pytree("layout")
+class DiagonalMetric(Metric):
+    """A diagonal.
+
+    Attributes:
+        layout: of the parameters.
+        entries: diag F, [P].
+    """
+
+    layout: Layout
+    entries: Array
+
+    def mv(self, v: Params) -> Params:
+        """F v; O(P)."""
+        return self.layout.unravel(self.entries * self.layout.ravel(v))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there."""
+        vector = self.layout.ravel(v)
+        value, fallback = solvers.diagonal_solution(self.entries, vector, damping)
+        return Solution(self.layout.unravel(value), fallback)
+
+    def dense(self) -> Array:
+        """[P, P]."""
+        return jnp.diag(self.entries)
+
+    def diagonal(self) -> Params:
+        """The diagonal."""
+        return self.layout.split(self.entries)
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """Σ log(d + λ)."""
+        return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
+
+
+def _logdet(matrix: Array, damping: ArrayLike) -> Array:
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return jnp.linalg.slogdet(matrix + jnp.asarray(damping, matrix.dtype) * eye)[1]

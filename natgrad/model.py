@@ -1,0 +1,377 @@
+"""Model = apply + family: what turns parameters and inputs into a likelihood.
+
+    z_n = apply(θ, x_n),     log p(y_n | θ, x_n) = Σ_t log p(y_nt | z_nt)
+    loss(θ) = −(1/N) Σ_n log p(y_n | θ, x_n)                             (nats)
+
+Factors of one example sum, examples average. With weights w_nt (a mask is a weight of
+0 or 1) the loss is
+
+    loss(θ) = −Σ_n Σ_t w_nt log p(y_nt | z_nt) / Σ_n max_t w_nt
+
+so that a weight of 0 does what removing that factor does, an example all of whose
+factors are masked does not count, and scaling all weights changes nothing. The Fisher
+information and `kl` are weighted in the same way.
+
+Examples must not interact: z_n may depend on x_n and θ only (batch normalisation runs
+on stored statistics, which travel in `inputs`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.families.base import Family
+from natgrad.typing import Apply, Array, Inputs, Key, Params
+
+# Numbers alive at once in a fold over examples, where no chunk_size is given.
+_CHUNK_ELEMENTS = 2**24
+
+
+class Example(NamedTuple):
+    """What a fold over examples knows of one example besides its output z.
+
+    Attributes:
+        weights: one weight a factor.
+        target: the label, or None.
+        key: a random key, or None.
+    """
+
+    weights: Array
+    target: Array | None
+    key: Key | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A statistical model p(y | θ, x).
+
+    Attributes:
+        apply: apply(params, inputs) -> z [N, ...], one row an example, like flax's.
+        family: the law p(y | z).
+        example_inputs: inputs of any batch size, for what must know shapes early.
+        weights: weights(inputs) -> [N] or [N, factors...], non-negative; None for 1.
+        in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
+            `jax.vmap`: None marks what all examples share (batch statistics, keys).
+        chunk_size: examples whose per-example gradients are alive at once; None
+            chooses it so that they take about 2^24 numbers.
+    """
+
+    apply: Apply
+    family: Family
+    example_inputs: Inputs = None
+    _: dataclasses.KW_ONLY
+    weights: Callable[[Inputs], Array] | None = None
+    in_axes: Any = 0
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        if not callable(self.apply):
+            raise ValueError(
+                "Model's first argument must be a function (params, inputs) -> z, got "
+                f"{self.apply!r}."
+            )
+        if not isinstance(self.family, Family):
+            raise ValueError(
+                "Model's second argument must be a natgrad Family such as "
+                f"natgrad.families.Categorical(), got {self.family!r}."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(
+                f"chunk_size must be at least 1 or None, got {self.chunk_size}."
+            )
+
+    def outputs(self, params: Params, inputs: Inputs) -> Array:
+        """z [N, ...], in at least float32."""
+        z = self.apply(params, inputs)
+        if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(
+                "apply(params, inputs) must return one real floating array z [N, ...], "
+                f"got {jax.tree.map(jnp.result_type, z)}."
+            )
+        lowest = 1 + (self.family.parameter_ndim or 0)
+        if z.ndim < lowest:
+            raise ValueError(
+                f"apply(params, inputs) must return z with a leading axis of examples "
+                f"and at least {lowest} axes for {self.family}, got shape {z.shape}."
+            )
+        count = self._input_count(inputs)
+        if count is not None and z.shape[0] != count:
+            raise ValueError(
+                f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
+                f"z has shape {z.shape}. One row an example is expected."
+            )
+        if z.shape[0] == 0:
+            raise ValueError(
+                "The batch is empty: means over 0 examples do not exist. Got z of "
+                f"shape {z.shape}."
+            )
+        return z.astype(tree.working_dtype(z))
+
+    def log_prob(self, params: Params, inputs: Inputs, targets: Array) -> Array:
+        """log p(y_n | θ, x_n) for each example, weights included: [N], nats."""
+        z, weights, y = self._batch(params, inputs, targets)
+        return jax.vmap(self._log_prob)(z, weights, y)
+
+    def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
+        """The mean negative log-likelihood, shape (), nats an example."""
+        z, weights, y = self._batch(params, inputs, targets)
+        total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
+        return -total / normaliser(weights)
+
+    def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
+        z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
+        weights = self._weights(inputs, z)
+        divergence = jax.vmap(self.factor_sum(self.family.kl))
+        return jnp.sum(divergence(weights, z, z2)) / normaliser(weights)
+
+    def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
+        """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
+        z = self.outputs(params, inputs)
+        return jax.vmap(self.family.sample)(example_keys(key, z.shape[0]), z)
+
+    def fixing(self, model_params: Params) -> Model:
+        """This model as a function of a part of its parameters, the rest held fixed.
+
+        The part is a tree with `optax.MaskedNode` in place of what is fixed, as inner
+        transformations of `optax.masked` see it.
+        """
+
+        def apply(part, inputs):
+            return self.apply(tree.fill_placeholders(part, model_params), inputs)
+
+        return dataclasses.replace(self, apply=apply)
+
+    def fold(
+        self,
+        params: Params,
+        inputs: Inputs,
+        visit: Callable[[Array, Callable, Example], Any],
+        collect: Callable[[Any], Any],
+        *,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[Any, Array]:
+        """Σ over chunks of examples of collect(visited), and Σ_n max_t w_nt.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+            visit: (z, pull, example) -> tree, for ONE example, where z is its output
+                and pull(ζ) = J_nᵀ ζ is a tree like params for a cotangent ζ like z.
+            collect: takes what visit gave for a chunk, with a leading axis of
+                examples, and returns what shall be summed.
+            targets: labels [N, ...], handed to visit.
+            key: a key, folded with the example's index and handed to visit.
+        """
+        z = jax.eval_shape(self.outputs, params, inputs)
+        count = self._count(inputs, z, targets)
+        target = None
+        if targets is not None:
+            target = self._targets(z, targets, count)
+        weights = self._weights(inputs, z, count)
+        batched, rebuild = self._split(inputs)
+        rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
+        keys = None if key is None else example_keys(key, count)
+
+        def one(example_inputs, row, example):
+            def output(params):
+                z = self.apply(params, rebuild(example_inputs))
+                row_of_z = z[0] if example_inputs else z[row]
+                return row_of_z.astype(tree.working_dtype(row_of_z))
+
+            z, vjp = jax.vjp(output, params)
+            if example.target is not None:
+                example = self._safe_example(z, example)
+            return visit(z, lambda cotangent: vjp(cotangent)[0], example)
+
+        examples = (batched, rows, Example(weights, target, keys))
+        first = jax.tree.map(lambda leaf: leaf[0], examples)
+        width = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, *first)))
+        chunk = self.chunk_size or max(1, _CHUNK_ELEMENTS // max(width, 1))
+        total = tree.sum_over_chunks(
+            lambda chunk: collect(jax.vmap(one)(*chunk)), examples, min(chunk, count)
+        )
+        return total, normaliser(weights)
+
+    def batch(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[Callable[[Params], Array], Example, Array]:
+        """The batch as one function θ -> z [N, ...], its examples, and Σ_n max_t w_nt.
+
+        For what works on the whole batch at once; `fold` is for one example at a time.
+        """
+        z = self.outputs(params, inputs)
+        count = self._count(inputs, z, targets)
+        weights = self._weights(inputs, z, count)
+
+        def outputs(params):
+            return jnp.broadcast_to(self.outputs(params, inputs), (count, *z.shape[1:]))
+
+        keys = None if key is None else example_keys(key, count)
+        examples = Example(weights, None, keys)
+        if targets is not None:
+            target = self._targets(z, targets, count)
+            examples = examples._replace(target=target)
+            examples = jax.vmap(self._safe_example)(outputs(params), examples)
+        return outputs, examples, normaliser(weights)
+
+    def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
+
+        def summed(weights, *arrays):
+            per_factor = function
+            for _ in range(weights.ndim):
+                per_factor = jax.vmap(per_factor)
+            return jnp.sum(weights * per_factor(*arrays))
+
+        return summed
+
+    # One example --------------------------------------------------------------------
+
+    def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
+        example = self._safe_example(z, Example(weights, y, None))
+        return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
+
+    def _safe_example(self, z: Array, example: Example) -> Example:
+        """Masked labels replaced by valid ones; an impossible label makes NaN.
+
+        A label outside the support cannot raise under jit, so it turns the weight of
+        its factor, hence the loss, its gradient and the empirical Fisher, into NaN.
+        """
+        y, weights = example.target, example.weights
+        inside = self.family.in_support(z, y)
+        nan = jnp.asarray(jnp.nan, weights.dtype)
+        if self.weights is not None:
+            counted = weights != 0
+            stand_in = self.family.sample(
+                jax.random.PRNGKey(0), jax.lax.stop_gradient(z)
+            )
+            keep = counted.reshape(counted.shape + (1,) * (y.ndim - counted.ndim))
+            y = jnp.where(keep, y, stand_in.astype(y.dtype))
+            inside = inside | ~counted
+        inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
+        return example._replace(target=y, weights=jnp.where(inside, weights, nan))
+
+    # The batch ----------------------------------------------------------------------
+
+    def _batch(self, params, inputs, targets):
+        z = self.outputs(params, inputs)
+        count = self._count(inputs, z, targets)
+        y = self._targets(z, targets, count)
+        return (
+            jnp.broadcast_to(z, (count, *z.shape[1:])),
+            self._weights(inputs, z, count),
+            y,
+        )
+
+    def _factor_shape(self, z) -> tuple[int, ...]:
+        ndim = self.family.parameter_ndim
+        return () if ndim is None else z.shape[1 : z.ndim - ndim]
+
+    def _weights(self, inputs, z, count=None) -> Array:
+        """[N, factors...], ones where the model has no weights."""
+        shape = (z.shape[0] if count is None else count, *self._factor_shape(z))
+        if self.weights is None:
+            return jnp.ones(shape, z.dtype)
+        weights = jnp.asarray(self.weights(inputs))
+        if weights.shape not in (shape, shape[:1]):
+            raise ValueError(
+                f"weights(inputs) must have shape {shape[:1]} (one weight an example) "
+                f"or {shape} (one a factor), got {weights.shape}."
+            )
+        weights = weights.astype(z.dtype)
+        missing = len(shape) - weights.ndim
+        return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
+
+    def _targets(self, z, targets, count) -> Array:
+        if targets is None:
+            raise ValueError("targets are needed here: pass the labels y [N, ...].")
+        y = jnp.asarray(targets)
+        tail = self.family.label_shape(z.shape[1:])
+        if (tail is None and y.shape[:1] != (count,)) or (
+            tail is not None and y.shape != (count, *tail)
+        ):
+            expected = (count, "...") if tail is None else (count, *tail)
+            raise ValueError(
+                f"targets must have shape {expected} for outputs z of shape {z.shape} "
+                f"under {self.family}, got {y.shape}."
+            )
+        if self.weights is None:
+            self._check_support(z, y)
+        return y
+
+    def _check_support(self, z, y) -> None:
+        """Raise for impossible labels where their values are known (not under jit)."""
+        with jax.ensure_compile_time_eval():
+            parameters = jnp.zeros(z.shape[1:], z.dtype)
+            inside = jax.vmap(self.family.in_support, (None, 0))(parameters, y)
+            if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
+                return
+        raise ValueError(
+            f"Some targets are impossible under {self.family} with outputs z of shape "
+            f"{z.shape}: got values from {jnp.min(y)} to {jnp.max(y)} (or nan)."
+        )
+
+    def _input_count(self, inputs) -> int | None:
+        """N read off the inputs, None where they have no batched leaf."""
+        batched, _ = self._split(inputs)
+        counts = {jnp.shape(leaf)[:1] for leaf in batched}
+        if len(counts) > 1 or () in counts:
+            raise ValueError(
+                "Every leaf of inputs must have the same leading axis of examples; got "
+                f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
+                "examples share with None in Model(in_axes=...)."
+            )
+        return counts.pop()[0] if counts else None
+
+    def _count(self, inputs, z, targets) -> int:
+        """N; one row of outputs without inputs serves any number of targets."""
+        if self._input_count(inputs) is None and z.shape[0] == 1:
+            return 1 if targets is None else jnp.shape(targets)[0]
+        return z.shape[0]
+
+    def _split(self, inputs) -> tuple[list[Array], Callable[[list], Inputs]]:
+        """The batched leaves, and a function from one example's leaves to inputs."""
+        leaves, treedef = jax.tree.flatten(inputs)
+        axes = jax.tree.leaves(
+            jax.tree.broadcast(self.in_axes, inputs, is_leaf=lambda a: a is None),
+            is_leaf=lambda a: a is None,
+        )
+        if inputs is None:
+            axes = []
+        if any(axis not in (0, None) for axis in axes):
+            raise ValueError(
+                f"Model(in_axes=...) may hold 0 and None only, got {self.in_axes}."
+            )
+        batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+
+        def rebuild(example):
+            rows = iter(example)
+            return treedef.unflatten(
+                next(rows)[None] if axis == 0 else leaf
+                for leaf, axis in zip(leaves, axes, strict=True)
+            )
+
+        return batched, rebuild
+
+
+def normaliser(weights: Array) -> Array:
+    """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
+    total = jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+    return jnp.where(total == 0, 1, total)
+
+
+def example_keys(key: Key, count: int) -> Array:
+    """One key an example, from its index alone: the same on any number of devices."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -1,0 +1,207 @@
+"""Solving (F + λI) x = v: dense kernels, and functions (metric, v, damping) -> x.
+
+The kernels take a symmetric positive semi-definite matrix [P, P]. They are traceable,
+batched by vmap, run in the dtype they are given, and never look at values in Python.
+Every inverse goes through `lax.custom_linear_solve`, so that derivatives of any order
+are those of the solution, x' = (F + λI)⁻¹(v' − (F + λI)' x), not of the algorithm
+(differentiating `eigh` at repeated eigenvalues gives finite garbage).
+
+`direct_solution` factorises by Cholesky and refines twice. Where the factorisation
+breaks down, or leaves a residual above √ε, it falls back to the eigendecomposition
+with eigenvalues of F clipped at 0, inverting only those of F + λI that exceed
+P ε λ_max; for λ = 0 this is the pseudo-inverse. The fallback is reported.
+
+Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from natgrad.tree import Layout
+from natgrad.typing import Array, ArrayLike, Params
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Solution(NamedTuple):
+    """What a solve gave.
+
+    Attributes:
+        value: x.
+        fallback: boolean scalar: did the first choice of algorithm fail?
+    """
+
+    value: Array | Params
+    fallback: Array
+
+
+class DampedOperator(Protocol):
+    """What a solver needs of a metric."""
+
+    layout: Layout
+
+    def mv(self, v: Params) -> Params:
+        """F v."""
+
+    def dense(self) -> Array:
+        """F, [P, P]."""
+
+
+Solver = Callable[[DampedOperator, Params, ArrayLike], Params]
+
+
+@custom_vmap
+def any_member(predicate: Array) -> Array:
+    """The predicate; under vmap, whether it holds for any member of the batch.
+
+    Unbatched, so a `lax.cond` on it stays a conditional under vmap.
+    """
+    return predicate
+
+
+@any_member.def_vmap
+def _any_member_vmap(axis_size, in_batched, predicate):
+    del axis_size
+    if in_batched[0]:
+        predicate = jnp.any(predicate, axis=0)
+    return any_member(predicate), False
+
+
+def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
+    """(F + λI)⁻¹ v by Cholesky with refinement, or eigendecomposition where it fails.
+
+    Args:
+        matrix: F, [P, P], symmetric positive semi-definite.
+        v: [P].
+        damping: λ >= 0.
+    """
+    damping = jnp.asarray(damping, matrix.dtype)
+    operator = _damped(matrix, damping)
+    fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))  # implicit below
+    fixed_operator = _damped(fixed, fixed_damping)
+    diagonal = jnp.diagonal(fixed) + fixed_damping
+    lower = jax.lax.linalg.cholesky(
+        fixed + fixed_damping * jnp.eye(fixed.shape[0], dtype=fixed.dtype),
+        symmetrize_input=False,
+    )
+    epsilon = jnp.finfo(matrix.dtype).eps
+    regular = jnp.min(jnp.diagonal(lower)) ** 2 > epsilon * jnp.max(diagonal)
+
+    def solve(_, b):
+        x = jax.scipy.linalg.cho_solve((lower, True), b)
+        residual = b - fixed_operator(x)
+        for _ in range(2):
+            better = x + jax.scipy.linalg.cho_solve((lower, True), residual)
+            rest = b - fixed_operator(better)
+            improved = jnp.sum(rest**2) < jnp.sum(residual**2)
+            x = jnp.where(improved, better, x)
+            residual = jnp.where(improved, rest, residual)
+        small = jnp.sum(residual**2) <= epsilon * jnp.sum(b**2)
+        failed = ~(regular & small)
+        spectral = jax.lax.cond(
+            any_member(failed),
+            lambda: _spectral_solve(fixed, b, fixed_damping),
+            lambda: x,
+        )
+        return jnp.where(failed, spectral, x), failed
+
+    return Solution(
+        *jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
+    )
+
+
+def spectral_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
+    """(F + λI)⁺ v by eigendecomposition: the solution of least norm where singular."""
+    damping = jnp.asarray(damping, matrix.dtype)
+    fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))
+    value = jax.lax.custom_linear_solve(
+        _damped(matrix, damping),
+        v,
+        lambda _, b: _spectral_solve(fixed, b, fixed_damping),
+        symmetric=True,
+    )
+    return Solution(value, jnp.zeros((), bool))
+
+
+def diagonal_solution(diagonal: Array, v: Array, damping: ArrayLike) -> Solution:
+    """v/(d + λ), and 0 where d + λ = 0; a fallback where v is not 0 there."""
+    total = diagonal + jnp.asarray(damping, diagonal.dtype)
+    singular = total == 0
+    value = jnp.where(singular, 0, v / jnp.where(singular, 1, total))
+    return Solution(value, jnp.any(singular & (v != 0)))
+
+
+def cholesky(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+    """`direct_solution` with the dense matrix of any metric; O(P³)."""
+    return _through_matrix(direct_solution, metric, v, damping)
+
+
+def pseudo_inverse(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+    """`spectral_solution` with the dense matrix of any metric; O(P³)."""
+    return _through_matrix(spectral_solution, metric, v, damping)
+
+
+def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+    """Conjugate gradients on `metric.mv`, to ten times the rounding of its dtype."""
+    identity = lambda x: x
+    return conjugate_gradients(metric.mv, v, damping, identity, metric.layout)
+
+
+def conjugate_gradients(
+    product: Callable[[Params], Params],
+    v: Params,
+    damping: ArrayLike,
+    preconditioner: Callable[[Params], Params],
+    layout: Layout,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> Params:
+    """(F + λI)⁻¹ v by preconditioned conjugate gradients in the working dtype.
+
+    Args:
+        product: v -> F v on parameter trees.
+        v: a tree like params.
+        damping: λ >= 0.
+        preconditioner: an approximate inverse of F + λI, symmetric positive definite.
+        layout: of the parameters.
+        tolerance: on |residual|/|v|; None for ten times the dtype's rounding.
+        max_iterations: None for 10 P.
+    """
+    dtype = layout.dtype
+    damping = jnp.asarray(damping, dtype)
+    on_vectors = lambda f: lambda x: layout.ravel(f(layout.unravel(x)))
+    product, preconditioner = on_vectors(product), on_vectors(preconditioner)
+    x, _ = jax.scipy.sparse.linalg.cg(
+        lambda x: product(x) + damping * x,
+        layout.ravel(v),
+        tol=10 * float(jnp.finfo(dtype).eps) if tolerance is None else tolerance,
+        maxiter=10 * layout.size if max_iterations is None else max_iterations,
+        M=preconditioner,
+    )
+    return layout.unravel(x)
+
+
+def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:
+    return lambda x: jnp.matmul(matrix, x, precision=HIGHEST) + damping * x
+
+
+def _spectral_solve(matrix: Array, b: Array, damping: Array) -> Array:
+    values, vectors = jnp.linalg.eigh(matrix)
+    values = jnp.maximum(values, 0)
+    total = values + damping
+    cutoff = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * jnp.max(values)
+    keep = (total > cutoff) & (total > 0)
+    inverse = jnp.where(keep, 1 / jnp.where(keep, total, 1), 0)
+    rotated = jnp.matmul(vectors.T, b, precision=HIGHEST)
+    return jnp.matmul(vectors, inverse * rotated, precision=HIGHEST)
+
+
+def _through_matrix(kernel, metric, v, damping) -> Params:
+    vector = metric.layout.ravel(v)
+    return metric.layout.unravel(kernel(metric.dense(), vector, damping).value)

@@ -1,0 +1,211 @@
+"""Parameter trees as vectors, placeholders, and sums over chunks of examples.
+
+Only what `jax.tree` and `optax.tree` lack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from natgrad.typing import Array, Params
+
+
+def working_dtype(*trees: Any) -> jnp.dtype:
+    """The floating dtype statistics are kept in: at least float32.
+
+    bfloat16 and float16 leaves give float32, float64 leaves float64.
+    """
+    leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
+    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a parameter tree lies in a vector [P], in `ravel_pytree` order.
+
+    Hashable, so it can be the static part of a metric.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, params: Params) -> Layout:
+        """The layout of `params`; raises where a leaf is not a real floating array."""
+        check_params(params)
+        leaves, treedef = jax.tree.flatten(params)
+        return cls(
+            treedef,
+            tuple(jnp.shape(leaf) for leaf in leaves),
+            tuple(jnp.result_type(leaf) for leaf in leaves),
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of parameters in each leaf."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(self.sizes)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the vector: at least float32."""
+        return jnp.result_type(jnp.float32, *self.dtypes)
+
+    def ravel(self, tree: Params, lead: int = 0) -> Array:
+        """Concatenate the leaves, keeping `lead` leading axes: [..., P]."""
+        leaves = self.treedef.flatten_up_to(tree)
+        flat = [
+            jnp.reshape(leaf, (*jnp.shape(leaf)[:lead], -1)).astype(self.dtype)
+            for leaf in leaves
+        ]
+        return jnp.concatenate(flat, axis=-1)
+
+    def split(self, vector: Array) -> Params:
+        """A tree shaped like the parameters, in the vector's dtype, from [P]."""
+        leaves, start = [], 0
+        for shape, size in zip(self.shapes, self.sizes, strict=True):
+            leaves.append(vector[start : start + size].reshape(shape))
+            start += size
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def unravel(self, vector: Array) -> Params:
+        """A tree shaped like the parameters, in their dtypes, from [P]."""
+        leaves = jax.tree.leaves(self.split(vector))
+        cast = [
+            leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, cast)
+
+    def positions(self, leaf: int) -> np.ndarray:
+        """Where the entries of leaf number `leaf` lie in the vector."""
+        start = sum(self.sizes[:leaf])
+        return np.arange(start, start + self.sizes[leaf])
+
+    def check(self, tree: Any, name: str) -> None:
+        """Raise a ValueError unless `tree` is shaped like the parameters."""
+        given = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        if jax.tree.structure(tree) != self.treedef or given != list(self.shapes):
+            raise ValueError(
+                f"{name} must be shaped like the parameters. Expected "
+                f"{jax.tree.unflatten(self.treedef, self.shapes)}, got "
+                f"{jax.tree.map(jnp.shape, tree)}."
+            )
+
+
+def check_params(params: Params) -> None:
+    """Raise a ValueError unless every leaf is a real floating array."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params has no array leaves: there is nothing to optimise.")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = jax.tree_util.keystr(path) or "params"
+            raise ValueError(
+                f"Every parameter must be a real floating array, but {where} has "
+                f"dtype {dtype}. Cast it to a floating dtype, or keep what is not "
+                "trained out of params: it can travel in inputs (see Model.in_axes)."
+            )
+
+
+def paths(params: Params) -> list[str]:
+    """One name a leaf, such as 'dense_1/kernel', in leaf order."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def fill_placeholders(params: Params, model_params: Params) -> Params:
+    """`params` with each `optax.MaskedNode` replaced by its part of `model_params`."""
+    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
+    try:
+        return jax.tree.map(
+            lambda node, full: full if is_placeholder(node) else node,
+            params,
+            model_params,
+            is_leaf=is_placeholder,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "model_params must be the model's whole parameter tree, of which the "
+            f"params seen by this transformation are a part: {error}"
+        ) from error
+
+
+def has_placeholders(params: Params) -> bool:
+    """Is some part of `params` an `optax.MaskedNode`?"""
+    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
+    nodes = jax.tree.leaves(params, is_leaf=is_placeholder)
+    return any(is_placeholder(node) for node in nodes)
+
+
+def all_finite(tree: Any) -> Array:
+    """A boolean scalar: does every floating leaf hold finite numbers only?"""
+    finite = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def where(condition: Array, tree: Any, other: Any) -> Any:
+    """`tree` where the scalar `condition` holds, else `other`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+
+def inner(tree: Any, other: Any) -> Array:
+    """⟨tree, other⟩ in the working dtype, shape ()."""
+    dtype = working_dtype(tree, other)
+    products = jax.tree.map(
+        lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), tree, other
+    )
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+
+
+def sum_over_chunks(
+    function: Callable[[Any], Any], examples: Any, chunk_size: int
+) -> Any:
+    """Σ over chunks of function(chunk), where a chunk holds `chunk_size` examples.
+
+    Every leaf of `examples` has the leading axis N; the last chunk may be smaller.
+    One chunk is alive at a time, in the backward pass of a derivative too.
+    """
+    count = jax.tree.leaves(examples)[0].shape[0]
+    whole = count // chunk_size
+    if whole <= 1 and count <= chunk_size:
+        return function(examples)
+    stacked = jax.tree.map(
+        lambda leaf: leaf[: whole * chunk_size].reshape(
+            (whole, chunk_size, *leaf.shape[1:])
+        ),
+        examples,
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
+    )
+    step = jax.checkpoint(function)
+    total, _ = jax.lax.scan(
+        lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
+        zeros,
+        stacked,
+    )
+    if whole * chunk_size < count:
+        rest = jax.tree.map(lambda leaf: leaf[whole * chunk_size :], examples)
+        total = jax.tree.map(jnp.add, total, step(rest))
+    return total
