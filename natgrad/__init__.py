@@ -20,7 +20,7 @@ and `scale_by_curvature` turns any curvature into an optax transformation:
 Loss and F are means over the batch, in nats; damping adds λI to F.
 """
 
-from natgrad import curvature, damping, families, solvers
+from natgrad import curvature, damping, families, solvers, tree
 from natgrad._version import __version__
 from natgrad.curvature import CURVATURES
 from natgrad.model import Model
@@ -30,7 +30,8 @@ from natgrad.optimizers import (
     matrix_free,
     natural_gradient,
 )
-from natgrad.transform import Health, observe, scale_by_curvature
+from natgrad.state import Health
+from natgrad.transform import observe, scale_by_curvature
 
 __all__ = [
     "CURVATURES",
@@ -47,4 +48,5 @@ __all__ = [
     "observe",
     "scale_by_curvature",
     "solvers",
+    "tree",
 ]

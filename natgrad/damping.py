@@ -35,4 +35,4 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
             f"damping must be finite and at least 0, got {damping}: it is added to the "
             "eigenvalues of a positive semi-definite matrix."
         )
-    return lambda count: damping
+    return lambda _count: damping

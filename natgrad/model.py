@@ -20,31 +20,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from natgrad import tree
+from natgrad import batch, tree
 from natgrad.families.base import Family
 from natgrad.typing import Apply, Array, Inputs, Key, Params
 
 # Numbers alive at once in a fold over examples, where no chunk_size is given.
 _CHUNK_ELEMENTS = 2**24
-
-
-class Example(NamedTuple):
-    """What a fold over examples knows of one example besides its output z.
-
-    Attributes:
-        weights: one weight a factor.
-        target: the label, or None.
-        key: a random key, or None.
-    """
-
-    weights: Array
-    target: Array | None
-    key: Key | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +74,12 @@ class Model:
 
     def outputs(self, params: Params, inputs: Inputs) -> Array:
         """z [N, ...], in at least float32."""
+        count = batch.input_count(inputs, self.in_axes)
+        if count == 0:
+            raise ValueError(
+                "The batch is empty: a mean over 0 examples does not exist. Got inputs "
+                f"of shapes {jax.tree.map(jnp.shape, inputs)}."
+            )
         z = self.apply(params, inputs)
         if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
             raise ValueError(
@@ -100,16 +92,10 @@ class Model:
                 f"apply(params, inputs) must return z with a leading axis of examples "
                 f"and at least {lowest} axes for {self.family}, got shape {z.shape}."
             )
-        count = self._input_count(inputs)
         if count is not None and z.shape[0] != count:
             raise ValueError(
                 f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
                 f"z has shape {z.shape}. One row an example is expected."
-            )
-        if z.shape[0] == 0:
-            raise ValueError(
-                "The batch is empty: means over 0 examples do not exist. Got z of "
-                f"shape {z.shape}."
             )
         return z.astype(tree.working_dtype(z))
 
@@ -122,19 +108,19 @@ class Model:
         """The mean negative log-likelihood, shape (), nats an example."""
         z, weights, y = self._batch(params, inputs, targets)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
-        return -total / normaliser(weights)
+        return -total / batch.normaliser(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
-        weights = self._weights(inputs, z)
+        weights = self._weights(inputs, z, z.shape[0])
         divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / normaliser(weights)
+        return jnp.sum(divergence(weights, z, z2)) / batch.normaliser(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
         z = self.outputs(params, inputs)
-        return jax.vmap(self.family.sample)(example_keys(key, z.shape[0]), z)
+        return jax.vmap(self.family.sample)(batch.example_keys(key, z.shape[0]), z)
 
     def fixing(self, model_params: Params) -> Model:
         """This model as a function of a part of its parameters, the rest held fixed.
@@ -152,7 +138,7 @@ class Model:
         self,
         params: Params,
         inputs: Inputs,
-        visit: Callable[[Array, Callable, Example], Any],
+        visit: Callable[[Array, Callable, batch.Example], Any],
         collect: Callable[[Any], Any],
         *,
         targets: Array | None = None,
@@ -176,9 +162,9 @@ class Model:
         if targets is not None:
             target = self._targets(z, targets, count)
         weights = self._weights(inputs, z, count)
-        batched, rebuild = self._split(inputs)
+        batched, rebuild = batch.split_inputs(inputs, self.in_axes)
         rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
-        keys = None if key is None else example_keys(key, count)
+        keys = None if key is None else batch.example_keys(key, count)
 
         def one(example_inputs, row, example):
             def output(params):
@@ -191,22 +177,22 @@ class Model:
                 example = self._safe_example(z, example)
             return visit(z, lambda cotangent: vjp(cotangent)[0], example)
 
-        examples = (batched, rows, Example(weights, target, keys))
+        examples = (batched, rows, batch.Example(weights, target, keys))
         first = jax.tree.map(lambda leaf: leaf[0], examples)
         width = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, *first)))
         chunk = self.chunk_size or max(1, _CHUNK_ELEMENTS // max(width, 1))
         total = tree.sum_over_chunks(
             lambda chunk: collect(jax.vmap(one)(*chunk)), examples, min(chunk, count)
         )
-        return total, normaliser(weights)
+        return total, batch.normaliser(weights)
 
-    def batch(
+    def whole(
         self,
         params: Params,
         inputs: Inputs,
         targets: Array | None = None,
         key: Key | None = None,
-    ) -> tuple[Callable[[Params], Array], Example, Array]:
+    ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
         """The batch as one function θ -> z [N, ...], its examples, and Σ_n max_t w_nt.
 
         For what works on the whole batch at once; `fold` is for one example at a time.
@@ -218,13 +204,13 @@ class Model:
         def outputs(params):
             return jnp.broadcast_to(self.outputs(params, inputs), (count, *z.shape[1:]))
 
-        keys = None if key is None else example_keys(key, count)
-        examples = Example(weights, None, keys)
+        keys = None if key is None else batch.example_keys(key, count)
+        examples = batch.Example(weights, None, keys)
         if targets is not None:
             target = self._targets(z, targets, count)
             examples = examples._replace(target=target)
             examples = jax.vmap(self._safe_example)(outputs(params), examples)
-        return outputs, examples, normaliser(weights)
+        return outputs, examples, batch.normaliser(weights)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
@@ -240,10 +226,10 @@ class Model:
     # One example --------------------------------------------------------------------
 
     def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
-        example = self._safe_example(z, Example(weights, y, None))
+        example = self._safe_example(z, batch.Example(weights, y, None))
         return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
 
-    def _safe_example(self, z: Array, example: Example) -> Example:
+    def _safe_example(self, z: Array, example: batch.Example) -> batch.Example:
         """Masked labels replaced by valid ones; an impossible label makes NaN.
 
         A label outside the support cannot raise under jit, so it turns the weight of
@@ -275,103 +261,21 @@ class Model:
             y,
         )
 
-    def _factor_shape(self, z) -> tuple[int, ...]:
-        ndim = self.family.parameter_ndim
-        return () if ndim is None else z.shape[1 : z.ndim - ndim]
-
-    def _weights(self, inputs, z, count=None) -> Array:
+    def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
-        shape = (z.shape[0] if count is None else count, *self._factor_shape(z))
-        if self.weights is None:
-            return jnp.ones(shape, z.dtype)
-        weights = jnp.asarray(self.weights(inputs))
-        if weights.shape not in (shape, shape[:1]):
-            raise ValueError(
-                f"weights(inputs) must have shape {shape[:1]} (one weight an example) "
-                f"or {shape} (one a factor), got {weights.shape}."
-            )
-        weights = weights.astype(z.dtype)
-        missing = len(shape) - weights.ndim
-        return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
+        ndim = self.family.parameter_ndim
+        factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
+        weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
+        return batch.factor_weights(weights, (count, *factors), z.dtype)
 
     def _targets(self, z, targets, count) -> Array:
-        if targets is None:
-            raise ValueError("targets are needed here: pass the labels y [N, ...].")
-        y = jnp.asarray(targets)
-        tail = self.family.label_shape(z.shape[1:])
-        if (tail is None and y.shape[:1] != (count,)) or (
-            tail is not None and y.shape != (count, *tail)
-        ):
-            expected = (count, "...") if tail is None else (count, *tail)
-            raise ValueError(
-                f"targets must have shape {expected} for outputs z of shape {z.shape} "
-                f"under {self.family}, got {y.shape}."
-            )
-        if self.weights is None:
-            self._check_support(z, y)
+        y = batch.check_targets(self.family, z, targets, count)
+        if self.weights is None:  # masked labels may be anything
+            batch.check_support(self.family, z, y)
         return y
-
-    def _check_support(self, z, y) -> None:
-        """Raise for impossible labels where their values are known (not under jit)."""
-        with jax.ensure_compile_time_eval():
-            parameters = jnp.zeros(z.shape[1:], z.dtype)
-            inside = jax.vmap(self.family.in_support, (None, 0))(parameters, y)
-            if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
-                return
-        raise ValueError(
-            f"Some targets are impossible under {self.family} with outputs z of shape "
-            f"{z.shape}: got values from {jnp.min(y)} to {jnp.max(y)} (or nan)."
-        )
-
-    def _input_count(self, inputs) -> int | None:
-        """N read off the inputs, None where they have no batched leaf."""
-        batched, _ = self._split(inputs)
-        counts = {jnp.shape(leaf)[:1] for leaf in batched}
-        if len(counts) > 1 or () in counts:
-            raise ValueError(
-                "Every leaf of inputs must have the same leading axis of examples; got "
-                f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
-                "examples share with None in Model(in_axes=...)."
-            )
-        return counts.pop()[0] if counts else None
 
     def _count(self, inputs, z, targets) -> int:
         """N; one row of outputs without inputs serves any number of targets."""
-        if self._input_count(inputs) is None and z.shape[0] == 1:
+        if batch.input_count(inputs, self.in_axes) is None and z.shape[0] == 1:
             return 1 if targets is None else jnp.shape(targets)[0]
         return z.shape[0]
-
-    def _split(self, inputs) -> tuple[list[Array], Callable[[list], Inputs]]:
-        """The batched leaves, and a function from one example's leaves to inputs."""
-        leaves, treedef = jax.tree.flatten(inputs)
-        axes = jax.tree.leaves(
-            jax.tree.broadcast(self.in_axes, inputs, is_leaf=lambda a: a is None),
-            is_leaf=lambda a: a is None,
-        )
-        if inputs is None:
-            axes = []
-        if any(axis not in (0, None) for axis in axes):
-            raise ValueError(
-                f"Model(in_axes=...) may hold 0 and None only, got {self.in_axes}."
-            )
-        batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
-
-        def rebuild(example):
-            rows = iter(example)
-            return treedef.unflatten(
-                next(rows)[None] if axis == 0 else leaf
-                for leaf, axis in zip(leaves, axes, strict=True)
-            )
-
-        return batched, rebuild
-
-
-def normaliser(weights: Array) -> Array:
-    """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
-    total = jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
-    return jnp.where(total == 0, 1, total)
-
-
-def example_keys(key: Key, count: int) -> Array:
-    """One key an example, from its index alone: the same on any number of devices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -86,8 +86,8 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
     fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))  # implicit below
     fixed_operator = _damped(fixed, fixed_damping)
     diagonal = jnp.diagonal(fixed) + fixed_damping
-    lower = jax.lax.linalg.cholesky(
-        fixed + fixed_damping * jnp.eye(fixed.shape[0], dtype=fixed.dtype),
+    lower = jax.lax.linalg.cholesky(  # of the transpose: LAPACK's order, so no copy
+        fixed.T + fixed_damping * jnp.eye(fixed.shape[0], dtype=fixed.dtype),
         symmetrize_input=False,
     )
     epsilon = jnp.finfo(matrix.dtype).eps

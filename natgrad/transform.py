@@ -1,17 +1,16 @@
 """Any curvature as an optax transformation; the only optax code of the library.
 
-    F̄_k = β F̄_{k−1} + (1 − β) F_k            moving average, corrected for its start
-    d_k  = (F̄_k/(1 − βᵏ) + λ_k I)⁻¹ g_k       what replaces the gradient g_k
+    d_k = (F̄_k + λ_k I)⁻¹ g_k,     F̄_k the moving average of `natgrad.state`
 
 The state holds arrays only and never changes its structure, so it passes through
-`jax.jit`, `lax.scan`, `vmap` and checkpoints. A step whose gradient, statistics, damping
-or solution are not finite (or whose damping is negative) is skipped: the update is 0,
-the statistics stay what they were, and `health` says so.
+`jax.jit`, `lax.scan`, `vmap` and checkpoints. A step whose gradient, statistics,
+damping or solution are not finite (or whose damping is negative) is skipped: the update
+is 0, the statistics stay what they were, and `health` says so.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,52 +21,18 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, as_damping
 from natgrad.solvers import Solution, Solver
+from natgrad.state import (
+    ScaleByCurvatureState,
+    average,
+    corrected,
+    health_of,
+    unknown_health,
+)
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Inputs, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Inputs, Params
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
-
-
-class Health(NamedTuple):
-    """How the last step went; all scalars.
-
-    Attributes:
-        damping: λ.
-        fallback: did the solver's first choice of algorithm fail?
-        residual: |(F + λI) d − g| / |g|.
-        predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
-            step −d if F is its curvature, in nats.
-        skipped: was the step skipped?
-        skips: how many steps were skipped so far.
-    """
-
-    damping: Array
-    fallback: Array
-    residual: Array
-    predicted_decrease: Array
-    skipped: Array
-    skips: Array
-
-
-class ScaleByCurvatureState(NamedTuple):
-    """State of `scale_by_curvature`.
-
-    Attributes:
-        count: steps taken or skipped, which a damping schedule sees.
-        key: the raw random key that sampled labels are drawn with.
-        decay: β.
-        estimates: how many statistics went into the average.
-        statistics: the average, not yet corrected for its start at 0.
-        health: how the last step went.
-    """
-
-    count: Array
-    key: Array
-    decay: Array
-    estimates: Array
-    statistics: Statistics
-    health: Health
 
 
 def scale_by_curvature(
@@ -105,15 +70,13 @@ def scale_by_curvature(
 
     def init(params):
         layout = Layout.of(params)
-        zero = jnp.zeros((), layout.dtype)
-        no, none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         return ScaleByCurvatureState(
-            count=none,
+            count=jnp.zeros((), jnp.int32),
             key=jax.random.PRNGKey(seed),
-            decay=jnp.asarray(decay, layout.dtype),
-            estimates=none,
+            decay=jnp.array(decay, layout.dtype),
+            estimates=jnp.zeros((), jnp.int32),
             statistics=curvature.init(params),
-            health=Health(zero, no, zero, zero, no, none),
+            health=unknown_health(layout.dtype),
         )
 
     def update(
@@ -136,36 +99,36 @@ def scale_by_curvature(
         here = _part(curvature, params, model_params)
         layout = Layout.of(params)
         layout.check(updates, "The gradient")
-        _check_arguments(here, state.estimates, inputs, statistics)
-        state = state._replace(decay=jnp.asarray(decay, layout.dtype))
+        _check_arguments(here, state, inputs, statistics)
+        state = state._replace(decay=jnp.array(decay, layout.dtype))
         key, draw = jax.random.split(state.key)
         if statistics is None and inputs is not MISSING:
             statistics = here.estimate(params, inputs, targets, draw)
-        usable = tree.all_finite(updates)
-        if statistics is not None:
-            usable = usable & tree.all_finite(statistics)
-            state = _average(state, statistics, tree.all_finite(statistics))
-
-        strength = jnp.asarray(damping(state.count), layout.dtype)
+        strength = jnp.array(damping(state.count), layout.dtype)
+        usable = tree.all_finite((updates, statistics))
         usable = usable & (strength >= 0) & jnp.isfinite(strength)
-        safe_strength = jnp.where(usable, strength, 1)
-        gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
-        metric = here.metric(
-            _corrected(state), params, None if inputs is MISSING else inputs, targets
-        )
-        if solver is None:
-            direction, fallback = metric.solution(gradient, safe_strength)
+        if statistics is None:
+            usable = usable & (state.estimates > 0)
         else:
-            direction, fallback = Solution(
-                solver(metric, gradient, safe_strength), jnp.zeros((), bool)
-            )
-        usable = usable & tree.all_finite(direction)
-        direction = tree.where(usable, direction, optax.tree.zeros_like(direction))
-        health = _health(
-            metric, gradient, direction, strength, fallback, usable, state.health.skips
+            state = average(state, statistics, usable)
+        metric = here.metric(
+            corrected(state), params, None if inputs is MISSING else inputs, targets
+        )
+        gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
+        safe_strength = jnp.where(usable, strength, 1)
+        if solver is None:
+            solution = metric.solution(gradient, safe_strength)
+        else:
+            value = solver(metric, gradient, safe_strength)
+            solution = Solution(value, jnp.zeros((), bool))
+        usable = usable & tree.all_finite(solution.value)
+        nothing = optax.tree.zeros_like(solution.value)
+        solution = solution._replace(value=tree.where(usable, solution.value, nothing))
+        health = health_of(
+            metric, gradient, solution, strength, usable, state.health.skips
         )
         state = state._replace(count=state.count + 1, key=key, health=health)
-        return direction, state
+        return solution.value, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -220,61 +183,11 @@ def observe(
             return node
         key, draw = jax.random.split(node.key)
         statistics = here.estimate(params, inputs, targets, draw)
-        node = _average(node, statistics, tree.all_finite(statistics))
-        return node._replace(key=key)
+        usable = tree.all_finite(statistics)
+        health = node.health._replace(skipped=~usable)
+        return average(node, statistics, usable)._replace(key=key, health=health)
 
     return jax.tree.map(refresh, state, is_leaf=is_state)
-
-
-def _average(state, statistics, finite) -> ScaleByCurvatureState:
-    """The state with one more estimate in its moving average, if it is finite."""
-    decay = state.decay
-
-    def mix(old, new):
-        if not jnp.issubdtype(old.dtype, jnp.floating):
-            return new
-        mixed = decay.astype(old.dtype) * old + (1 - decay).astype(old.dtype) * new
-        return jnp.where(finite, mixed, old)
-
-    return state._replace(
-        statistics=jax.tree.map(mix, state.statistics, statistics),
-        estimates=state.estimates + finite.astype(state.estimates.dtype),
-    )
-
-
-def _corrected(state) -> Statistics:
-    """The moving average divided by the sum of its weights, 1 − βᵏ."""
-    exponent = jnp.maximum(state.estimates, 1).astype(state.decay.dtype)
-    weight = 1 - state.decay**exponent
-
-    def divide(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return leaf / weight.astype(leaf.dtype)
-
-    return jax.tree.map(divide, state.statistics)
-
-
-def _health(metric, gradient, direction, strength, fallback, usable, skips) -> Health:
-    product = metric.mv(direction)
-    rest = jax.tree.map(
-        lambda f, d, g: f.astype(strength.dtype) + strength * d - g,
-        product,
-        direction,
-        gradient,
-    )
-    scale = tree.inner(gradient, gradient)
-    safe = jnp.where(scale == 0, 1, scale)
-    residual = jnp.where(usable, tree.inner(rest, rest) / safe, 0)
-    decrease = tree.inner(gradient, direction) - tree.inner(direction, product) / 2
-    return Health(
-        damping=strength,
-        fallback=fallback & usable,
-        residual=jnp.sqrt(jnp.where(residual == 0, 1, residual)) * (residual != 0),
-        predicted_decrease=decrease,
-        skipped=~usable,
-        skips=skips + (~usable).astype(skips.dtype),
-    )
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
@@ -284,16 +197,24 @@ def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
     if curvature.instantaneous and not (known and float(decay) == 0):
         raise ValueError(
             f"{type(curvature).__name__} is the curvature of the current batch and "
-            f"cannot be averaged: leave decay at 0, got {decay}."
+            f"cannot be averaged: leave decay at 0, got {decay}. Inside "
+            "optax.inject_hyperparams keep it static by static_args='decay'."
         )
 
 
-def _check_arguments(curvature, estimates, inputs, statistics) -> None:
+def _check_arguments(curvature, state, inputs, statistics) -> None:
     """Raise where neither the batch, nor statistics, nor an observation is there.
 
     Under jit only the running program knows whether the state was observed, so there
-    the same error is raised when it runs.
+    the same error is raised when it runs. A batch that was seen but not finite is no
+    reason to raise: that step is skipped.
     """
+    if statistics is not None and not _same_shapes(statistics, state.statistics):
+        raise ValueError(
+            f"statistics must be what {type(curvature).__name__}'s value_and_grad or "
+            f"estimate gives at these params. Expected {_shapes(state.statistics)}, "
+            f"got {_shapes(statistics)}."
+        )
     if inputs is not MISSING:
         return
     if curvature.instantaneous:
@@ -303,18 +224,19 @@ def _check_arguments(curvature, estimates, inputs, statistics) -> None:
         )
     if statistics is not None:
         return
-    if isinstance(estimates, jax.core.Tracer):
+    unobserved = (state.estimates == 0) & ~state.health.skipped
+    if isinstance(unobserved, jax.core.Tracer):
         jax.lax.cond(
-            estimates == 0,
-            lambda: jax.debug.callback(_raise_if_unobserved, estimates),
+            unobserved,
+            lambda: jax.debug.callback(_raise_if_unobserved, unobserved),
             lambda: None,
         )
     else:
-        _raise_if_unobserved(estimates)
+        _raise_if_unobserved(unobserved)
 
 
-def _raise_if_unobserved(estimates) -> None:
-    if np.any(np.asarray(estimates) == 0):
+def _raise_if_unobserved(unobserved) -> None:
+    if np.any(unobserved):
         raise ValueError(
             "update needs the batch: call update(gradient, state, params, inputs=x), "
             "and targets=y too for Empirical labels. Code that cannot pass inputs "
@@ -323,10 +245,15 @@ def _raise_if_unobserved(estimates) -> None:
 
 
 def _same_shapes(statistics, expected) -> bool:
-    describe = lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf))
     return jax.tree.structure(statistics) == jax.tree.structure(expected) and (
-        jax.tree.map(describe, statistics) == jax.tree.map(describe, expected)
+        _shapes(statistics) == _shapes(expected)
     )
+
+
+def _shapes(statistics) -> Any:
+    """'float32[3, 3]' and the like in place of each leaf."""
+    describe = lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    return jax.tree.map(describe, statistics)
 
 
 def _part(curvature, params, model_params) -> Curvature:

@@ -45,7 +45,7 @@ class KLHessian(Curvature):
         self.labels.check(targets, key)
         layout = Layout.of(params)
         targets = targets if self.labels.needs_targets else None
-        outputs, examples, total = self.model.batch(params, inputs, targets, key)
+        outputs, examples, total = self.model.whole(params, inputs, targets, key)
         z = outputs(params)
 
         def divergence(vector):

@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from natgrad.batch import Example
 from natgrad.families.base import Family
-from natgrad.model import Example, Model
+from natgrad.model import Model
 from natgrad.typing import Array, Key
 
 
@@ -164,7 +165,7 @@ class Sampled(Labels):
         scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
         whole, share = _share(weights)
         if weights.ndim:
-            scores = jnp.sqrt(_trailing(share, z)) * scores
+            scores = jnp.sqrt(_trailing(share, z))[None] * scores
         return ScoreColumns(scores, whole * ones / self.n)
 
     @property

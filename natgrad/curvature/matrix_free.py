@@ -33,7 +33,6 @@ from natgrad.solvers import Solution
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
-
 # Columns of the dense matrix that are computed together.
 _PRODUCTS_AT_ONCE = 64
 
@@ -184,7 +183,7 @@ class MatrixFreeMetric(Metric):
     def _product(self) -> Callable[[Params], Params]:
         """v -> F v, the network linearised once for all v."""
         model, labels = self.curvature.model, self.curvature.labels
-        outputs, examples, total = model.batch(
+        outputs, examples, total = model.whole(
             self.params, self.inputs, self.targets, self.statistics.key
         )
         z, pushforward = jax.linearize(outputs, self.params)

@@ -1,0 +1,126 @@
+"""A batch of examples: what its inputs, weights and labels must look like.
+
+Everything here is about shapes, except `check_support`, which looks at labels where
+their values are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import Family
+from natgrad.typing import Array, ArrayLike, Inputs, Key
+
+
+class Example(NamedTuple):
+    """What a fold over examples knows of one example besides its output z.
+
+    Attributes:
+        weights: one weight a factor.
+        target: the label, or None.
+        key: a random key, or None.
+    """
+
+    weights: Array
+    target: Array | None
+    key: Key | None
+
+
+def split_inputs(
+    inputs: Inputs, in_axes: Any
+) -> tuple[list[Array], Callable[[list[Array]], Inputs]]:
+    """The leaves with an axis of examples, and a function from one example's to inputs.
+
+    The function adds an axis of size 1 to what it is given and puts the leaves that all
+    examples share beside them.
+    """
+    leaves, treedef = jax.tree.flatten(inputs)
+    is_none = lambda node: node is None
+    axes = []
+    if leaves:
+        axes = jax.tree.leaves(
+            jax.tree.broadcast(in_axes, inputs, is_leaf=is_none), is_leaf=is_none
+        )
+    if any(axis not in (0, None) for axis in axes):
+        raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
+    batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+
+    def rebuild(example):
+        rows = iter(example)
+        return treedef.unflatten(
+            next(rows)[None] if axis == 0 else leaf
+            for leaf, axis in zip(leaves, axes, strict=True)
+        )
+
+    return batched, rebuild
+
+
+def input_count(inputs: Inputs, in_axes: Any) -> int | None:
+    """N read off the inputs, None where they have no leaf with an axis of examples."""
+    batched, _ = split_inputs(inputs, in_axes)
+    counts = {jnp.shape(leaf)[:1] for leaf in batched}
+    if len(counts) > 1 or () in counts:
+        raise ValueError(
+            "Every leaf of inputs must have the same leading axis of examples; got "
+            f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
+            "examples share with None in Model(in_axes=...)."
+        )
+    return counts.pop()[0] if counts else None
+
+
+def factor_weights(weights: ArrayLike, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Weights [N] or [N, factors...] as an array of shape [N, factors...]."""
+    weights = jnp.asarray(weights, dtype)
+    if weights.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"weights(inputs) must have shape {shape[:1]} (one weight an example) or "
+            f"{shape} (one a factor), got {weights.shape}."
+        )
+    missing = len(shape) - weights.ndim
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
+
+
+def check_targets(family: Family, z: Any, targets: ArrayLike, count: int) -> Array:
+    """The labels as an array, after a look at their shape: z [N, ...], y [N, ...]."""
+    if targets is None:
+        raise ValueError("targets are needed here: pass the labels y [N, ...].")
+    y = jnp.asarray(targets)
+    tail = family.label_shape(z.shape[1:])
+    given, expected = y.shape, (count, *(tail or ()))
+    if tail is None:
+        given = given[:1]
+    if given != expected:
+        named = expected if tail is not None else (count, "...")
+        raise ValueError(
+            f"targets must have shape {named} for outputs z of shape {z.shape} under "
+            f"{family}, got {y.shape}."
+        )
+    return y
+
+
+def check_support(family: Family, z: Any, y: Array) -> None:
+    """Raise for impossible labels where their values are known: not under jit."""
+    with jax.ensure_compile_time_eval():
+        parameters = jnp.zeros(z.shape[1:], z.dtype)
+        inside = jax.vmap(family.in_support, (None, 0))(parameters, y)
+        if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
+            return
+    raise ValueError(
+        f"Some targets are impossible under {family} with outputs z of shape "
+        f"{z.shape}: got values from {jnp.min(y)} to {jnp.max(y)}."
+    )
+
+
+def normaliser(weights: Array) -> Array:
+    """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
+    total = jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+    return jnp.where(total == 0, 1, total)
+
+
+def example_keys(key: Key, count: int) -> Array:
+    """One key an example, from its index alone: the same on any number of devices."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -1,0 +1,87 @@
+"""Small models that the tests share: an MLP under each family, and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+import natgrad as ng
+from natgrad import families
+
+INPUTS, HIDDEN, EXAMPLES = 3, 4, 7
+
+
+def mlp(params, x):
+    """tanh MLP, [N, I] -> [N, O]."""
+    h = jnp.tanh(x @ params["in"]["w"] + params["in"]["b"][None])
+    return h @ params["out"]["w"] + params["out"]["b"][None]
+
+
+def mlp_params(key, outputs, dtype=jnp.float64, inputs=INPUTS, hidden=HIDDEN):
+    """Random parameters of `mlp`."""
+    k1, k2, k3, k4 = jax.random.split(key, 4)
+    normal = lambda key, *shape: 0.7 * jax.random.normal(key, shape, dtype)
+    return {
+        "in": {"w": normal(k1, inputs, hidden), "b": normal(k2, hidden)},
+        "out": {"w": normal(k3, hidden, outputs), "b": normal(k4, outputs)},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A family, the number of outputs an MLP needs for it, and the link to z."""
+
+    family: families.Family
+    outputs: int
+    link: Callable = lambda z: z
+
+    def model(self, **options) -> ng.Model:
+        apply = lambda params, x: self.link(mlp(params, x))
+        return ng.Model(apply, self.family, **options)
+
+    def problem(self, dtype="float64", seed=0, examples=EXAMPLES, **options):
+        """(model, params, x, y), y drawn from the model at other parameters."""
+        keys = jax.random.split(jax.random.PRNGKey(seed), 4)
+        model = self.model(**options)
+        params = mlp_params(keys[0], self.outputs, dtype)
+        x = jax.random.normal(keys[1], (examples, INPUTS), dtype)
+        truth = mlp_params(keys[2], self.outputs, dtype)
+        y = Case.model(self).sample(keys[3], truth, x)
+        return model, params, x, y
+
+
+_positive = lambda z: 0.3 + jax.nn.softplus(z)
+
+CASES = {
+    "bernoulli": Case(families.Bernoulli(), 2),
+    "categorical": Case(families.Categorical(), 3),
+    "normal_mean": Case(families.NormalMean(0.7), 2),
+    "normal_mean_log_scale": Case(families.NormalMeanLogScale(), 2),
+    "poisson": Case(families.Poisson(), 1),
+    "gamma": Case(
+        families.Gamma(),
+        2,
+        lambda z: jnp.stack([_positive(z[..., 0]) - 1, -_positive(z[..., 1])], -1),
+    ),
+    "exponential": Case(families.Exponential(), 1, lambda z: -_positive(z)),
+    "student_t": Case(families.StudentT(4.0), 2),
+    "normal": Case(
+        families.Normal(),
+        2,
+        lambda z: jnp.stack([z[..., 0], -_positive(z[..., 1])], -1),
+    ),
+}
+
+
+def relative_error(given, expected):
+    """Frobenius norm of the difference over that of `expected`."""
+    scale = jnp.linalg.norm(expected)
+    return float(jnp.linalg.norm(given - expected) / jnp.where(scale == 0, 1, scale))
+
+
+def ravel(tree):
+    """The leaves of a tree as one vector."""
+    return jax.flatten_util.ravel_pytree(tree)[0]

@@ -1,0 +1,146 @@
+"""Every registry entry gives a metric: symmetric, positive, consistent with itself."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import CASES, ravel, relative_error
+
+import natgrad as ng
+
+KEY = jax.random.PRNGKey(3)
+CASE = CASES["categorical"]
+DAMPING = 0.03
+
+
+def metric_at(name, params, x, y, model=None):
+    return ng.CURVATURES[name](model or CASE.model()).at(params, x, y, KEY)
+
+
+def vector(params, seed=1):
+    """A random tree shaped like params."""
+    layout = ng.tree.Layout.of(params)
+    return layout.unravel(
+        jax.random.normal(jax.random.PRNGKey(seed), (layout.size,), layout.dtype)
+    )
+
+
+def laws(name, params, x, y, v):
+    """All that a metric can say, as one dictionary of arrays."""
+    metric = metric_at(name, params, x, y)
+    return {
+        "dense": metric.dense(),
+        "mv": ravel(metric.mv(v)).astype(metric.layout.dtype),
+        "solve": ravel(metric.solve(v, DAMPING)).astype(metric.layout.dtype),
+        "diagonal": ravel(metric.diagonal()),
+        "trace": metric.trace(),
+        "logdet": metric.logdet(DAMPING),
+        "norm": metric.norm(v),
+    }
+
+
+jitted_laws = jax.jit(laws, static_argnums=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_a_metric_agrees_with_its_dense_matrix(name, dtype, tolerance):
+    _, params, x, y = CASE.problem(dtype)
+    v = vector(params)
+    given = jitted_laws(name, params, x, y, v)
+    assert {str(leaf.dtype) for leaf in given.values()} == {dtype}
+    dense = np.asarray(given["dense"], "float64")
+    flat = np.asarray(ravel(v), "float64")
+    damped = dense + DAMPING * np.eye(len(dense))
+    expected = {
+        "dense": dense.T,
+        "mv": dense @ flat,
+        "solve": np.linalg.solve(damped, flat),
+        "diagonal": np.diag(dense),
+        "trace": np.trace(dense),
+        "logdet": np.linalg.slogdet(damped)[1],
+        "norm": np.sqrt(flat @ dense @ flat),
+    }
+    iterative = {"solve"} if name == "matrix_free" else set()
+    for law, value in expected.items():
+        purpose = "iterative" if law in iterative else "identity"
+        if law == "solve" and dtype == "float32":
+            purpose = "solve"
+        assert relative_error(given[law], value) < tolerance(purpose, dtype), law
+    assert np.linalg.eigvalsh(dense).min() > -1e-6 * np.linalg.norm(dense)
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_jit_changes_nothing(name, tolerance):
+    _, params, x, y = CASE.problem()
+    v = vector(params)
+    eager, jitted = laws(name, params, x, y, v), jitted_laws(name, params, x, y, v)
+    for law, value in eager.items():
+        purpose = "iterative" if law == "solve" else "identity"
+        assert relative_error(jitted[law], value) < tolerance(purpose), law
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_vmap_over_vectors_equals_a_loop(name, tolerance):
+    _, params, x, y = CASE.problem()
+    vectors = [vector(params, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors)
+
+    @jax.jit
+    def batched(stacked):
+        metric = metric_at(name, params, x, y)
+        solve = lambda v: metric.solve(v, DAMPING)
+        return jax.vmap(metric.mv)(stacked), jax.vmap(solve)(stacked)
+
+    products, solutions = batched(stacked)
+    for i, v in enumerate(vectors):
+        expected = jitted_laws(name, params, x, y, v)
+        take = lambda tree, i=i: ravel(jax.tree.map(lambda leaf: leaf[i], tree))
+        assert relative_error(take(products), expected["mv"]) < tolerance("identity")
+        assert relative_error(take(solutions), expected["solve"]) < tolerance(
+            "iterative"
+        )
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_vmap_over_models_equals_a_loop(name, tolerance):
+    problems = [CASE.problem(seed=seed)[1:] for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    v = vector(problems[0][0])
+    mapped = jax.jit(jax.vmap(lambda p, x, y: laws(name, p, x, y, v)))(*stacked)
+    for i, (params, x, y) in enumerate(problems):
+        for law, value in jitted_laws(name, params, x, y, v).items():
+            purpose = "iterative" if law == "solve" else "identity"
+            assert relative_error(mapped[law][i], value) < tolerance(purpose), law
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_bfloat16_parameters_keep_float32_statistics(name):
+    _, params, x, y = CASE.problem("float32")
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    x = x.astype(jnp.bfloat16)
+    curvature = ng.CURVATURES[name](CASE.model())
+    floating = [
+        leaf
+        for leaf in jax.tree.leaves(curvature.estimate(half, x, y, KEY))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    assert floating
+    assert {str(leaf.dtype) for leaf in floating} == {"float32"}
+    given = jitted_laws(name, half, x, y, vector(half))
+    full = jitted_laws(name, params, x.astype(jnp.float32), y, vector(params))
+    assert relative_error(given["dense"], full["dense"]) < 0.1
+    assert all(jnp.isfinite(value).all() for value in given.values())
+    solution = metric_at(name, half, x, y).solve(vector(half), 0.1)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(solution)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_a_metric_passes_through_jit_as_a_pytree(name, tolerance):
+    model, params, x, y = CASE.problem()
+    v = vector(params)
+    metric = metric_at(name, params, x, y, model)
+    outside = jax.jit(lambda metric, v: metric.mv(v))(metric, v)
+    assert relative_error(ravel(outside), ravel(metric.mv(v))) < tolerance("identity")
