@@ -1,0 +1,74 @@
+"""Layers without registration: what each parameter is used for, read off the jaxpr.
+
+`capture(apply, params, inputs)` traces a model once and follows every parameter through
+reshapes, casts, slices, scans, branches and rematerialisation to the ops that use it.
+Each use becomes rows: inputs X and output gradients G, whose Σ x gᵀ is the gradient.
+That identity is checked when a model is captured, so nothing can be missed silently.
+
+    captured = capture(model.apply, params, inputs)         # shapes only; cached
+    z, pullback = captured.pull({"factors": Expand()}, params, inputs)
+    gradient, statistics = pullback(cotangent)              # one vjp, twice if need be
+    for block in captured.blocks:                           # static descriptions
+        A = statistics[block.name]["factors"]["A"]          # [lead.., I(+1), I(+1)]
+        G = statistics[block.name]["factors"]["G"]          # [lead.., O, O]
+        V = block.to_matrix(jax.tree.leaves(gradient))      # [lead.., I(+1), O]
+
+with lead = block.lead = (stack..., batch...): scans over layers, then heads, groups or
+members. `captured.to_matrices(tree)` and `captured.from_matrices(matrices, tree)` do
+all blocks at once. Statistics are raw sums over examples for the caller's cotangent.
+
+What may be asked: `Expand`, `Reduce` (K-FAC's two readings of weight sharing),
+`Gradient`, `Squares` (diagonal Fisher), `ProjectedSquares` (EKFAC), `Gram`,
+`PerExample`. Each is a `Statistic`; write another by its three methods.
+
+Policies, all of them shown by `report`:
+
+- A parameter read both as W and as Wᵀ (tied decoders, reverse-mode derivatives) is one
+  block with two roles. Its Fisher has two Kronecker terms, A ⊗ G and
+  A_swapped ⊗ G_swapped, which are kept apart because their units differ.
+- Uses that disagree otherwise, and uses that are not understood, are an error for a
+  parameter of two axes or more unless it is named in `declared` (path -> `Exact()` or
+  `Diagonal()`); a smaller parameter falls back to an exact block from per-example
+  gradients (a diagonal beyond 1024 entries).
+- Statistics that need to know which rows belong to which example refuse, with the
+  reason, where that could not be found out.
+"""
+
+from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
+from natgrad.layers.capture import capture
+from natgrad.layers.captured import Captured
+from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.report import report, table
+from natgrad.layers.rows import LookupRows, Rows
+from natgrad.layers.statistics import (
+    Expand,
+    Gradient,
+    Gram,
+    PerExample,
+    ProjectedSquares,
+    Reduce,
+    Squares,
+    Statistic,
+)
+
+__all__ = [
+    "Block",
+    "Captured",
+    "DeclaredBlock",
+    "Diagonal",
+    "Exact",
+    "Expand",
+    "Gradient",
+    "Gram",
+    "LayerBlock",
+    "LookupRows",
+    "PerExample",
+    "ProjectedSquares",
+    "Reduce",
+    "Rows",
+    "Squares",
+    "Statistic",
+    "capture",
+    "report",
+    "table",
+]

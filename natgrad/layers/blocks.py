@@ -1,0 +1,280 @@
+"""Blocks: the parameters that share one matrix, and how to read them as that matrix.
+
+A block holds every use of one parameter (or of one slice of it) and the bias that those
+uses add. Its matrix is
+
+    [stack..., batch..., I (+1), O]
+
+where `stack` are the scans over layers that the parameter is sliced by, `batch` its
+axes that index separate matrices, and the last row is the bias.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.layers.uses import Use, require
+from natgrad.layers.views import Atom, View, count
+from natgrad.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One parameter, or a regular slice of one, read as matrices.
+
+    Attributes:
+        leaf: its index among the leaves of the parameters.
+        shape: the parameter's shape.
+        start: the first entry read, one index an axis.
+        stack: the atoms of each scan over it, outermost first.
+        batch, inputs, outputs: atoms of the matrix's axes, in their order.
+    """
+
+    leaf: int
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    stack: tuple[tuple[Atom, ...], ...]
+    batch: tuple[Atom, ...]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Atom, ...]
+
+    @classmethod
+    def of(cls, view: View, shape: Sequence[int], **groups: tuple[Atom, ...]) -> Part:
+        """The part that a view reads.
+
+        Args:
+            view: how the parameter is seen.
+            shape: the parameter's shape.
+            **groups: `batch`, `inputs` and `outputs`.
+
+        Raises:
+            NotUnderstoodError: the atoms do not tile a slice of the parameter.
+        """
+        stack = tuple(atoms for _, atoms in view.stack)
+        part = cls(view.leaf, tuple(shape), view.origin(), stack, **groups)
+        require(
+            all(a.step > 0 and not a.repeated for atoms in stack for a in atoms),
+            "it is scanned over in reverse or repeatedly",
+        )
+        for axis in range(len(shape)):
+            walk = part._along(axis)
+            nested = all(a.step == b.step * b.size for a, b in itertools.pairwise(walk))
+            require(nested, "its entries are not read in a regular order")
+        return part
+
+    @property
+    def region(self) -> tuple[tuple[int, int, int], ...]:
+        """(first, size, stride) of the slice along each axis."""
+        walks = [self._along(axis) for axis in range(len(self.shape))]
+        return tuple(
+            (first, count(walk), walk[-1].step if walk else 1)
+            for first, walk in zip(self.start, walks, strict=True)
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Is every entry of the parameter read?"""
+        return math.prod(size for _, size, _ in self.region) == math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """[stack..., batch..., I, O]."""
+        return (
+            *(count(atoms) for atoms in self.stack),
+            *(atom.size for atom in self.batch),
+            count(self.inputs),
+            count(self.outputs),
+        )
+
+    def disjoint(self, other: Part) -> bool:
+        """Do two slices of one parameter share no entry?"""
+        for (a, n, s), (b, m, t) in zip(self.region, other.region, strict=True):
+            if a + s * (n - 1) < b or b + t * (m - 1) < a:
+                return True
+            if s == t and (a - b) % s:
+                return True
+        return False
+
+    def read(self, array: Array) -> Array:
+        """The parameter's slice as [stack..., batch..., I, O]."""
+        digits, order = self._digits()
+        sliced = array if self.is_whole else array[self._slices()]
+        moved = sliced.reshape([a.size for a in digits]).transpose(order)
+        return moved.reshape(self.matrix_shape)
+
+    def write(self, array: Array, matrix: Array) -> Array:
+        """The parameter with its slice replaced by the matrix: undoes `read`."""
+        digits, order = self._digits()
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        moved = matrix.reshape([digits[i].size for i in order]).transpose(inverse)
+        sliced = moved.reshape([size for _, size, _ in self.region])
+        sliced = sliced.astype(array.dtype)
+        return sliced if self.is_whole else array.at[self._slices()].set(sliced)
+
+    def _groups(self) -> list[Atom]:
+        stacked = [atom for atoms in self.stack for atom in atoms]
+        return [*stacked, *self.batch, *self.inputs, *self.outputs]
+
+    def _along(self, axis: int) -> list[Atom]:
+        walk = [atom for atom in self._groups() if atom.axis == axis]
+        return sorted(walk, key=lambda atom: -atom.step)
+
+    def _digits(self) -> tuple[list[Atom], list[int]]:
+        digits = [a for axis in range(len(self.shape)) for a in self._along(axis)]
+        return digits, [digits.index(atom) for atom in self._groups()]
+
+    def _slices(self) -> tuple[slice, ...]:
+        return tuple(slice(a, a + s * (n - 1) + 1, s) for a, n, s in self.region)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(abc.ABC):
+    """Parameters that share one matrix [stack..., batch..., I (+1), O].
+
+    Attributes:
+        name: the parameter's path, a slice in brackets; unique among the blocks.
+        kind: what reads it: dense, conv, embedding, scale, shift, exact or diagonal.
+        leaves: indices of its parameters, the weight first and the bias second.
+        stack: lengths of the scans over it.
+        batch: sizes of its axes that index separate matrices.
+        inputs: I, without the bias's coordinate.
+        outputs: O.
+        dtype: of its statistics: float32, or float64 for a float64 parameter.
+        examples: N, or None if no input has an example axis.
+        roles: 2 if some uses read the matrix transposed, 1 otherwise.
+        diagonal_inputs: whether the input moment is kept as its diagonal [I].
+        note: why its rows cannot be told apart by example; empty if they can.
+        once: whether each example's gradient is the work of one use, evaluated once.
+    """
+
+    name: str
+    kind: str
+    leaves: tuple[int, ...]
+    stack: tuple[int, ...]
+    batch: tuple[int, ...]
+    inputs: int
+    outputs: int
+    dtype: str
+    examples: int | None
+    roles: int = 1
+    diagonal_inputs: bool = False
+    note: str = ""
+    once: bool = True
+
+    @property
+    def bias(self) -> bool:
+        """Whether the matrix has a last row for a bias."""
+        return False
+
+    @property
+    def rows(self) -> int:
+        """I, plus one for a bias."""
+        return self.inputs + self.bias
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes before the matrix: stack and batch."""
+        return (*self.stack, *self.batch)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[stack..., batch..., I (+1), O]."""
+        return (*self.lead, self.rows, self.outputs)
+
+    @property
+    def separate(self) -> bool:
+        """Whether rows can be told apart by example."""
+        return not self.note
+
+    @abc.abstractmethod
+    def to_matrix(self, leaves: Sequence[Array]) -> Array:
+        """The block's matrix, read from all leaves of a tree like the parameters."""
+
+    @abc.abstractmethod
+    def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
+        """All leaves, those of this block replaced: undoes `to_matrix`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerBlock(Block):
+    """A block whose uses were found and understood.
+
+    Attributes:
+        weight: how its parameter is read.
+        shift: how its bias is read, or None.
+        uses: its uses.
+        swapped: paths of the uses that read the matrix transposed.
+        shifted: paths of the uses that add the bias.
+    """
+
+    weight: Part | None = None
+    shift: Part | None = None
+    uses: tuple[Use, ...] = ()
+    swapped: frozenset = frozenset()
+    shifted: frozenset = frozenset()
+
+    @property
+    def bias(self) -> bool:
+        """Whether the matrix has a last row for a bias."""
+        return self.shift is not None
+
+    def to_matrix(self, leaves: Sequence[Array]) -> Array:
+        """The weight, above the bias."""
+        matrix = self.weight.read(leaves[self.weight.leaf])
+        if self.shift is None:
+            return matrix
+        row = self.shift.read(leaves[self.shift.leaf])
+        return jnp.concatenate([matrix, row.astype(matrix.dtype)], axis=-2)
+
+    def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
+        """The weight from the first I rows, the bias from the last."""
+        out, weight = list(leaves), self.weight
+        out[weight.leaf] = weight.write(out[weight.leaf], matrix[..., : self.inputs, :])
+        if self.shift is not None:
+            row = matrix[..., self.inputs :, :]
+            out[self.shift.leaf] = self.shift.write(out[self.shift.leaf], row)
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredBlock(Block):
+    """Parameters treated as one vector v, whatever reads them.
+
+    Their gradient is taken for one example at a time. As one exact block the matrix is
+    vᵀ [1, P], whose factor of the outputs is the whole block [P, P]; as a diagonal it
+    is [P, 1, 1].
+
+    Attributes:
+        shapes: of its parameters.
+        reason: why it is treated so.
+    """
+
+    shapes: tuple[tuple[int, ...], ...] = ()
+    reason: str = ""
+
+    def to_matrix(self, leaves: Sequence[Array]) -> Array:
+        """The parameters, ravelled one after the other."""
+        flat = jnp.concatenate([leaves[i].reshape(-1) for i in self.leaves])
+        return flat.reshape(self.shape)
+
+    def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
+        """The parameters, cut from the ravelled vector."""
+        out, flat, first = list(leaves), matrix.reshape(-1), 0
+        for leaf, shape in zip(self.leaves, self.shapes, strict=True):
+            size = math.prod(shape)
+            piece = flat[first : first + size].reshape(shape)
+            out[leaf] = piece.astype(out[leaf].dtype)
+            first += size
+        return out
+
+
+def statistics_dtype(dtype) -> str:
+    """float32, or float64 where the parameter is float64."""
+    return str(jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32))

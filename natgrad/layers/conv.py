@@ -1,0 +1,124 @@
+"""Convolutions: `conv_general_dilated` with the parameter as kernel.
+
+A convolution is a matrix product with patches, z = Σ_{c, k} patch_{c, k} w_{c, k}: the
+positions are the output's places, the inputs the channels and offsets of the window.
+Groups index separate matrices. Strides, paddings and both dilations (so transposed
+convolutions too) only change which entries a patch holds, and JAX extracts those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+
+from natgrad.layers.examples import ExampleAxis
+from natgrad.layers.rows import (
+    BATCH,
+    INPUT,
+    OUTPUT,
+    POSITION,
+    Piece,
+    Rows,
+    arrange,
+    batch_shape,
+    pieces_of,
+    positions,
+)
+from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.views import View, regroup, repeated
+from natgrad.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvUse(Use):
+    """A convolution with the parameter as its kernel.
+
+    Attributes:
+        x_pieces, g_pieces: what the axes of the patches and the result hold.
+        window: the equation's parameters that say which entries a patch holds.
+    """
+
+    x_pieces: tuple[Piece, ...]
+    g_pieces: tuple[Piece, ...]
+    window: tuple[tuple[str, object], ...]
+
+    kind: ClassVar[str] = "conv"
+
+    def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
+        """X from patches [examples, channels · window, places...]."""
+        window = dict(self.window)
+        x = operands[0].astype(g.dtype)
+        x = x if scale is None else x * scale.astype(g.dtype)
+        spec = window.pop("lhs_spec")
+        x = jax.lax.conv_general_dilated_patches(
+            x.transpose(spec), precision=jax.lax.Precision.HIGHEST, **window
+        )
+        batch = batch_shape(self.batch)
+        x, g = arrange(x, self.x_pieces, batch), arrange(g, self.g_pieces, batch)
+        return Rows(x, g, separate=self.separate)
+
+
+def match(site: Site) -> ConvUse:
+    """Reads a convolution whose kernel is a parameter."""
+    params = site.params
+    require(site.operand == 1, "it is the signal of a convolution, not the kernel")
+    require(site.scaled != "array", "it is multiplied entry by entry beforehand")
+    require(params["batch_group_count"] == 1, "the convolution groups its batch")
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    axes, shape = site.view.axes, site.shape(0)
+    filters, channels, window = axes[rhs[0]], axes[rhs[1]], [axes[a] for a in rhs[2:]]
+    sizes = site.view.shape
+    grouped, filters = regroup(filters, (groups, sizes[rhs[0]] // groups))
+    places = [site.equation.outvars[0].aval.shape[a] for a in out[2:]]
+
+    example = site.example(0)
+    rows = positions(shape[lhs[0]], _at(example, lhs[0]), site.size, (0,))
+    # Channels of the signal: groups first, then those that one kernel sees; with
+    # vmapped signals the examples may be among them, which a kernel must not be.
+    require(example is None or example.axis == lhs[0], "examples are not its batch")
+    group = pieces_of(grouped, BATCH, (1,))
+    inputs = pieces_of(channels, INPUT, (1,))
+    for axis, atoms in enumerate(window):
+        inputs += pieces_of(atoms, INPUT, (2 + axis,))
+    spots = [Piece(POSITION, n, (1 + i,)) for i, n in enumerate(places)]
+    outputs = pieces_of(filters, OUTPUT, (0,))
+
+    held = {out[0]: rows, out[1]: group + outputs}
+    held |= {axis: [spot] for axis, spot in zip(out[2:], spots, strict=True)}
+    described = {out[0]: repeated(shape[lhs[0]]), out[1]: (*grouped, *filters)}
+    described |= {a: repeated(n) for a, n in zip(out[2:], places, strict=True)}
+    order = range(len(out))
+    return ConvUse(
+        site.path,
+        site.equation.primitive.name,
+        site.operand,
+        site.view,
+        **ordered(grouped, [*channels, *(a for w in window for a in w)], filters),
+        result=View(
+            site.view.leaf,
+            site.view.start,
+            tuple(described[axis] for axis in order),
+            site.view.stack,
+        ),
+        **separability(site, example),
+        positions=math.prod(p.size for p in rows + spots if p.holds == POSITION),
+        x_pieces=(*rows, *group, *inputs, *spots),
+        g_pieces=tuple(piece for axis in order for piece in held[axis]),
+        window=(
+            ("lhs_spec", tuple(lhs)),
+            ("filter_shape", tuple(sizes[a] for a in rhs[2:])),
+            ("window_strides", tuple(params["window_strides"])),
+            ("padding", tuple(params["padding"])),
+            ("lhs_dilation", tuple(params["lhs_dilation"])),
+            ("rhs_dilation", tuple(params["rhs_dilation"])),
+        ),
+    )
+
+
+def _at(example: ExampleAxis | None, axis: int) -> ExampleAxis | None:
+    return example if example is not None and example.axis == axis else None

@@ -1,0 +1,96 @@
+"""Blocks that are not read off uses: declared by hand, or fallen back to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from natgrad.layers.blocks import Block, DeclaredBlock, statistics_dtype
+
+# The largest parameter of fewer than two axes that is kept as an exact block when its
+# use was not understood; beyond, its diagonal is kept.
+EXACT_UP_TO = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """A subtree as one block with a full matrix, from per-example gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagonal:
+    """A subtree by its diagonal only, from per-example gradients."""
+
+
+Declared = Mapping[str, Exact | Diagonal]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter: its index, path, shape and type."""
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def declared_blocks(
+    leaves: Sequence[Leaf], declared: Declared, examples: int | None
+) -> tuple[list[Block], set[int]]:
+    """The blocks declared by hand and the parameters in them."""
+    blocks: list[Block] = []
+    taken: set[int] = set()
+    for path, treatment in declared.items():
+        inside = [
+            leaf
+            for leaf in leaves
+            if leaf.name == path or leaf.name.startswith(f"{path}/") or not path
+        ]
+        if not inside:
+            names = ", ".join(leaf.name for leaf in leaves)
+            raise ValueError(
+                f"declared={{{path!r}: ...}} names no parameter; there are: {names}."
+            )
+        if taken & {leaf.index for leaf in inside}:
+            raise ValueError(f"{path!r} is declared twice.")
+        taken |= {leaf.index for leaf in inside}
+        blocks.append(
+            _by_hand(path or "all", inside, treatment, "declared by hand", examples)
+        )
+    return blocks, taken
+
+
+def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Block:
+    size = sum(math.prod(leaf.shape) for leaf in leaves)
+    diagonal = isinstance(treatment, Diagonal)
+    return DeclaredBlock(
+        name=name,
+        kind="diagonal" if diagonal else "exact",
+        leaves=tuple(leaf.index for leaf in leaves),
+        stack=(),
+        batch=(size,) if diagonal else (),
+        inputs=1,
+        outputs=1 if diagonal else size,
+        dtype=statistics_dtype(leaves[0].dtype),
+        examples=examples,
+        note="" if examples is not None else "the inputs have no example axis",
+        shapes=tuple(leaf.shape for leaf in leaves),
+        reason=reason,
+    )
+
+
+def fallback(leaf: Leaf, reason: str, examples: int | None) -> Block:
+    """The treatment of a parameter whose uses were not understood."""
+    if len(leaf.shape) >= 2:
+        raise ValueError(
+            f"The parameter {leaf.name!r} of shape {leaf.shape} is used in a way that "
+            f"is not understood ({reason}), so its curvature would be wrong. Rewrite "
+            "that use, or choose how to treat it: "
+            f"declared={{{leaf.name!r}: natgrad.layers.Exact()}} for an exact block, "
+            "natgrad.layers.Diagonal() for its diagonal."
+        )
+    small = math.prod(leaf.shape) <= EXACT_UP_TO
+    treatment = Exact() if small else Diagonal()
+    return _by_hand(leaf.name, [leaf], treatment, f"not understood: {reason}", examples)

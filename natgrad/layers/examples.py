@@ -1,0 +1,141 @@
+"""Which axis of each value runs over the examples: trace twice, compare the shapes.
+
+The same function is traced on N examples and on 2N. An axis whose size doubles, from
+kN to 2kN, holds the examples; no rule about any primitive is needed for that. Only
+when other axes were merged with it (k > 1, a reshape of [N, T, I] to [N T, I]) is its
+order needed too:
+
+    position = (outer index, example, inner index),     k = outer · inner,
+
+which follows from the reshape that made it and is inherited by values of the same size.
+Where the two traces cannot be laid side by side (a Python loop over the batch), or two
+axes double at once, the answer is UNKNOWN and whoever needs it is told so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from natgrad.layers import jaxprs
+from natgrad.layers.jaxprs import Jaxpr
+
+Path = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleAxis:
+    """Axis `axis` of size outer · N · inner, the example being its middle digit."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+# The examples are in there, and it could not be found out where.
+UNKNOWN = ExampleAxis(-1)
+
+
+class Examples:
+    """The example axis of every variable of a traced function.
+
+    Variables are found by the path of the jaxpr they live in, (equation, sub-jaxpr,
+    equation, ...), since one jaxpr may be called in several places.
+
+    Attributes:
+        size: N, or None when no input has an example axis.
+    """
+
+    def __init__(self, traced: Jaxpr, doubled: Jaxpr | None, size: int | None):
+        self.size = size
+        self._found: dict[tuple[Path, object], ExampleAxis | None] = {}
+        self._aligned: set[Path] = set()
+        if size is not None and doubled is not None:
+            self._walk(traced, doubled, (), {})
+
+    def axis(self, path: Path, variable) -> ExampleAxis | None:
+        """The variable's example axis; None if it has none, or UNKNOWN."""
+        if self.size is None or jaxprs.is_literal(variable):
+            return None
+        if path not in self._aligned:
+            return UNKNOWN
+        return self._found.get((path, variable), UNKNOWN)
+
+    def _walk(self, one: Jaxpr, two: Jaxpr, path: Path, given: dict) -> None:
+        (one, _), (two, _) = jaxprs.opened(one), jaxprs.opened(two)
+        names = [[e.primitive.name for e in j.eqns] for j in (one, two)]
+        if names[0] != names[1] or len(one.invars) != len(two.invars):
+            return
+        self._aligned.add(path)
+        for v, w in zip(
+            (*one.constvars, *one.invars), (*two.constvars, *two.invars), strict=True
+        ):
+            self._record(path, v, w, [given[v]] if v in given else [])
+        for index, (e, f) in enumerate(zip(one.eqns, two.eqns, strict=True)):
+            operands = [self.axis(path, v) for v in e.invars]
+            for v, w in zip(e.outvars, f.outvars, strict=True):
+                self._record(path, v, w, _merged(e, v, operands, self.size))
+            if e.primitive.name == "shard_map":
+                # One device's share of the examples has another size.
+                continue
+            subs = zip(jaxprs.sub_jaxprs(e), jaxprs.sub_jaxprs(f), strict=True)
+            for number, (sub, other) in enumerate(subs):
+                inner = jaxprs.opened(sub)[0].invars
+                same = len(inner) == len(operands)
+                marks = dict(zip(inner, operands, strict=True)) if same else {}
+                self._walk(sub, other, (*path, index, number), marks)
+
+    def _record(self, path: Path, v, w, candidates: Sequence) -> None:
+        self._found[path, v] = _compared(
+            getattr(v.aval, "shape", ()),
+            getattr(w.aval, "shape", ()),
+            self.size,
+            candidates,
+        )
+
+
+def _compared(
+    shape: Sequence[int], doubled: Sequence[int], size: int, candidates: Sequence
+) -> ExampleAxis | None:
+    """The axis that doubled; of several orders the candidates agree on one."""
+    if len(shape) != len(doubled):
+        return UNKNOWN
+    changed = [i for i, (a, b) in enumerate(zip(shape, doubled, strict=True)) if a != b]
+    if not changed:
+        return None
+    axis = changed[0]
+    if len(changed) > 1 or doubled[axis] != 2 * shape[axis] or shape[axis] % size:
+        return UNKNOWN
+    factor = shape[axis] // size
+    if factor == 1:
+        return ExampleAxis(axis)
+    orders = {
+        (c.outer, c.inner) for c in candidates if c and c.outer * c.inner == factor
+    }
+    return ExampleAxis(axis, *orders.pop()) if len(orders) == 1 else UNKNOWN
+
+
+def _merged(equation, result, operands: Sequence, size: int) -> list[ExampleAxis]:
+    """Orders (outer, inner) that a result of the equation may have."""
+    known = [mark for mark in operands if mark and mark != UNKNOWN]
+    if equation.primitive.name == "concatenate" and known:
+        axis, pieces = equation.params["dimension"], len(operands)
+        if all(mark == ExampleAxis(axis) for mark in operands):
+            return [ExampleAxis(axis, pieces, 1)]
+    if equation.primitive.name != "reshape" or not known:
+        return known
+    (mark,), shape = known, equation.invars[0].aval.shape
+    order = equation.params.get("dimensions") or range(len(shape))
+    shape = [shape[axis] for axis in order]
+    axis = list(order).index(mark.axis)
+    # Row-major: entries after the example digit, in the whole array.
+    after = mark.inner * math.prod(shape[axis + 1 :])
+    found, stride = [], 1
+    for new in reversed(range(len(result.aval.shape))):
+        length = result.aval.shape[new]
+        inner = after // stride if after % stride == 0 else 0
+        if inner and length % (inner * size) == 0:
+            found.append(ExampleAxis(new, length // (inner * size), inner))
+        stride *= length
+    return found

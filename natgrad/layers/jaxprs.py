@@ -1,0 +1,125 @@
+"""The only file that touches a jaxpr's insides, so that a new JAX is met in one place.
+
+A jaxpr is a list of equations; an equation names a primitive, its operands and its
+results. Everything here uses public names (`jax.make_jaxpr`, `jax.extend.core`). What
+differs between JAX 0.10 and 0.12 is met by three functions: `opened` (a jaxpr and its
+constants became one object), `scan_counts` (how a scan says which operands it carries)
+and `evaluate`, which hands a single equation back to JAX.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend as jex
+import numpy as np
+
+Jaxpr = Any
+Equation = Any
+Variable = Any
+
+# Primitives that run one jaxpr once, on their own operands.
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+REMAT = frozenset({"remat2", "remat", "checkpoint"})
+CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
+    """(jaxpr, constants): closed, merged and open jaxprs all read alike."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()) or ())
+
+
+def is_literal(variable: Variable) -> bool:
+    """Is the operand written into the equation, a constant?"""
+    return isinstance(variable, jex.core.Literal)
+
+
+def is_dropped(variable: Variable) -> bool:
+    """Is the result thrown away?"""
+    return isinstance(variable, jex.core.DropVar)
+
+
+def use_counts(jaxpr: Jaxpr) -> Counter:
+    """How often each variable is read, being returned included."""
+    reads = [v for equation in jaxpr.eqns for v in equation.invars]
+    return Counter(v for v in [*reads, *jaxpr.outvars] if not is_literal(v))
+
+
+def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
+    """The results of one equation of `jaxpr` on `values`, computed by JAX itself.
+
+    Returns one entry a result, None for those that are dropped.
+    """
+    operands = {
+        v: value
+        for v, value in zip(equation.invars, values, strict=True)
+        if not is_literal(v)
+    }
+    kept = [v for v in equation.outvars if not is_dropped(v)]
+    alone = jaxpr.replace(
+        constvars=(),
+        invars=list(operands),
+        outvars=kept,
+        eqns=[equation],
+    )
+    closed = jex.core.ClosedJaxpr(alone, [])
+    results = iter(jex.core.jaxpr_as_fun(closed)(*operands.values()))
+    return [None if is_dropped(v) else next(results) for v in equation.outvars]
+
+
+def as_function(jaxpr: Jaxpr):
+    """A closed or open jaxpr as a function of its operands."""
+    jaxpr, constants = opened(jaxpr)
+    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
+
+
+def called(equation: Equation) -> Jaxpr:
+    """The one jaxpr that a call, remat, custom rule or scan runs."""
+    found = [equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")]
+    return next(jaxpr for jaxpr in found if jaxpr is not None)
+
+
+def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
+    """Every jaxpr among the equation's parameters, in a fixed order."""
+    return list(_jaxprs_in(equation.params))
+
+
+def float_dtypes(jaxpr: Jaxpr) -> set[str]:
+    """The floating types of all values computed, in every jaxpr inside."""
+    jaxpr, _ = opened(jaxpr)
+    found = set()
+    for equation in jaxpr.eqns:
+        types = [getattr(v.aval, "dtype", None) for v in equation.outvars]
+        found |= {
+            str(t)
+            for t in types
+            if t is not None and jax.numpy.issubdtype(t, np.inexact)
+        }
+        for inner in sub_jaxprs(equation):
+            found |= float_dtypes(inner)
+    return found
+
+
+def _jaxprs_in(params: dict) -> Iterator[Jaxpr]:
+    kinds = (jex.core.Jaxpr, jex.core.ClosedJaxpr)
+    for _, value in sorted(params.items()):
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, kinds):
+                yield item
+
+
+def scan_counts(equation: Equation) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = (len(group) for group in params["ft_in"].unpack())
+    return constants, carried
+
+
+def is_integer_like(aval: Any) -> bool:
+    """Has the value no derivative (integers, booleans, random keys)?"""
+    return not jax.numpy.issubdtype(aval.dtype, np.inexact)

@@ -1,0 +1,133 @@
+"""What was captured, as a table to read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.layers.blocks import Block, DeclaredBlock
+from natgrad.layers.capture import capture
+from natgrad.layers.captured import Captured
+from natgrad.layers.declared import Declared
+from natgrad.typing import Inputs, Params
+
+COLUMNS = ("parameters", "block", "uses", "factors", "sharing", "memory")
+
+
+def report(
+    model: Any,
+    params: Params,
+    inputs: Inputs = None,
+    *,
+    declared: Declared | None = None,
+) -> str:
+    """How each parameter of a model is captured, as a printable table.
+
+    Args:
+        model: anything with `apply`, and perhaps `example_inputs` and `in_axes`; or a
+            function apply(params, inputs).
+        params: the parameters, arrays or shapes.
+        inputs: inputs; the model's example inputs where None.
+        declared: as for `capture`.
+    """
+    apply = getattr(model, "apply", model)
+    if inputs is None:
+        inputs = getattr(model, "example_inputs", None)
+    in_axes = getattr(model, "in_axes", 0)
+    return table(
+        capture(apply, params, inputs, in_axes=in_axes, declared=declared), params
+    )
+
+
+def table(captured: Captured, params: Params) -> str:
+    """The table of a capture.
+
+    Args:
+        captured: what was captured.
+        params: the parameters, for their names.
+    """
+    names = tree.paths(params)
+    rows = [COLUMNS, *(_row(block, names) for block in captured.blocks)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    lines = [line.rstrip() for line in lines]
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    notes = [_note(block) for block in captured.blocks]
+    if captured.uncovered:
+        notes.append(f"not wholly read by blocks: {', '.join(captured.uncovered)}")
+    checked = f"gradient from uses: {captured.proven.split(' to ')[0]}"
+    return "\n".join([*lines, *filter(None, notes), checked])
+
+
+def factor_bytes(block: Block) -> int:
+    """Bytes of the Kronecker factors of a block."""
+    side = block.rows if block.diagonal_inputs else block.rows**2
+    entries = math.prod(block.lead) * (side + block.outputs**2)
+    if block.roles == 2:
+        entries += math.prod(block.lead) * (block.rows**2 + block.outputs**2)
+    return entries * jnp.dtype(block.dtype).itemsize
+
+
+def _row(block: Block, names: list[str]) -> tuple[str, ...]:
+    title = block.name
+    if block.bias:
+        title += f" + {_beside(names[block.leaves[1]], names[block.leaves[0]])}"
+    lead = "".join(f"{n} x " for n in block.lead)
+    side = "diagonal" if block.diagonal_inputs else f"{block.rows}"
+    factors = f"{lead}({side}, {block.outputs})"
+    if isinstance(block, DeclaredBlock):
+        return (title, block.kind, "-", factors, "per example", _memory(block))
+    positions = sorted({use.positions for use in block.uses})
+    spots = "/".join(str(n) for n in positions)
+    if block.note:
+        sharing = "expand only"
+    elif block.once and positions == [1]:
+        sharing = "none"
+    else:
+        sharing = f"{spots} positions" if positions != [1] else ""
+        again = "" if block.once else "summed over uses"
+        sharing = ", ".join(filter(None, [sharing, again]))
+    return (
+        title,
+        block.kind,
+        str(len(block.uses)),
+        factors,
+        sharing,
+        _memory(block),
+    )
+
+
+def _beside(name: str, other: str) -> str:
+    """The part of a path that differs from a neighbour's."""
+    parts, others = name.split("/"), other.split("/")
+    same = 0
+    while same < min(len(parts), len(others)) - 1 and parts[same] == others[same]:
+        same += 1
+    return "/".join(parts[same:])
+
+
+def _memory(block: Block) -> str:
+    size = float(factor_bytes(block))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+def _note(block: Block) -> str:
+    if isinstance(block, DeclaredBlock):
+        return f"{block.name}: {block.kind} block, {block.reason}"
+    if block.roles == 2:
+        count = len(block.swapped)
+        return (
+            f"{block.name}: {count} of {len(block.uses)} uses read it transposed; "
+            "its Fisher has two Kronecker terms"
+        )
+    return f"{block.name}: {block.note}" if block.note else ""

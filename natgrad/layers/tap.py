@@ -1,0 +1,81 @@
+"""The tap: an op whose extra zero argument has the statistic for its cotangent.
+
+    tap(op, operands, probe) = op(operands)
+    backwards: g ↦ (pullback of op at g, statistic(operands, g))
+
+The probe changes nothing forwards. Backwards, the derivative rules of what surrounds
+the tap carry its cotangent, the statistic, as they carry a parameter's gradient: a scan
+over time sums it, a scan over layers stacks it, shard_map sums it over devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from natgrad.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """What one tap does: evaluate `op`, and on the way back call `statistic`."""
+
+    op: Any
+    statistic: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tap(work: Work, operands: list, scale, probe, context):
+    """`work.op(*operands)`; the cotangent of `probe` is the statistic of the use."""
+    del scale, probe, context
+    return work.op(*operands)
+
+
+def _tap_forward(work: Work, operands: list, scale, probe, context):
+    del probe
+    return work.op(*operands), (operands, scale, context)
+
+
+def _tap_backward(work: Work, residuals, g: Array):
+    operands, scale, context = residuals
+    _, pull = jax.vjp(work.op, *operands)
+    found = _replicated(work.statistic, operands, scale, g, context)
+    found = jax.tree.map(lambda leaf: varying_like(leaf, operands), found)
+    return list(pull(g)), None, found, None
+
+
+tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _replicated(function, *arguments):
+    """function(*arguments), its results on every device of an explicit mesh.
+
+    There, a sum over a sharded axis has to be told where its result shall be.
+    """
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    if jax.sharding.AxisType.Explicit not in kinds:
+        return function(*arguments)
+    bare = lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), leaf.dtype)
+    shapes = jax.eval_shape(function, *jax.tree.map(bare, arguments))
+    everywhere = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), shapes)
+    return jax.sharding.auto_axes(function, out_sharding=everywhere)(*arguments)
+
+
+def varying_like(value: Array, operands: Sequence) -> Array:
+    """The value, declared to vary over every mesh axis that an operand varies over.
+
+    Inside shard_map a statistic is one device's; the derivative of this declaration
+    sums it over the devices.
+    """
+    axes = {axis for leaf in operands for axis in _varying(leaf)}
+    missing = tuple(sorted(axes - _varying(value)))
+    return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+
+def _varying(value: Array) -> frozenset:
+    """The mesh axes over which a value differs from device to device."""
+    return frozenset(jax.typeof(value).manual_axis_type.varying)

@@ -1,0 +1,143 @@
+"""What every kind of use of a parameter has in common.
+
+A use is one equation that is linear in a parameter's view. A kind of use is one file:
+a frozen dataclass with `match`, which reads the equation, and `rows`, which reads its
+operands and the gradient of its result.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from natgrad.layers.examples import UNKNOWN, ExampleAxis, Path
+from natgrad.layers.jaxprs import Equation
+from natgrad.layers.rows import Rows
+from natgrad.layers.views import NotUnderstoodError, View, natural
+from natgrad.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """An equation that reads a parameter, and all that is known around it.
+
+    Attributes:
+        path: where the equation is.
+        equation: the equation.
+        operand: which of its operands is the parameter.
+        view: how the parameter is seen there.
+        scaled: "" if the view is the parameter, "scalar" or "array" if multiplied.
+        examples: the example axis of each operand, and, last, of the result.
+        size: N, or None if no input has an example axis.
+    """
+
+    path: Path
+    equation: Equation
+    operand: int
+    view: View
+    scaled: str
+    examples: tuple[ExampleAxis | None, ...]
+    size: int | None
+
+    @property
+    def params(self) -> dict:
+        """The parameters of the equation."""
+        return self.equation.params
+
+    def shape(self, operand: int) -> tuple[int, ...]:
+        """The shape of one operand."""
+        return getattr(self.equation.invars[operand].aval, "shape", ())
+
+    def example(self, operand: int) -> ExampleAxis | None:
+        """The example axis of one operand, None where it has none or is unknown."""
+        found = self.examples[operand]
+        return None if found == UNKNOWN else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Use(abc.ABC):
+    """One linear use of a parameter.
+
+    Attributes:
+        path: where its equation is; the key by which the evaluation finds it.
+        primitive: the name of the op.
+        operand: which operand of the equation is the parameter.
+        view: how the parameter is seen there.
+        batch, inputs, outputs: the atoms of the view that index separate matrices, the
+            rows and the columns of its matrix, in the parameter's own order.
+        result: the op's result, described as a view of the same parameter whose
+            repeated atoms are positions; None where that cannot be said.
+        separate: whether the rows of the use can be told apart by example.
+        note: why not.
+        positions: T, the positions of one example.
+    """
+
+    path: Path
+    primitive: str
+    operand: int
+    view: View
+    batch: tuple
+    inputs: tuple
+    outputs: tuple
+    result: View | None
+    separate: bool
+    note: str
+    positions: int
+
+    kind: ClassVar[str] = ""
+
+    @property
+    def looks_up(self) -> bool:
+        """Are its inputs rows of the identity?"""
+        return False
+
+    @property
+    def entrywise(self) -> bool:
+        """Does each entry of the parameter work for itself?"""
+        return False
+
+    @abc.abstractmethod
+    def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
+        """The rows of the use.
+
+        Args:
+            operands: all operands of the equation.
+            scale: what the parameter was multiplied by on the way, or None.
+            g: gradient of the result.
+        """
+
+
+def separability(site: Site, along: ExampleAxis | None) -> dict[str, Any]:
+    """The fields `separate` and `note` of a use whose rows run over `along`."""
+    if along is not None or site.size == 1:
+        return {"separate": True, "note": ""}
+    if site.size is None:
+        note = "the inputs have no example axis"
+    elif UNKNOWN in site.examples:
+        note = (
+            "the example axis could not be followed to it (apply may name the batch "
+            "size, or loop over it)"
+        )
+    elif site.examples[-1] is None:
+        note = "it is computed once for all examples"
+    else:
+        note = "the examples are summed over by it"
+    return {"separate": False, "note": note}
+
+
+def ordered(batch: Sequence, inputs: Sequence, outputs: Sequence) -> dict[str, tuple]:
+    """The atoms of a use in the parameter's own order, as fields of `Use`."""
+    groups = {"batch": natural(batch), "inputs": natural(inputs)}
+    return groups | {"outputs": natural(outputs)}
+
+
+def require(condition: bool, reason: str) -> None:
+    """Refuses a use.
+
+    Raises:
+        NotUnderstoodError: the condition does not hold.
+    """
+    if not condition:
+        raise NotUnderstoodError(reason)
