@@ -25,6 +25,7 @@ from typing import ClassVar, final
 import jax
 import jax.numpy as jnp
 
+from natgrad.families.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
 
@@ -55,17 +56,26 @@ class Family(abc.ABC):
         """A label y ~ p(· | z), one for each factor of z."""
 
     def kl(self, z: Array, z2: Array) -> Array:
-        """KL(p(· | z) ‖ p(· | z2)) in nats, shape (); here a Monte-Carlo estimate."""
-        ys, weights = self._drawn(z)
-        ratios = jax.vmap(lambda y: self.log_prob(z, y) - self.log_prob(z2, y))(ys)
-        return jnp.sum(weights * ratios)
+        """KL(p(· | z) ‖ p(· | z2)) in nats, shape (); here a Monte-Carlo estimate.
+
+        The mean of r − 1 − log r with r = p(y | z2)/p(y | z): no term is negative, and
+        the Hessian at z2 = z is that of `nodes`, Σ_k w_k s_k s_kᵀ. Its variance grows
+        quickly with the distance of the two laws.
+        """
+        key = jax.random.PRNGKey(0)
+        if self.parameter_ndim is None or z.ndim == self.parameter_ndim:
+            return self._estimated_kl(key, z, z2)
+        factor = (-1, *z.shape[z.ndim - self.parameter_ndim :])
+        zs, z2s = z.reshape(factor), z2.reshape(factor)
+        keys = jax.random.split(key, zs.shape[0])
+        return jnp.sum(jax.vmap(self._estimated_kl)(keys, zs, z2s))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Labels and weights (ys [K, ...], weights [K]) with Σ_k w_k s_k s_kᵀ = F_z.
 
         z holds the parameters of ONE factor. Here a Monte-Carlo estimate.
         """
-        return self._drawn(z)
+        return self._drawn(jax.random.PRNGKey(0), z)
 
     def score(self, z: Array, y: Array) -> Array:
         """∂ log p(y | z)/∂z, shaped like z."""
@@ -97,29 +107,39 @@ class Family(abc.ABC):
     @property
     def provenance(self) -> dict[str, str]:
         """How each derived quantity is computed: given, by autodiff, or estimated."""
-        drawn = f"estimated from {self.monte_carlo_samples} samples"
-        kl_given = type(self).kl is not Family.kl
+        given = type(self).kl is not Family.kl
+        return self._provenance("given" if given else self._estimated)
+
+    @property
+    def _estimated(self) -> str:
+        return f"estimated from {self.monte_carlo_samples} samples"
+
+    def _provenance(self, kl: str) -> dict[str, str]:
         defaults = {
-            "kl": drawn,
-            "nodes": drawn,
+            "kl": kl,
+            "nodes": self._estimated,
             "score": "autodiff of log_prob",
-            "fisher": "Hessian of kl"
-            + ("" if kl_given else f" ({drawn.replace('estimated ', '')})"),
+            "fisher": "Hessian of kl" + ("" if kl == "given" else f" ({kl})"),
         }
         return {
-            name: "given"
-            if getattr(type(self), name) is not getattr(Family, name)
-            else how
+            name: how
+            if name == "kl" or getattr(type(self), name) is getattr(Family, name)
+            else "given"
             for name, how in defaults.items()
         }
 
-    def _drawn(self, z: Array) -> tuple[Array, Array]:
-        """Samples under a fixed key, with weights whose value is 1/K.
+    def _estimated_kl(self, key: Key, z: Array, z2: Array) -> Array:
+        ys, weights = self._drawn(key, z)
+        log_ratios = jax.vmap(lambda y: self.log_prob(z2, y) - self.log_prob(z, y))(ys)
+        return jnp.sum(weights * expm1_remainder(log_ratios))
+
+    def _drawn(self, key: Key, z: Array) -> tuple[Array, Array]:
+        """Samples under this key, with weights whose value is 1/K.
 
         The weights p(y | z)/p(y | stop(z))/K make derivatives with respect to z those
         of the expectation rather than of the summand (Foerster et al. 2018, DiCE).
         """
-        keys = jax.random.split(jax.random.PRNGKey(0), self.monte_carlo_samples)
+        keys = jax.random.split(key, self.monte_carlo_samples)
         fixed = jax.lax.stop_gradient(z)
         ys = jax.vmap(lambda key: self.sample(key, fixed))(keys)
         log_probs = jax.vmap(lambda y: self.log_prob(z, y))(ys)
@@ -157,7 +177,8 @@ class ExponentialFamily(Family):
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """⟨η, T(y)⟩ − A(η) + h(y), shape ()."""
-        inner = jnp.sum(z * self.sufficient_statistics(y).astype(z.dtype))
+        statistics = self.sufficient_statistics(y).astype(z.dtype)
+        inner = jnp.vdot(z, statistics, precision="highest")
         base = self.log_base_measure(y).astype(z.dtype)
         return inner - self.log_normalizer(z) + base
 

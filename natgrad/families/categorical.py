@@ -1,0 +1,114 @@
+"""Categorical law of a label in 0 … C − 1, parametrised by its C logits.
+
+    A(η) = log Σ_c e^{η_c},   T(y) = e_y,   mean p = softmax(η),   F_η = diag(p) − p pᵀ.
+
+The parametrisation is overcomplete: adding a constant to all logits changes nothing,
+and F has that direction in its null space.
+
+KL(p ‖ q) = log Σ p e^{d − Σ p d} with d = η_q − η_p.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.remainders import log_mean_exp, softmax
+from natgrad.typing import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical(ExponentialFamily):
+    """p(y = c | z) = softmax(z)_c: z holds C logits in its last axis, y is an integer.
+
+    Attributes:
+        num_classes: C. Only `sufficient_statistics` needs it, which cannot read it from
+            the labels; where given, z must agree.
+    """
+
+    num_classes: int | None = None
+
+    parameter_ndim: ClassVar[int] = 1
+
+    def __post_init__(self):
+        given = self.num_classes
+        if given is not None and (given != int(given) or given < 2):
+            raise ValueError(
+                f"Categorical: num_classes is {given!r}; expected an integer of "
+                "at least 2, or None to read it from the logits."
+            )
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ log softmax(z)_y."""
+        log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
+        index = jnp.clip(jnp.asarray(y), 0, z.shape[-1] - 1).astype(jnp.int32)
+        return jnp.sum(jnp.take_along_axis(log_p, index[..., None], axis=-1))
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """Σ log Σ_c e^{η_c}."""
+        return jnp.sum(jax.nn.logsumexp(self._checked(eta), axis=-1))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """The one-hot vector e_y."""
+        if self.num_classes is None:
+            raise ValueError(
+                "Categorical: num_classes is None, and the statistic e_y has one "
+                "entry a class; construct Categorical(num_classes=C)."
+            )
+        return jax.nn.one_hot(jnp.asarray(y, jnp.int32), self.num_classes)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = 0."""
+        del y
+        return jnp.zeros(())
+
+    def mean(self, eta: Array) -> Array:
+        """The probabilities softmax(η)."""
+        return softmax(self._checked(eta))
+
+    def natural(self, mu: Array) -> Array:
+        """The normalised logits log μ: η up to a constant."""
+        return jnp.log(mu)
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ log Σ p e^{d − Σ p d} with d = z2 − z, for near and far points."""
+        log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
+        log_q = jax.nn.log_softmax(self._checked(z2), axis=-1)
+        d = log_q - log_p
+        p = jnp.exp(log_p)
+        centre = jnp.einsum("...c,...c->...", p, d, precision="highest")
+        return jnp.sum(log_mean_exp(log_p, d - centre[..., None]))
+
+    def score(self, z: Array, y: Array) -> Array:
+        """e_y − softmax(z)."""
+        index = jnp.asarray(y, jnp.int32)
+        return jax.nn.one_hot(index, z.shape[-1], dtype=z.dtype) - self.mean(z)
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """Every class, with its probability."""
+        return jnp.arange(z.shape[-1], dtype=jnp.int32), self.mean(z)
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A class for each factor, an integer array of shape z.shape[:-1]."""
+        return jax.random.categorical(key, self._checked(z), axis=-1).astype(jnp.int32)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is one of 0 … C − 1."""
+        return (y >= 0) & (y < z.shape[-1]) & (y == jnp.floor(y))
+
+    def _checked(self, z: Array) -> Array:
+        if z.ndim == 0 or z.shape[-1] < 2:
+            raise ValueError(
+                f"Categorical: z has shape {z.shape}; expected at least two logits in "
+                "the last axis. For a binary label with one logit use Bernoulli()."
+            )
+        if self.num_classes is not None and z.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"Categorical: z has {z.shape[-1]} logits in its last axis; expected "
+                f"num_classes={self.num_classes}. Change one of the two."
+            )
+        return z

@@ -1,0 +1,36 @@
+"""Checks of a family's constants, and a Fisher information that is diagonal."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad.typing import Array
+
+
+def check_positive(name: str, value: object, cure: str, *, integer: bool = False):
+    """Raise ValueError unless `value` is one finite positive number, or is traced."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = np.asarray(value)
+    real = number.dtype.kind in "iuf" and number.ndim == 0
+    good = real and np.isfinite(number) and number > 0
+    if not good or (integer and number != np.floor(number)):
+        kind = "integer" if integer else "finite number"
+        raise ValueError(f"{name} is {value!r}; expected one positive {kind}: {cure}.")
+
+
+def diagonal(entries: Array) -> Array:
+    """The matrix with these diagonal entries, of shape entries.shape * 2."""
+    return jnp.diag(entries.ravel()).reshape(entries.shape + entries.shape)
+
+
+def split_pair(family: str, expected: str, z: Array) -> tuple[Array, Array]:
+    """The two coordinates in the last axis of z; ValueError if there are not two."""
+    if z.ndim == 0 or z.shape[-1] != 2:
+        raise ValueError(
+            f"{family}: z has shape {z.shape}; expected {expected} in a last axis of "
+            "length 2. Give the model two outputs for each label."
+        )
+    return z[..., 0], z[..., 1]

@@ -1,0 +1,66 @@
+"""Exponential law of a waiting time, parametrised by η = −rate.
+
+A(η) = −log(−η),   T(y) = y,   mean μ = −1/η,   F_η = 1/η²,
+KL(η ‖ η') = u − log(1 + u)  with  u = (η' − η)/η.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.remainders import log1p_remainder
+from natgrad.typing import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponential(ExponentialFamily):
+    """p(y | z) = −z e^{z y} for y > 0: z is minus the rate, each entry a factor."""
+
+    parameter_ndim: ClassVar[int] = 0
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """−Σ log(−η)."""
+        return -jnp.sum(jnp.log(-eta))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y) = y."""
+        return jnp.asarray(y)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = 0."""
+        del y
+        return jnp.zeros(())
+
+    def mean(self, eta: Array) -> Array:
+        """The mean waiting time −1/η."""
+        return -1 / eta
+
+    def natural(self, mu: Array) -> Array:
+        """−1/μ."""
+        return -1 / mu
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ u − log(1 + u) with u = (z2 − z)/z."""
+        return jnp.sum(log1p_remainder((z2 - z) / z))
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """The two Gauss-Laguerre points μ(2 ± √2): exact to degree 3 in y."""
+        ys = jnp.array([2 - math.sqrt(2), 2 + math.sqrt(2)], z.dtype)
+        weights = jnp.array([2 + math.sqrt(2), 2 - math.sqrt(2)], z.dtype) / 4
+        return -ys / z, weights
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A positive waiting time for each factor."""
+        draw = jax.random.exponential(key, z.shape, z.dtype)
+        return -jnp.maximum(draw, jnp.finfo(z.dtype).tiny) / z
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is positive and finite."""
+        del z
+        return (y > 0) & jnp.isfinite(y)

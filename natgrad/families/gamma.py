@@ -1,0 +1,131 @@
+"""Gamma law with shape a and rate b, in its natural parameters η = (a − 1, −b).
+
+    A(η) = log Γ(a) − a log b,   T(y) = (log y, y),
+    mean μ = (ψ(a) − log b, a/b),   F_η = [[ψ'(a), 1/b], [1/b, a/b²]].
+
+With m = a/b the mean of y, and (c, d) the shape and rate of the second law,
+
+    KL = D_φ(c, a) + c (u − log(1 + u)),   u = m/m' − 1,
+
+where φ(x) = log Γ(x) − x log x + x: the first term is for the shapes at equal means and
+the second for the means. Both are nonnegative, so nothing cancels.
+
+Nodes. In τ = log(y/m) the density is proportional to e^{a(τ − e^τ)}. Over its bulk a
+Gauss-Legendre rule in a stretched variable, and beyond it, where e^τ is negligible and
+an exponential tail is left, two Gauss-Laguerre points. The weights are divided by their
+sum. Measured against the closed form: 1e-12 for shapes from 1e-2 to 1e6. For smaller
+shapes the labels underflow: below 0.006 in float64, and below 0.06 in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import digamma, gammaln
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.checks import split_pair
+from natgrad.families.remainders import expm1_remainder, log1p_remainder
+from natgrad.families.special import inverse_log_minus_digamma, log_gamma_excess_gap
+from natgrad.typing import Array, Key
+
+_LEGENDRE = np.polynomial.legendre.leggauss(56)
+_LAGUERRE = np.polynomial.laguerre.laggauss(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma(ExponentialFamily):
+    """y ~ Gamma(shape a, rate b): the last axis of z holds (a − 1, −b)."""
+
+    parameter_ndim: ClassVar[int] = 1
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """Σ log Γ(a) − a log b."""
+        shape, rate = _shape_and_rate(eta)
+        return jnp.sum(gammaln(shape) - shape * jnp.log(rate))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y) = (log y, y)."""
+        y = jnp.asarray(y)
+        return jnp.stack([jnp.log(y), y], axis=-1)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = 0."""
+        del y
+        return jnp.zeros(())
+
+    def mean(self, eta: Array) -> Array:
+        """(ψ(a) − log b, a/b)."""
+        shape, rate = _shape_and_rate(eta)
+        return jnp.stack([digamma(shape) - jnp.log(rate), shape / rate], axis=-1)
+
+    def natural(self, mu: Array) -> Array:
+        """(a − 1, −b), where log a − ψ(a) = log μ₂ − μ₁ and b = a/μ₂."""
+        mean_log, mean = _split(mu)
+        shape = inverse_log_minus_digamma(jnp.log(mean) - mean_log)
+        return jnp.stack([shape - 1, -shape / mean], axis=-1)
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ D_φ(c, a) + c (u − log(1 + u)) with u = m/m2 − 1."""
+        (a, b), (c, _) = _shape_and_rate(z), _shape_and_rate(z2)
+        (dc, dd) = _split(z2 - z)
+        u = (-a * dd - b * dc) / (b * c)
+        return jnp.sum(log_gamma_excess_gap(a, dc) + c * log1p_remainder(u))
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """58 points: Gauss-Legendre over the bulk of log y, Gauss-Laguerre below it."""
+        shape, rate = _shape_and_rate(z)
+        tau, log_weights = _log_nodes(shape)
+        return jnp.exp(tau + jnp.log(shape / rate)), jax.nn.softmax(log_weights)
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A positive number for each factor, at least the smallest normal one."""
+        shape, rate = _shape_and_rate(z)
+        draw = jnp.exp(jax.random.loggamma(key, shape, dtype=z.dtype) - jnp.log(rate))
+        return jnp.maximum(draw, jnp.finfo(z.dtype).tiny)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is positive and finite."""
+        del z
+        return (y > 0) & jnp.isfinite(y)
+
+
+def _split(z: Array) -> tuple[Array, Array]:
+    return split_pair("Gamma", "(shape − 1, −rate)", z)
+
+
+def _shape_and_rate(eta: Array) -> tuple[Array, Array]:
+    first, second = _split(eta)
+    return first + 1, -second
+
+
+def _log_nodes(a: Array) -> tuple[Array, Array]:
+    """Points τ [58] and the logarithms of their weights, up to a constant.
+
+    The bulk ends where a(e^τ − 1 − τ) is about 40, or on the left where b y is e^−28.
+    The logarithm of the density is a(τ − e^τ) + a; in the tail the Laguerre weights
+    already contain its factor e^{a(τ − lower)}.
+    """
+    (legendre, legendre_weights), (laguerre, laguerre_weights) = (
+        [jnp.asarray(array, a.dtype) for array in rule]
+        for rule in (_LEGENDRE, _LAGUERRE)
+    )
+    reach = jnp.sqrt(80 / a) + 40 / a
+    upper = jnp.log1p(reach)
+    lower = -((reach**-8 + jnp.abs(28 + jnp.log(a)) ** -8) ** (-1 / 8))
+    stretch = 0.01 + 3 * (1 - jnp.sqrt(-upper / lower))
+    width = (upper - lower) / jnp.expm1(stretch)
+    position = stretch * (1 - legendre) / 2
+    bulk = upper - width * jnp.expm1(position)
+    log_jacobian = jnp.log(width * stretch * legendre_weights / 2) + position
+    tail = lower - laguerre / a
+    return jnp.concatenate([bulk, tail]), jnp.concatenate(
+        [
+            log_jacobian - a * expm1_remainder(bulk),
+            jnp.log(laguerre_weights / a) - a * (jnp.expm1(tail) - lower),
+        ]
+    )

@@ -1,0 +1,69 @@
+"""Poisson law of a count, parametrised by its log rate.
+
+A(η) = e^η,   T(y) = y,   h(y) = −log y!,   mean λ = e^η,   F_η = λ,
+KL(η ‖ η') = λ (e^d − 1 − d)  with  d = η' − η.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.remainders import expm1_remainder
+from natgrad.typing import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisson(ExponentialFamily):
+    """y ~ Poisson(e^z): z is the log rate, y a count, each entry a factor."""
+
+    parameter_ndim: ClassVar[int] = 0
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """Σ e^η."""
+        return jnp.sum(jnp.exp(eta))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y) = y."""
+        return jnp.asarray(y)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = −Σ log y!."""
+        return -jnp.sum(jax.scipy.special.gammaln(y + 1.0))
+
+    def mean(self, eta: Array) -> Array:
+        """The rate e^η."""
+        return jnp.exp(eta)
+
+    def natural(self, mu: Array) -> Array:
+        """The log rate."""
+        return jnp.log(mu)
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ λ (e^d − 1 − d), or e^z2 − λ (1 + d) where e^d could overflow."""
+        d, rate = z2 - z, jnp.exp(z)
+        near = d < 10
+        close = rate * expm1_remainder(jnp.where(near, d, 0.0))
+        return jnp.sum(jnp.where(near, close, jnp.exp(z2) - rate * (1 + d)))
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """λ ± √λ with equal weights, which are not counts.
+
+        They have the mean and variance of the law, and the score y − λ is affine in y.
+        """
+        rate, deviation = jnp.exp(z), jnp.exp(z / 2)
+        ys = jnp.stack([rate - deviation, rate + deviation])
+        return ys, jnp.full(2, 0.5, z.dtype)
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A count for each factor, an integer array shaped like z."""
+        return jax.random.poisson(key, jnp.exp(z)).astype(jnp.int32)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is 0, 1, 2, …."""
+        del z
+        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)

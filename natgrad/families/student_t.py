@@ -1,0 +1,174 @@
+"""Student's t law with known degrees of freedom ν: location m and log scale ρ.
+
+    log p(y | m, ρ) = C(ν) − ρ − (ν + 1)/2 · log(1 + ε²/ν),   ε = (y − m) e^−ρ,
+    score = (ν + 1) (w ε e^−ρ/ν, 1 − w) − (0, 1)  with  w = ν/(ν + ε²),
+    F = diag((ν + 1) e^−2ρ, 2ν)/(ν + 3).
+
+Nodes. 1 − w is Beta(1/2, ν/2) distributed and the products of scores are quadratic in
+it (or odd in ε): the two-point Gauss-Jacobi rule, with both signs of ε, is exact.
+
+KL. With s = e^ρ, δ = (m − m')/√ν, λ = ρ − ρ' and h = (ν − 1)/2, let
+
+    ζ = (δ + i(s − s'))/(δ − i(s + s')),   |ζ| < 1.
+
+In θ with y = m + s√ν tan θ the logarithm of the ratio of densities has the Fourier
+coefficients ζ^k/k and the law those of cos^{ν−1} θ, whence (Parseval)
+
+    KL = −(ν + 1)/2 · log(1 − |ζ|²) + h λ − (ν + 1) Re Σ_{k≥1} (−h)_k/(h + 1)_k · ζ^k/k,
+
+a finite sum for odd ν (ν = 1: Cauchy). For other ν it is cut after 128 terms, an error
+of order |ζ|^128 128^−(ν+1): 1e-12 for scales in a ratio up to 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+
+from natgrad.families.base import Family
+from natgrad.families.checks import check_positive, diagonal, split_pair
+from natgrad.families.remainders import tanh_remainder
+from natgrad.typing import Array, ArrayLike, Key
+
+_TERMS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentT(Family):
+    """y = m + e^ρ t, t of Student's law: the last axis of z holds (m, ρ).
+
+    Attributes:
+        nu: the degrees of freedom ν, one number.
+    """
+
+    nu: ArrayLike
+
+    parameter_ndim: ClassVar[int] = 1
+
+    def __post_init__(self):
+        cure = "for the limit of large nu use NormalMeanLogScale()"
+        check_positive("StudentT: nu", self.nu, cure)
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ C(ν) − ρ − (ν + 1)/2 · log(1 + ε²/ν)."""
+        nu, (location, log_scale) = self._nu(z), _split(z)
+        residual = (jnp.asarray(y, z.dtype) - location) * jnp.exp(-log_scale)
+        kernel = -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu)
+        return jnp.sum(_log_constant(self.nu) - log_scale + kernel)
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """The series above, with the terms that cancel for near points put together."""
+        nu, (location, log_scale) = self._nu(z), _split(z)
+        location2, log_scale2 = _split(z2)
+        h, log_ratio = (nu - 1) / 2, log_scale - log_scale2
+        # In units of s: the scales are 1 and s'.
+        scale2 = jnp.exp(-log_ratio)
+        delta = (location - location2) * jnp.exp(-log_scale) / jnp.sqrt(nu)
+        norm = (1 + scale2) ** 2 + delta**2
+        real = (delta**2 + jnp.expm1(-2 * log_ratio)) / norm
+        imaginary = 2 * delta / norm
+        cauchy = _cauchy(real**2 + imaginary**2, norm / (4 * scale2))
+        # λ + 2 Re ζ, of third order in λ and second in δ.
+        first = tanh_remainder(log_ratio) + 4 * delta**2 / ((1 + scale2) * norm)
+        j = jnp.arange(1, _TERMS + 1, dtype=z.dtype)
+        coefficients = jnp.cumprod((j - 1 - h) / (h + j)) / j
+        higher = jnp.concatenate([jnp.zeros(2, z.dtype), coefficients[1:]])
+        series = _power_series(higher, jax.lax.complex(real, imaginary)).real
+        return jnp.sum(0.5 * (nu + 1) * cauchy + h * first - (nu + 1) * series)
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """Four points: two of Gauss-Jacobi in 1 − w, each with both signs of ε."""
+        nu, (location, log_scale) = self._nu(z), _split(z)
+        complement, weights = _beta_nodes(jnp.asarray(0.5, z.dtype), nu / 2)
+        residuals = jnp.sqrt(nu * complement / (1 - complement))
+        ys = location + jnp.exp(log_scale) * jnp.concatenate([-residuals, residuals])
+        return ys, jnp.concatenate([weights, weights]) / 2
+
+    def fisher(self, z: Array) -> Array:
+        """diag((ν + 1) e^−2ρ, 2ν)/(ν + 3), of shape z.shape * 2."""
+        return diagonal(self._information(z))
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """diag((ν + 1) e^−2ρ, 2ν) v/(ν + 3)."""
+        return self._information(z) * v
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A draw m + e^ρ t, of shape z.shape[:-1]."""
+        nu, (location, log_scale) = self._nu(z), _split(z)
+        draw = jax.random.t(key, nu, location.shape, z.dtype)
+        return location + jnp.exp(log_scale) * draw
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is finite."""
+        del z
+        return jnp.isfinite(y)
+
+    def _nu(self, z: Array) -> Array:
+        return jnp.asarray(self.nu, z.dtype)
+
+    def _information(self, z: Array) -> Array:
+        nu, (_, log_scale) = self._nu(z), _split(z)
+        location = (nu + 1) / (nu + 3) * jnp.exp(-2 * log_scale)
+        return jnp.stack(
+            [location, jnp.full_like(log_scale, 2 * nu / (nu + 3))], axis=-1
+        )
+
+
+def _split(z: Array) -> tuple[Array, Array]:
+    return split_pair("StudentT", "(location, log scale)", z)
+
+
+def _log_constant(nu: ArrayLike) -> ArrayLike:
+    """C(ν) = log Γ((ν + 1)/2) − log Γ(ν/2) − log(νπ)/2, in double where it can."""
+    if isinstance(nu, jax.core.Tracer):
+        return gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
+    nu = float(nu)
+    gammas = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)
+    return gammas - 0.5 * math.log(nu * math.pi)
+
+
+@jax.custom_jvp
+def _power_series(coefficients: Array, x: Array) -> Array:
+    """Σ_k c_k x^k, whose derivatives are again one such sum each."""
+    return jnp.polyval(coefficients[::-1], x)
+
+
+@_power_series.defjvp
+def _power_series_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (coefficients, x), (dc, dx) = primals, tangents
+    k = jnp.arange(1, coefficients.size, dtype=coefficients.dtype)
+    slope = _power_series(k * coefficients[1:], x)
+    return _power_series(coefficients, x), slope * dx + _power_series(dc, x)
+
+
+def _cauchy(square: Array, inverse_complement: Array) -> Array:
+    """−log(1 − |ζ|²), from |ζ|² or, where that is near 1, from 1/(1 − |ζ|²)."""
+    near = square < 0.5
+    return jnp.where(
+        near,
+        -jnp.log1p(-jnp.where(near, square, 0.0)),
+        jnp.log(inverse_complement),
+    )
+
+
+def _beta_nodes(alpha: Array, beta: Array) -> tuple[Array, Array]:
+    """The two-point Gauss rule of Beta(α, β): nodes and weights, both [2].
+
+    The nodes are the roots of the orthogonal polynomial of degree 2, which about the
+    mean is o² − 2 skew o − variance.
+    """
+    total = alpha + beta
+    mean = alpha / total
+    variance = alpha * beta / (total**2 * (total + 1))
+    skew = (beta - alpha) / (total * (total + 2))
+    root = jnp.sqrt(skew**2 + variance)
+    offsets = skew + jnp.stack([-root, root])
+    weights = jnp.stack([offsets[1], -offsets[0]]) / (2 * root)
+    return mean + offsets, weights

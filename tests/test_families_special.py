@@ -1,0 +1,52 @@
+"""Special functions and series against 30 digits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from test_families_oracles import CASES, line, oracle_kl, student_log_density
+
+import natgrad.families as nf
+from natgrad.families import special
+
+
+@pytest.mark.parametrize("nu", [0.7, 1, 4, 5, 40])
+def test_the_divergence_of_student_laws_holds_for_all_degrees_of_freedom(nu, tolerance):
+    case = dataclasses.replace(
+        CASES["student_t"],
+        family=nf.StudentT(nu),
+        log_density=lambda z, y: student_log_density(nu, z[0], mp.exp(z[1]), y),
+        grid=line(lambda z: (z[0], mp.exp(z[1])), 5 + 30 / nu),
+    )
+    z, z2 = np.array([0.3, 0.2]), np.array([-2.0, 1.1])
+    actual = jax.jit(case.family.kl)(jnp.asarray(z), jnp.asarray(z2))
+    np.testing.assert_allclose(actual, oracle_kl(case, z, z2), tolerance("oracle"))
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.001, 1.5, 200])
+@pytest.mark.parametrize("x", [0.01, 1.7, 9.9, 10.5, 300.0])
+def test_the_divergences_of_log_gamma_are_accurate_to_rounding(x, ratio):
+    step = x * (ratio - 1)
+    a, d = mp.mpf(x), mp.mpf(step)
+    gap = mp.loggamma(a + d) - mp.loggamma(a) - mp.digamma(a) * d
+    entropy = (a + d) * mp.log1p(d / a) - d
+    for function, expected in (
+        (special.log_gamma_gap, gap),
+        (special.log_gamma_excess_gap, gap - entropy),
+    ):
+        actual = jax.jit(function)(jnp.array(x), jnp.array(step))
+        np.testing.assert_allclose(actual, float(expected), 1e-12)
+
+
+def test_the_inverse_of_log_minus_digamma_is_accurate_over_ten_decades():
+    x = 10.0 ** np.arange(-5, 6)
+    s = [float(mp.log(mp.mpf(v)) - mp.digamma(mp.mpf(v))) for v in x]
+    inverse = jax.jit(special.inverse_log_minus_digamma)
+    # For large x the equation itself is log x - psi(x) = 1/(2x) in double precision.
+    np.testing.assert_allclose(inverse(jnp.array(s)), x, 2e-9)
+    np.testing.assert_allclose(inverse(jnp.array(s[:8])), x[:8], 1e-11)
