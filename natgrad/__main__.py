@@ -1,0 +1,58 @@
+"""The `natgrad` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from natgrad._version import __version__
+from natgrad.compare import command
+from natgrad.compare.extras import MissingExtra
+
+USAGE = 2
+
+# Modules with register(subparsers), whose parsers set `run`: arguments -> exit code.
+COMMANDS = (command,)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; the exit code."""
+    parser = _Parser(
+        prog="natgrad",
+        description="Differentiable natural-gradient optimizers for JAX.",
+    )
+    parser.add_argument("--version", action="version", version=f"natgrad {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, parser_class=_Parser
+    )
+    for module in COMMANDS:
+        module.register(commands)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _fail(arguments, "interrupted, wrote nothing", command.INTERRUPTED)
+    except command.UsageError as error:
+        return _fail(arguments, f"error: {error}", USAGE)
+    except (MissingExtra, OSError) as error:
+        return _fail(arguments, f"error: {error}", 1)
+
+
+def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
+    print(f"natgrad {arguments.command}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

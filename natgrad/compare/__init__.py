@@ -1,0 +1,25 @@
+"""How far is an approximation of the Fisher information from the exact one?
+
+`compare` measures any curvature of the registry against any other at given parameters
+and knows only `Metric`. The `natgrad compare` command adds data, models, a race of
+optimizers, tables and plots; what those need comes with `pip install natgrad[report]`
+and is imported when used.
+
+    fidelity -> Comparison      training -> Race      tables, report, plots show them
+"""
+
+from natgrad.compare.comparison import Comparison, Row
+from natgrad.compare.fidelity import Yardstick, compare
+from natgrad.compare.standings import Entry, Race, Run
+from natgrad.compare.training import race
+
+__all__ = [
+    "Comparison",
+    "Entry",
+    "Race",
+    "Row",
+    "Run",
+    "Yardstick",
+    "compare",
+    "race",
+]

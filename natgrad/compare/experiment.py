@@ -1,0 +1,203 @@
+"""A comparison from settings: data, model, and the parameters at which to compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad._version import __version__
+from natgrad.compare import contenders, data, models
+from natgrad.compare.data import Dataset
+from natgrad.compare.fidelity import Yardstick, approximation_names
+from natgrad.curvature import by_name
+from natgrad.model import Model
+from natgrad.tree import Layout
+from natgrad.typing import Array, Params
+
+# Of Adam, which leads from initial parameters to those compared at.
+_APPROACH_RATE = 0.01
+
+# Above this the matrices [P, P] and what makes them take too much memory and time.
+MAX_PARAMETERS = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a person chooses; everything else follows.
+
+    Attributes:
+        data: a name in `natgrad.compare.data.SOURCES`.
+        model: a name in `natgrad.compare.models.MODELS`.
+        hidden: widths of hidden layers.
+        examples: rows of the data to use; None for all.
+        damping: λ, of the comparison and of the race.
+        at_step: full-batch steps of Adam before comparing.
+        approximations: names in `natgrad.CURVATURES`; None for all.
+        reference: what counts as exact.
+        repeats: timed runs of each approximation.
+        optimizers: who races.
+        steps: of each run of the race.
+        batch_size: examples a step.
+        rates: learning rates in each grid.
+        seed: of split, weights, batches and sampled labels.
+    """
+
+    data: str = "digits"
+    model: str = "mlp"
+    hidden: tuple[int, ...] = (16,)
+    examples: int | None = None
+    damping: float = 1e-3
+    at_step: int = 20
+    approximations: tuple[str, ...] | None = None
+    reference: str = "dense"
+    repeats: int = 3
+    optimizers: tuple[str, ...] = contenders.DEFAULT
+    steps: int = 30
+    batch_size: int = 256
+    rates: int = 6
+    seed: int = 0
+
+
+# Small enough for a look or a test.
+QUICK = Settings(
+    hidden=(4,), examples=200, repeats=1, steps=10, batch_size=64, rates=3, at_step=10
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Settings made concrete.
+
+    Attributes:
+        settings: as chosen, names resolved.
+        dataset: what to learn from.
+        model: the statistical model.
+        initial: parameters where the race starts.
+        params: parameters where approximations are compared.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    model: Model
+    initial: Params
+    params: Params
+
+    @classmethod
+    def of(cls, settings: Settings) -> Experiment:
+        """Check the settings, load the data and prepare the parameters.
+
+        Raises:
+            ValueError: for unknown names and impossible settings.
+        """
+        names = approximation_names(settings.approximations)
+        by_name(settings.reference)
+        settings = dataclasses.replace(settings, approximations=names)
+        _check_numbers(settings)
+        dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
+        key = jax.random.PRNGKey(settings.seed)
+        model, initial = models.build(
+            settings.model, dataset, hidden=settings.hidden, key=key
+        )
+        for name in settings.optimizers:
+            contenders.contender(name, model, settings.damping)
+        size = Layout.of(initial).size
+        if size > MAX_PARAMETERS:
+            raise ValueError(
+                f"This model has {size} parameters and the comparison forms matrices "
+                f"of their number squared; at most {MAX_PARAMETERS}. Use a smaller "
+                "--hidden."
+            )
+        params = approach(model, initial, *dataset.train, steps=settings.at_step)
+        return cls(settings, dataset, model, initial, params)
+
+    def yardstick(self) -> Yardstick:
+        """The exact Fisher over all training data, at `params`."""
+        settings = self.settings
+        return Yardstick.of(
+            self.model,
+            self.params,
+            *self.dataset.train,
+            reference=settings.reference,
+            damping=settings.damping,
+            key=jax.random.PRNGKey(settings.seed),
+            repeats=settings.repeats,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What was compared, as plain Python values."""
+        inputs, _ = self.dataset.train
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "data": {
+                "name": self.dataset.name,
+                "features": self.dataset.features,
+                "outputs": self.dataset.outputs,
+                "train_examples": inputs.shape[0],
+                "test_examples": self.dataset.test[0].shape[0],
+                "score": self.dataset.score_name,
+            },
+            "parameters": Layout.of(self.initial).size,
+            "dtype": str(inputs.dtype),
+        }
+
+
+def approach(
+    model: Model, params: Params, inputs: Array, targets: Array, *, steps: int
+) -> Params:
+    """`params` after some full-batch steps of Adam: on the way, not at a special point.
+
+    At initial parameters the predictions are nearly uniform and approximations look
+    alike; at the end of training the gradient is gone.
+    """
+    optimizer = optax.adam(_APPROACH_RATE)
+
+    def step(carry, _):
+        params, state = carry
+        gradient = jax.grad(model.loss)(params, inputs, targets)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    advance = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
+    (params, _), _ = advance((params, optimizer.init(params)))
+    return params
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and the machine, as far as figures and times depend on them."""
+    packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
+    devices = jax.devices()
+    return {
+        "versions": {
+            "natgrad": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "count": len(devices),
+        },
+        "machine": {"system": platform.system(), "architecture": platform.machine()},
+        "x64": bool(jnp.result_type(float) == jnp.float64),
+    }
+
+
+def _check_numbers(settings: Settings) -> None:
+    lowest = {"at_step": 0, "repeats": 1, "steps": 1, "batch_size": 1, "rates": 1}
+    for name, bound in {**lowest, "seed": 0}.items():
+        value = getattr(settings, name)
+        if value < bound:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least {bound}, got {value}.")
+    if settings.examples is not None and settings.examples < 8:
+        raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
+    if not 0 <= settings.damping < float("inf"):
+        raise ValueError(
+            f"--damping must be finite and at least 0, got {settings.damping}."
+        )

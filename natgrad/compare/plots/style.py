@@ -1,0 +1,38 @@
+"""What all pictures share: a figure without a display, colours, saving.
+
+Colours are those of Okabe & Ito (2008), told apart by colour-blind readers; markers and
+line styles differ too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+from natgrad.compare.experiment import Experiment
+from natgrad.compare.extras import require
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+# A ratio of largest to smallest value above which an axis is logarithmic.
+WIDE = 8.0
+
+
+def open_figure(title: str) -> Any:
+    """A wide figure that draws to a file."""
+    figure = require("matplotlib.figure").Figure(
+        figsize=(15, 8.4), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def save(figure: Any, file: BinaryIO) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(file, format="png", dpi=130)
+
+
+def subject(experiment: Experiment) -> str:
+    """What was compared on what, for titles."""
+    return f"{experiment.settings.model} on {experiment.settings.data}"

@@ -1,0 +1,147 @@
+"""What the terminal shows: tables with rich, what they mean, and progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from natgrad.compare import tables
+from natgrad.compare.comparison import Comparison
+from natgrad.compare.experiment import Experiment
+from natgrad.compare.extras import require
+from natgrad.compare.standings import Race
+from natgrad.compare.tables import Table, figure
+
+# (what is being done now, how many parts were finished since the last call).
+Advance = Callable[[str, int], None]
+
+# Characters a line from which columns stand further apart.
+_WIDE = 100
+
+
+class Report:
+    """Prints to standard output; progress goes to standard error."""
+
+    def __init__(self):
+        console = require("rich.console").Console
+        self._out = console(highlight=False)
+        self._err = console(stderr=True, highlight=False)
+
+    @contextlib.contextmanager
+    def progress(self, total: int) -> Iterator[Advance]:
+        """A bar with the time left, on a terminal; nothing elsewhere."""
+        rich = require("rich.progress")
+        columns = (
+            rich.TextColumn("{task.description}", markup=False),
+            rich.BarColumn(bar_width=None),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+        )
+        with rich.Progress(
+            *columns,
+            console=self._err,
+            transient=True,
+            disable=not self._err.is_terminal,
+        ) as bar:
+            task = bar.add_task("starting", total=total)
+            yield lambda text, parts: bar.update(task, description=text, advance=parts)
+
+    def opening(self, experiment: Experiment, surroundings: dict[str, Any]) -> None:
+        """What is compared, on what."""
+        record, settings = experiment.describe(), experiment.settings
+        about = record["data"]
+        hidden = f" {'-'.join(map(str, settings.hidden))}" * (settings.model == "mlp")
+        device = surroundings["device"]
+        self._line(
+            f"{settings.model}{hidden} on {about['name']}: {record['parameters']} "
+            f"parameters, {about['train_examples']} training and "
+            f"{about['test_examples']} test examples, {record['dtype']}, "
+            f"{device['kind']}, seed {settings.seed}",
+            style="bold",
+        )
+
+    def fidelity(self, comparison: Comparison, experiment: Experiment) -> None:
+        """The tables of approximations."""
+        at_step = experiment.settings.at_step
+        self._heading("Approximations of the Fisher information")
+        self._line(
+            f"A against F = {comparison.reference}, over all training data, after "
+            f"{at_step} steps of Adam. Loss {figure(comparison.loss)} nats, |g| "
+            f"{figure(comparison.gradient_norm)}, ‖F‖ "
+            f"{figure(comparison.reference_norm)}; damping λ = {comparison.damping:g}; "
+            f"step d = {comparison.step_size:g} · (A + λI)⁻¹g."
+        )
+        step, cost = tables.FIDELITY
+        self._table(step, comparison.rows, lambda row: row.agrees)
+        used = {mark for row in comparison.rows for mark in tables.marks(row)}
+        notes = [note for note in tables.NOTES if note[0] in used]
+        self._legend([*notes, *tables.legend(step)])
+        self._table(cost, comparison.rows)
+        self._legend(tables.legend(cost))
+
+    def race(self, race: Race, experiment: Experiment) -> None:
+        """The table of optimizers."""
+        self._heading("Training")
+        self._line(
+            f"{race.steps} steps of {race.batch_size} examples; each optimizer with "
+            f"{experiment.settings.rates} learning rates half a decade apart, the best "
+            "chosen by training loss."
+        )
+        self._table(tables.RACE, race.entries)
+        baselines = "sgd and adam are optax's"
+        self._legend(
+            [
+                (
+                    "optimizer",
+                    "a curvature's name: the step −η (A + λI)⁻¹g with A of the current "
+                    f"batch and λ = {race.damping:g}, which was not tuned; {baselines}",
+                ),
+                *tables.legend(tables.RACE),
+            ]
+        )
+
+    def closing(self, written: Iterable[str], seconds: float) -> None:
+        """Which files there are now."""
+        self._out.print()
+        self._line(f"Wrote {', '.join(written)} in {seconds:.0f} s.")
+
+    def _heading(self, text: str) -> None:
+        self._out.print()
+        self._line(text, style="bold")
+
+    def _line(self, text: str, style: str = "") -> None:
+        self._out.print(text, style=style, markup=False, soft_wrap=False)
+
+    def _table(
+        self,
+        columns: Table,
+        rows: Sequence[Any],
+        agrees: Callable[[Any], bool] | None = None,
+    ) -> None:
+        rich = require("rich.table")
+        box = require("rich.box").SIMPLE_HEAD
+        body = tables.cells(columns, rows)
+        wide = int(self._out.width >= _WIDE)
+        table = rich.Table(box=box, padding=(0, wide, 0, 0))
+        first, *others = columns
+        table.add_column(first.title, overflow="fold")
+        for index, column in enumerate(others, start=1):
+            lines = [*column.title.split("\n"), *(cells[index] for cells in body)]
+            table.add_column(
+                column.title, justify="right", min_width=max(map(len, lines))
+            )
+        for row, cells in zip(rows, body, strict=True):
+            table.add_row(*cells, style="green" if agrees and agrees(row) else "")
+        self._out.print(table)
+
+    def _legend(self, entries: Iterable[tuple[str, str]]) -> None:
+        grid = require("rich.table").Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column(style="dim")
+        text = require("rich.text").Text
+        for title, meaning in entries:
+            grid.add_row(text(title), text(meaning))
+        self._out.print(grid)

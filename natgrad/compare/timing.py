@@ -1,0 +1,69 @@
+"""What a compiled function costs: compile time, run time, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# Seconds after which no further run is started: so long a run varies little.
+_PATIENCE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one function at one set of shapes.
+
+    Attributes:
+        compile_seconds: tracing, lowering and compiling, once.
+        run_seconds: the median of repeated runs, each waited for.
+        temporary_bytes: what XLA allocates beside arguments and results; None where
+            the backend does not say.
+    """
+
+    compile_seconds: float
+    run_seconds: float
+    temporary_bytes: int | None
+
+
+def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
+    """`function` compiled for the shapes of `args`, and the seconds that took."""
+    start = time.perf_counter()
+    executable = jax.jit(function).lower(*args).compile()
+    return executable, time.perf_counter() - start
+
+
+def timed(function: Callable, *args: Any) -> tuple[Any, float]:
+    """function(*args), finished, and the seconds it took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - start
+
+
+def measure(function: Callable, *args: Any, repeats: int) -> tuple[Any, Cost]:
+    """Compile, run once to warm up, then time `repeats` runs, fewer if they are slow.
+
+    Returns:
+        What the function gave, and its cost.
+    """
+    executable, compile_seconds = compiled(function, *args)
+    result = jax.block_until_ready(executable(*args))
+    seconds = []
+    while len(seconds) < repeats and sum(seconds) < _PATIENCE:
+        seconds.append(timed(executable, *args)[1])
+    cost = Cost(compile_seconds, statistics.median(seconds), _temporary(executable))
+    return result, cost
+
+
+def size_in_bytes(tree: Any) -> int:
+    """The bytes that the arrays of a tree take."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _temporary(executable: Any) -> int | None:
+    analysis = executable.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
