@@ -1,0 +1,44 @@
+"""The benchmarks run, at toy size, and write what they say they write."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from benchmarks import solvers, timing
+
+TASK = {"seconds", "fastest_seconds", "cpu_seconds", "compile_seconds"}
+
+
+def test_solvers_writes_its_figures(tmp_path, capsys):
+    path = tmp_path / "solvers.json"
+    arguments = ["--sizes", "40", "70", "--rounds", "2", "--batch", "3", "4"]
+    report = solvers.main([*arguments, "--json", str(path)])
+    assert json.loads(path.read_text()) == report
+    assert set(report) == {"environment", "dense", "batch"}
+    assert report["environment"]["versions"]["jax"]
+
+    assert set(report["dense"]["matmul"]) == TASK | {"size", "operations_per_second"}
+    parameters = [row["parameters"] for row in report["dense"]["sizes"]]
+    assert parameters == [37, 64]
+    for row in report["dense"]["sizes"]:
+        assert row["floor_seconds"] > 0
+        assert set(row["tasks"]) == {"gram", "solve", "kernel", "whole"}
+        for task in row["tasks"].values():
+            assert set(task) == TASK | {"ratio", "cpu_ratio"}
+            assert all(math.isfinite(figure) for figure in task.values())
+
+    assert (report["batch"]["count"], report["batch"]["size"]) == (3, 4)
+    assert set(report["batch"]["tasks"]) == {"vmap", "loop", "calls"}
+    assert set(report["batch"]["speedup"]) == {"loop", "calls"}
+    assert all(ratio["ratio"] > 0 for ratio in report["batch"]["speedup"].values())
+    assert "wall/floor" in capsys.readouterr().out
+
+
+def test_tasks_of_a_round_are_interleaved():
+    order = []
+    tasks = {name: (lambda name=name: order.append(name), 0.5) for name in "ab"}
+    timings = timing.interleaved(tasks, rounds=2)
+    assert order == ["a", "b"] * 3  # one round warms up
+    assert [len(times) for times in timings["a"][:2]] == [2, 2]
+    assert timings["a"].summary()["compile_seconds"] == 0.5
