@@ -42,9 +42,14 @@ def split_inputs(
     is_none = lambda node: node is None
     axes = []
     if leaves:
-        axes = jax.tree.leaves(
-            jax.tree.broadcast(in_axes, inputs, is_leaf=is_none), is_leaf=is_none
-        )
+        try:
+            axes = jax.tree.broadcast(in_axes, inputs, is_leaf=is_none)
+        except ValueError as error:
+            raise ValueError(
+                f"Model(in_axes=...) must be a prefix of the tree of inputs; got "
+                f"{in_axes} for inputs of shapes {jax.tree.map(jnp.shape, inputs)}."
+            ) from error
+        axes = jax.tree.leaves(axes, is_leaf=is_none)
     if any(axis not in (0, None) for axis in axes):
         raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
     batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]

@@ -172,7 +172,11 @@ def inner(tree: Any, other: Any) -> Array:
     """⟨tree, other⟩ in the working dtype, shape ()."""
     dtype = working_dtype(tree, other)
     products = jax.tree.map(
-        lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), tree, other
+        lambda a, b: jnp.vdot(
+            a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST
+        ),
+        tree,
+        other,
     )
     return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
 

@@ -9,8 +9,8 @@ gradients an iteration.
 
 The operator is that of the current batch and parameters: a moving average would need a
 matrix, so only the preconditioner is kept as a statistic. It is a random estimate of
-the diagonal, (J_nᵀ Σ_k ±√w_k s_k)², with signs from a fixed key: one pullback an
-example whatever the number of columns.
+the diagonal, (J_nᵀ Σ_k ±√w_k s_k)²: one pullback an example whatever the number of
+columns.
 
 Source: Martens (2010), Deep learning via Hessian-free optimization, sections 4.1, 4.7;
 Schraudolph (2002), Fast curvature matrix-vector products, section 4.
@@ -150,7 +150,11 @@ class MatrixFreeMetric(Metric):
         """By conjugate gradients, preconditioned by the diagonal of F + λI."""
         layout = self.layout
         total = self.statistics.diagonal + jnp.asarray(damping, layout.dtype)
-        scale = jax.lax.stop_gradient(1 / jnp.where(total > 0, total, 1))
+        # Without damping the iterates must stay in the range of F, so nothing scales.
+        usable = (jnp.asarray(damping) > 0) & (total > 0)
+        scale = jax.lax.stop_gradient(
+            jnp.where(usable, 1 / jnp.where(total > 0, total, 1), 1)
+        )
         value = solvers.conjugate_gradients(
             self._product(),
             v,

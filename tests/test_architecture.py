@@ -1,0 +1,456 @@
+"""The layers of the library, read from its imports; every rule is itself tested.
+
+A rule is a function from parsed modules to sentences, one for each violation. It runs
+over the library, where it must find nothing, and over sources made up to break it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import importlib
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import pytest
+
+import natgrad as ng
+
+PACKAGE = Path(ng.__file__).parent
+
+# From the ground up: a module imports from its own line and from those before it.
+LAYERS = (
+    {"_version", "typing"},
+    {"tree"},
+    {"families"},
+    {"geometry"},
+    {"batch", "model"},
+    {"layers"},
+    {"solvers", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"curvature"},
+    {"state", "refresh", "transform"},
+    {"optimizers"},
+    {"inference"},
+    {"compare"},
+    {"__init__", "__main__"},
+)
+
+# Where a name is allowed, and why. A line that is no longer needed fails too.
+STOP_GRADIENT = {
+    "natgrad.solvers": "factorises a constant inside lax.custom_linear_solve, which "
+    "gives the derivative of the solution",
+    "natgrad.kronecker": "the same, by eigenbases of constant factors",
+    "natgrad.families.base": "weights p(y | z)/p(y | stop(z)) of sampled labels: value "
+    "1, derivative that of the expectation",
+    "natgrad.curvature.labels": "the same weights, and labels are data",
+    "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
+    "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
+}
+OPTAX = {
+    "natgrad.transform": "is the optax code of the library",
+    "natgrad.optimizers": "chains it with a learning rate",
+    "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
+    "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
+}
+# Imports inside functions, for optional extras: (module, what it imports) -> why.
+LATE_IMPORTS: dict[tuple[str, str], str] = {}
+# Packages whose functions may import what only the `report` extra installs.
+LATE_IMPORTERS = ("natgrad.compare", "natgrad.__main__")
+
+MAX_LINES = 300
+
+
+parsed = functools.cache(ast.parse)
+
+
+class Module(NamedTuple):
+    """A file."""
+
+    name: str
+    package: bool
+    source: str
+
+    @property
+    def tree(self):
+        return parsed(self.source)
+
+
+class Import(NamedTuple):
+    """One imported name: `target` is a module of the library, or a dotted name."""
+
+    target: str
+    late: bool
+
+
+def library() -> dict[str, Module]:
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if package else parts)
+        modules[name] = Module(name, package, path.read_text(encoding="utf-8"))
+    return modules
+
+
+def made_up(**sources: str) -> dict[str, Module]:
+    """Modules from text; `a__b` stands for natgrad.a.b, `init` for natgrad itself."""
+    names = {
+        key: "natgrad" if key == "init" else "natgrad." + key.replace("__", ".")
+        for key in sources
+    }
+    names |= {key: "natgrad.__main__" for key in sources if key == "main"}
+    packages = {name.rpartition(".")[0] for name in names.values()}
+    return {
+        names[key]: Module(names[key], names[key] in packages, source)
+        for key, source in sources.items()
+    }
+
+
+def imports(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
+    """Every import of a module, wherever it stands."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    late = {
+        id(inner)
+        for node in ast.walk(module.tree)
+        if isinstance(node, functions)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, id(node) in late)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.name.split(".")
+                keep = len(above) - node.level + module.package
+                base = ".".join([*above[:keep], *filter(None, [node.module])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                inside = base.split(".")[0] == "natgrad" and whole not in modules
+                yield Import(base if inside else whole, id(node) in late)
+
+
+def of_library(name: str) -> bool:
+    return name.split(".")[0] == "natgrad"
+
+
+def under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def names_in(module: Module) -> Iterator[str]:
+    """Dotted names that are used, such as jax.lax.stop_gradient, and their ends."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            dotted = ast.unparse(node)
+            yield dotted
+            yield dotted.rpartition(".")[2]
+
+
+# The rules --------------------------------------------------------------------------
+
+
+def layer(name: str) -> int | None:
+    parts = name.split(".")
+    top = parts[1] if len(parts) > 1 else "__init__"
+    return next((i for i, names in enumerate(LAYERS) if top in names), None)
+
+
+def upward_imports(modules):
+    """Imports go down only."""
+    for module in modules.values():
+        here = layer(module.name)
+        if here is None:
+            yield f"{module.name} has no place in LAYERS"
+            continue
+        for target, _ in imports(module, modules):
+            there = layer(target) if of_library(target) else -1
+            if there is None or there > here:
+                yield f"{module.name} imports {target}, which lies above it"
+
+
+def cycles(modules):
+    """No module imports itself, however long the way."""
+    graph = {
+        module.name: {i.target for i in imports(module, modules)} & modules.keys()
+        for module in modules.values()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        yield "import cycle: " + " <- ".join(error.args[1])
+
+
+def late_imports(modules):
+    """No import hides in a function, but for the extras of `compare`."""
+    found = set()
+    for module in modules.values():
+        if any(under(module.name, prefix) for prefix in LATE_IMPORTERS):
+            continue
+        for target, late in imports(module, modules):
+            if late and (module.name, target) not in LATE_IMPORTS:
+                yield f"{module.name} imports {target} inside a function"
+            elif late:
+                found.add((module.name, target))
+    if "natgrad" in modules:
+        yield from (f"{name} in LATE_IMPORTS" for name in LATE_IMPORTS.keys() - found)
+
+
+def private_jax(modules):
+    """Nothing touches jax's private modules."""
+    for module in modules.values():
+        used = {i.target for i in imports(module, modules)} | set(names_in(module))
+        if any(under(name, "jax._src") for name in used):
+            yield f"{module.name} uses jax._src"
+
+
+def long_files(modules):
+    """A file is read in one sitting."""
+    for module in modules.values():
+        lines = module.source.count("\n")
+        if lines > MAX_LINES:
+            yield f"{module.name} has {lines} lines; {MAX_LINES} at most"
+
+
+def hidden_stop_gradients(modules):
+    """Nothing is stopped unless there is a reason."""
+    users = {m.name for m in modules.values() if "stop_gradient" in set(names_in(m))}
+    yield from allowed(users, STOP_GRADIENT, "stop_gradient", modules)
+
+
+def optax_imports(modules):
+    """Curvatures, metrics and models do not know of optax."""
+    users = {
+        "natgrad.compare" if under(module.name, "natgrad.compare") else module.name
+        for module in modules.values()
+        if any(under(i.target, "optax") for i in imports(module, modules))
+    }
+    yield from allowed(users, OPTAX, "optax", modules)
+
+
+def allowed(users, reasons, what, modules):
+    for name in sorted(users - reasons.keys()):
+        yield f"{name} uses {what}; give a reason in the list above, or another way"
+    if "natgrad" in modules:  # the whole library
+        for name in sorted((reasons.keys() - users) & modules.keys()):
+            yield f"{name} no longer uses {what}: take it off the list"
+
+
+def jaxprs_outside_layers(modules):
+    """Only `layers` reads programs; the rest of the library calls functions."""
+    words = {"make_jaxpr", "eval_jaxpr", "ClosedJaxpr", "Jaxpr", "JaxprEqn"}
+    for module in modules.values():
+        if under(module.name, "natgrad.layers"):
+            continue
+        targets = {i.target for i in imports(module, modules)}
+        names = targets | set(names_in(module))
+        ends = {target.rpartition(".")[2] for target in targets} | names
+        if words & ends or any(under(name, "jax.extend") for name in names):
+            yield f"{module.name} works on jaxprs"
+
+
+def concrete_curvatures_in_transform(modules):
+    """The optax code never names a concrete curvature."""
+    for name in ("natgrad.transform", "natgrad.refresh", "natgrad.state"):
+        for target, _ in imports(modules[name], modules) if name in modules else ():
+            if (
+                under(target, "natgrad.curvature")
+                and target != "natgrad.curvature.base"
+            ):
+                yield f"{name} imports {target}; curvature.base is all it may know"
+
+
+def imports_of_chex(modules):
+    """chex checks tests; users of the library get a ValueError."""
+    for module in modules.values():
+        if any(under(i.target, "chex") for i in imports(module, modules)):
+            yield f"{module.name} imports chex"
+
+
+def files_that_only_reexport(modules):
+    """Only a package's `__init__` may consist of imports."""
+    for module in modules.values():
+        body = [
+            node
+            for node in module.tree.body
+            if not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+            and not (isinstance(node, ast.Assign) and "__all__" in ast.unparse(node))
+        ]
+        if not body and not module.package:
+            yield f"{module.name} only hands on other modules' names"
+
+
+# A rule -> sources that break it. Beside each, what the rule must say.
+BROKEN = {
+    upward_imports: [
+        (made_up(tree="from natgrad.model import Model", model=""), "tree imports"),
+        (made_up(tree="from natgrad import model", model=""), "natgrad.model, which"),
+        (made_up(tree="from . import model", model=""), "natgrad.model, which"),
+        (made_up(metric="import natgrad.curvature.dense"), "metric imports"),
+        (made_up(tree="from natgrad import Model", init=""), "imports natgrad, which"),
+        (made_up(tree="def f():\n    import natgrad.model"), "tree imports"),
+        (made_up(families__base="from ..model import Model", model=""), "base imports"),
+        (made_up(helpers=""), "natgrad.helpers has no place"),
+        (made_up(tree="import natgrad.helpers"), "natgrad.helpers, which"),
+    ],
+    cycles: [
+        (
+            made_up(
+                metric="from natgrad.solvers import f",
+                solvers="from natgrad import damping",
+                damping="import natgrad.metric",
+            ),
+            "import cycle",
+        ),
+        (
+            made_up(families__a="from . import b", families__b="from . import a"),
+            "cycle",
+        ),
+    ],
+    late_imports: [
+        (made_up(tree="def f():\n    import scipy"), "scipy inside"),
+        (made_up(tree="class A:\n  def f(self):\n    from rich import x"), "rich.x"),
+    ],
+    private_jax: [
+        (made_up(tree="from jax._src import core"), "tree uses"),
+        (made_up(tree="import jax._src.core as c"), "tree uses"),
+        (made_up(tree="import jax\njax._src.core.Primitive('p')"), "tree uses"),
+    ],
+    long_files: [(made_up(tree="x = 1\n" * (MAX_LINES + 1)), "301 lines")],
+    hidden_stop_gradients: [
+        (made_up(metric="import jax\njax.lax.stop_gradient(1.0)"), "metric uses"),
+        (made_up(metric="def f(stop_gradient): stop_gradient(1.0)"), "metric uses"),
+        (made_up(init="", solvers=""), "solvers no longer uses"),
+    ],
+    optax_imports: [
+        (made_up(metric="import optax"), "metric uses optax"),
+        (made_up(curvature__a="from optax.tree import x"), "curvature.a uses optax"),
+        (made_up(init="", transform=""), "transform no longer uses"),
+    ],
+    jaxprs_outside_layers: [
+        (made_up(model="import jax\njax.make_jaxpr(f)"), "model works"),
+        (made_up(model="from jax import make_jaxpr"), "model works"),
+        (made_up(model="import jax.extend as jex"), "model works"),
+        (made_up(model="from jax.extend.core import Jaxpr"), "model works"),
+        (made_up(model="import jax\njax.extend.core.jaxpr_as_fun"), "model works"),
+    ],
+    concrete_curvatures_in_transform: [
+        (
+            made_up(transform="from natgrad.curvature.dense import Dense"),
+            "natgrad.curvature.dense",
+        ),
+        (made_up(state="from natgrad.curvature import Dense"), "curvature.base is all"),
+    ],
+    imports_of_chex: [(made_up(tree="import chex"), "tree imports chex")],
+    files_that_only_reexport: [
+        (made_up(tree='"""Doc."""\nfrom natgrad.typing import Array'), "only hands on"),
+        (made_up(tree="import jax\n__all__ = ['jax']"), "only hands on"),
+    ],
+}
+# Sources that look suspicious and break nothing.
+FINE = made_up(
+    init='"""Root."""\nfrom natgrad.model import Model\nx = 1',
+    typing="import jax\nArray = jax.Array",
+    tree="import optax\nfrom natgrad.typing import Array\nN = optax.MaskedNode",
+    model="from natgrad import tree\nfrom natgrad.typing import A\nx = 'make_jaxpr'",
+    layers__taps="import jax\nimport jax.extend as jex\nf = jax.make_jaxpr(abs)",
+    metric="from natgrad.solvers import f\nx = 'jax._src stop_gradient'",
+    solvers="import jax\nfrom natgrad.tree import N\nf = jax.lax.stop_gradient",
+    compare__report="def plot():\n    import matplotlib",
+    compare__run="import optax\nfrom natgrad.compare import report\ny = report",
+    main="def main():\n    from natgrad.compare import report",
+)
+RULES = list(BROKEN)
+LIBRARY = library()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_library_keeps_the_rule(rule):
+    assert list(rule(LIBRARY)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "modules", "words"),
+    [(rule, *case) for rule, cases in BROKEN.items() for case in cases],
+)
+def test_the_rule_finds_what_breaks_it(rule, modules, words):
+    assert words in "; ".join(rule(modules))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_rule_finds_nothing_in_sources_that_keep_it(rule):
+    found = [line for line in rule(FINE) if "no longer" not in line]
+    assert found == []
+
+
+def test_the_files_are_really_read():
+    assert {"natgrad", "natgrad.tree", "natgrad.curvature.dense"} <= LIBRARY.keys()
+    targets = {i.target for i in imports(LIBRARY["natgrad.transform"], LIBRARY)}
+    assert {"optax", "natgrad.tree", "natgrad.curvature.base"} <= targets | {
+        target.rpartition(".")[0] for target in targets
+    }
+
+
+# What is registered, and what an import costs -----------------------------------------
+
+
+def concrete(base, package) -> set[type]:
+    """Every class of a package that is a `base` and can be built."""
+    found = set()
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        for _, cls in inspect.getmembers(importlib.import_module(info.name)):
+            if inspect.isclass(cls) and issubclass(cls, base):
+                found |= set() if inspect.isabstract(cls) else {cls}
+    return found
+
+
+def built_by(registry) -> set[type]:
+    model = ng.Model(
+        lambda params, x: x @ params["w"],
+        ng.families.Categorical(),
+        example_inputs=jnp.ones((1, 2)),
+    )
+    return {type(make(model)) for make in registry.values()}
+
+
+def test_every_concrete_curvature_is_registered():
+    classes = concrete(ng.curvature.Curvature, ng.curvature)
+    assert ng.curvature.Dense in classes
+    assert classes == built_by(ng.CURVATURES)
+    without = {name: make for name, make in ng.CURVATURES.items() if name != "diagonal"}
+    assert classes - built_by(without) == {ng.curvature.Diagonal}
+
+
+def test_concrete_curvatures_are_exported_and_final():
+    for cls in concrete(ng.curvature.Curvature, ng.curvature):
+        assert getattr(ng.curvature, cls.__name__) is cls
+        assert getattr(cls, "__final__", False), f"{cls.__name__} is not @final"
+        assert cls.__name__ in ng.curvature.__all__
+
+
+def test_importing_natgrad_loads_no_optional_package_and_warns_of_nothing():
+    optional = "rich matplotlib sklearn flax equinox distrax numpyro haiku orbax pandas"
+    program = (
+        "import sys, natgrad\n"
+        f"print(*(set({optional.split()}) & set(sys.modules)))\n"
+        "print('jax' in sys.modules)"
+    )
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.stderr == ""
+    assert done.stdout.split("\n")[:2] == ["", "True"]
