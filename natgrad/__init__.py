@@ -7,7 +7,8 @@ p(y | z). The Fisher information is the batch mean of
 
 An approximation of F answers two independent questions: over which labels y (`Exact`,
 `Sampled(n)`, `Empirical`), and in what form it is kept (`KLHessian`, `Dense`,
-`BlockDiagonal`, `Diagonal`, `MatrixFree`). Any answer to both is a curvature,
+`BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `MatrixFree`). Any answer to both is a
+curvature,
 
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 
@@ -20,16 +21,20 @@ and `scale_by_curvature` turns any curvature into an optax transformation:
 Loss and F are means over the batch, in nats; damping adds λI to F.
 """
 
-from natgrad import curvature, damping, families, solvers, tree
+from natgrad import curvature, damping, families, kronecker, layers, solvers, tree
 from natgrad._version import __version__
+from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
 from natgrad.model import Model
 from natgrad.optimizers import (
     diagonal_fisher,
+    ekfac,
     empirical_fisher,
+    kfac,
     matrix_free,
     natural_gradient,
 )
+from natgrad.refresh import Refresh
 from natgrad.state import Health
 from natgrad.transform import observe, scale_by_curvature
 
@@ -37,12 +42,18 @@ __all__ = [
     "CURVATURES",
     "Health",
     "Model",
+    "Refresh",
     "__version__",
+    "compare",
     "curvature",
     "damping",
     "diagonal_fisher",
+    "ekfac",
     "empirical_fisher",
     "families",
+    "kfac",
+    "kronecker",
+    "layers",
     "matrix_free",
     "natural_gradient",
     "observe",

@@ -1,12 +1,16 @@
 """Damping rules: step count -> λ, the multiple of the identity added to F.
 
+A trust region bounds the step instead (or as well), by its length in the metric F.
+
 F is a mean over the batch in nats, so λ has the units of F, nats per squared unit of
 the parameters, whatever the batch size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import final
 
 import jax
 import jax.numpy as jnp
@@ -36,3 +40,31 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
             "eigenvalues of a positive semi-definite matrix."
         )
     return lambda _count: damping
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class TrustRegion:
+    """Shrinks steps −η d whose KL divergence ½ η² ⟨d, F d⟩ exceeds δ, to δ.
+
+        α = min(1, √(2δ / (η² ⟨d, F d⟩)))
+
+    Attributes:
+        radius: δ, in nats an example, or a schedule.
+        learning_rate: η, the same as that of the transformation that follows.
+
+    Source: Ba, Grosse & Martens (2017), Distributed second-order optimization using
+    Kronecker-factored approximations, section 5.
+    """
+
+    radius: ArrayLike | Damping
+    learning_rate: ArrayLike | Damping
+
+    def shrinkage(self, count: Array, square: Array) -> Array:
+        """α for the step d of this count with ⟨d, F d⟩ = `square`; shape ()."""
+        at = lambda value: value(count) if callable(value) else value
+        whole = at(self.learning_rate) ** 2 * square
+        outside = whole > 2 * at(self.radius)
+        return jnp.where(
+            outside, jnp.sqrt(2 * at(self.radius) / jnp.where(outside, whole, 1)), 1
+        )

@@ -16,8 +16,9 @@ Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, final
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,32 @@ class DampedOperator(Protocol):
 Solver = Callable[[DampedOperator, Params, ArrayLike], Params]
 
 
+class KeptInverse(abc.ABC):
+    """A solver whose factorisations can be kept, piece by piece, between refreshes."""
+
+    @abc.abstractmethod
+    def pieces(self, metric: Any) -> int:
+        """How many parts of the metric are factorised independently."""
+
+    @abc.abstractmethod
+    def prepare(
+        self, metric: Any, damping: ArrayLike, which: Sequence[int]
+    ) -> Sequence[Any]:
+        """The factorisations of some pieces, each a tree of arrays."""
+
+    @abc.abstractmethod
+    def apply(
+        self, metric: Any, prepared: Sequence[Any], v: Params, damping: ArrayLike
+    ) -> Solution:
+        """The solution from the factorisations of all pieces, be they old."""
+
+    @final
+    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
+        """Both at once: a plain solver."""
+        prepared = self.prepare(metric, damping, range(self.pieces(metric)))
+        return self.apply(metric, prepared, v, damping).value
+
+
 @custom_vmap
 def any_member(predicate: Array) -> Array:
     """The predicate; under vmap, whether it holds for any member of the batch.
@@ -71,6 +98,14 @@ def _any_member_vmap(axis_size, in_batched, predicate):
     if in_batched[0]:
         predicate = jnp.any(predicate, axis=0)
     return any_member(predicate), False
+
+
+def turns(
+    pieces: int, period: int, staggered: bool = True
+) -> list[tuple[int, Sequence[int]]]:
+    """(step within the period, pieces that are refreshed then), spread evenly."""
+    groups = min(period, pieces) if staggered else 1
+    return [(g * period // groups, range(g, pieces, groups)) for g in range(groups)]
 
 
 def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:

@@ -1,21 +1,25 @@
 """The state of `scale_by_curvature`: a moving average of statistics, and its health.
 
-    m_k = β m_{k−1} + (1 − β) F_k,    m_0 = 0,       F̄_k = m_k / (1 − βᵏ)
+    F̄_k = (1 − w_k) F̄_{k−1} + w_k F_k,      w_k = (1 − β) / (1 − βᵏ)
 
-F stands for whatever statistics the curvature keeps. Those of a
-skipped step do not enter the average.
+which is Σ_j β^{k−j} F_j over Σ_j β^{k−j}: the exponential average, corrected for its
+start. F stands for whatever statistics the curvature keeps, and `accumulate` of the
+curvature is what averages them. Those of a skipped step do not enter the average.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from natgrad import tree
+from natgrad.curvature.base import Curvature
+from natgrad.damping import TrustRegion
 from natgrad.metric import Metric
-from natgrad.solvers import Solution
+from natgrad.refresh import Solved
+from natgrad.solvers import any_member
 from natgrad.typing import Array, Params, Statistics
 
 
@@ -25,7 +29,8 @@ class Health(NamedTuple):
     Attributes:
         damping: λ.
         fallback: did the solver's first choice of algorithm fail?
-        residual: |(F + λI) d − g| / |g|.
+        residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, and no
+            trust region, this and the next are those of the last measured step.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
@@ -48,7 +53,8 @@ class ScaleByCurvatureState(NamedTuple):
         key: the raw random key that sampled labels are drawn with.
         decay: β.
         estimates: how many statistics went into the average.
-        statistics: the average, not yet corrected for its start at 0.
+        statistics: the average F̄_k.
+        inverse: what is kept between refreshes; empty where nothing is.
         health: how the last step went.
     """
 
@@ -57,38 +63,25 @@ class ScaleByCurvatureState(NamedTuple):
     decay: Array
     estimates: Array
     statistics: Statistics
+    inverse: Any
     health: Health
 
 
 def average(
-    state: ScaleByCurvatureState, statistics: Statistics, usable: Array
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    estimate: Statistics,
+    usable: Array,
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
-    decay = state.decay
-
-    def mix(old, new):
-        if not jnp.issubdtype(old.dtype, jnp.floating):
-            return jnp.where(usable, new, old)
-        mixed = decay.astype(old.dtype) * old + (1 - decay).astype(old.dtype) * new
-        return jnp.where(usable, mixed, old)
-
+    estimates = state.estimates + 1
+    whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
+    weight = (1 - state.decay) / whole
+    averaged = curvature.accumulate(state.statistics, estimate, weight)
     return state._replace(
-        statistics=jax.tree.map(mix, state.statistics, statistics),
-        estimates=state.estimates + usable.astype(state.estimates.dtype),
+        statistics=tree.where(usable, averaged, state.statistics),
+        estimates=jnp.where(usable, estimates, state.estimates),
     )
-
-
-def corrected(state: ScaleByCurvatureState) -> Statistics:
-    """The moving average divided by the sum of its weights, 1 − βᵏ."""
-    exponent = jnp.maximum(state.estimates, 1).astype(state.decay.dtype)
-    weight = 1 - state.decay**exponent
-
-    def divide(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return leaf / weight.astype(leaf.dtype)
-
-    return jax.tree.map(divide, state.statistics)
 
 
 def unknown_health(dtype: jnp.dtype) -> Health:
@@ -104,17 +97,56 @@ def unknown_health(dtype: jnp.dtype) -> Health:
     )
 
 
-def health_of(
+def examined(
     metric: Metric,
     gradient: Params,
-    solution: Solution,
+    solved: Solved,
     strength: Array,
-    usable: Array,
-    skips: Array,
-) -> Health:
-    """The health of a step along `solution`, which is 0 where it is not usable."""
-    direction, fallback = solution
-    product = metric.mv(direction)
+    state: ScaleByCurvatureState,
+    trust_region: TrustRegion | None,
+) -> tuple[Health, Params]:
+    """The health of a step along what was solved for, and the step.
+
+    With inverses kept over several steps, the product F d that residual and predicted
+    decrease need is formed once a period, unless the trust region needs it.
+    """
+    direction, fallback = solved.solution
+    usable, old = solved.usable, state.health
+
+    def measure():
+        product = metric.mv(direction)
+        slope = tree.inner(gradient, direction)
+        square = tree.inner(direction, product)
+        shrink = jnp.ones_like(square)
+        if trust_region is not None:
+            shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
+        residual = _residual(gradient, direction, product, strength, usable)
+        decrease = shrink * slope - shrink**2 * square / 2
+        return residual, jnp.where(usable, decrease, 0), shrink
+
+    one = jnp.ones_like(old.predicted_decrease)
+    if trust_region is None and solved.kept != ():
+        residual, decrease, shrink = jax.lax.cond(
+            any_member(solved.measured),
+            measure,
+            lambda: (old.residual, old.predicted_decrease, one),
+        )
+    else:
+        residual, decrease, shrink = measure()
+    if trust_region is not None:
+        direction = jax.tree.map(lambda d: shrink.astype(d.dtype) * d, direction)
+    health = Health(
+        damping=strength,
+        fallback=fallback & usable,
+        residual=residual,
+        predicted_decrease=decrease,
+        skipped=~usable,
+        skips=old.skips + (~usable).astype(old.skips.dtype),
+    )
+    return health, direction
+
+
+def _residual(gradient, direction, product, strength, usable) -> Array:
     rest = jax.tree.map(
         lambda f, d, g: f.astype(strength.dtype) + strength * d - g,
         product,
@@ -124,12 +156,4 @@ def health_of(
     scale = tree.inner(gradient, gradient)
     safe = jnp.where(scale == 0, 1, scale)
     residual = jnp.where(usable, tree.inner(rest, rest) / safe, 0)
-    decrease = tree.inner(gradient, direction) - tree.inner(direction, product) / 2
-    return Health(
-        damping=strength,
-        fallback=fallback & usable,
-        residual=jnp.sqrt(jnp.where(residual == 0, 1, residual)) * (residual != 0),
-        predicted_decrease=decrease,
-        skipped=~usable,
-        skips=skips + (~usable).astype(skips.dtype),
-    )
+    return jnp.sqrt(jnp.where(residual == 0, 1, residual)) * (residual != 0)

@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from natgrad import refresh as refreshing
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, as_damping
-from natgrad.solvers import Solution, Solver
+from natgrad.damping import Damping, TrustRegion, as_damping
+from natgrad.refresh import EVERY_STEP, Refresh
+from natgrad.solvers import Solver
 from natgrad.state import (
     ScaleByCurvatureState,
     average,
-    corrected,
-    health_of,
+    examined,
     unknown_health,
 )
 from natgrad.tree import Layout
@@ -41,6 +42,8 @@ def scale_by_curvature(
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
+    refresh: Refresh = EVERY_STEP,
+    trust_region: TrustRegion | None = None,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by (F + λI)⁻¹ g.
@@ -60,6 +63,8 @@ def scale_by_curvature(
         damping: λ >= 0, or a schedule of it.
         decay: β of the moving average in [0, 1); 0 uses the current batch alone.
         solver: (metric, gradient, damping) -> direction; None for `metric.solve`.
+        refresh: how often statistics and kept inverses are renewed.
+        trust_region: a bound on the KL divergence of a step; None for none.
         seed: of the key for sampled labels.
 
     Raises:
@@ -67,15 +72,17 @@ def scale_by_curvature(
     """
     damping = as_damping(damping)
     _check_decay(decay, curvature)
+    refreshing.check(refresh, solver)
 
     def init(params):
         layout = Layout.of(params)
         return ScaleByCurvatureState(
             count=jnp.zeros((), jnp.int32),
             key=jax.random.PRNGKey(seed),
-            decay=jnp.array(decay, layout.dtype),
+            decay=jnp.asarray(decay, layout.dtype),
             estimates=jnp.zeros((), jnp.int32),
             statistics=curvature.init(params),
+            inverse=refreshing.nothing_kept(refresh, solver, curvature, params),
             health=unknown_health(layout.dtype),
         )
 
@@ -100,35 +107,35 @@ def scale_by_curvature(
         layout = Layout.of(params)
         layout.check(updates, "The gradient")
         _check_arguments(here, state, inputs, statistics)
-        state = state._replace(decay=jnp.array(decay, layout.dtype))
+        state = state._replace(decay=jnp.asarray(decay, layout.dtype))
         key, draw = jax.random.split(state.key)
+        due = jnp.array(True)
         if statistics is None and inputs is not MISSING:
-            statistics = here.estimate(params, inputs, targets, draw)
-        strength = jnp.array(damping(state.count), layout.dtype)
+            statistics, due = refreshing.observed(
+                refresh, here, state, params, inputs, targets, draw
+            )
+        strength = jnp.asarray(damping(state.count), layout.dtype)
         usable = tree.all_finite((updates, statistics))
         usable = usable & (strength >= 0) & jnp.isfinite(strength)
         if statistics is None:
             usable = usable & (state.estimates > 0)
         else:
-            state = average(state, statistics, usable)
+            state = average(here, state, statistics, usable & due)
         metric = here.metric(
-            corrected(state), params, None if inputs is MISSING else inputs, targets
+            state.statistics, params, None if inputs is MISSING else inputs, targets
         )
         gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         safe_strength = jnp.where(usable, strength, 1)
-        if solver is None:
-            solution = metric.solution(gradient, safe_strength)
-        else:
-            value = solver(metric, gradient, safe_strength)
-            solution = Solution(value, jnp.zeros((), bool))
-        usable = usable & tree.all_finite(solution.value)
-        nothing = optax.tree.zeros_like(solution.value)
-        solution = solution._replace(value=tree.where(usable, solution.value, nothing))
-        health = health_of(
-            metric, gradient, solution, strength, usable, state.health.skips
+        solved = refreshing.solve(
+            refresh, solver, metric, state.inverse, gradient, safe_strength, usable
         )
-        state = state._replace(count=state.count + 1, key=key, health=health)
-        return solution.value, state
+        health, direction = examined(
+            metric, gradient, solved, strength, state, trust_region
+        )
+        state = state._replace(
+            count=state.count + 1, key=key, inverse=solved.kept, health=health
+        )
+        return direction, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -182,10 +189,11 @@ def observe(
         if not matching(node):
             return node
         key, draw = jax.random.split(node.key)
-        statistics = here.estimate(params, inputs, targets, draw)
+        following = here.following(node.statistics)
+        statistics = following.estimate(params, inputs, targets, draw)
         usable = tree.all_finite(statistics)
         health = node.health._replace(skipped=~usable)
-        return average(node, statistics, usable)._replace(key=key, health=health)
+        return average(here, node, statistics, usable)._replace(key=key, health=health)
 
     return jax.tree.map(refresh, state, is_leaf=is_state)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+# LAPACK's threads spin at their barriers where cores are shared.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The tests compile many small functions once: compile fast rather than well.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
+    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
 )
 
 import jax

@@ -39,12 +39,14 @@ class Case:
     link: Callable = lambda z: z
 
     def model(self, **options) -> ng.Model:
+        options = {"example_inputs": jnp.zeros((1, INPUTS))} | options
         apply = lambda params, x: self.link(mlp(params, x))
         return ng.Model(apply, self.family, **options)
 
     def problem(self, dtype="float64", seed=0, examples=EXAMPLES, **options):
         """(model, params, x, y), y drawn from the model at other parameters."""
         keys = jax.random.split(jax.random.PRNGKey(seed), 4)
+        options = {"example_inputs": jnp.zeros((1, INPUTS), dtype)} | options
         model = self.model(**options)
         params = mlp_params(keys[0], self.outputs, dtype)
         x = jax.random.normal(keys[1], (examples, INPUTS), dtype)

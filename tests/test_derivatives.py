@@ -20,7 +20,12 @@ _, _, X_TEST, Y_TEST = CASE.problem(seed=9, examples=5)  # singular, 0 repeats
 def train(name, hyper):
     """Validation loss after ten steps, as a function of everything one might tune."""
     apply = lambda params, inputs: CASE.link(mlp(params, inputs["x"]))
-    model = ng.Model(apply, CASE.family, weights=lambda inputs: inputs["weights"])
+    model = ng.Model(
+        apply,
+        CASE.family,
+        example_inputs={"x": X[:1], "weights": jnp.ones(1)},
+        weights=lambda inputs: inputs["weights"],
+    )
     tx = optax.chain(
         ng.scale_by_curvature(
             ng.CURVATURES[name](model), damping=hyper["damping"], decay=0.0
@@ -57,7 +62,18 @@ def directions():
         yield name, {**zero, name: jax.tree.map(draw, HYPER[name])}
 
 
-@pytest.mark.parametrize("name", [n for n in ng.CURVATURES if n != "sampled"])
+# The others take longer; CI runs them all.
+QUICK = {"dense", "matrix_free"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in ng.CURVATURES
+        if name != "sampled"
+    ],
+)
 def test_derivatives_through_ten_steps_equal_central_differences(name, tolerance):
     objective = lambda hyper: train(name, hyper)
     value = jax.jit(objective)
@@ -101,6 +117,7 @@ def test_the_solution_of_converged_conjugate_gradients_is_differentiated_implici
         assert abs(given - expected) < 1e-8 * abs(expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives_through_a_step_exist_and_are_symmetric():
     def objective(vector):
         hyper = {**HYPER, "damping": vector[0], "learning_rate": vector[1]}

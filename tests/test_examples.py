@@ -77,3 +77,11 @@ def test_hypergradients_equal_differences_and_descend(run, tolerance):
             value, results["differences"][name], rtol=tolerance("differences")
         )
     assert results["losses"][-1] < results["losses"][0] / 2
+
+
+@pytest.mark.slow
+def test_kfac_lowers_the_loss_of_every_kind_of_model(run):
+    results = run("05_kfac")
+    assert set(results) == {"flax_cnn", "equinox_transformer", "scanned_layers"}
+    for losses in results.values():
+        assert losses[-1] < 0.7 * losses[0]

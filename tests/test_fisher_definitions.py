@@ -390,3 +390,33 @@ def test_collections_that_all_examples_share_travel_in_the_inputs(tolerance):
         given = dense_of(form(model), params, inputs)
         expected = dense_of(form(plain), params, normalised)
         assert relative_error(given, expected) < tolerance("identity")
+
+
+@pytest.mark.parametrize("form", [KLHessian, Dense, MatrixFree, Diagonal])
+def test_large_float32_reductions_are_compiled_right(form):
+    """jaxlib 0.10.2 compiles sums of products with a broadcast factor wrongly on the
+    CPU once they pass 2^15 elements (jax issue 39103); ours must not be among them."""
+    k1, k2, k3 = jax.random.split(KEY, 3)
+    model = ng.Model(mlp, families.Categorical())
+    params = mlp_params(k1, 10, jnp.float32, inputs=8, hidden=10)
+    x = jax.random.normal(k2, (512, 8), jnp.float32)
+    given = dense_of(form(model), params, x)
+    vector, unravel = jax.flatten_util.ravel_pytree(params)
+    jacobian = np.asarray(
+        jax.vmap(jax.jacrev(lambda v, x: mlp(unravel(v), x[None])[0]), (None, 0))(
+            vector, x
+        ),
+        "float64",
+    )
+    p = np.asarray(jax.nn.softmax(mlp(params, x)), "float64")
+    middle = p[:, :, None] * np.eye(10) - p[:, :, None] * p[:, None]
+    exact = (
+        np.einsum("ncp,ncd,ndq->pq", jacobian, middle, jacobian, optimize=True) / 512
+    )
+    if form is Diagonal:
+        exact = np.diag(np.diag(exact))
+    assert relative_error(given, exact) < 1e-5
+    v = jax.random.normal(k3, vector.shape, jnp.float32)
+    product = jax.jit(lambda p, x, v: form(model).at(p, x).mv(v))
+    given = ravel(product(params, x, unravel(v)))
+    assert relative_error(given, exact @ np.asarray(v)) < 1e-5

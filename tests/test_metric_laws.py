@@ -13,6 +13,11 @@ import natgrad as ng
 KEY = jax.random.PRNGKey(3)
 CASE = CASES["categorical"]
 DAMPING = 0.03
+# The slowest to compile is left out of quick runs; CI runs it too.
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "kl_hessian" else [])
+    for name in ng.CURVATURES
+]
 
 
 def metric_at(name, params, x, y, model=None):
@@ -72,7 +77,7 @@ def test_a_metric_agrees_with_its_dense_matrix(name, dtype, tolerance):
     assert np.linalg.eigvalsh(dense).min() > -1e-6 * np.linalg.norm(dense)
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_jit_changes_nothing(name, tolerance):
     _, params, x, y = CASE.problem()
     v = vector(params)
@@ -104,7 +109,7 @@ def test_vmap_over_vectors_equals_a_loop(name, tolerance):
         )
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_models_equals_a_loop(name, tolerance):
     problems = [CASE.problem(seed=seed)[1:] for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
@@ -116,7 +121,7 @@ def test_vmap_over_models_equals_a_loop(name, tolerance):
             assert relative_error(mapped[law][i], value) < tolerance(purpose), law
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_parameters_keep_float32_statistics(name):
     _, params, x, y = CASE.problem("float32")
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -137,7 +142,7 @@ def test_bfloat16_parameters_keep_float32_statistics(name):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(solution)} == {"bfloat16"}
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_metric_passes_through_jit_as_a_pytree(name, tolerance):
     model, params, x, y = CASE.problem()
     v = vector(params)

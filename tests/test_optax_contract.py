@@ -53,7 +53,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 X, Y = draw(0)
 MODEL = ng.Model(
-    lambda params, x: x @ params["w"] + params["b"][None], ng.families.Categorical()
+    lambda params, x: x @ params["w"] + params["b"][None],
+    ng.families.Categorical(),
+    example_inputs=X[:1],
 )
 
 

@@ -11,8 +11,11 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.block_diagonal import BlockDiagonal
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal
+from natgrad.curvature.ekfac import EKFAC
+from natgrad.curvature.kfac import KFAC
 from natgrad.curvature.kl_hessian import KLHessian
 from natgrad.curvature.labels import Empirical, Exact, Labels, Sampled, ScoreColumns
+from natgrad.curvature.layer_diagonal import LayerDiagonal
 from natgrad.curvature.matrix_free import MatrixFree
 from natgrad.model import Model
 
@@ -21,6 +24,9 @@ CURVATURES: dict[str, Callable[[Model], Curvature]] = {
     "dense": Dense,
     "block_diagonal": BlockDiagonal,
     "diagonal": Diagonal,
+    "layer_diagonal": LayerDiagonal,
+    "kfac": KFAC,
+    "ekfac": EKFAC,
     "matrix_free": MatrixFree,
     "sampled": lambda model: Dense(model, Sampled(1)),
     "empirical": lambda model: Dense(model, Empirical()),
@@ -40,6 +46,8 @@ def by_name(name: str) -> Callable[[Model], Curvature]:
 
 __all__ = [
     "CURVATURES",
+    "EKFAC",
+    "KFAC",
     "BlockDiagonal",
     "Curvature",
     "Dense",
@@ -48,6 +56,7 @@ __all__ = [
     "Exact",
     "KLHessian",
     "Labels",
+    "LayerDiagonal",
     "MatrixFree",
     "Sampled",
     "ScoreColumns",

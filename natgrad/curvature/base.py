@@ -14,6 +14,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.metric import Metric
@@ -96,6 +97,37 @@ class Curvature(abc.ABC):
         """
         loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
+
+    def following(self, statistics: Statistics) -> Curvature:
+        """This curvature for a batch that continues from averaged statistics.
+
+        Itself, where an estimate does not depend on what came before. Where it does
+        (EKFAC measures in the eigenbasis that it holds), the result's `estimate` and
+        `value_and_grad` read the given statistics.
+        """
+        del statistics
+        return self
+
+    def accumulate(
+        self, statistics: Statistics, estimate: Statistics, weight: Array
+    ) -> Statistics:
+        """Averaged statistics with one more estimate: (1 − w) old + w new.
+
+        Integers, such as keys, are those of the estimate.
+
+        Args:
+            statistics: the average so far; anything finite where w = 1.
+            estimate: of one batch.
+            weight: w in (0, 1].
+        """
+
+        def mix(old, new):
+            if not jnp.issubdtype(old.dtype, jnp.floating):
+                return new
+            w = weight.astype(old.dtype)
+            return (1 - w) * old + w * new
+
+        return jax.tree.map(mix, statistics, estimate)
 
     def fixing(self, model_params: Params) -> Curvature:
         """This curvature for a part of the parameters: see `Model.fixing`."""

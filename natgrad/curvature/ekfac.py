@@ -1,0 +1,217 @@
+"""EKFAC: K-FAC's eigenbasis with the true second moments in it.
+
+    F_b ≈ (U_A ⊗ U_G) diag(s) (U_A ⊗ U_G)ᵀ,     A = U_A a U_Aᵀ,   G = U_G g U_Gᵀ,
+    s = (1/N) Σ_n Σ_k (U_Aᵀ V_nk U_G)²,           V_nk [I (+1), O] = Σ_t x gᵀ
+
+s is the diagonal of F in the basis, so no s is nearer to F in Frobenius norm; K-FAC is
+the choice s = a gᵀ. Weight sharing is exact in s whatever the setting; the setting
+decides the basis.
+
+Over a run the scales are measured at every estimate and the basis is refreshed rarely,
+from the averaged factors of the estimates before, the layers in turns. The average of
+the scales is then carried over as the diagonal, in the new basis, of the matrix that
+it stands for: with Q = U_oldᵀ U_new, entry by entry squared,
+
+    s ← (Q_A ∘ Q_A)ᵀ s (Q_G ∘ Q_G)        (the trace is kept)
+
+The first batch is measured in its own basis, which takes one more backward pass.
+
+Source: George et al. (2018), Fast approximate natural gradient descent in a
+Kronecker-factored eigenbasis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.curvature.kfac import KFAC, KroneckerFactors
+from natgrad.curvature.layerwise import LayerCurvature, Plan
+from natgrad.eigenbasis import EigenbasisMetric, eigenbases, rotate
+from natgrad.layers import Expand, ProjectedSquares
+from natgrad.solvers import HIGHEST, any_member, turns
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+
+class Bases(NamedTuple):
+    """Orthonormal bases of every block.
+
+    Attributes:
+        left: U_A, [lead..., I(+1), I(+1)]; None where A is kept as its diagonal.
+        right: U_G, [lead..., O, O].
+    """
+
+    left: tuple[Array | None, ...]
+    right: tuple[Array, ...]
+
+
+class EigenStatistics(NamedTuple):
+    """What EKFAC keeps, block by block.
+
+    Attributes:
+        factors: A and G, of which the next bases are made.
+        bases: U_A and U_G.
+        scales: s in these bases, [lead..., I(+1), O].
+        age: estimates so far.
+    """
+
+    factors: KroneckerFactors
+    bases: Bases
+    scales: tuple[Array, ...]
+    age: Array
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class EKFAC(LayerCurvature):
+    """F as a diagonal in a Kronecker product of eigenbases, for each layer.
+
+    Attributes:
+        sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.
+        period: estimates between two refreshes of a layer's basis.
+        previous: the average that the next estimate continues from: see `following`.
+    """
+
+    sharing: Expand = Expand()  # noqa: RUF009 (frozen, without state)
+    period: int = 1
+    previous: EigenStatistics | None = None
+
+    def init(self, params: Params) -> EigenStatistics:
+        """Zero factors and scales, and the parameters' own axes as basis."""
+        factors = self._kfac().init(params)
+        eye = lambda m: jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
+        bases = Bases(
+            tuple(
+                None if a.ndim < g.ndim else eye(a)
+                for a, g in zip(*factors, strict=True)
+            ),
+            tuple(eye(g) for g in factors.outputs),
+        )
+        blocks = self.captured(params).blocks
+        scales = tuple(jnp.zeros(block.shape, block.dtype) for block in blocks)
+        return EigenStatistics(factors, bases, scales, jnp.zeros((), jnp.int32))
+
+    def plan(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Plan:
+        """Factors, and squares in the previous basis or the batch's own."""
+        asked, normalise = self._kfac().plan(params, inputs, targets, key)
+        own = lambda: bases_of(
+            normalise(*self.sums(asked, params, inputs, targets, key))
+        )
+        if self.previous is None:
+            bases = own()
+        else:
+            first = any_member(self.previous.age == 0)
+            bases = jax.lax.cond(first, own, self._turned)
+        names = [block.name for block in self.captured(params, inputs).blocks]
+        pairs = dict(zip(names, zip(*bases, strict=True), strict=True))
+
+        def keep(sums, total):
+            scales = tuple(
+                found["squares"] / total.astype(found["squares"].dtype)
+                for found in sums.values()
+            )
+            factors = normalise(sums, total)
+            return EigenStatistics(factors, bases, scales, jnp.ones((), jnp.int32))
+
+        return {**asked, "squares": ProjectedSquares(pairs)}, keep
+
+    def following(self, statistics: Statistics) -> EKFAC:
+        """EKFAC that measures in the basis of `statistics`, refreshed if it is due."""
+        return dataclasses.replace(self, previous=statistics)
+
+    def accumulate(
+        self, statistics: Statistics, estimate: Statistics, weight: Array
+    ) -> EigenStatistics:
+        """The averages of factors and scales, in the basis of the estimate."""
+        carried = statistics._replace(
+            scales=tuple(
+                map(
+                    _carried,
+                    statistics.scales,
+                    zip(*statistics.bases, strict=True),
+                    zip(*estimate.bases, strict=True),
+                )
+            )
+        )
+        mixed = super().accumulate(carried, estimate, weight)
+        return mixed._replace(bases=estimate.bases, age=statistics.age + 1)
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> EigenbasisMetric:
+        """The diagonals in their bases as a metric."""
+        del targets
+        blocks, layout = self.captured(params, inputs).blocks, Layout.of(params)
+        cast = lambda a: a.astype(layout.dtype)
+        (left, right), scales = jax.tree.map(
+            cast, (tuple(statistics.bases), statistics.scales)
+        )
+        return EigenbasisMetric(layout, blocks, left, right, scales)
+
+    def from_factors(self, factors: KroneckerFactors) -> EigenStatistics:
+        """K-FAC's own matrix: the factors' eigenbasis, with the scales s = a gᵀ."""
+        found = eigenbases([*factors.inputs, *factors.outputs])
+        count = len(factors.inputs)
+        scales = tuple(
+            a[..., :, None] * g[..., None, :]
+            for (a, _), (g, _) in zip(found[:count], found[count:], strict=True)
+        )
+        age = jnp.ones((), jnp.int32)
+        return EigenStatistics(factors, bases_of(factors), scales, age)
+
+    def _kfac(self) -> KFAC:
+        return KFAC(self.model, self.labels, self.declared, self.sharing)
+
+    def _turned(self) -> Bases:
+        """The previous bases, those whose turn it is made anew from the factors."""
+        factors, (left, right), _, age = self.previous
+        left, right = list(left), list(right)
+        for turn, group in turns(len(right), self.period):
+            mine = KroneckerFactors(*(tuple(f[i] for i in group) for f in factors))
+            old = Bases(*(tuple(b[i] for i in group) for b in (left, right)))
+            new = jax.lax.cond(
+                any_member(age % self.period == turn),
+                lambda mine=mine: bases_of(mine),
+                lambda old=old: old,
+            )
+            for i, u_a, u_g in zip(group, *new, strict=True):
+                left[i], right[i] = u_a, u_g
+        return Bases(tuple(left), tuple(right))
+
+
+def bases_of(factors: KroneckerFactors) -> Bases:
+    """The eigenbases of the factors."""
+    found = eigenbases([*factors.inputs, *factors.outputs])
+    count = len(factors.inputs)
+    vectors = [vectors for _, vectors in found]
+    return Bases(tuple(vectors[:count]), tuple(vectors[count:]))
+
+
+def _carried(scales: Array, old: Sequence, new: Sequence) -> Array:
+    """The scales of an old basis as those of a new one; untouched if it is the same."""
+    (left, right), (new_left, new_right) = old, new
+
+    def carry():
+        turn = lambda u, v: jnp.matmul(u.mT, v, precision=HIGHEST) ** 2
+        inputs = None if left is None else turn(left, new_left)
+        return rotate(scales, inputs, turn(right, new_right))
+
+    moved = jnp.any(right != new_right)
+    if left is not None:
+        moved = moved | jnp.any(left != new_left)
+    return jax.lax.cond(any_member(moved), carry, lambda: scales)

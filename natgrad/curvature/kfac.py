@@ -1,0 +1,134 @@
+"""K-FAC: a Kronecker product for each layer, from taps in one backward pass.
+
+For a use z = Wᵀx of a parameter, with output gradients g = Jᵀs of score columns s,
+
+    F_b ≈ A ⊗ G,     A = mean of x xᵀ,     G = (1/N) Σ_n Σ_k Σ_t g gᵀ
+
+over examples n, columns k and the positions t that share the weight. Exact for one
+linear layer whose G does not depend on x, for deep linear networks with normal
+outputs, and for one example. Positions are read as examples of their own (`Expand`, the
+default) or averaged and summed first (`Reduce`). The bias is a last row of W on the
+uses that add it. A weight read both as W and as Wᵀ has two Kronecker terms; they are
+replaced by the one product with the same partial traces,
+
+    A₁ ⊗ G₁ + A₂ ⊗ G₂  ≈  Ā ⊗ Ḡ / (tr A₁ tr G₁ + tr A₂ tr G₂),
+    Ā = A₁ tr G₁ + A₂ tr G₂,     Ḡ = G₁ tr A₁ + G₂ tr A₂.
+
+Example weights ω_n = max_t w_nt weigh the means of x xᵀ and of g gᵀ alike, so that a
+masked example counts as one that is not there. Where a mask hides some positions of an
+example only, their g vanish but their x still enter A: A knows examples, not factors.
+
+Memory Σ_b (I² + O²); time N Σ_b (I² + O²) + Σ_b (I³ + O³) and, for each score column,
+one backward pass.
+
+Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
+approximate curvature, sections 3 and 6; Eschenhagen et al. (2023), Kronecker-factored
+approximate curvature for modern neural network architectures, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple, final
+
+import jax.numpy as jnp
+
+from natgrad import layers
+from natgrad.curvature.layerwise import LayerCurvature, Plan
+from natgrad.curvature.weighted import Weighted
+from natgrad.kronecker import KroneckerMetric
+from natgrad.layers import Expand
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+
+class KroneckerFactors(NamedTuple):
+    """The factors of every block, in the order of the captured blocks.
+
+    Attributes:
+        inputs: A, [lead..., I(+1), I(+1)] or a diagonal [I].
+        outputs: G, [lead..., O, O].
+    """
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class KFAC(LayerCurvature):
+    """F as a Kronecker product for each layer.
+
+    Attributes:
+        sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`.
+    """
+
+    sharing: layers.Expand = Expand()  # noqa: RUF009 (frozen, without state)
+
+    def init(self, params: Params) -> KroneckerFactors:
+        """Zero factors; needs `example_inputs` in the model to know the layers."""
+        zeros = [self.sharing.zero(block) for block in self.captured(params).blocks]
+        return KroneckerFactors(
+            tuple(zero.get("A_swapped", zero["A"]) for zero in zeros),
+            tuple(zero["G"] for zero in zeros),
+        )
+
+    def plan(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Plan:
+        """The factors of every block."""
+        del targets, key
+        weights = self.example_weights(params, inputs)
+        sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
+        return {"factors": sharing}, normalised
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> KroneckerMetric:
+        """The Kronecker products as a metric."""
+        del targets
+        blocks, layout = self.captured(params, inputs).blocks, Layout.of(params)
+        cast = lambda factors: tuple(f.astype(layout.dtype) for f in factors)
+        return KroneckerMetric(
+            layout, blocks, cast(statistics.inputs), cast(statistics.outputs)
+        )
+
+
+def normalised(sums: Mapping[str, Mapping], total: Array) -> KroneckerFactors:
+    """A = Σ x xᵀ / rows and G = Σ g gᵀ / N of each block.
+
+    The rows are counted with the inputs, once for each pull, so K cancels in A.
+    """
+    factors = [_one_term(found["factors"], total) for found in sums.values()]
+    return KroneckerFactors(tuple(a for a, _ in factors), tuple(g for _, g in factors))
+
+
+def _one_term(sums: Mapping[str, Array], total: Array) -> tuple[Array, Array]:
+    first = _mean_factors(sums["A"], sums["rows"], sums["G"], total)
+    if "A_swapped" not in sums:
+        return first
+    second = _mean_factors(
+        sums["A_swapped"], sums["rows_swapped"], sums["G_swapped"], total
+    )
+    trace = lambda m: jnp.trace(m, axis1=-2, axis2=-1)[..., None, None]
+    (a, g), (a2, g2) = first, second
+    if a.ndim < a2.ndim:  # of lookups
+        a = jnp.diag(a)
+    whole = trace(a) * trace(g) + trace(a2) * trace(g2)
+    inputs = a * trace(g) + a2 * trace(g2)
+    outputs = g * trace(a) + g2 * trace(a2)
+    return inputs, outputs / jnp.where(whole == 0, 1, whole)
+
+
+def _mean_factors(a, rows, g, total) -> tuple[Array, Array]:
+    rows = rows.reshape(rows.shape + (1,) * (a.ndim - rows.ndim))
+    return a / jnp.where(rows == 0, 1, rows), g / total.astype(g.dtype)

@@ -1,0 +1,142 @@
+"""Curvatures whose statistics come from taps on the layers: see `natgrad.layers`.
+
+A subclass says what it asks of every block, and what it keeps of the answers. One
+forward pass, and one backward pass for each score column; the loss's gradient is one
+more pull of the same `vjp`, and for empirical labels no pull more.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import layers
+from natgrad.curvature.base import Curvature
+from natgrad.layers import Captured
+from natgrad.tree import working_dtype
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+# (name -> what to ask of every block, the answers [block][name] and Σ_n ω_n -> what is
+# kept). Answers quadratic in the gradients must be divided by Σ_n ω_n.
+Plan = tuple[Mapping[str, layers.Statistic], Callable[[Mapping, Array], Statistics]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerCurvature(Curvature):
+    """A curvature from statistics of layers.
+
+    Attributes:
+        declared: path of a parameter or subtree -> `natgrad.layers.Exact()` or
+            `natgrad.layers.Diagonal()`, for what is to be treated by hand.
+    """
+
+    declared: Mapping[str, Any] | None = None
+
+    @abc.abstractmethod
+    def plan(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Plan:
+        """What to ask of the layers, and what to keep of the answers."""
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """Of one batch; see `Curvature.estimate`."""
+        self.labels.check(targets, key)
+        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        wanted, keep = self.plan(params, inputs, targets, key)
+        return keep(*self.sums(wanted, params, inputs, targets, key))
+
+    def value_and_grad(
+        self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
+    ) -> tuple[Array, Params, Statistics]:
+        """(loss, gradient, statistics) from one forward pass and pulls of one vjp."""
+        self.labels.check(targets, key)
+        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        wanted, keep = self.plan(params, inputs, targets, key)
+        z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
+        head = dataclasses.replace(self.model, apply=lambda z, _: z)
+        loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
+        gradient, sums = pullback(cotangent)
+        columns, total = self._columns(z, params, inputs, targets, key)
+        if self.labels.needs_targets and self.model.weights is None:
+            # The one column is −N times this cotangent: squares are N² too small.
+            return loss, gradient, keep(self._ordered(sums, params, inputs), 1 / total)
+        sums = _over_columns(pullback, z, columns)
+        return loss, gradient, keep(self._ordered(sums, params, inputs), total)
+
+    def sums(
+        self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
+    ) -> tuple[Mapping, Array]:
+        """The answers, summed over examples and score columns, and Σ_n ω_n."""
+        z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
+        columns, total = self._columns(z, params, inputs, targets, key)
+        sums = _over_columns(pullback, z, columns)
+        return self._ordered(sums, params, inputs), total
+
+    def captured(self, params: Params, inputs: Inputs = None) -> Captured:
+        """The layers; from the model's example inputs where no batch is given."""
+        inputs = self.model.example_inputs if inputs is None else inputs
+        if inputs is None:
+            raise ValueError(
+                f"{type(self).__name__} has to know the layers before the first batch: "
+                "give the model example inputs, Model(apply, family, "
+                "example_inputs=x[:1])."
+            )
+        return layers.capture(
+            self.model.apply,
+            params,
+            inputs,
+            in_axes=self.model.in_axes,
+            declared=self.declared,
+        )
+
+    def example_weights(self, params: Params, inputs: Inputs) -> Array | None:
+        """ω_n = max_t w_nt, [N]; None for a model without weights."""
+        if self.model.weights is None:
+            return None
+        _, examples, _ = self.model.whole(params, inputs)
+        weights = examples.weights
+        return jnp.max(weights.reshape(weights.shape[0], -1), axis=1)
+
+    def _ordered(self, sums: Mapping, params: Params, inputs: Inputs) -> Mapping:
+        """The answers in the order of the blocks: transformations sort dictionaries."""
+        names = [block.name for block in self.captured(params, inputs).blocks]
+        return {name: sums[name] for name in names}
+
+    def _columns(self, z, params, inputs, targets, key) -> tuple[Array, Array]:
+        """√w_nk s_nk as [K, N, ...], and Σ_n ω_n."""
+        used = targets if self.labels.needs_targets else None
+        _, examples, total = self.model.whole(params, inputs, used, key)
+        wide = z.astype(working_dtype(z))
+        scores, weights = jax.vmap(lambda z, e: self.labels.columns(self.model, z, e))(
+            wide, examples
+        )
+        # √w has no derivative at 0, which is where masked examples are.
+        root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+        columns = root.reshape(root.shape + (1,) * (scores.ndim - 2)) * scores
+        return jnp.moveaxis(columns, 1, 0), total
+
+
+def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:
+    """Σ_k of the answers to columns[k]; one pull is traced, whatever K is."""
+    pull = lambda s: pullback(s.astype(z.dtype))[1]
+    if columns.shape[0] == 1:
+        return pull(columns[0])
+    first = jax.eval_shape(pull, columns[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    add = lambda total, column: (jax.tree.map(jnp.add, total, pull(column)), None)
+    return jax.lax.scan(add, zeros, columns)[0]

@@ -1,0 +1,175 @@
+"""Eigenbases of Kronecker factors, and metrics that are diagonal in them.
+
+    F_b = (U_A ⊗ U_G) diag(s) (U_A ⊗ U_G)ᵀ,
+    F_b V = U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ,      V [I (+1), O]
+
+with s = a gᵀ, the products of eigenvalues, this is K-FAC's A ⊗ G; with the second
+moments s = mean (U_Aᵀ V_n U_G)² of the examples' gradients V_n it is EKFAC's metric,
+the nearest to F in Frobenius norm among all that are diagonal in this basis.
+
+Derivatives of eigenvectors, dU = U (E ∘ UᵀdA U) with E_ij = 1/(a_j − a_i), do not exist
+where eigenvalues repeat; there E_ij = 0, so that the basis of a degenerate subspace
+does not turn.
+
+Source: George et al. (2018), Fast approximate natural gradient descent in a
+Kronecker-factored eigenbasis, section 3.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.blockwise import BlockwiseMetric
+from natgrad.layers import Block
+from natgrad.metric import metric_pytree
+from natgrad.solvers import HIGHEST, Solution
+from natgrad.tree import Layout
+from natgrad.typing import Array, ArrayLike, Params
+
+
+@metric_pytree("layout", "blocks")
+class EigenbasisMetric(BlockwiseMetric):
+    """Diagonal in a Kronecker product of orthonormal bases, for each block.
+
+    Attributes:
+        layout: of the parameters.
+        blocks: what was captured.
+        left: U_A of each block, [lead..., I(+1), I(+1)]; None for the identity.
+        right: U_G of each block, [lead..., O, O].
+        scales: s of each block, [lead..., I(+1), O].
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+    left: tuple[Array | None, ...]
+    right: tuple[Array, ...]
+    scales: tuple[Array, ...]
+
+    def mv(self, v: Params) -> Params:
+        """U (s ∘ Uᵀ v) for each block; Σ_b O(I² O + I O²)."""
+        return self.blockwise(v, self._through(self.scales))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """U (Uᵀ v / (s + λ)); entries where s + λ is at rounding are dropped."""
+        damping = jnp.asarray(damping, self.layout.dtype)
+        found = [damped_reciprocal(s, damping) for s in self.scales]
+        zero = damping == 0
+        rest = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+        value = self.blockwise(v, self._through([f[0] for f in found]), rest)
+        fallbacks = [f[1] for f in found]
+        return Solution(
+            value, jnp.any(jnp.stack(fallbacks)) if fallbacks else zero & False
+        )
+
+    def dense(self) -> Array:
+        """[P, P], zero outside the blocks."""
+        matrices = []
+        for block, left, right, s in zip(
+            self.blocks, self.left, self.right, self.scales, strict=True
+        ):
+            if left is None:
+                left = jnp.eye(block.rows, dtype=s.dtype)
+            flat = lambda m, ndim: m.reshape((-1, *m.shape[m.ndim - ndim :]))
+            basis = jax.vmap(jnp.kron)(flat(left, 2), flat(right, 2))
+            scaled = basis * s.reshape(basis.shape[0], 1, -1)
+            matrices.append(jnp.matmul(scaled, basis.mT, precision=HIGHEST))
+        return self.placed(matrices)
+
+    def diagonal(self) -> Params:
+        """(U_A ∘ U_A) s (U_G ∘ U_G)ᵀ for each block."""
+        return self.split(
+            [
+                rotate(s, None if left is None else left.mT**2, right.mT**2)
+                for left, right, s in zip(
+                    self.left, self.right, self.scales, strict=True
+                )
+            ]
+        )
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """Σ log(s + λ), and log λ for each parameter outside."""
+        damping = jnp.asarray(damping, self.layout.dtype)
+        total = sum(
+            (jnp.sum(jnp.log(s + damping)) for s in self.scales),
+            start=jnp.zeros((), self.layout.dtype),
+        )
+        return total + self.outside * jnp.log(damping) if self.outside else total
+
+    def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
+        def through(left, right, s):
+            back = None if left is None else left.mT
+            return lambda v: rotate(s * rotate(v, left, right), back, right.mT)
+
+        return [
+            through(left, right, s)
+            for left, right, s in zip(self.left, self.right, scales, strict=True)
+        ]
+
+
+def rotate(v: Array, left: Array | None, right: Array) -> Array:
+    """Lᵀ V R, with None for the identity."""
+    v = jnp.matmul(v, right, precision=HIGHEST)
+    return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
+
+
+def damped_reciprocal(scales: Array, damping: Array) -> tuple[Array, Array]:
+    """1/(s + λ), 0 where s + λ is at rounding, and whether it is anywhere."""
+    total = scales + damping
+    size = sum(scales.shape[-2:])
+    cutoff = size * jnp.finfo(total.dtype).eps * jnp.max(scales)
+    keep = (total > cutoff) & (total > 0)
+    return jnp.where(keep, 1 / jnp.where(keep, total, 1), 0), ~jnp.all(keep)
+
+
+def eigenbases(factors: Sequence[Array]) -> list[tuple[Array, Array | None]]:
+    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
+
+    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
+    Eigenvalues are clipped at 0.
+    """
+    matrices = [factor for factor in factors if factor.ndim > 1]
+    found = iter(together(eigh, matrices))
+    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
+    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]
+
+
+def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
+    """function of each matrix [..., d, d], by one call on [n, d, d] for each d."""
+    buckets = collections.defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        buckets[matrix.shape[-1], matrix.dtype].append(i)
+    results: list = [None] * len(matrices)
+    for (size, _), members in buckets.items():
+        flat = [matrices[i].reshape(-1, size, size) for i in members]
+        whole, start = function(jnp.concatenate(flat)), 0
+        for i, piece in zip(members, flat, strict=True):
+            lead, part = matrices[i].shape[:-2], slice(start, start + len(piece))
+            cut = lambda a, lead=lead, part=part: a[part].reshape(lead + a.shape[1:])
+            results[i] = jax.tree.map(cut, whole)
+            start += len(piece)
+    return results
+
+
+@jax.custom_jvp
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors; see the module for derivatives."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    values, vectors = eigh(*primals)
+    inner = rotate(tangents[0], vectors, vectors)
+    gaps = values[..., None, :] - values[..., :, None]
+    size, largest = values.shape[-1], jnp.max(jnp.abs(values), -1)[..., None, None]
+    apart = jnp.abs(gaps) > 10 * size * jnp.finfo(values.dtype).eps * largest
+    turn = jnp.where(apart, inner / jnp.where(apart, gaps, 1), 0)
+    moved = jnp.diagonal(inner, axis1=-2, axis2=-1)
+    turned = jnp.matmul(vectors, turn, precision=HIGHEST)
+    return (values, vectors), (moved, turned)

@@ -1,0 +1,254 @@
+"""A metric of Kronecker products, one a block, as K-FAC keeps it, and its inverses.
+
+    F_b = A ⊗ G,     F_b vec(V) = vec(A V G),     V [I (+1), O]
+
+for the block's matrix V (see `natgrad.layers`), or a stack of them. Two inverses, which
+can be kept between refreshes (`natgrad.solvers.KeptInverse`): the exact damped one, in
+the eigenbasis of both factors,
+
+    (A ⊗ G + λI)⁻¹ V = U_A [ (U_Aᵀ V U_G) / (a gᵀ + λ) ] U_Gᵀ,
+
+which equals the dense solve (`Eigenbasis`; `KroneckerMetric.solve` is the same), and a
+cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.3),
+
+    (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹,     π² = (tr A/dim A) / (tr G/dim G),
+
+as explicit inverses, by Cholesky. It inverts (A + π√λ I) ⊗ (G + √λ/π I), which is
+F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ. Factors of the same size
+are factorised together, by one batched call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.blockwise import BlockwiseMetric
+from natgrad.eigenbasis import damped_reciprocal, eigenbases, rotate, together
+from natgrad.layers import Block
+from natgrad.metric import metric_pytree
+from natgrad.solvers import HIGHEST, KeptInverse, Solution
+from natgrad.tree import Layout
+from natgrad.typing import Array, ArrayLike, Params
+
+
+@metric_pytree("layout", "blocks")
+class KroneckerMetric(BlockwiseMetric):
+    """A ⊗ G for each block.
+
+    Attributes:
+        layout: of the parameters.
+        blocks: what was captured.
+        inputs: A of each block, [lead..., I(+1), I(+1)], or its diagonal [I].
+        outputs: G of each block, [lead..., O, O].
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+    def mv(self, v: Params) -> Params:
+        """A V G for each block; Σ_b O(I² O + I O²)."""
+        return self.blockwise(
+            v, [sandwich(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
+        )
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """The exact damped inverse, in the eigenbasis; Σ_b O(I³ + O³).
+
+        Eigenvalues of F + λI at or below rounding are not inverted but dropped, which
+        counts as a fallback where F + λI is singular.
+        """
+        exact = Eigenbasis()
+        every = exact.prepare(self, damping, range(exact.pieces(self)))
+        return exact.apply(self, every, v, damping)
+
+    def dense(self) -> Array:
+        """[P, P], the Kronecker products at their parameters' places."""
+        products = []
+        for block, a, g in zip(self.blocks, self.inputs, self.outputs, strict=True):
+            full = jnp.diag(a) if a.ndim == 1 else a
+            left = full.reshape(-1, block.rows, block.rows)
+            right = g.reshape(-1, block.outputs, block.outputs)
+            products.append(jax.vmap(jnp.kron)(left, right))
+        return self.placed(products)
+
+    def diagonal(self) -> Params:
+        """diag A diag(G)ᵀ for each block."""
+        diagonals = [
+            (_diagonal_of(a, g), jnp.diagonal(g, axis1=-2, axis2=-1))
+            for a, g in zip(self.inputs, self.outputs, strict=True)
+        ]
+        return self.split([a[..., :, None] * g[..., None, :] for a, g in diagonals])
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """Σ_b Σ_ij log(a_i g_j + λ), and log λ for each parameter outside."""
+        damping = jnp.asarray(damping, self.layout.dtype)
+        total = jnp.zeros((), self.layout.dtype)
+        for a, g in zip(self.inputs, self.outputs, strict=True):
+            left = a if a.ndim < g.ndim else jnp.linalg.eigvalsh(a)
+            right = jnp.linalg.eigvalsh(g)
+            products = left[..., :, None] * right[..., None, :]
+            total = total + jnp.sum(jnp.log(products + damping))
+        return total + self.outside * jnp.log(damping) if self.outside else total
+
+
+class Decomposed(NamedTuple):
+    """Both factors of a block and their eigenvalues and eigenvectors.
+
+    The factors carry the derivative, the decomposition is a constant that solves.
+    """
+
+    inputs: Array
+    outputs: Array
+    left: tuple[Array, Array | None]
+    right: tuple[Array, Array]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Eigenbasis(KeptInverse):
+    """The exact damped inverse of the factors that were decomposed last.
+
+    λ may change between refreshes: the decomposition does not contain it.
+    """
+
+    def pieces(self, metric: KroneckerMetric) -> int:
+        """One a block."""
+        return len(metric.blocks)
+
+    def prepare(
+        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+    ) -> list[Decomposed]:
+        """The decompositions of some blocks."""
+        del damping
+        factors = [(metric.inputs[i], metric.outputs[i]) for i in which]
+        fixed = jax.lax.stop_gradient(factors)  # implicit: see `apply`
+        found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed])
+        return [
+            Decomposed(a, g, left, right)
+            for (a, g), left, right in zip(
+                factors, found[: len(which)], found[len(which) :], strict=True
+            )
+        ]
+
+    def apply(
+        self,
+        metric: KroneckerMetric,
+        prepared: Sequence[Decomposed],
+        v: Params,
+        damping: ArrayLike,
+    ) -> Solution:
+        """U_A [(U_Aᵀ V U_G) / (a gᵀ + λ)] U_Gᵀ, with an implicit derivative."""
+        damping = jnp.asarray(damping, metric.layout.dtype)
+        solves, fallbacks = [], []
+        for piece in prepared:
+            solve, singular = _eigen_solve(piece, damping)
+            solves.append(solve)
+            fallbacks.append(singular)
+        zero = damping == 0
+        rest = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+        fallback = jnp.any(jnp.stack(fallbacks)) if fallbacks else zero & False
+        return Solution(metric.blockwise(v, solves, rest), fallback)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FactoredTikhonov(KeptInverse):
+    """Explicit inverses of the damped factors: not (F + λI)⁻¹.
+
+    λ is that of the last refresh. A factor without trace has π = 1, so that the step
+    stays finite for λ > 0.
+    """
+
+    def pieces(self, metric: KroneckerMetric) -> int:
+        """One a block."""
+        return len(metric.blocks)
+
+    def prepare(
+        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+    ) -> list[tuple[Array, Array]]:
+        """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks."""
+        root = jnp.sqrt(jnp.asarray(damping, metric.layout.dtype))
+        damped = [_damped(metric.inputs[i], metric.outputs[i], root) for i in which]
+        lefts = [a for a, g in damped if a.ndim == g.ndim]
+        inverses = together(_spd_inverse, lefts + [g for _, g in damped])
+        left, right = iter(inverses[: len(lefts)]), iter(inverses[len(lefts) :])
+        return [
+            (next(left) if a.ndim == g.ndim else 1 / a, next(right)) for a, g in damped
+        ]
+
+    def apply(
+        self,
+        metric: KroneckerMetric,
+        prepared: Sequence[tuple[Array, Array]],
+        v: Params,
+        damping: ArrayLike,
+    ) -> Solution:
+        """The products A⁻¹ V G⁻¹; V/λ for parameters that no block reads."""
+        damping = jnp.asarray(damping, metric.layout.dtype)
+        value = metric.blockwise(
+            v, [sandwich(a, g) for a, g in prepared], lambda x: x / damping
+        )
+        return Solution(value, jnp.zeros((), bool))
+
+
+def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
+    """V -> A V G, for A a matrix or the diagonal of one."""
+
+    def apply(v):
+        v = jnp.matmul(v, g, precision=HIGHEST)
+        if a.ndim < g.ndim:
+            return a[..., :, None] * v
+        return jnp.matmul(a, v, precision=HIGHEST)
+
+    return apply
+
+
+def _diagonal_of(a: Array, g: Array) -> Array:
+    return a if a.ndim < g.ndim else jnp.diagonal(a, axis1=-2, axis2=-1)
+
+
+def _eigen_solve(piece: Decomposed, damping: Array) -> tuple[Callable, Array]:
+    """V -> (A ⊗ G + λI)⁻¹ V with an implicit derivative, and whether it is singular."""
+    (left_values, left), (right_values, right) = piece.left, piece.right
+    products = left_values[..., :, None] * right_values[..., None, :]
+    inverse, singular = damped_reciprocal(products, jax.lax.stop_gradient(damping))
+    forward = sandwich(piece.inputs, piece.outputs)
+    back = None if left is None else left.mT
+
+    def solve(v):
+        return jax.lax.custom_linear_solve(
+            lambda v: forward(v) + damping * v,
+            v,
+            lambda _, b: rotate(inverse * rotate(b, left, right), back, right.mT),
+            symmetric=True,
+        )
+
+    return solve, singular
+
+
+def _damped(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
+    """(A + π√λ I, G + √λ/π I); A may be a diagonal."""
+    left = jnp.mean(_diagonal_of(a, g), -1)
+    right = jnp.mean(jnp.diagonal(g, axis1=-2, axis2=-1), -1)
+    regular = (left > 0) & (right > 0)
+    ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
+    pi = jnp.sqrt(ratio)[..., None]
+    eye = lambda m: jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
+    add = lambda m, d: m + d[..., None] * eye(m)
+    outputs = add(g, root / pi)
+    return (a + pi * root if a.ndim < g.ndim else add(a, pi * root)), outputs
+
+
+def _spd_inverse(matrices: Array) -> Array:
+    """Of positive definite matrices [n, d, d], by Cholesky."""
+    lower = jnp.linalg.cholesky(matrices)
+    eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+    half = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    return jnp.matmul(half.mT, half, precision=HIGHEST)

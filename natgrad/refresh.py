@@ -1,0 +1,172 @@
+"""Refreshing less often than every step: statistics, and inverses kept in the state.
+
+With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
+A kept inverse is applied first, as old as it is, and renewed after the step, so that no
+factorisation stands between a gradient and its step; its pieces (layers) take turns
+over the k2 steps, so that the step time stays flat. The first step makes all of them.
+
+Every choice is a conditional, and stays one under `vmap`: there a refresh is due when
+it is due for any member of the batch, and all members refresh together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.curvature.base import Curvature
+from natgrad.metric import Metric
+from natgrad.solvers import KeptInverse, Solution, Solver, any_member, turns
+from natgrad.typing import Array, Params, Statistics
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+    """How often, in steps.
+
+    Attributes:
+        statistics: between two estimates of the statistics.
+        inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
+            needs a solver that is a `natgrad.solvers.KeptInverse`.
+        staggered: whether the pieces take turns, or are refreshed in one step.
+    """
+
+    statistics: int = 1
+    inverses: int = 1
+    staggered: bool = True
+
+    def __post_init__(self):
+        for name in ("statistics", "inverses"):
+            period = getattr(self, name)
+            if not isinstance(period, int) or period < 1:
+                raise ValueError(
+                    f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
+                    f"{period!r}."
+                )
+
+
+EVERY_STEP = Refresh()
+
+
+class Kept(NamedTuple):
+    """An inverse between refreshes.
+
+    Attributes:
+        age: usable steps since it was first made; −1 before.
+        pieces: the factorisations.
+    """
+
+    age: Array
+    pieces: tuple[Any, ...]
+
+
+class Solved(NamedTuple):
+    """A solve with what is kept for the next.
+
+    Attributes:
+        solution: what was found; 0 if not usable.
+        usable: is it finite, from finite arguments?
+        kept: for the next step.
+        measured: shall the residual be measured in this step?
+    """
+
+    solution: Solution
+    usable: Array
+    kept: Any
+    measured: Array
+
+
+def check(refresh: Refresh, solver: Solver | None) -> None:
+    """Raise a ValueError where the solver cannot keep what is asked to be kept."""
+    if refresh.inverses > 1 and not isinstance(solver, KeptInverse):
+        raise ValueError(
+            f"Refresh(inverses={refresh.inverses}) needs a solver that keeps its "
+            "inverse, such as solver=natgrad.kronecker.Eigenbasis() for KFAC, got "
+            f"{solver!r}."
+        )
+
+
+def nothing_kept(
+    refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
+) -> Any:
+    """The structure of what is kept, in zeros; () where nothing is."""
+    if refresh.inverses == 1:
+        return ()
+
+    def prepared(params):
+        metric = curvature.metric(curvature.init(params), params)
+        one = jnp.ones((), metric.layout.dtype)
+        return tuple(solver.prepare(metric, one, range(solver.pieces(metric))))
+
+    shapes = jax.eval_shape(prepared, params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Kept(jnp.full((), -1, jnp.int32), zeros)
+
+
+def observed(
+    refresh: Refresh, curvature: Curvature, state: Any, *batch: Any
+) -> tuple[Statistics, Array]:
+    """(an estimate from the batch, is it due?); the old average where it is not."""
+    estimate = lambda: curvature.following(state.statistics).estimate(*batch)
+    if refresh.statistics == 1:
+        return estimate(), jnp.array(True)
+    due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
+    due = any_member(due)
+    return jax.lax.cond(due, estimate, lambda: state.statistics), due
+
+
+def solve(
+    refresh: Refresh,
+    solver: Solver | None,
+    metric: Metric,
+    kept: Any,
+    gradient: Params,
+    damping: Array,
+    usable: Array,
+) -> Solved:
+    """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one."""
+    if refresh.inverses == 1:
+        if solver is None:
+            solution = metric.solution(gradient, damping)
+        else:
+            value = solver(metric, gradient, damping)
+            solution = Solution(value, jnp.zeros((), bool))
+        return Solved(*_finite(solution, usable), kept, jnp.array(True))
+
+    everything = range(len(kept.pieces))
+    pieces = _renewed(
+        solver, metric, damping, kept.pieces, everything, usable & (kept.age < 0)
+    )
+    solution = solver.apply(metric, pieces, gradient, damping)
+    solution, usable = _finite(solution, usable)
+    age = kept.age + usable.astype(kept.age.dtype)
+    period = refresh.inverses
+    for turn, group in turns(len(pieces), period, refresh.staggered):
+        due = usable & (age > 0) & (age % period == turn)
+        pieces = _renewed(solver, metric, damping, pieces, group, due, guard=True)
+    measured = usable & (age % period == 0)
+    return Solved(solution, usable, Kept(age, pieces), measured)
+
+
+def _renewed(solver, metric, damping, pieces, group, due, guard=False):
+    """The pieces, those of the group renewed if due (and finite, if guarded)."""
+    old = tuple(pieces[i] for i in group)
+
+    def renew():
+        new = tuple(solver.prepare(metric, damping, group))
+        return tree.where(tree.all_finite(new), new, old) if guard else new
+
+    new = iter(jax.lax.cond(any_member(due), renew, lambda: old))
+    return tuple(next(new) if i in group else p for i, p in enumerate(pieces))
+
+
+def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
+    usable = usable & tree.all_finite(solution.value)
+    nothing = jax.tree.map(jnp.zeros_like, solution.value)
+    value = tree.where(usable, solution.value, nothing)
+    return solution._replace(value=value), usable
