@@ -139,14 +139,20 @@ def eigenbases(factors: Sequence[Array]) -> list[tuple[Array, Array | None]]:
 
 
 def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
-    """function of each matrix [..., d, d], by one call on [n, d, d] for each d."""
+    """function of each matrix [..., d, d], equal sizes stacked to [n, d, d].
+
+    The stack is walked one matrix at a time: batched LAPACK calls share XLA's thread
+    pool with the rest of the program, and on CPUs with few threads they can wait for
+    each other for ever.
+    """
+    one = lambda matrix: jax.tree.map(lambda a: a[0], function(matrix[None]))
     buckets = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
         buckets[matrix.shape[-1], matrix.dtype].append(i)
     results: list = [None] * len(matrices)
     for (size, _), members in buckets.items():
         flat = [matrices[i].reshape(-1, size, size) for i in members]
-        whole, start = function(jnp.concatenate(flat)), 0
+        whole, start = jax.lax.map(one, jnp.concatenate(flat)), 0
         for i, piece in zip(members, flat, strict=True):
             lead, part = matrices[i].shape[:-2], slice(start, start + len(piece))
             cut = lambda a, lead=lead, part=part: a[part].reshape(lead + a.shape[1:])

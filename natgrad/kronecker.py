@@ -15,7 +15,7 @@ cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.
 
 as explicit inverses, by Cholesky. It inverts (A + π√λ I) ⊗ (G + √λ/π I), which is
 F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ. Factors of the same size
-are factorised together, by one batched call.
+are stacked and factorised together.
 """
 
 from __future__ import annotations

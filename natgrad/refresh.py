@@ -2,7 +2,7 @@
 
 With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
 A kept inverse is applied first, as old as it is, and renewed after the step, so that no
-factorisation stands between a gradient and its step; its pieces (layers) take turns
+factorisation stands between a gradient and its step; its pieces (layers) can take turns
 over the k2 steps, so that the step time stays flat. The first step makes all of them.
 
 Every choice is a conditional, and stays one under `vmap`: there a refresh is due when
@@ -38,7 +38,7 @@ class Refresh:
 
     statistics: int = 1
     inverses: int = 1
-    staggered: bool = True
+    staggered: bool = False
 
     def __post_init__(self):
         for name in ("statistics", "inverses"):

@@ -7,9 +7,10 @@ are those of the solution, x' = (F + λI)⁻¹(v' − (F + λI)' x), not of the 
 (differentiating `eigh` at repeated eigenvalues gives finite garbage).
 
 `direct_solution` factorises by Cholesky and refines twice. Where the factorisation
-breaks down, or leaves a residual above √ε, it falls back to the eigendecomposition
-with eigenvalues of F clipped at 0, inverting only those of F + λI that exceed
-P ε λ_max; for λ = 0 this is the pseudo-inverse. The fallback is reported.
+breaks down, meets a pivot below P ε max_i F_ii, or leaves a backward error above √ε, it
+falls back to the eigendecomposition with eigenvalues of F clipped at 0, inverting only
+those of F + λI that exceed P ε λ_max; for λ = 0 this is the pseudo-inverse. The
+fallback is reported.
 
 Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
 """
@@ -101,7 +102,7 @@ def _any_member_vmap(axis_size, in_batched, predicate):
 
 
 def turns(
-    pieces: int, period: int, staggered: bool = True
+    pieces: int, period: int, staggered: bool = False
 ) -> list[tuple[int, Sequence[int]]]:
     """(step within the period, pieces that are refreshed then), spread evenly."""
     groups = min(period, pieces) if staggered else 1
@@ -126,7 +127,9 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
         symmetrize_input=False,
     )
     epsilon = jnp.finfo(matrix.dtype).eps
-    regular = jnp.min(jnp.diagonal(lower)) ** 2 > epsilon * jnp.max(diagonal)
+    largest = jnp.max(diagonal)
+    smallest = jnp.min(jnp.diagonal(lower)) ** 2
+    regular = smallest > fixed.shape[0] * epsilon * largest
 
     def solve(_, b):
         x = jax.scipy.linalg.cho_solve((lower, True), b)
@@ -137,7 +140,8 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
             improved = jnp.sum(rest**2) < jnp.sum(residual**2)
             x = jnp.where(improved, better, x)
             residual = jnp.where(improved, rest, residual)
-        small = jnp.sum(residual**2) <= epsilon * jnp.sum(b**2)
+        scale = largest**2 * jnp.sum(x**2) + jnp.sum(b**2)
+        small = jnp.sum(residual**2) <= epsilon * scale
         failed = ~(regular & small)
         spectral = jax.lax.cond(
             any_member(failed),

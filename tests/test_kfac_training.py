@@ -164,7 +164,14 @@ def test_a_kept_inverse_is_applied_before_it_is_renewed(solver):
 
 def test_layers_take_turns():
     """Two layers, period 4: one is renewed after steps 4 and 8, one after 2 and 6."""
-    seen = states(transformation("tikhonov", period=4), 9)
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL),
+        damping=0.1,
+        decay=0.5,
+        solver=FactoredTikhonov(),
+        refresh=ng.Refresh(inverses=4, staggered=True),
+    )
+    seen = states(tx, 9)
     renewed = [
         [
             bool(jnp.any(new != old))

@@ -8,9 +8,9 @@ the choice s = a gᵀ. Weight sharing is exact in s whatever the setting; the se
 decides the basis.
 
 Over a run the scales are measured at every estimate and the basis is refreshed rarely,
-from the averaged factors of the estimates before, the layers in turns. The average of
-the scales is then carried over as the diagonal, in the new basis, of the matrix that
-it stands for: with Q = U_oldᵀ U_new, entry by entry squared,
+from the averaged factors of the estimates before. The average of the scales is then
+carried over as the diagonal, in the new basis, of the matrix that it stands for: with
+Q = U_oldᵀ U_new, entry by entry squared,
 
     s ← (Q_A ∘ Q_A)ᵀ s (Q_G ∘ Q_G)        (the trace is kept)
 
