@@ -473,11 +473,20 @@ def test_it_is_an_extra_args_transformation():
         assert isinstance(tx, optax.GradientTransformationExtraArgs)
 
 
-@EVERY_SLOWLY
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in ng.CURVATURES
+        if name != "ekfac"  # the eigenbasis of a part is not part of the eigenbasis
+    ],
+)
 def test_masked_solves_with_the_principal_submatrix(name, tolerance):
-    inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
-    tx = optax.masked(inner, {"w": True, "b": False})
     params, grads = start(), gradient_of(start())
+    inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
+    of_part = ng.CURVATURES[name](MODEL.fixing(params))
+    masked = ng.scale_by_curvature(of_part, damping=LAMBDA)
+    tx = optax.masked(masked, {"w": True, "b": False})
 
     @jit
     def both(state, whole_state):
@@ -491,6 +500,13 @@ def test_masked_solves_with_the_principal_submatrix(name, tolerance):
     np.testing.assert_allclose(updates["w"].ravel(), expected, tolerance("solve"))
     np.testing.assert_array_equal(updates["b"], grads["b"])
     assert describe(state) == describe(tx.init(params))
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_a_masked_layer_curvature_says_that_it_needs_the_whole_tree_at_init(name):
+    inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
+    with pytest.raises(ValueError, match=r"build it from model.fixing\(params\)"):
+        optax.masked(inner, {"w": True, "b": False}).init(start())
 
 
 def test_multi_transform_leaves_the_other_part_to_sgd(tolerance):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import layers
+from natgrad import layers, tree
 from natgrad.curvature.base import Curvature
 from natgrad.layers import Captured
 from natgrad.tree import working_dtype
@@ -96,6 +96,8 @@ class LayerCurvature(Curvature):
                 "give the model example inputs, Model(apply, family, "
                 "example_inputs=x[:1])."
             )
+        if tree.has_placeholders(params):
+            self._check_part(params, inputs)
         return layers.capture(
             self.model.apply,
             params,
@@ -103,6 +105,18 @@ class LayerCurvature(Curvature):
             in_axes=self.model.in_axes,
             declared=self.declared,
         )
+
+    def _check_part(self, params: Params, inputs: Inputs) -> None:
+        """Raise unless the model takes a part of its parameters (optax.masked)."""
+        try:
+            jax.eval_shape(self.model.outputs, params, inputs)
+        except Exception as error:
+            raise ValueError(
+                f"{type(self).__name__} traces the model at init, where optax.masked "
+                "and optax.multi_transform show it a part of the parameters only: "
+                "build it from model.fixing(params), with the whole tree, and pass "
+                "model_params=params to update."
+            ) from error
 
     def example_weights(self, params: Params, inputs: Inputs) -> Array | None:
         """ω_n = max_t w_nt, [N]; None for a model without weights."""
