@@ -66,6 +66,16 @@ def test_a_regular_system_is_solved_without_falling_back():
     assert relative_error(given, np.linalg.solve(matrix, v)) < 1e-12
 
 
+def test_a_damped_singular_system_is_no_reason_to_fall_back():
+    """v has parts outside the range of F, so x is large and |r|/|v| is not tiny."""
+    matrix, v = spectrum(np.r_[np.zeros(100), np.linspace(0.5, 2, 100)], "float32")
+    damping = np.float32(1e-4)
+    given, fallback = solvers.direct_solution(matrix, v, damping)
+    damped = np.asarray(matrix, "float64") + np.float64(damping) * np.eye(200)
+    assert not fallback
+    assert relative_error(given, np.linalg.solve(damped, v)) < 1e-2  # condition 2e4
+
+
 def test_a_singular_system_without_damping_gives_the_least_norm_solution():
     matrix, v = spectrum([0, 0, 0, 0.2, 0.5, 1, 2])
     given, fallback = jax.jit(solvers.direct_solution)(matrix, v, 0.0)
