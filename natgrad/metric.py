@@ -98,8 +98,8 @@ class DenseMetric(Metric):
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
         """By refined Cholesky, falling back on eigendecomposition; O(P³)."""
         vector = self.layout.ravel(v)
-        value, fallback = solvers.direct_solution(self.matrix, vector, damping)
-        return Solution(self.layout.unravel(value), fallback)
+        found = solvers.direct_solution(self.matrix, vector, damping)
+        return found._replace(value=self.layout.unravel(found.value))
 
     def dense(self) -> Array:
         """The matrix itself."""
@@ -134,14 +134,12 @@ class BlockDiagonalMetric(Metric):
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
         """Each block by refined Cholesky; a fallback if any block needed it."""
-        values, fallbacks = zip(
-            *(
-                solvers.direct_solution(block, vector, damping)
-                for block, vector in zip(self.blocks, self._vectors(v), strict=True)
-            ),
-            strict=True,
-        )
-        return Solution(self._params(values), jnp.any(jnp.stack(fallbacks)))
+        found = [
+            solvers.direct_solution(block, vector, damping)
+            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
+        ]
+        fallback = jnp.any(jnp.stack([solution.fallback for solution in found]))
+        return Solution(self._params([solution.value for solution in found]), fallback)
 
     def dense(self) -> Array:
         """[P, P], zero outside the blocks."""
@@ -197,8 +195,8 @@ class DiagonalMetric(Metric):
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
         """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there."""
         vector = self.layout.ravel(v)
-        value, fallback = solvers.diagonal_solution(self.entries, vector, damping)
-        return Solution(self.layout.unravel(value), fallback)
+        found = solvers.diagonal_solution(self.entries, vector, damping)
+        return found._replace(value=self.layout.unravel(found.value))
 
     def dense(self) -> Array:
         """[P, P]."""

@@ -156,6 +156,31 @@ class Model:
             targets: labels [N, ...], handed to visit.
             key: a key, folded with the example's index and handed to visit.
         """
+        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
+        total = tree.sum_over_chunks(
+            lambda chunk: collect(jax.vmap(one)(*chunk)), examples, chunk
+        )
+        return total, batch.normaliser(examples[-1].weights)
+
+    def stack(
+        self,
+        params: Params,
+        inputs: Inputs,
+        visit: Callable[[Array, Callable, batch.Example], Any],
+        *,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[Any, Array]:
+        """What visit gave for every example, [N, ...], and Σ_n max_t w_nt.
+
+        The arguments are those of `fold`; one chunk is worked on at a time.
+        """
+        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
+        each = jax.lax.map(lambda e: one(*e), examples, batch_size=chunk)
+        return each, batch.normaliser(examples[-1].weights)
+
+    def _visits(self, params, inputs, visit, targets, key) -> tuple:
+        """visit as a function of one example's arrays, these arrays, a chunk's size."""
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
         target = None
@@ -181,10 +206,7 @@ class Model:
         first = jax.tree.map(lambda leaf: leaf[0], examples)
         width = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, *first)))
         chunk = self.chunk_size or max(1, _CHUNK_ELEMENTS // max(width, 1))
-        total = tree.sum_over_chunks(
-            lambda chunk: collect(jax.vmap(one)(*chunk)), examples, min(chunk, count)
-        )
-        return total, batch.normaliser(weights)
+        return one, examples, min(chunk, count)
 
     def whole(
         self,

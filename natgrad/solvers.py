@@ -37,10 +37,14 @@ class Solution(NamedTuple):
     Attributes:
         value: x.
         fallback: boolean scalar: did the first choice of algorithm fail?
+        product: F x, where the solver knows it; None where it does not.
+        iterations: how many were made; 0 by a direct solver.
     """
 
     value: Array | Params
     fallback: Array
+    product: Array | Params | None = None
+    iterations: Array | int = 0
 
 
 class DampedOperator(Protocol):

@@ -29,6 +29,7 @@ class Health(NamedTuple):
     Attributes:
         damping: λ.
         fallback: did the solver's first choice of algorithm fail?
+        iterations: of an iterative solver; 0 for a direct one.
         residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, and no
             trust region, this and the next are those of the last measured step.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
@@ -39,6 +40,7 @@ class Health(NamedTuple):
 
     damping: Array
     fallback: Array
+    iterations: Array
     residual: Array
     predicted_decrease: Array
     skipped: Array
@@ -90,6 +92,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
     return Health(
         damping=zero(dtype),
         fallback=zero(bool),
+        iterations=zero(jnp.int32),
         residual=zero(dtype),
         predicted_decrease=zero(dtype),
         skipped=zero(bool),
@@ -110,11 +113,11 @@ def examined(
     With inverses kept over several steps, the product F d that residual and predicted
     decrease need is formed once a period, unless the trust region needs it.
     """
-    direction, fallback = solved.solution
+    direction, fallback, known, iterations = solved.solution
     usable, old = solved.usable, state.health
 
     def measure():
-        product = metric.mv(direction)
+        product = metric.mv(direction) if known is None else known
         slope = tree.inner(gradient, direction)
         square = tree.inner(direction, product)
         shrink = jnp.ones_like(square)
@@ -138,6 +141,7 @@ def examined(
     health = Health(
         damping=strength,
         fallback=fallback & usable,
+        iterations=jnp.asarray(iterations, old.iterations.dtype),
         residual=residual,
         predicted_decrease=decrease,
         skipped=~usable,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, Key, Params
 
 
 def working_dtype(*trees: Any) -> jnp.dtype:
@@ -213,3 +213,9 @@ def sum_over_chunks(
         rest = jax.tree.map(lambda leaf: leaf[whole * chunk_size :], examples)
         total = jax.tree.map(jnp.add, total, step(rest))
     return total
+
+
+def raw_key(key: Key) -> Array:
+    """The key's data, an array of integers, whether the key is typed or raw."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if typed else key

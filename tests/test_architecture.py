@@ -35,6 +35,7 @@ LAYERS = (
     {"batch", "model"},
     {"layers"},
     {"solvers", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"jacobian", "sample_space"},
     {"curvature"},
     {"state", "refresh", "transform"},
     {"optimizers"},
@@ -48,6 +49,7 @@ STOP_GRADIENT = {
     "natgrad.solvers": "factorises a constant inside lax.custom_linear_solve, which "
     "gives the derivative of the solution",
     "natgrad.kronecker": "the same, by eigenbases of constant factors",
+    "natgrad.sample_space": "the same, by Gram matrices of constant rows",
     "natgrad.families.base": "weights p(y | z)/p(y | stop(z)) of sampled labels: value "
     "1, derivative that of the expectation",
     "natgrad.curvature.labels": "the same weights, and labels are data",

@@ -33,7 +33,7 @@ def spectrum(eigenvalues, dtype="float64", seed=0):
 @pytest.mark.parametrize("damping", [1e-1, 1e-3])
 def test_float32_solves_are_as_good_as_the_condition_number_allows(decay, damping):
     matrix, v = spectrum(np.logspace(0, -decay, 60), "float32")
-    given, fallback = solvers.direct_solution(matrix, v, damping)
+    given, fallback, *_ = solvers.direct_solution(matrix, v, damping)
     exact = np.linalg.solve(
         np.asarray(matrix, "float64") + np.float64(np.float32(damping)) * np.eye(60), v
     )
@@ -50,7 +50,7 @@ def test_refinement_leaves_a_residual_at_the_rounding_level_of_float32():
     backward_error = lambda x: (
         np.linalg.norm(v - damped @ x) / (np.linalg.norm(damped, 2) * np.linalg.norm(x))
     )
-    given, _ = solvers.direct_solution(matrix, v, damping)
+    given, *_ = solvers.direct_solution(matrix, v, damping)
     factor = jax.scipy.linalg.cho_factor(
         matrix + damping * jnp.eye(100, dtype="float32")
     )
@@ -61,7 +61,7 @@ def test_refinement_leaves_a_residual_at_the_rounding_level_of_float32():
 
 def test_a_regular_system_is_solved_without_falling_back():
     matrix, v = spectrum(np.linspace(0.1, 1, 20))
-    given, fallback = solvers.direct_solution(matrix, v, 0.0)
+    given, fallback, *_ = solvers.direct_solution(matrix, v, 0.0)
     assert not fallback
     assert relative_error(given, np.linalg.solve(matrix, v)) < 1e-12
 
@@ -70,7 +70,7 @@ def test_a_damped_singular_system_is_no_reason_to_fall_back():
     """v has parts outside the range of F, so x is large and |r|/|v| is not tiny."""
     matrix, v = spectrum(np.r_[np.zeros(100), np.linspace(0.5, 2, 100)], "float32")
     damping = np.float32(1e-4)
-    given, fallback = solvers.direct_solution(matrix, v, damping)
+    given, fallback, *_ = solvers.direct_solution(matrix, v, damping)
     damped = np.asarray(matrix, "float64") + np.float64(damping) * np.eye(200)
     assert not fallback
     assert relative_error(given, np.linalg.solve(damped, v)) < 1e-2  # condition 2e4
@@ -78,22 +78,22 @@ def test_a_damped_singular_system_is_no_reason_to_fall_back():
 
 def test_a_singular_system_without_damping_gives_the_least_norm_solution():
     matrix, v = spectrum([0, 0, 0, 0.2, 0.5, 1, 2])
-    given, fallback = jax.jit(solvers.direct_solution)(matrix, v, 0.0)
+    given, fallback, *_ = jax.jit(solvers.direct_solution)(matrix, v, 0.0)
     assert fallback
     assert relative_error(given, np.linalg.pinv(matrix, rcond=1e-10) @ v) < 1e-10
-    pseudo, _ = solvers.spectral_solution(matrix, v, 0.0)
+    pseudo, *_ = solvers.spectral_solution(matrix, v, 0.0)
     assert relative_error(pseudo, given) < 1e-12
 
 
 def test_a_zero_matrix_without_damping_gives_zero():
-    given, fallback = solvers.direct_solution(jnp.zeros((3, 3)), jnp.ones(3), 0.0)
+    given, fallback, *_ = solvers.direct_solution(jnp.zeros((3, 3)), jnp.ones(3), 0.0)
     assert fallback
     assert (given == 0).all()
 
 
 def test_an_indefinite_matrix_is_clipped_and_reported():
     matrix, v = spectrum([-0.1, 0.5, 1.0])
-    given, fallback = solvers.direct_solution(matrix, v, 0.01)
+    given, fallback, *_ = solvers.direct_solution(matrix, v, 0.01)
     assert fallback
     values, vectors = np.linalg.eigh(matrix)
     expected = vectors @ ((vectors.T @ v) / (np.maximum(values, 0) + 0.01))
@@ -102,14 +102,14 @@ def test_an_indefinite_matrix_is_clipped_and_reported():
 
 def test_not_a_number_stays_not_a_number():
     matrix, v = spectrum([0.5, 1.0, 2.0])
-    given, _ = solvers.direct_solution(matrix.at[0, 0].set(jnp.nan), v, 0.1)
+    given, *_ = solvers.direct_solution(matrix.at[0, 0].set(jnp.nan), v, 0.1)
     assert not jnp.isfinite(given).any()
 
 
 def test_a_batch_falls_back_only_for_its_singular_members():
     regular, v = spectrum([0.5, 1.0, 2.0])
     singular, _ = spectrum([0.0, 1.0, 2.0])
-    given, fallback = jax.jit(jax.vmap(solvers.direct_solution, (0, None, None)))(
+    given, fallback, *_ = jax.jit(jax.vmap(solvers.direct_solution, (0, None, None)))(
         jnp.stack([regular, singular]), v, 0.0
     )
     assert fallback.tolist() == [False, True]
@@ -180,12 +180,12 @@ def test_conjugate_gradients_stop_at_the_given_number_of_iterations():
 
 
 def test_a_diagonal_solve_is_zero_where_the_diagonal_is():
-    given, fallback = solvers.diagonal_solution(
+    given, fallback, *_ = solvers.diagonal_solution(
         jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0]), 0.0
     )
     assert given.tolist() == [0.5, 0.0]
     assert fallback
-    _, fallback = solvers.diagonal_solution(
+    _, fallback, *_ = solvers.diagonal_solution(
         jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0]), 0.0
     )
     assert not fallback

@@ -14,7 +14,15 @@ from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.ekfac import EKFAC
 from natgrad.curvature.kfac import KFAC
 from natgrad.curvature.kl_hessian import KLHessian
-from natgrad.curvature.labels import Empirical, Exact, Labels, Sampled, ScoreColumns
+from natgrad.curvature.gram import Gram
+from natgrad.curvature.labels import (
+    Centred,
+    Empirical,
+    Exact,
+    Labels,
+    Sampled,
+    ScoreColumns,
+)
 from natgrad.curvature.layer_diagonal import LayerDiagonal
 from natgrad.curvature.matrix_free import MatrixFree
 from natgrad.model import Model
@@ -27,6 +35,7 @@ CURVATURES: dict[str, Callable[[Model], Curvature]] = {
     "layer_diagonal": LayerDiagonal,
     "kfac": KFAC,
     "ekfac": EKFAC,
+    "gram": Gram,
     "matrix_free": MatrixFree,
     "sampled": lambda model: Dense(model, Sampled(1)),
     "empirical": lambda model: Dense(model, Empirical()),
@@ -49,11 +58,13 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "BlockDiagonal",
+    "Centred",
     "Curvature",
     "Dense",
     "Diagonal",
     "Empirical",
     "Exact",
+    "Gram",
     "KLHessian",
     "Labels",
     "LayerDiagonal",

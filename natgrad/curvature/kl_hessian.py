@@ -50,12 +50,7 @@ class KLHessian(Curvature):
 
         def divergence(vector):
             z2 = outputs(layout.unravel(vector))
-            per_example = jax.vmap(
-                lambda z, example, z2: self.labels.divergence(
-                    self.model, z, example, z2
-                )
-            )
-            return jnp.sum(per_example(z, examples, z2)) / total
+            return self.labels.mean_divergence(self.model, z, examples, total, z2)
 
         return jax.hessian(divergence)(layout.ravel(params)).astype(layout.dtype)
 

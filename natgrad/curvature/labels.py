@@ -6,6 +6,7 @@ example, such that
     Exact       Σ_k w_k s_k s_kᵀ = E_y[s sᵀ] = F_z      y ~ p(· | z), all of it
     Sampled     E[Σ_k w_k s_k s_kᵀ] = F_z               y_k ~ p(· | z), k = 1 … n
     Empirical   Σ_k w_k s_k s_kᵀ = s(y_n) s(y_n)ᵀ       the data's own label
+    Centred     w s = ω_n, less the mean over n          the example itself
 
 `Empirical` is not the Fisher: it agrees with it only at the true parameters of a well
 specified model with population data (Kunstner, Hennig & Balles 2019, section 3).
@@ -32,7 +33,8 @@ import jax.numpy as jnp
 from natgrad.batch import Example
 from natgrad.families.base import Family
 from natgrad.model import Model
-from natgrad.typing import Array, Key
+from natgrad.tree import working_dtype
+from natgrad.typing import Array, Inputs, Key, Params
 
 
 class ScoreColumns(NamedTuple):
@@ -75,6 +77,25 @@ class Labels(abc.ABC):
         """
         scores, weights = self.columns(model, z, example)
         return 0.5 * jnp.sum(weights * jnp.tensordot(scores, z2 - z, axes=z.ndim) ** 2)
+
+    def products(
+        self, model: Model, z: Array, examples: Example, total: Array, v: Array
+    ) -> Array:
+        """`product` of every example of a batch: z, v [N, ...]."""
+        del total
+        return jax.vmap(lambda z, e, v: self.product(model, z, e, v))(z, examples, v)
+
+    def mean_divergence(
+        self, model: Model, z: Array, examples: Example, total: Array, z2: Array
+    ) -> Array:
+        """The sum of `divergence` over a batch, divided by Σ_n ω_n = `total`."""
+        of = jax.vmap(lambda z, e, z2: self.divergence(model, z, e, z2))
+        return jnp.sum(of(z, examples, z2)) / total
+
+    @property
+    def centred(self) -> bool:
+        """Are the columns taken less their mean over the batch?"""
+        return False
 
     @property
     def needs_targets(self) -> bool:
@@ -190,6 +211,84 @@ class Empirical(Labels):
     def needs_targets(self) -> bool:
         """Yes."""
         return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Centred(Labels):
+    """An unnormalised log-density at its own draws, whose scores are centred.
+
+    z_n = log p̃(x_n) with log p(x) = z − log Z, Z unknown, and examples x_n drawn from
+    p: the score of x_n is J_n − E[J], so that
+
+        F = (1/N) Σ_n (J_n − J̄)(J_n − J̄)ᵀ,      J̄ = (1/N) Σ_n J_n.
+
+    With weights ω_n ∝ p(x_n) over all x it is exact. Four times this is the quantum
+    geometric tensor's real part for log ψ = z/2 (stochastic reconfiguration). For
+    models of one scalar an example; see `natgrad.families.Unnormalized`.
+
+    Source: Sorella (1998), Green function Monte Carlo with stochastic reconfiguration.
+    """
+
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """∂z/∂z = 1, before the mean is taken off."""
+        del model
+        if z.ndim:
+            raise ValueError(
+                "Centred() labels are for models of one number an example, the "
+                "unnormalised log-density z [N]; got z of shape "
+                f"[N, {', '.join(map(str, z.shape))}]."
+            )
+        return ScoreColumns(jnp.ones((1,), z.dtype), example.weights[None])
+
+    def products(
+        self, model: Model, z: Array, examples: Example, total: Array, v: Array
+    ) -> Array:
+        """ω_n (v_n − v̄), [N]."""
+        each = super().products(model, z, examples, total, v)
+        return each - examples.weights * jnp.sum(each) / total
+
+    def mean_divergence(
+        self, model: Model, z: Array, examples: Example, total: Array, z2: Array
+    ) -> Array:
+        """Half the variance of z2 − z."""
+        whole = super().mean_divergence(model, z, examples, total, z2)
+        mean = jnp.sum(examples.weights * (z2 - z)) / total
+        return whole - 0.5 * mean**2
+
+    @property
+    def centred(self) -> bool:
+        """Yes."""
+        return True
+
+
+def whole_columns(
+    model: Model,
+    labels: Labels,
+    z: Array,
+    params: Params,
+    inputs: Inputs,
+    targets: Array | None,
+    key: Key | None,
+) -> tuple[Array, Array]:
+    """The columns √w_nk s_nk of a whole batch, [K, N, ...], and Σ_n ω_n.
+
+    Args:
+        model: the model.
+        labels: over which labels.
+        z: the model's outputs, [N, ...].
+        params: θ.
+        inputs: the batch.
+        targets: its labels, where `labels` needs them.
+        key: a random key, where `labels` needs one.
+    """
+    used = targets if labels.needs_targets else None
+    _, examples, total = model.whole(params, inputs, used, key)
+    wide = z.astype(working_dtype(z))
+    scores, weights = jax.vmap(lambda z, e: labels.columns(model, z, e))(wide, examples)
+    # √w has no derivative at 0, which is where masked examples are.
+    root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+    columns = _trailing(root, scores) * scores
+    return jnp.moveaxis(columns, 1, 0), total
 
 
 def _factor_columns(family: Family, z: Array) -> ScoreColumns:

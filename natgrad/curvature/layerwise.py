@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from natgrad import layers, tree
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.labels import whole_columns
 from natgrad.layers import Captured
-from natgrad.tree import working_dtype
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 # (name -> what to ask of every block, the answers [block][name] and Σ_n ω_n -> what is
@@ -55,8 +55,7 @@ class LayerCurvature(Curvature):
         key: Key | None = None,
     ) -> Statistics:
         """Of one batch; see `Curvature.estimate`."""
-        self.labels.check(targets, key)
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        self._check(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         return keep(*self.sums(wanted, params, inputs, targets, key))
 
@@ -64,26 +63,39 @@ class LayerCurvature(Curvature):
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and pulls of one vjp."""
-        self.labels.check(targets, key)
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        self._check(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
         head = dataclasses.replace(self.model, apply=lambda z, _: z)
         loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
         gradient, sums = pullback(cotangent)
-        columns, total = self._columns(z, params, inputs, targets, key)
+        columns, total = whole_columns(
+            self.model, self.labels, z, params, inputs, targets, key
+        )
         if self.labels.needs_targets and self.model.weights is None:
             # The one column is −N times this cotangent: squares are N² too small.
             return loss, gradient, keep(self._ordered(sums, params, inputs), 1 / total)
         sums = _over_columns(pullback, z, columns)
         return loss, gradient, keep(self._ordered(sums, params, inputs), total)
 
+    def _check(self, params: Params, inputs: Inputs, targets, key) -> None:
+        if self.labels.centred:
+            raise ValueError(
+                f"{type(self).__name__} reads one example at a time, and {self.labels} "
+                "scores are taken less their mean over the batch. Use Gram, Dense, "
+                "Diagonal or MatrixFree with them."
+            )
+        self.labels.check(targets, key)
+        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+
     def sums(
         self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
     ) -> tuple[Mapping, Array]:
         """The answers, summed over examples and score columns, and Σ_n ω_n."""
         z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
-        columns, total = self._columns(z, params, inputs, targets, key)
+        columns, total = whole_columns(
+            self.model, self.labels, z, params, inputs, targets, key
+        )
         sums = _over_columns(pullback, z, columns)
         return self._ordered(sums, params, inputs), total
 
@@ -130,19 +142,6 @@ class LayerCurvature(Curvature):
         """The answers in the order of the blocks: transformations sort dictionaries."""
         names = [block.name for block in self.captured(params, inputs).blocks]
         return {name: sums[name] for name in names}
-
-    def _columns(self, z, params, inputs, targets, key) -> tuple[Array, Array]:
-        """√w_nk s_nk as [K, N, ...], and Σ_n ω_n."""
-        used = targets if self.labels.needs_targets else None
-        _, examples, total = self.model.whole(params, inputs, used, key)
-        wide = z.astype(working_dtype(z))
-        scores, weights = jax.vmap(lambda z, e: self.labels.columns(self.model, z, e))(
-            wide, examples
-        )
-        # √w has no derivative at 0, which is where masked examples are.
-        root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
-        columns = root.reshape(root.shape + (1,) * (scores.ndim - 2)) * scores
-        return jnp.moveaxis(columns, 1, 0), total
 
 
 def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:

@@ -30,7 +30,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.metric import Metric, metric_pytree
 from natgrad.solvers import Solution
-from natgrad.tree import Layout
+from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 # Columns of the dense matrix that are computed together.
@@ -102,7 +102,7 @@ class MatrixFree(Curvature):
             key=key,
         )
         diagonal = jax.lax.stop_gradient(total / count.astype(layout.dtype))
-        return MatrixFreeStatistics(diagonal, _raw(key))
+        return MatrixFreeStatistics(diagonal, raw_key(key))
 
     def metric(
         self,
@@ -192,17 +192,9 @@ class MatrixFreeMetric(Metric):
         )
         z, pushforward = jax.linearize(outputs, self.params)
         pullback = jax.linear_transpose(pushforward, self.params)
-        of_example = lambda z, example, u: labels.product(model, z, example, u)
-
         def product(v):
             v = jax.tree.map(lambda a, like: a.astype(like.dtype), v, self.params)
-            u = jax.vmap(of_example)(z, examples, pushforward(v))
+            u = labels.products(model, z, examples, total, pushforward(v))
             return pullback(u / total)[0]
 
         return product
-
-
-def _raw(key: Key) -> Array:
-    """The key's data, an array of integers, whether the key is typed or raw."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if typed else key

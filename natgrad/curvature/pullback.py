@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
+from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
@@ -51,7 +52,7 @@ class PullbackCurvature(Curvature):
             targets=targets if self.labels.needs_targets else None,
             key=key,
         )
-        return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), sums)
+        return self._centred(layout, _mean(sums, total))
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
@@ -78,12 +79,26 @@ class PullbackCurvature(Curvature):
         sums, total = self.model.fold(
             params, inputs, visit, collect, targets=targets, key=key
         )
-        loss, gradient, statistics = jax.tree.map(
-            lambda leaf: leaf / total.astype(leaf.dtype), sums
-        )
-        return loss, layout.unravel(gradient), statistics
+        loss, gradient, sums = _mean(sums, total)
+        return loss, layout.unravel(gradient), self._centred(layout, sums)
 
-    def _sum(self, layout: Layout, g: Array, weights: Array) -> Statistics:
-        """`outer` of a chunk: g [n, K, P], weights [n, K]."""
+    def _sum(self, layout: Layout, g: Array, weights: Array) -> tuple:
+        """`outer` of a chunk and, for centred labels, Σ w g: g [n, K, P], w [n, K]."""
         g = g.reshape(-1, layout.size)
-        return self.outer(layout, g, weights.reshape(-1).astype(layout.dtype))
+        weights = weights.reshape(-1).astype(layout.dtype)
+        sums = self.outer(layout, g, weights)
+        if not self.labels.centred:
+            return sums, ()
+        return sums, jnp.matmul(weights, g, precision=HIGHEST)
+
+    def _centred(self, layout: Layout, sums: tuple) -> Statistics:
+        """The mean of outer products, less the outer product of the mean."""
+        statistics, mean = sums
+        if not self.labels.centred:
+            return statistics
+        one = jnp.ones(1, layout.dtype)
+        return jax.tree.map(jnp.subtract, statistics, self.outer(layout, mean[None], one))
+
+
+def _mean(sums, total: Array):
+    return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), sums)

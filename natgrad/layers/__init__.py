@@ -18,8 +18,8 @@ members. `captured.to_matrices(tree)` and `captured.from_matrices(matrices, tree
 all blocks at once. Statistics are raw sums over examples for the caller's cotangent.
 
 What may be asked: `Expand`, `Reduce` (K-FAC's two readings of weight sharing),
-`Gradient`, `Squares` (diagonal Fisher), `ProjectedSquares` (EKFAC), `Gram`,
-`PerExample`. Each is a `Statistic`; write another by its three methods.
+`Gradient`, `Squares` (diagonal Fisher), `ProjectedSquares` (EKFAC), `PerExample` and
+`RowFactors` (sample space). Each is a `Statistic`; write another by its three methods.
 
 Policies, all of them shown by `report`:
 
@@ -43,13 +43,14 @@ from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import (
     Expand,
     Gradient,
-    Gram,
     PerExample,
     ProjectedSquares,
     Reduce,
+    RowFactors,
     Squares,
     Statistic,
 )
+from natgrad.layers.views import NotCapturedError
 
 __all__ = [
     "Block",
@@ -59,12 +60,13 @@ __all__ = [
     "Exact",
     "Expand",
     "Gradient",
-    "Gram",
     "LayerBlock",
     "LookupRows",
+    "NotCapturedError",
     "PerExample",
     "ProjectedSquares",
     "Reduce",
+    "RowFactors",
     "Rows",
     "Squares",
     "Statistic",

@@ -225,6 +225,11 @@ class LayerBlock(Block):
         """Whether the matrix has a last row for a bias."""
         return self.shift is not None
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether every use reads whole rows by their index."""
+        return all(use.looks_up for use in self.uses)
+
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
         """The weight, above the bias."""
         matrix = self.weight.read(leaves[self.weight.leaf])

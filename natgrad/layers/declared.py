@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from natgrad.layers.blocks import Block, DeclaredBlock, statistics_dtype
+from natgrad.layers.views import NotCapturedError
 
 # The largest parameter of fewer than two axes that is kept as an exact block when its
 # use was not understood; beyond, its diagonal is kept.
@@ -84,7 +85,7 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
 def fallback(leaf: Leaf, reason: str, examples: int | None) -> Block:
     """The treatment of a parameter whose uses were not understood."""
     if len(leaf.shape) >= 2:
-        raise ValueError(
+        raise NotCapturedError(
             f"The parameter {leaf.name!r} of shape {leaf.shape} is used in a way that "
             f"is not understood ({reason}), so its curvature would be wrong. Rewrite "
             "that use, or choose how to treat it: "

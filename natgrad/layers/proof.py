@@ -21,6 +21,7 @@ from natgrad.layers.trials import (
     draw,
     draw_parameter,
 )
+from natgrad.layers.views import NotCapturedError
 
 
 def prove(captured: Any, apply, params, inputs) -> str:
@@ -61,7 +62,7 @@ def _checked(names, rebuilt, gradient, limit: float) -> float:
         error = disagreement(mine, right)
         worst = max(worst, error)
         if error >= limit:
-            raise ValueError(
+            raise NotCapturedError(
                 f"The uses found of the parameter {name!r} do not account for its "
                 f"gradient: they differ by {error:.1e} relative. Declare it instead: "
                 f"declared={{{name!r}: natgrad.layers.Exact()}}. If its block is "

@@ -178,23 +178,6 @@ class Rows:
         g = contract("...nto,...op->...ntp", self.g, right)
         return Rows(x, g).squares()
 
-    def gram(self) -> Array:
-        """⟨V_m, V_n⟩ over the batch's matrices, [N, N]."""
-        n, t = self.x.shape[-3:-1]
-        if t == 1:
-            x, g = self.homogeneous[..., 0, :], self.g[..., 0, :]
-            inner = contract("...mi,...ni->...mn", x, x)
-            outer = contract("...mo,...no->...mn", g, g)
-            return jnp.sum(inner * outer, axis=tuple(range(inner.ndim - 2)))
-        if n * t * t > self.x.shape[-1] * self.g.shape[-1]:
-            each = self.per_example().reshape((n, -1))
-            return contract("mp,np->mn", each, each)
-        x, g = self.homogeneous, self.g
-        inner = contract("...msi,...nti->...msnt", x, x)
-        outer = contract("...mso,...nto->...msnt", g, g)
-        both = jnp.sum(inner * outer, axis=(-3, -1))
-        return jnp.sum(both, axis=tuple(range(both.ndim - 2)))
-
 
 @dataclasses.dataclass(frozen=True)
 class LookupRows(Rows):
@@ -264,12 +247,6 @@ class LookupRows(Rows):
             return dataclasses.replace(self, g=g).squares()
         x = left.at[self.index].get(mode="fill", fill_value=0.0)
         return Rows(x, g).squares()
-
-    def gram(self) -> Array:
-        """⟨V_m, V_n⟩ = Σ_{s,t} [same row] g_ms · g_nt, [N, N]."""
-        same = self.index[:, :, None, None] == self.index[None, None]
-        outer = contract("mso,nto->msnt", self.g, self.g)
-        return jnp.sum(jnp.where(same, outer, 0.0), axis=(1, 3))
 
     def _sum(self, values: Array) -> Array:
         total = jnp.zeros((self.table, *values.shape[1:]), values.dtype)

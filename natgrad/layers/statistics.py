@@ -23,7 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from natgrad.layers.blocks import Block
+from natgrad.layers.blocks import Block, LayerBlock
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.typing import Array
 
@@ -212,31 +212,43 @@ class ProjectedSquares(PerExample):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gram(PerExample):
-    """⟨V_m, V_n⟩ over the block's parameters, [N, N].
+class RowFactors(PerExample):
+    """X and G themselves, of a block for which `are_cheaper` holds.
 
-    From rows, (X Xᵀ) ∘ (G Gᵀ), where one use makes each gradient; else from V.
+    Gives {"x": [stack..., batch..., N, T, I], "g": [stack..., batch..., N, T, O]} of
+    the block's one use, or {"index": [stack..., N, T], "g": ...} of lookups, the index
+    as a floating number. The bias's coordinate is left to the reader.
     """
 
-    def zero(self, block: Block) -> Array:
-        """Zeros [stack..., N, N], or per example."""
-        require_examples(block, "a Gram matrix")
-        if block.once:
-            return jnp.zeros((*block.stack, *(block.examples,) * 2), block.dtype)
-        return PerExample.zero(self, block)
+    @staticmethod
+    def are_cheaper(block: Block) -> bool:
+        """Does T² (I + O) < I O hold for its one use, or does it look up?"""
+        if not isinstance(block, LayerBlock) or not block.once:
+            return False
+        positions = block.uses[0].positions
+        size = block.rows + block.outputs
+        return block.looks_up or positions**2 * size < block.rows * block.outputs
 
-    def of(self, block: Block, rows: Rows, context: Any) -> Array:
-        """One use's inner products, or its part of V."""
+    def zero(self, block: Block) -> dict[str, Array]:
+        """Zeros of the shapes above."""
+        require_examples(block, "the factors of per-example gradients")
+        lead = (*block.lead, block.examples, block.uses[0].positions)
+        zeros = lambda *shape: jnp.zeros((*lead, *shape), block.dtype)
+        if block.looks_up:
+            return {"index": zeros(), "g": zeros(block.outputs)}
+        return {"x": zeros(block.inputs), "g": zeros(block.outputs)}
+
+    def of(self, block: Block, rows: Rows, context: Any) -> dict[str, Array]:
+        """The rows of the block's use."""
         del context
-        return rows.gram() if block.once else rows.per_example()
+        if isinstance(rows, LookupRows):
+            return {"index": rows.index.astype(block.dtype), "g": rows.g}
+        return {"x": rows.x, "g": rows.g}
 
-    def finish(self, block: Block, total: Array) -> Array:
-        """The sum over the stack."""
-        depth = len(block.stack)
-        if block.once:
-            return jnp.sum(total, axis=tuple(range(depth)))
-        each = jnp.moveaxis(total, depth, 0).reshape((block.examples, -1))
-        return jnp.einsum("mp,np->mn", each, each, precision="highest")
+    def finish(self, block: Block, total: Any) -> Any:
+        """The same."""
+        del block
+        return total
 
 
 def refusal(block: Block, what: str) -> str:

@@ -21,6 +21,10 @@ from collections.abc import Sequence
 REPEATED = -1
 
 
+class NotCapturedError(ValueError):
+    """A parameter whose uses do not account for its gradient, or are not understood."""
+
+
 class NotUnderstoodError(Exception):
     """A structural op that a `View` cannot follow."""
 

@@ -1,0 +1,228 @@
+"""The exact damped step in sample space: an M×M matrix instead of a P×P one.
+
+    F = Bᵀ B,     (F + λI)⁻¹ v = (v − Bᵀ (B Bᵀ + λI)⁻¹ B v)/λ,     B [M, P],  M = K·N
+
+for N examples and K score columns each. B is kept as its layers' inputs and output
+gradients (`natgrad.jacobian`), read off the taps of `natgrad.layers`: one backward pass
+a score column, and nothing of size M·P. Where a layer's uses are not understood, or
+their rows cannot be told apart by example, B is written out by per-example pullbacks,
+in chunks: the same matrix, at M·P memory.
+
+Equal to `Dense` whatever M and P are, and the better of the two where M < P: memory
+Σ N (I + K O) + M², time M² Σ (I + O) + M³/3 and four products with B, each as long as
+one of the gradient's three. With `Sampled(1)` labels M = N.
+
+The metric is that of the current batch and parameters: an average of several would need
+all their rows.
+
+Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
+methods for training neural networks; Chen & Heyl (2024), Empowering deep neural quantum
+states through efficient optimization (minSR), for centred scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import layers
+from natgrad.curvature.base import Curvature
+from natgrad.curvature.labels import whole_columns
+from natgrad.jacobian import Explicit, Factored, Jacobian, Lookups, Piece
+from natgrad.layers import Block, PerExample, RowFactors
+from natgrad.metric import Metric, metric_pytree
+from natgrad.sample_space import sample_space_solution
+from natgrad.solvers import HIGHEST, Solution
+from natgrad.tree import Layout, raw_key
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
+
+
+class GramStatistics(NamedTuple):
+    """What is known before the batch.
+
+    Attributes:
+        key: for `Sampled` labels, a raw key [2].
+    """
+
+    key: Array
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gram(Curvature):
+    """F through the Gram matrix of its score columns.
+
+    Attributes:
+        declared: as for `natgrad.layers.capture`: what is to be treated by hand.
+    """
+
+    declared: Mapping[str, Any] | None = None
+
+    instantaneous: ClassVar[bool] = True
+
+    def init(self, params: Params) -> GramStatistics:
+        """A key."""
+        Layout.of(params)
+        return GramStatistics(jax.random.PRNGKey(0))
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> GramStatistics:
+        """The key that labels are drawn with; see `Curvature.estimate`."""
+        self.labels.check(targets, key)
+        del params, inputs
+        return GramStatistics(raw_key(jax.random.PRNGKey(0) if key is None else key))
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> GramMetric:
+        """The metric of the batch `inputs`, which must be given."""
+        targets = targets if self.labels.needs_targets else None
+        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        jacobian = self._captured(statistics.key, params, inputs, targets)
+        if jacobian is None:
+            jacobian = self._written_out(statistics.key, params, inputs, targets)
+        return GramMetric(jacobian.layout, jacobian)
+
+    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
+        """B from taps; None where they cannot give every example's gradient."""
+        try:
+            captured = layers.capture(
+                self.model.apply,
+                params,
+                inputs,
+                in_axes=self.model.in_axes,
+                declared=self.declared,
+            )
+        except layers.NotCapturedError:
+            return None
+        blocks = captured.blocks
+        if not all(block.separate and block.examples for block in blocks):
+            return None
+        z, pullback = captured.pull(_wanted, params, inputs)
+        columns, total = whole_columns(
+            self.model, self.labels, z, params, inputs, targets, key
+        )
+        if columns.shape[1] != z.shape[0]:
+            return None
+        columns = columns / jnp.sqrt(total)
+
+        def outputs_of(column):
+            """What depends on the column: G or whole rows, block by block."""
+            found = pullback(column.astype(z.dtype))[1]
+            kept = lambda rows: rows["g"] if isinstance(rows, dict) else rows
+            return {name: kept(rows["rows"]) for name, rows in found.items()}
+
+        inputs_of = pullback(columns[0].astype(z.dtype))[1]
+        if columns.shape[0] == 1:
+            each = jax.tree.map(lambda a: a[None], outputs_of(columns[0]))
+        else:
+            each = jax.lax.map(outputs_of, columns)
+        pieces = tuple(
+            _piece(block, inputs_of[block.name]["rows"], each[block.name])
+            for block in blocks
+        )
+        layout = Layout.of(params)
+        return Jacobian(layout, blocks, pieces, self._centre(columns))
+
+    def _written_out(self, key, params, inputs, targets) -> Jacobian:
+        """B by per-example pullbacks."""
+        layout = Layout.of(params)
+
+        def visit(z, pull, example):
+            scores, weights = self.labels.columns(self.model, z, example)
+            rows = jax.vmap(lambda s: layout.ravel(pull(s)))(scores)
+            root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+            return root.astype(layout.dtype)[:, None] * rows, root
+
+        (rows, root), total = self.model.stack(
+            params, inputs, visit, targets=targets, key=key
+        )
+        rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None]  # [K, N, 1, P, 1]
+        scale = jnp.sqrt(total).astype(layout.dtype)
+        centre = self._centre(root.T / jnp.sqrt(total))
+        return Jacobian(layout, None, (Explicit(rows / scale),), centre)
+
+    def _centre(self, columns: Array) -> Array | None:
+        """√(ω_n / Σω), [N], for centred labels, whose scores are 1."""
+        return columns.reshape(-1) if self.labels.centred else None
+
+
+@metric_pytree("layout")
+class GramMetric(Metric):
+    """F = Bᵀ B of one batch.
+
+    Attributes:
+        layout: of the parameters.
+        jacobian: B.
+    """
+
+    layout: Layout
+    jacobian: Jacobian
+
+    def mv(self, v: Params) -> Params:
+        """Bᵀ (B v)."""
+        product = self.jacobian.pull(self.jacobian.push(v))
+        return self._cast(product)
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """In sample space; see `natgrad.sample_space`."""
+        found = sample_space_solution(self.jacobian, v, damping)
+        return found._replace(value=self._cast(found.value))
+
+    def dense(self) -> Array:
+        """Bᵀ B, [P, P]; B is written out for it."""
+        rows = self.jacobian.explicit()
+        return jnp.matmul(rows.T, rows, precision=HIGHEST)
+
+    def diagonal(self) -> Params:
+        """Σ_m B_m², without B where each example uses a layer at one position."""
+        return self.jacobian.diagonal()
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P."""
+        size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
+        if outside < 0:
+            return super().logdet(damping)
+        damping = jnp.asarray(damping, self.layout.dtype)
+        matrix = self.jacobian.gram() + damping * jnp.eye(size, dtype=damping.dtype)
+        total = jnp.linalg.slogdet(matrix)[1]
+        return total + outside * jnp.log(damping) if outside else total
+
+    def _cast(self, tree: Params) -> Params:
+        leaves = zip(jax.tree.leaves(tree), self.layout.dtypes, strict=True)
+        cast = [leaf.astype(dtype) for leaf, dtype in leaves]
+        return jax.tree.unflatten(self.layout.treedef, cast)
+
+
+def _wanted(block: Block) -> dict[str, layers.Statistic]:
+    cheap = RowFactors.are_cheaper(block)
+    return {"rows": RowFactors() if cheap else PerExample()}
+
+
+def _piece(block: Block, one: Any, each: Array) -> Piece:
+    """B's columns of a block, from what one pull gave and from what each gave.
+
+    The last two, three or four axes of each array are a row's own; before them come
+    K (of `each`) and the block's lead axes, which are flattened.
+    """
+    if not isinstance(one, dict):  # [K, N, lead..., I, O]
+        shape = (*each.shape[:2], -1, block.rows, block.outputs)
+        return Explicit(each.reshape(shape))
+    flat = lambda a, axes, own: a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
+    g = flat(each, each.shape[:1], 3)
+    if "index" in one:
+        return Lookups(flat(one["index"], (), 2), g, block.inputs)
+    return Factored(flat(one["x"], (), 3), g, block.bias)
