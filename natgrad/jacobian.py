@@ -21,6 +21,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +34,32 @@ from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
 
+# A block's matrix as [L, I, O] and, if it has a bias, that row as [L, 1, O].
+Parts = Sequence[Array]
+
+
 class Piece(abc.ABC):
-    """The columns of B that belong to one block, whose matrix is [L, I, O].
-
-    L = lead is flattened; the last of the I rows is the block's bias, if it has one.
-    """
+    """The columns of B that belong to one block; L = lead is flattened."""
 
     @abc.abstractmethod
-    def push(self, v: Array) -> Array:
-        """B v, [K, N], for v [L, I, O]."""
+    def push(self, v: Parts) -> Array:
+        """B v, [K, N]."""
 
     @abc.abstractmethod
-    def pull(self, u: Array) -> Array:
-        """Bᵀ u, [L, I, O], for u [K, N]."""
+    def pull(self, u: Array) -> Parts:
+        """Bᵀ u for u [K, N]."""
 
     @abc.abstractmethod
     def gram(self) -> Array:
         """B Bᵀ, [K, N, K, N]."""
 
     @abc.abstractmethod
-    def explicit(self) -> Array:
-        """B itself, [K, N, L, I, O]."""
+    def explicit(self) -> Parts:
+        """B itself, [K, N, L, I, O] and perhaps [K, N, L, 1, O]."""
 
-    def squares(self) -> Array:
-        """The diagonal of Bᵀ B, [L, I, O]."""
-        return jnp.sum(self.explicit() ** 2, axis=(0, 1))
+    def squares(self) -> Parts:
+        """The diagonal of Bᵀ B."""
+        return [jnp.sum(part**2, axis=(0, 1)) for part in self.explicit()]
 
 
 def product(subscripts: str, *operands: Array) -> Array:
@@ -79,20 +81,19 @@ class Factored(Piece):
     g: Array
     bias: bool
 
-    def push(self, v: Array) -> Array:
-        """Σ_t ⟨x V, g⟩."""
-        y = product("lnti,lio->lnto", self.x, v[:, : self.x.shape[-1]])
+    def push(self, v: Parts) -> Array:
+        """Σ_t ⟨x V + bias, g⟩."""
+        y = _each(jnp.matmul, self._rows(self.x), v[0])
+        y = y.reshape((*self.x.shape[:-1], -1))
         if self.bias:
-            y = y + v[:, None, -1:]
-        return product("klnto,lnto->kn", self.g, y)
+            y = y + v[1][:, None]
+        return jnp.sum(self.g * y[None], axis=(1, 3, 4))
 
-    def pull(self, u: Array) -> Array:
-        """Σ_n,t x (u g)ᵀ."""
-        g = product("klnto,kn->lnto", self.g, u)
-        matrix = product("lnti,lnto->lio", self.x, g)
-        if not self.bias:
-            return matrix
-        return jnp.concatenate([matrix, jnp.sum(g, axis=(1, 2))[:, None]], axis=1)
+    def pull(self, u: Array) -> Parts:
+        """Σ_n,t x (u g)ᵀ, and Σ_n,t u g."""
+        g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
+        matrix = _each(lambda x, g: jnp.matmul(x.T, g), *map(self._rows, (self.x, g)))
+        return [matrix, jnp.sum(g, axis=(1, 2))[:, None]] if self.bias else [matrix]
 
     def gram(self) -> Array:
         """Σ_l,t,s (X Xᵀ + bias) ∘ (G Gᵀ), one l and t at a time."""
@@ -101,24 +102,27 @@ class Factored(Piece):
             (x, y), (g, h) = one
             inner = product("ni,msi->nms", x, y) + float(self.bias)
             outer = product("kno,jmso->knjms", g, h)
-            return product("nms,knjms->knjm", inner, outer)
+            return jnp.sum(inner[None, :, None] * outer, axis=-1)
 
         return _over_positions(of, self.x, jnp.moveaxis(self.g, 1, 0))
 
-    def explicit(self) -> Array:
-        """Σ_t x gᵀ for each row."""
-        x = self.x
-        if self.bias:
-            one = jnp.ones((*x.shape[:-1], 1), x.dtype)
-            x = jnp.concatenate([x, one], axis=-1)
-        return product("lnti,klnto->knlio", x, self.g)
+    def explicit(self) -> Parts:
+        """Σ_t x gᵀ and Σ_t g for each row."""
+        matrix = product("lnti,klnto->knlio", self.x, self.g)
+        if not self.bias:
+            return [matrix]
+        return [matrix, jnp.einsum("klnto->knlo", self.g)[..., None, :]]
 
-    def squares(self) -> Array:
+    def squares(self) -> Parts:
         """Without the rows, where each has one position."""
         if self.x.shape[2] > 1:
             return Piece.squares(self)
         squared = Factored(self.x**2, jnp.sum(self.g**2, axis=0)[None], self.bias)
         return squared.pull(jnp.ones((1, self.x.shape[1]), self.x.dtype))
+
+    def _rows(self, array: Array) -> Array:
+        """[L, N, T, ...] with examples and positions in one axis."""
+        return array.reshape((array.shape[0], -1, array.shape[-1]))
 
 
 @metric_pytree("table")
@@ -136,18 +140,18 @@ class Lookups(Piece):
     g: Array
     table: int
 
-    def push(self, v: Array) -> Array:
+    def push(self, v: Parts) -> Array:
         """Σ_t ⟨v_index, g⟩."""
         index = self._index()
-        rows = jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(v, index)
-        return product("klnto,lnto->kn", self.g, rows)
+        rows = jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(v[0], index)
+        return jnp.sum(self.g * rows[None], axis=(1, 3, 4))
 
-    def pull(self, u: Array) -> Array:
+    def pull(self, u: Array) -> Parts:
         """The gradients u g, added up at their rows."""
-        g = product("klnto,kn->lnto", self.g, u)
+        g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
         zeros = jnp.zeros((g.shape[0], self.table, g.shape[-1]), g.dtype)
         add = lambda zero, index, g: zero.at[index].add(g, mode="drop")
-        return jax.vmap(add)(zeros, self._index(), g)
+        return [jax.vmap(add)(zeros, self._index(), g)]
 
     def gram(self) -> Array:
         """Σ_t,s [same row] ⟨g_t, g_s⟩."""
@@ -158,14 +162,15 @@ class Lookups(Piece):
         def of(one):
             (i, j), (g, h) = one
             same = (i[:, None, None] == j[None]).astype(g.dtype)
-            return product("nms,knjms->knjm", same, product("kno,jmso->knjms", g, h))
+            outer = product("kno,jmso->knjms", g, h)
+            return jnp.sum(same[None, :, None] * outer, axis=-1)
 
         return _over_positions(of, index, g)
 
-    def explicit(self) -> Array:
+    def explicit(self) -> Parts:
         """The rows with the lookups written out."""
         x = jax.nn.one_hot(self._index(), self.table, dtype=self.g.dtype)
-        return product("lnti,klnto->knlio", x, self.g)
+        return [product("lnti,klnto->knlio", x, self.g)]
 
     def _index(self) -> Array:
         """Whole numbers; those below the table go above it, so none wraps around."""
@@ -183,13 +188,17 @@ class Explicit(Piece):
 
     rows: Array
 
-    def push(self, v: Array) -> Array:
+    def push(self, v: Parts) -> Array:
         """Σ rows v."""
-        return product("knlio,lio->kn", self.rows, v)
+        k, n = self.rows.shape[:2]
+        rows = self.rows.reshape((k * n, -1))
+        return product("mp,p->m", rows, v[0].reshape(-1)).reshape((k, n))
 
-    def pull(self, u: Array) -> Array:
+    def pull(self, u: Array) -> Parts:
         """Σ_kn u rows."""
-        return product("knlio,kn->lio", self.rows, u)
+        rows = self.rows.reshape((u.size, -1))
+        flat = product("m,mp->p", u.reshape(-1), rows)
+        return [flat.reshape(self.rows.shape[2:])]
 
     def gram(self) -> Array:
         """The inner products of the rows."""
@@ -197,9 +206,17 @@ class Explicit(Piece):
         flat = self.rows.reshape((k * n, -1))
         return product("mp,np->mn", flat, flat).reshape((k, n, k, n))
 
-    def explicit(self) -> Array:
+    def explicit(self) -> Parts:
         """The rows."""
-        return self.rows
+        return [self.rows]
+
+
+def _each(function, *stacks: Array) -> Array:
+    """function of every layer's matrices at full precision; one layer's own as 2-d."""
+    with jax.default_matmul_precision("highest"):
+        if stacks[0].shape[0] > 1:
+            return jax.vmap(function)(*stacks)
+        return function(*(stack[0] for stack in stacks))[None]
 
 
 def _over_positions(of, x: Array, g: Array) -> Array:
@@ -248,8 +265,8 @@ class Jacobian:
 
     def push(self, v: Params) -> Array:
         """B v, [M]."""
-        pairs = zip(self.pieces, self._matrices(v), strict=True)
-        total = sum(piece.push(matrix) for piece, matrix in pairs)
+        pairs = zip(self.pieces, self._parts(v), strict=True)
+        total = sum(piece.push(parts) for piece, parts in pairs)
         return self._centred(total.reshape(-1))
 
     def pull(self, u: Array) -> Params:
@@ -281,22 +298,21 @@ class Jacobian:
         whole = dataclasses.replace(self, centre=None).pull(self.centre)
         return jax.tree.map(lambda s, m: s - m**2, squares, whole)
 
-    def _matrices(self, v: Params) -> list[Array]:
+    def _parts(self, v: Params) -> list[Parts]:
         wide = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
         if self.blocks is None:
             flat = jnp.concatenate([leaf.reshape(-1) for leaf in wide])
-            return [flat.reshape((1, -1, 1))]
-        return [
-            block.to_matrix(wide).reshape((-1, block.rows, block.outputs))
-            for block in self.blocks
-        ]
+            return [[flat.reshape((1, -1, 1))]]
+        flat = lambda part: part.reshape((-1, *part.shape[-2:]))
+        return [[flat(p) for p in block.to_parts(wide)] for block in self.blocks]
 
-    def _params(self, matrices: list[Array]) -> Params:
+    def _params(self, parts: Sequence[Parts]) -> Params:
         if self.blocks is None:
-            return self.layout.split(matrices[0].reshape(-1))
+            return self.layout.split(parts[0][0].reshape(-1))
         leaves = [jnp.zeros(s, self.layout.dtype) for s in self.layout.shapes]
-        for block, matrix in zip(self.blocks, matrices, strict=True):
-            leaves = block.from_matrix(matrix.reshape(block.shape), leaves)
+        for block, mine in zip(self.blocks, parts, strict=True):
+            shaped = [part.reshape((*block.lead, *part.shape[-2:])) for part in mine]
+            leaves = block.from_parts(shaped, leaves)
         return jax.tree.unflatten(self.layout.treedef, leaves)
 
     def _centred(self, u: Array) -> Array:

@@ -167,7 +167,6 @@ def _renewed(solver, metric, damping, pieces, group, due, guard=False):
 
 def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
     usable = usable & tree.all_finite(solution.value)
-    known = (solution.value, solution.product)
-    nothing = jax.tree.map(jnp.zeros_like, known)
-    value, product = tree.where(usable, known, nothing)
-    return solution._replace(value=value, product=product), usable
+    nothing = jax.tree.map(jnp.zeros_like, solution.value)
+    value = tree.where(usable, solution.value, nothing)
+    return solution._replace(value=value), usable

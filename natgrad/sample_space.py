@@ -12,13 +12,15 @@ the solution of least norm.
 
 K + λI is factorised by Cholesky; where that fails, or λ drowns in the rounding of K, by
 eigendecomposition with negative eigenvalues of K clipped, which is reported. Forming K
-squares the condition number of B; refinement through B (not K) undoes that,
+squares the condition number of B; refinement through B (not K) undoes that. For
+x = Bᵀ w + r/λ the residual v − Bᵀ B x − λ x is Bᵀ e,
 
-    x ← x + (Bᵀ B + λI)⁻¹ ρ,      ρ = v − Bᵀ (B x) − λ x,
+    w ← w + (K + λI)⁻¹ e,      e = u − λ w − B x,
 
-as long as ρ falls and is above rounding (for a large B: above its square root, since a
-refinement costs as much as a gradient). Where B is small enough to be written out and
-λ < 1e-6 |K|, K is not used at all: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
+as long as e falls and is above rounding. A large B is refined through only where the
+rounding of K matters, λ < ε^¾ |K|, since that takes two products with it. Where B is
+small enough to be written out and λ < 1e-6 |K|, K is not used at all: R of
+[B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
 
 With x64 on, K is formed and factorised in float64.
 
@@ -30,13 +32,14 @@ Squares Problems (1996), sections 2.7 and 2.9.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.jacobian import Jacobian
-from natgrad.solvers import HIGHEST, Solution, any_member
+from natgrad.solvers import HIGHEST, Remainder, Solution, any_member
 from natgrad.typing import Array, ArrayLike, Params
 
 # Numbers in a B that may be written out for a QR decomposition.
@@ -50,7 +53,7 @@ _REFINEMENTS, _STEPS = 2, 4
 def sample_space_solution(
     jacobian: Jacobian, v: Params, damping: ArrayLike
 ) -> Solution:
-    """(Bᵀ B + λI)⁻¹ v and Bᵀ B x, with implicit derivatives of any order.
+    """(Bᵀ B + λI)⁻¹ v with implicit derivatives of any order, and what is left of v.
 
     Args:
         jacobian: B.
@@ -65,19 +68,20 @@ def sample_space_solution(
         return _plus(jacobian.pull(jacobian.push(x)), damping, x)
 
     fixed = jax.lax.stop_gradient((jacobian, damping))  # the derivative is implicit
-    inverse, failed = _inverse(*fixed)
-    solve = lambda _, b: _refined(*fixed, inverse, b)
-    value, residual = jax.lax.custom_linear_solve(
+    inverse, gram, failed = _inverse(*fixed)
+    solve = lambda _, b: _solved(*fixed, inverse, gram, b)
+    value, rest = jax.lax.custom_linear_solve(
         damped, v, solve, symmetric=True, has_aux=True
     )
-    # F x = v − λ x − ρ, whose derivative is that of the exact solution.
-    product = jax.tree.map(lambda b, x, r: b - damping * x - r, v, value, residual)
-    return Solution(value, failed, product)
+    return Solution(value, failed, Remainder(*rest))
 
 
-def _inverse(jacobian: Jacobian, damping: Array) -> tuple[Callable, Array]:
-    """u -> (K + λI)⁻¹ u, and whether Cholesky failed."""
-    wide = jnp.promote_types(jacobian.layout.dtype, jax.dtypes.canonicalize_dtype(float))
+def _inverse(
+    jacobian: Jacobian, damping: Array
+) -> tuple[Callable[[Array], Array], Array, Array]:
+    """u -> (K + λI)⁻¹ u, K, and whether Cholesky failed."""
+    dtype = jacobian.layout.dtype
+    wide = jnp.promote_types(dtype, jax.dtypes.canonicalize_dtype(float))
     jacobian = jax.tree.map(lambda leaf: leaf.astype(wide), jacobian)
     damping = damping.astype(wide)
     gram = jacobian.gram()
@@ -115,7 +119,7 @@ def _inverse(jacobian: Jacobian, damping: Array) -> tuple[Callable, Array]:
         x = jax.scipy.linalg.cho_solve((lower, True), b)
         return jnp.where(failed, by_eigenvectors, x).astype(u.dtype)
 
-    return solve, failed
+    return solve, gram.astype(dtype), failed
 
 
 def _tiny(dtype, size: int) -> float:
@@ -132,61 +136,81 @@ def _by_qr(jacobian: Jacobian, damping: Array, size: int) -> Array:
     return (upper * jnp.sign(jnp.diagonal(upper))[:, None]).T
 
 
-def _refined(jacobian, damping, inverse, b) -> tuple[Params, Params]:
-    """x, refined through B, and its residual."""
-    epsilon = jnp.finfo(jacobian.layout.dtype).eps
-    small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
-    enough = (100 * epsilon**2 if small else epsilon) * tree.inner(b, b)
+class _Split(NamedTuple):
+    """v = Bᵀ u + r: how much of v is in the range of Bᵀ.
+
+    Attributes:
+        u: [M].
+        pushed: B r, [M].
+        outside: 1 if r counts, 0 if it is rounding.
+    """
+
+    u: Array
+    pushed: Array
+    outside: Array
+
+
+def _solved(jacobian, damping, inverse, gram, b) -> tuple[Params, tuple[Array, Array]]:
+    """x, refined through B, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
+    u, pushed, outside = _split(jacobian, damping, inverse, b)
+    share = outside / jnp.where(damping > 0, damping, 1)
+    dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
+
+    def solution(w):
+        """x = Bᵀ w + r/λ, with r = v − Bᵀ u."""
+        rows = jacobian.pull(w - share * u)
+        return jax.tree.map(lambda p, b: p + share * b, rows, b)
 
     def unfinished(state):
-        _, rest, count, improved = state
-        above = tree.inner(rest, rest) > enough
-        again = (count <= _REFINEMENTS) & improved & above & (damping > 0)
-        return (count == 0) | again
+        _, e, count, improved = state
+        above = jnp.linalg.norm(e) > 10 * epsilon * scale
+        return worthwhile & improved & above & (count <= _REFINEMENTS)
 
     def step(state):
-        x, rest, count, _ = state
-        new = _plus(x, 1, _pushed_through(jacobian, damping, inverse, rest))
-        product = jacobian.pull(jacobian.push(new))
-        left = jax.tree.map(lambda b, p, x: b - p - damping * x, b, product, new)
-        improved = tree.inner(left, left) < tree.inner(rest, rest)
-        take = improved | (count == 0)
-        x, rest = tree.where(take, (new, left), (x, rest))
-        return x, rest, count + 1, improved
+        w, e, count, _ = state
+        closer = w + inverse(e)
+        rest = u - damping * closer - jacobian.push(solution(closer))
+        # The first e was that of K, which is no measure.
+        improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e))
+        return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
 
-    zero = jax.tree.map(jnp.zeros_like, b)
-    start = (zero, b, jnp.zeros((), jnp.int32), jnp.array(True))
-    x, rest, _, _ = jax.lax.while_loop(unfinished, step, start)
-    return x, rest
+    h = u - share * pushed
+    w = inverse(h)
+    e = h - dot(gram, w) - damping * w
+    epsilon = jnp.finfo(w.dtype).eps
+    size = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+    scale = jnp.linalg.norm(h) + size * jnp.linalg.norm(w)
+    small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
+    worthwhile = (epsilon**0.75 * size > damping) | small
+    worthwhile = worthwhile & (damping > 0)
+    state = (w, e, jnp.zeros((), jnp.int32), jnp.array(True))
+    w, e, _, _ = jax.lax.while_loop(unfinished, step, state)
+    square = dot(e, dot(gram, e))
+    rest = (jnp.sqrt(jnp.maximum(square, 0)), dot(u - damping * w - e, e))
+    return solution(w), rest
 
 
-def _pushed_through(jacobian, damping, inverse, b) -> Params:
-    """The identity, with u = 0, or with Bᵀ u ≈ b where that can be had."""
+def _split(jacobian, damping, inverse, b) -> _Split:
+    """u = 0, or Bᵀ u ≈ b where that can be had."""
     c = jacobian.push(b)
     u = inverse(c)
-    square = tree.inner(b, b)
-    epsilon = jnp.finfo(c.dtype).eps
-    # |b − Bᵀ u|², as far as it can be had from M numbers.
+    square, epsilon = tree.inner(b, b), jnp.finfo(c.dtype).eps
+    # |b − Bᵀ u|², as far as M numbers tell.
     rest = square - jnp.vdot(u, c + damping * u, precision=HIGHEST)
     inside = (damping == 0) | (rest < 1e-2 * square)
+    nowhere = _Split(jnp.zeros_like(u), c, jnp.ones((), c.dtype))
 
-    def split():
+    def within():
         v = u
         for _ in range(_STEPS - 1):
             v = u + damping * inverse(v)
-        left = _plus(b, -1, jacobian.pull(v))
+        left = jax.tree.map(lambda b, p: b - p, b, jacobian.pull(v))
         counts = tree.inner(left, left) > 100 * epsilon**2 * square
-        left = tree.where(
-            counts & (damping > 0), left, jax.tree.map(jnp.zeros_like, left)
-        )
-        ours = tree.where(inside, (v, left), (jnp.zeros_like(v), b))
-        return (*ours, jnp.where(inside, jacobian.push(left), c))
+        outside = (counts & (damping > 0)).astype(c.dtype)
+        found = _Split(v, outside * jacobian.push(left), outside)
+        return tree.where(inside, found, nowhere)
 
-    whole = lambda: (jnp.zeros_like(u), b, c)
-    u, r, c = jax.lax.cond(any_member(inside), split, whole)
-    inverse_damping = 1 / jnp.where(damping > 0, damping, 1)
-    x = jacobian.pull(inverse(u - inverse_damping * c))
-    return _plus(x, inverse_damping, r)
+    return jax.lax.cond(any_member(inside), within, lambda: nowhere)
 
 
 def _plus(tree_, scale, other) -> Params:

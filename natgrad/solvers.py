@@ -31,19 +31,32 @@ from natgrad.typing import Array, ArrayLike, Params
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
+class Remainder(NamedTuple):
+    """What a solver knows of its residual ρ = v − (F + λI) x, which is constant.
+
+    Attributes:
+        norm: |ρ|.
+        inner: ⟨x, ρ⟩.
+    """
+
+    norm: Array
+    inner: Array
+
+
 class Solution(NamedTuple):
     """What a solve gave.
 
     Attributes:
         value: x.
         fallback: boolean scalar: did the first choice of algorithm fail?
-        product: F x, where the solver knows it; None where it does not.
+        remainder: of the residual, where the solver knows it, so that nobody needs to
+            form F x for it; None where it does not.
         iterations: how many were made; 0 by a direct solver.
     """
 
     value: Array | Params
     fallback: Array
-    product: Array | Params | None = None
+    remainder: Remainder | None = None
     iterations: Array | int = 0
 
 

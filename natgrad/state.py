@@ -113,17 +113,22 @@ def examined(
     With inverses kept over several steps, the product F d that residual and predicted
     decrease need is formed once a period, unless the trust region needs it.
     """
-    direction, fallback, known, iterations = solved.solution
+    direction, fallback, remainder, iterations = solved.solution
     usable, old = solved.usable, state.health
 
     def measure():
-        product = metric.mv(direction) if known is None else known
         slope = tree.inner(gradient, direction)
-        square = tree.inner(direction, product)
+        if remainder is None:
+            product = metric.mv(direction)
+            square = tree.inner(direction, product)
+            residual = _residual(gradient, direction, product, strength, usable)
+        else:
+            length = tree.inner(direction, direction)
+            square = slope - strength * length - remainder.inner
+            residual = _relative(remainder.norm**2, gradient, usable)
         shrink = jnp.ones_like(square)
         if trust_region is not None:
             shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
-        residual = _residual(gradient, direction, product, strength, usable)
         decrease = shrink * slope - shrink**2 * square / 2
         return residual, jnp.where(usable, decrease, 0), shrink
 
@@ -157,7 +162,12 @@ def _residual(gradient, direction, product, strength, usable) -> Array:
         direction,
         gradient,
     )
+    return _relative(tree.inner(rest, rest), gradient, usable)
+
+
+def _relative(square, gradient, usable) -> Array:
+    """√(square / |g|²), with a derivative where it is 0."""
     scale = tree.inner(gradient, gradient)
     safe = jnp.where(scale == 0, 1, scale)
-    residual = jnp.where(usable, tree.inner(rest, rest) / safe, 0)
+    residual = jnp.where(usable, square / safe, 0)
     return jnp.sqrt(jnp.where(residual == 0, 1, residual)) * (residual != 0)

@@ -193,6 +193,16 @@ class Block(abc.ABC):
         """Whether rows can be told apart by example."""
         return not self.note
 
+    def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
+        """The matrix without its bias's row, and that row if there is one."""
+        return [self.to_matrix(leaves)]
+
+    def from_parts(
+        self, parts: Sequence[Array], leaves: Sequence[Array]
+    ) -> list[Array]:
+        """All leaves, those of this block replaced: undoes `to_parts`."""
+        return self.from_matrix(parts[0], leaves)
+
     @abc.abstractmethod
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
         """The block's matrix, read from all leaves of a tree like the parameters."""
@@ -232,19 +242,33 @@ class LayerBlock(Block):
 
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
         """The weight, above the bias."""
-        matrix = self.weight.read(leaves[self.weight.leaf])
-        if self.shift is None:
+        matrix, *row = self.to_parts(leaves)
+        if not row:
             return matrix
-        row = self.shift.read(leaves[self.shift.leaf])
-        return jnp.concatenate([matrix, row.astype(matrix.dtype)], axis=-2)
+        return jnp.concatenate([matrix, row[0].astype(matrix.dtype)], axis=-2)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
         """The weight from the first I rows, the bias from the last."""
-        out, weight = list(leaves), self.weight
-        out[weight.leaf] = weight.write(out[weight.leaf], matrix[..., : self.inputs, :])
+        parts = [matrix[..., : self.inputs, :]]
         if self.shift is not None:
-            row = matrix[..., self.inputs :, :]
-            out[self.shift.leaf] = self.shift.write(out[self.shift.leaf], row)
+            parts.append(matrix[..., self.inputs :, :])
+        return self.from_parts(parts, leaves)
+
+    def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
+        """The weight [lead..., I, O] and, if there is one, the bias [lead..., 1, O]."""
+        parts = [self.weight.read(leaves[self.weight.leaf])]
+        if self.shift is not None:
+            parts.append(self.shift.read(leaves[self.shift.leaf]))
+        return parts
+
+    def from_parts(
+        self, parts: Sequence[Array], leaves: Sequence[Array]
+    ) -> list[Array]:
+        """All leaves, those of this block replaced: undoes `to_parts`."""
+        out = list(leaves)
+        places = [self.weight] + [self.shift] * (len(parts) - 1)
+        for place, part in zip(places, parts, strict=True):
+            out[place.leaf] = place.write(out[place.leaf], part)
         return out
 
 
