@@ -7,8 +7,8 @@ p(y | z). The Fisher information is the batch mean of
 
 An approximation of F answers two independent questions: over which labels y (`Exact`,
 `Sampled(n)`, `Empirical`), and in what form it is kept (`KLHessian`, `Dense`,
-`BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `MatrixFree`). Any answer to both is a
-curvature,
+`BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `Gram`, `MatrixFree`). Any answer to both
+is a curvature,
 
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 
@@ -21,7 +21,16 @@ and `scale_by_curvature` turns any curvature into an optax transformation:
 Loss and F are means over the batch, in nats; damping adds λI to F.
 """
 
-from natgrad import curvature, damping, families, kronecker, layers, solvers, tree
+from natgrad import (
+    curvature,
+    damping,
+    families,
+    kronecker,
+    krylov,
+    layers,
+    solvers,
+    tree,
+)
 from natgrad._version import __version__
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
@@ -30,11 +39,14 @@ from natgrad.optimizers import (
     diagonal_fisher,
     ekfac,
     empirical_fisher,
+    gram,
     kfac,
     matrix_free,
     natural_gradient,
+    spring,
 )
 from natgrad.refresh import Refresh
+from natgrad.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.state import Health
 from natgrad.transform import observe, scale_by_curvature
 
@@ -51,13 +63,18 @@ __all__ = [
     "ekfac",
     "empirical_fisher",
     "families",
+    "gram",
     "kfac",
     "kronecker",
+    "krylov",
     "layers",
     "matrix_free",
     "natural_gradient",
     "observe",
     "scale_by_curvature",
+    "scale_by_norm_constraint",
+    "scale_by_spring",
     "solvers",
+    "spring",
     "tree",
 ]

@@ -171,16 +171,13 @@ class Model:
         targets: Array | None = None,
         key: Key | None = None,
     ) -> tuple[Any, Array]:
-        """What visit gave for every example, [N, ...], and Σ_n max_t w_nt.
-
-        The arguments are those of `fold`; one chunk is worked on at a time.
-        """
+        """As `fold`, but what visit gave for every example, [N, ...], and no sum."""
         one, examples, chunk = self._visits(params, inputs, visit, targets, key)
         each = jax.lax.map(lambda e: one(*e), examples, batch_size=chunk)
         return each, batch.normaliser(examples[-1].weights)
 
     def _visits(self, params, inputs, visit, targets, key) -> tuple:
-        """visit as a function of one example's arrays, these arrays, a chunk's size."""
+        """visit of one example's arrays, these arrays for all, and a chunk's size."""
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
         target = None

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.metric import Metric
-from natgrad.solvers import KeptInverse, Solution, Solver, any_member, turns
+from natgrad.solvers import (
+    KeptInverse,
+    Recalling,
+    Solution,
+    Solver,
+    any_member,
+    turns,
+)
+from natgrad.tree import Layout
 from natgrad.typing import Array, Params, Statistics
 
 
@@ -95,6 +103,8 @@ def nothing_kept(
     refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
 ) -> Any:
     """The structure of what is kept, in zeros; () where nothing is."""
+    if isinstance(solver, Recalling):
+        return solver.first(Layout.of(params))
     if refresh.inverses == 1:
         return ()
 
@@ -130,6 +140,11 @@ def solve(
     usable: Array,
 ) -> Solved:
     """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one."""
+    if isinstance(solver, Recalling):
+        solution, memory = solver.solution(metric, gradient, damping, kept)
+        solution, usable = _finite(solution, usable)
+        kept = tree.where(usable, memory, kept)
+        return Solved(solution, usable, kept, jnp.array(True))
     if refresh.inverses == 1:
         if solver is None:
             solution = metric.solution(gradient, damping)

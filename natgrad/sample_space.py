@@ -25,8 +25,8 @@ small enough to be written out and λ < 1e-6 |K|, K is not used at all: R of
 With x64 on, K is formed and factorised in float64.
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
-methods for training neural networks, section 3; Björck, Numerical Methods for Least
-Squares Problems (1996), sections 2.7 and 2.9.
+methods for training neural networks; Björck (1996), Numerical Methods for Least Squares
+Problems.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from natgrad.krylov import Residual, conjugate_gradients
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -99,6 +100,25 @@ class KeptInverse(abc.ABC):
         """Both at once: a plain solver."""
         prepared = self.prepare(metric, damping, range(self.pieces(metric)))
         return self.apply(metric, prepared, v, damping).value
+
+
+class Recalling(abc.ABC):
+    """A solver that remembers something from one step to the next."""
+
+    @abc.abstractmethod
+    def first(self, layout: Layout) -> Any:
+        """What is remembered before the first step: a tree of arrays."""
+
+    @abc.abstractmethod
+    def solution(
+        self, metric: Any, v: Params, damping: ArrayLike, memory: Any
+    ) -> tuple[Solution, Any]:
+        """The solution, and what to remember of it."""
+
+    @final
+    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
+        """A plain solver, with nothing to remember."""
+        return self.solution(metric, v, damping, self.first(metric.layout))[0].value
 
 
 @custom_vmap
@@ -205,42 +225,15 @@ def pseudo_inverse(metric: DampedOperator, v: Params, damping: ArrayLike) -> Par
 
 def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
     """Conjugate gradients on `metric.mv`, to ten times the rounding of its dtype."""
-    identity = lambda x: x
-    return conjugate_gradients(metric.mv, v, damping, identity, metric.layout)
-
-
-def conjugate_gradients(
-    product: Callable[[Params], Params],
-    v: Params,
-    damping: ArrayLike,
-    preconditioner: Callable[[Params], Params],
-    layout: Layout,
-    tolerance: float | None = None,
-    max_iterations: int | None = None,
-) -> Params:
-    """(F + λI)⁻¹ v by preconditioned conjugate gradients in the working dtype.
-
-    Args:
-        product: v -> F v on parameter trees.
-        v: a tree like params.
-        damping: λ >= 0.
-        preconditioner: an approximate inverse of F + λI, symmetric positive definite.
-        layout: of the parameters.
-        tolerance: on |residual|/|v|; None for ten times the dtype's rounding.
-        max_iterations: None for 10 P.
-    """
-    dtype = layout.dtype
-    damping = jnp.asarray(damping, dtype)
-    on_vectors = lambda f: lambda x: layout.ravel(f(layout.unravel(x)))
-    product, preconditioner = on_vectors(product), on_vectors(preconditioner)
-    x, _ = jax.scipy.sparse.linalg.cg(
-        lambda x: product(x) + damping * x,
+    layout = metric.layout
+    damping = jnp.asarray(damping, layout.dtype)
+    value, _ = conjugate_gradients(
+        lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
         layout.ravel(v),
-        tol=10 * float(jnp.finfo(dtype).eps) if tolerance is None else tolerance,
-        maxiter=10 * layout.size if max_iterations is None else max_iterations,
-        M=preconditioner,
+        lambda x: x,
+        Residual(),
     )
-    return layout.unravel(x)
+    return layout.unravel(value)
 
 
 def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:

@@ -76,13 +76,15 @@ def scale_by_curvature(
 
     def init(params):
         layout = Layout.of(params)
+        here = curvature.resolved(params)
+        _check_decay(decay, here)
         return ScaleByCurvatureState(
             count=jnp.zeros((), jnp.int32),
             key=jax.random.PRNGKey(seed),
             decay=jnp.asarray(decay, layout.dtype),
             estimates=jnp.zeros((), jnp.int32),
-            statistics=curvature.init(params),
-            inverse=refreshing.nothing_kept(refresh, solver, curvature, params),
+            statistics=here.init(params),
+            inverse=refreshing.nothing_kept(refresh, solver, here, params),
             health=unknown_health(layout.dtype),
         )
 
@@ -205,8 +207,9 @@ def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
     if curvature.instantaneous and not (known and float(decay) == 0):
         raise ValueError(
             f"{type(curvature).__name__} is the curvature of the current batch and "
-            f"cannot be averaged: leave decay at 0, got {decay}. Inside "
-            "optax.inject_hyperparams keep it static by static_args='decay'."
+            f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "
+            "that keeps a matrix, such as natgrad.curvature.Dense or KFAC. Inside "
+            "optax.inject_hyperparams keep decay static by static_args='decay'."
         )
 
 
@@ -267,11 +270,11 @@ def _shapes(statistics) -> Any:
 def _part(curvature, params, model_params) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
     if model_params is not None:
-        return curvature.fixing(model_params)
+        return curvature.fixing(model_params).resolved(params)
     if tree.has_placeholders(params):
         raise ValueError(
             "This transformation sees a part of the parameters only (optax.masked or "
             "optax.multi_transform). Its model needs all of them: pass the whole tree "
             "as update(..., model_params=params)."
         )
-    return curvature
+    return curvature.resolved(params)

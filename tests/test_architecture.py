@@ -34,10 +34,11 @@ LAYERS = (
     {"geometry"},
     {"batch", "model"},
     {"layers"},
+    {"krylov"},
     {"solvers", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
-    {"jacobian", "sample_space"},
+    {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "transform"},
+    {"state", "refresh", "transform", "spring"},
     {"optimizers"},
     {"inference"},
     {"compare"},
@@ -54,10 +55,12 @@ STOP_GRADIENT = {
     "1, derivative that of the expectation",
     "natgrad.curvature.labels": "the same weights, and labels are data",
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
+    "natgrad.curvature.constant": "is there to stop derivatives, by name",
     "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
 }
 OPTAX = {
     "natgrad.transform": "is the optax code of the library",
+    "natgrad.spring": "puts a momentum around it",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
@@ -262,7 +265,12 @@ def jaxprs_outside_layers(modules):
 
 def concrete_curvatures_in_transform(modules):
     """The optax code never names a concrete curvature."""
-    for name in ("natgrad.transform", "natgrad.refresh", "natgrad.state"):
+    for name in (
+        "natgrad.transform",
+        "natgrad.refresh",
+        "natgrad.state",
+        "natgrad.spring",
+    ):
         for target, _ in imports(modules[name], modules) if name in modules else ():
             if (
                 under(target, "natgrad.curvature")
@@ -427,6 +435,9 @@ def built_by(registry) -> set[type]:
 def test_every_concrete_curvature_is_registered():
     classes = concrete(ng.curvature.Curvature, ng.curvature)
     assert ng.curvature.Dense in classes
+    # Choosing among others, or changing one, is no approximation of its own.
+    classes -= concrete(ng.curvature.Delegate, ng.curvature)
+    classes -= {ng.curvature.OfTheBatch}
     assert classes == built_by(ng.CURVATURES)
     without = {name: make for name, make in ng.CURVATURES.items() if name != "diagonal"}
     assert classes - built_by(without) == {ng.curvature.Diagonal}

@@ -103,7 +103,9 @@ def test_the_solution_of_converged_conjugate_gradients_is_differentiated_implici
     _, params, x, _ = CASE.problem(examples=5)
 
     def length(damping, iterations):
-        curvature = ng.curvature.MatrixFree(CASE.model(), max_iterations=iterations)
+        curvature = ng.curvature.MatrixFree(
+            CASE.model(), stop=ng.krylov.Residual(max_iterations=iterations)
+        )
         solution = curvature.at(params, x).solve(params, damping)
         return jnp.vdot(ravel(solution), ravel(params))
 

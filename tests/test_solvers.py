@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from problems import CASES, ravel, relative_error
 
 import natgrad as ng
-from natgrad import solvers
+from natgrad import krylov, solvers
 
 KEY = jax.random.PRNGKey(0)
 
@@ -174,7 +174,9 @@ def test_conjugate_gradients_stop_at_the_given_number_of_iterations():
     exact = ng.curvature.MatrixFree(model).at(params, x).solve(params, 1e-3)
     errors = []
     for iterations in (1, 4, 16):
-        metric = ng.curvature.MatrixFree(model, max_iterations=iterations).at(params, x)
+        metric = ng.curvature.MatrixFree(
+            model, stop=krylov.Residual(max_iterations=iterations)
+        ).at(params, x)
         errors.append(relative_error(ravel(metric.solve(params, 1e-3)), ravel(exact)))
     assert errors[0] > errors[1] > errors[2] > 0
 

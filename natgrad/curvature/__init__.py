@@ -7,16 +7,18 @@ benchmarks iterate over it: a new approximation is one file and one line here.
 import difflib
 from collections.abc import Callable
 
-from natgrad.curvature.base import Curvature
+from natgrad.curvature.automatic import Automatic, OfTheBatch
+from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.block_diagonal import BlockDiagonal
+from natgrad.curvature.centred import Centred
+from natgrad.curvature.constant import Constant
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.ekfac import EKFAC
+from natgrad.curvature.gram import Gram
 from natgrad.curvature.kfac import KFAC
 from natgrad.curvature.kl_hessian import KLHessian
-from natgrad.curvature.gram import Gram
 from natgrad.curvature.labels import (
-    Centred,
     Empirical,
     Exact,
     Labels,
@@ -24,7 +26,8 @@ from natgrad.curvature.labels import (
     ScoreColumns,
 )
 from natgrad.curvature.layer_diagonal import LayerDiagonal
-from natgrad.curvature.matrix_free import MatrixFree
+from natgrad.curvature.matrix_free import MatrixFree, WarmStart
+from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystrom
 from natgrad.model import Model
 
 CURVATURES: dict[str, Callable[[Model], Curvature]] = {
@@ -57,19 +60,28 @@ __all__ = [
     "CURVATURES",
     "EKFAC",
     "KFAC",
+    "Automatic",
     "BlockDiagonal",
     "Centred",
+    "Constant",
     "Curvature",
+    "Delegate",
     "Dense",
     "Diagonal",
     "Empirical",
     "Exact",
     "Gram",
+    "Identity",
+    "Jacobi",
     "KLHessian",
+    "Kronecker",
     "Labels",
     "LayerDiagonal",
     "MatrixFree",
+    "Nystrom",
+    "OfTheBatch",
     "Sampled",
     "ScoreColumns",
+    "WarmStart",
     "by_name",
 ]

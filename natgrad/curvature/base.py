@@ -98,6 +98,11 @@ class Curvature(abc.ABC):
         loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
+    def resolved(self, params: Params) -> Curvature:
+        """The curvature for parameters of these shapes: itself, unless it chooses."""
+        del params
+        return self
+
     def following(self, statistics: Statistics) -> Curvature:
         """This curvature for a batch that continues from averaged statistics.
 
@@ -132,3 +137,40 @@ class Curvature(abc.ABC):
     def fixing(self, model_params: Params) -> Curvature:
         """This curvature for a part of the parameters: see `Model.fixing`."""
         return dataclasses.replace(self, model=self.model.fixing(model_params))
+
+
+class Delegate(Curvature):
+    """A curvature that is another one, chosen or changed: no approximation of its own.
+
+    A subclass overrides `resolved`, which must not give a curvature that chooses again.
+    """
+
+    def init(self, params: Params) -> Statistics:
+        """That of what is chosen."""
+        return self.resolved(params).init(params)
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """That of what is chosen."""
+        return self.resolved(params).estimate(params, inputs, targets, key)
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> Metric:
+        """That of what is chosen."""
+        return self.resolved(params).metric(statistics, params, inputs, targets)
+
+    def value_and_grad(
+        self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
+    ) -> tuple[Array, Params, Statistics]:
+        """That of what is chosen."""
+        return self.resolved(params).value_and_grad(params, inputs, targets, key)

@@ -32,9 +32,10 @@ import jax.numpy as jnp
 from natgrad import layers
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import whole_columns
-from natgrad.jacobian import Explicit, Factored, Jacobian, Lookups, Piece
+from natgrad.jacobian import Jacobian
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metric import Metric, metric_pytree
+from natgrad.pieces import Explicit, Factored, Lookups, Piece
 from natgrad.sample_space import sample_space_solution
 from natgrad.solvers import HIGHEST, Solution
 from natgrad.tree import Layout, raw_key
@@ -144,7 +145,9 @@ class Gram(Curvature):
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
             rows = jax.vmap(lambda s: layout.ravel(pull(s)))(scores)
-            root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+            root = jnp.where(
+                weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights))
+            )
             return root.astype(layout.dtype)[:, None] * rows, root
 
         (rows, root), total = self.model.stack(

@@ -3,14 +3,12 @@
     F v = (1/N) Jᵀ (F_z (J v))
 
 One jvp, the family's Fisher information in output space, one vjp: about two gradients.
-Solves are by conjugate gradients, preconditioned by the diagonal of F + λI; the network
-is linearised once for all their iterations. Memory that of the gradient; time two
-gradients an iteration.
+Solves are by preconditioned conjugate gradients; the network is linearised once, and
+transposed once, for all their iterations. Memory that of the gradient and the
+preconditioner; time two gradients an iteration.
 
 The operator is that of the current batch and parameters: a moving average would need a
-matrix, so only the preconditioner is kept as a statistic. It is a random estimate of
-the diagonal, (J_nᵀ Σ_k ±√w_k s_k)²: one pullback an example whatever the number of
-columns.
+matrix, so only the preconditioner is kept as a statistic.
 
 Source: Martens (2010), Deep learning via Hessian-free optimization, sections 4.1, 4.7;
 Schraudolph (2002), Fast curvature matrix-vector products, section 4.
@@ -19,17 +17,17 @@ Schraudolph (2002), Fast curvature matrix-vector products, section 4.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
-from natgrad import solvers
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
+from natgrad.curvature.preconditioners import Batch, Jacobi, Preconditioner, Product
+from natgrad.krylov import Residual, Stopping, conjugate_gradients
 from natgrad.metric import Metric, metric_pytree
-from natgrad.solvers import Solution
+from natgrad.solvers import Recalling, Solution
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
@@ -41,11 +39,11 @@ class MatrixFreeStatistics(NamedTuple):
     """What is known before the batch.
 
     Attributes:
-        diagonal: an estimate of the diagonal of F, [P].
+        preconditioner: its statistics.
         key: for `Sampled` labels, a raw key [2].
     """
 
-    diagonal: Array
+    preconditioner: Statistics
     key: Array
 
 
@@ -55,22 +53,20 @@ class MatrixFree(Curvature):
     """F as an operator.
 
     Attributes:
-        tolerance: of conjugate gradients, on |residual|/|v|; None for ten times the
-            dtype's rounding.
-        max_iterations: of conjugate gradients; None for 10 P.
+        stop: when conjugate gradients stop: `natgrad.krylov.Residual`, `Progress` or
+            `Fixed`.
+        preconditioner: `natgrad.curvature.Jacobi`, `Kronecker`, `Nystrom`, `Identity`.
     """
 
-    tolerance: float | None = None
-    max_iterations: int | None = None
+    stop: Stopping = Residual()  # noqa: RUF009 (frozen, without state)
+    preconditioner: Preconditioner = Jacobi()  # noqa: RUF009
 
     instantaneous: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
-        """A zero diagonal and a key."""
-        layout = Layout.of(params)
-        return MatrixFreeStatistics(
-            jnp.zeros(layout.size, layout.dtype), jax.random.PRNGKey(0)
-        )
+        """Zero statistics of the preconditioner, and a key."""
+        zeros = self.preconditioner.init(self, params)
+        return MatrixFreeStatistics(zeros, jax.random.PRNGKey(0))
 
     def estimate(
         self,
@@ -79,30 +75,14 @@ class MatrixFree(Curvature):
         targets: Array | None = None,
         key: Key | None = None,
     ) -> MatrixFreeStatistics:
-        """The preconditioner's diagonal; see `Curvature.estimate`."""
+        """Those of the preconditioner; see `Curvature.estimate`."""
         self.labels.check(targets, key)
-        layout = Layout.of(params)
         key = jax.random.PRNGKey(0) if key is None else key
-
-        def visit(z, pull, example):
-            scores, weights = self.labels.columns(self.model, z, example)
-            signs = jax.random.rademacher(
-                jax.random.fold_in(example.key, 1), weights.shape, z.dtype
-            )
-            column = jnp.tensordot(signs * jnp.sqrt(weights), scores, axes=1)
-            return layout.ravel(pull(column)) ** 2
-
+        used = targets if self.labels.needs_targets else None
         # A preconditioner does not change the solution, so nothing flows through it.
-        total, count = self.model.fold(
-            jax.lax.stop_gradient(params),
-            inputs,
-            visit,
-            lambda squares: jnp.sum(squares, axis=0),
-            targets=targets if self.labels.needs_targets else None,
-            key=key,
-        )
-        diagonal = jax.lax.stop_gradient(total / count.astype(layout.dtype))
-        return MatrixFreeStatistics(diagonal, raw_key(key))
+        fixed = jax.lax.stop_gradient(params)
+        found = self.preconditioner.estimate(self, Batch(fixed, inputs, used, key))
+        return MatrixFreeStatistics(jax.lax.stop_gradient(found), raw_key(key))
 
     def metric(
         self,
@@ -112,14 +92,24 @@ class MatrixFree(Curvature):
         targets: Array | None = None,
     ) -> MatrixFreeMetric:
         """The operator of the batch `inputs`, which must be given."""
+        used = targets if self.labels.needs_targets else None
         return MatrixFreeMetric(
-            Layout.of(params),
-            self,
-            params,
-            inputs,
-            targets if self.labels.needs_targets else None,
-            statistics,
+            Layout.of(params), self, params, inputs, used, statistics
         )
+
+    def product(self, batch: Batch) -> Product:
+        """v -> F v, the network linearised once for all v."""
+        model, labels = self.model, self.labels
+        outputs, examples, total = model.whole(*batch)
+        z, pushforward = jax.linearize(outputs, batch.params)
+        pullback = jax.linear_transpose(pushforward, batch.params)
+
+        def product(v):
+            v = jax.tree.map(lambda a, like: a.astype(like.dtype), v, batch.params)
+            u = labels.products(model, z, examples, total, pushforward(v))
+            return pullback(u / total)[0]
+
+        return product
 
 
 @metric_pytree("layout", "curvature")
@@ -147,24 +137,34 @@ class MatrixFreeMetric(Metric):
         return self._product()(v)
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """By conjugate gradients, preconditioned by the diagonal of F + λI."""
-        layout = self.layout
-        total = self.statistics.diagonal + jnp.asarray(damping, layout.dtype)
-        # Without damping the iterates must stay in the range of F, so nothing scales.
-        usable = (jnp.asarray(damping) > 0) & (total > 0)
-        scale = jax.lax.stop_gradient(
-            jnp.where(usable, 1 / jnp.where(total > 0, total, 1), 1)
+        """By preconditioned conjugate gradients from 0."""
+        return self.solution_from(None, v, damping)
+
+    def solution_from(
+        self, start: Params | None, v: Params, damping: ArrayLike
+    ) -> Solution:
+        """By preconditioned conjugate gradients from the best multiple of `start`.
+
+        Without damping the iterates must stay in the range of F, so nothing scales.
+        """
+        layout, product = self.layout, self._product()
+        damping = jnp.asarray(damping, layout.dtype)
+        positive = damping > 0
+        scaled = self.curvature.preconditioner.inverse(
+            self.curvature,
+            jax.lax.stop_gradient(self.statistics.preconditioner),
+            jax.lax.stop_gradient(self.params),
+            jax.lax.stop_gradient(jnp.where(positive, damping, 1)),
         )
-        value = solvers.conjugate_gradients(
-            self._product(),
-            v,
-            damping,
-            lambda v: layout.unravel(scale * layout.ravel(v)),
-            layout,
-            self.curvature.tolerance,
-            self.curvature.max_iterations,
+        value, iterations = conjugate_gradients(
+            lambda x: layout.ravel(product(layout.unravel(x))) + damping * x,
+            layout.ravel(v),
+            lambda x: jnp.where(positive, scaled(x), x),
+            self.curvature.stop,
+            None if start is None else layout.ravel(start),
         )
-        return Solution(value, jnp.zeros((), bool))
+        fallback = jnp.zeros((), bool)
+        return Solution(layout.unravel(value), fallback, iterations=iterations)
 
     def dense(self) -> Array:
         """[P, P] by P products, some at a time."""
@@ -184,17 +184,33 @@ class MatrixFreeMetric(Metric):
         )
         return self.layout.split(entries)
 
-    def _product(self) -> Callable[[Params], Params]:
-        """v -> F v, the network linearised once for all v."""
-        model, labels = self.curvature.model, self.curvature.labels
-        outputs, examples, total = model.whole(
-            self.params, self.inputs, self.targets, self.statistics.key
-        )
-        z, pushforward = jax.linearize(outputs, self.params)
-        pullback = jax.linear_transpose(pushforward, self.params)
-        def product(v):
-            v = jax.tree.map(lambda a, like: a.astype(like.dtype), v, self.params)
-            u = labels.products(model, z, examples, total, pushforward(v))
-            return pullback(u / total)[0]
+    def _product(self) -> Product:
+        batch = Batch(self.params, self.inputs, self.targets, self.statistics.key)
+        return self.curvature.product(batch)
 
-        return product
+
+@final
+@dataclasses.dataclass(frozen=True)
+class WarmStart(Recalling):
+    """Conjugate gradients that start from the last step's solution.
+
+    For `scale_by_curvature(MatrixFree(model), solver=WarmStart())`; the solution is
+    kept in the optimizer's state, P numbers.
+    """
+
+    def first(self, layout: Layout) -> Params:
+        """Zeros like the parameters, in the working dtype."""
+        return layout.split(jnp.zeros(layout.size, layout.dtype))
+
+    def solution(
+        self, metric: MatrixFreeMetric, v: Params, damping: ArrayLike, memory: Params
+    ) -> tuple[Solution, Params]:
+        """The solution from `memory`, and what to remember: itself."""
+        if not isinstance(metric, MatrixFreeMetric):
+            raise ValueError(
+                "WarmStart() is for the MatrixFree curvature, whose solves iterate; "
+                f"got a {type(metric).__name__}. Leave out solver=."
+            )
+        found = metric.solution_from(memory, v, damping)
+        layout = metric.layout
+        return found, layout.split(layout.ravel(found.value))

@@ -97,7 +97,9 @@ class PullbackCurvature(Curvature):
         if not self.labels.centred:
             return statistics
         one = jnp.ones(1, layout.dtype)
-        return jax.tree.map(jnp.subtract, statistics, self.outer(layout, mean[None], one))
+        return jax.tree.map(
+            jnp.subtract, statistics, self.outer(layout, mean[None], one)
+        )
 
 
 def _mean(sums, total: Array):

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from natgrad.layers.biases import join_biases
-from natgrad.layers.blocks import Block, LayerBlock, Part, statistics_dtype
+from natgrad.layers.blocks import Block, LayerBlock, statistics_dtype
 from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallback
 from natgrad.layers.examples import Path
 from natgrad.layers.marks import Findings
+from natgrad.layers.parts import Part
 from natgrad.layers.uses import Use, require
 from natgrad.layers.views import NotUnderstoodError, count
 

@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from natgrad.layers.blocks import LayerBlock, Part
+from natgrad.layers.blocks import LayerBlock
 from natgrad.layers.declared import Leaf
 from natgrad.layers.examples import Path
+from natgrad.layers.parts import Part
 from natgrad.layers.uses import require
 from natgrad.layers.views import Atom, NotUnderstoodError, View, fused
 

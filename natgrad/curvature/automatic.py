@@ -1,0 +1,111 @@
+"""The exact Fisher in whichever space its damped inverse is cheapest, chosen by size.
+
+    P <= 512                        parameter space: `Dense`, which can be averaged
+    else M <= P and M <= 8192       sample space: `Gram`,               M² P + M³/3
+    else P <= 4096                  parameter space, of this batch:     M P² + P³/3
+    else                            matrix-free: conjugate gradients, 2 gradients each
+
+for P parameters, N examples, K score columns each and M = K·N. All four are the same
+matrix, so the choice changes time and memory and nothing else. It is made from shapes,
+when the step is traced. Whoever wants another names that curvature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.curvature.base import Curvature, Delegate
+from natgrad.curvature.dense import Dense
+from natgrad.curvature.gram import Gram
+from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
+from natgrad.metric import Metric
+from natgrad.tree import Layout, raw_key
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+# P up to which F is kept as an averaged matrix, and up to which it is formed at all.
+AVERAGED, FORMED = 512, 4096
+# M up to which an M×M matrix is factorised.
+SAMPLES = 8192
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Automatic(Delegate):
+    """The exact Fisher, in the space that suits the sizes."""
+
+    def resolved(self, params: Params) -> Curvature:
+        """`Dense` for few parameters, else a choice for each batch."""
+        few = Layout.of(params).size <= AVERAGED
+        return (Dense if few else OfTheBatch)(self.model, self.labels)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfTheBatch(Curvature):
+    """Sample space, parameter space or matrix-free, for the batch at hand."""
+
+    instantaneous: ClassVar[bool] = True
+
+    def init(self, params: Params) -> MatrixFreeStatistics:
+        """What the preconditioner of conjugate gradients needs, if P is large."""
+        if Layout.of(params).size > FORMED:
+            return MatrixFree(self.model, self.labels).init(params)
+        return MatrixFreeStatistics((), jax.random.PRNGKey(0))
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> MatrixFreeStatistics:
+        """The preconditioner's, where it is used; see `Curvature.estimate`."""
+        self.labels.check(targets, key)
+        chosen = self.choice(params, inputs, targets)
+        if isinstance(chosen, MatrixFree):
+            return chosen.estimate(params, inputs, targets, key)
+        zeros = jax.tree.map(jnp.zeros_like, self.init(params).preconditioner)
+        key = jax.random.PRNGKey(0) if key is None else key
+        return MatrixFreeStatistics(zeros, raw_key(key))
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> Metric:
+        """That of the chosen curvature."""
+        chosen = self.choice(params, inputs, targets)
+        if isinstance(chosen, MatrixFree):
+            return chosen.metric(statistics, params, inputs, targets)
+        return chosen.at(params, inputs, targets, statistics.key)
+
+    def choice(
+        self, params: Params, inputs: Inputs, targets: Array | None = None
+    ) -> Curvature:
+        """Which curvature suits these shapes."""
+        size = Layout.of(params).size
+        samples = self.samples(params, inputs, targets)
+        if samples <= min(size, SAMPLES):
+            return Gram(self.model, self.labels)
+        form = Dense if size <= FORMED else MatrixFree
+        return form(self.model, self.labels)
+
+    def samples(
+        self, params: Params, inputs: Inputs, targets: Array | None = None
+    ) -> int:
+        """M = K·N."""
+        used = targets if self.labels.needs_targets else None
+
+        def columns(params, inputs, targets):
+            key = jax.random.PRNGKey(0)
+            outputs, examples, _ = self.model.whole(params, inputs, targets, key)
+            of = lambda z, example: self.labels.columns(self.model, z, example)
+            return jax.vmap(of)(outputs(params), examples).weights
+
+        return jax.eval_shape(columns, params, inputs, used).size

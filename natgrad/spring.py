@@ -1,0 +1,140 @@
+"""SPRING: momentum inside the damped solve, for every curvature.
+
+    φ_k = (F_k + λI)⁻¹ (g_k + λ μ φ_{k−1})
+
+is the solution of the regularised problem pulled towards μ φ_{k−1} rather than 0,
+
+    φ_k = argmin_φ ½⟨φ, F_k φ⟩ − ⟨g_k, φ⟩ + ½ λ |φ − μ φ_{k−1}|²,
+
+so what one batch does not see is remembered from those before, and what it does see is
+solved afresh. μ = 0 is the plain step. The published method has F = B Bᵀ in sample
+space; this form of it needs (F + λI)⁻¹ alone.
+
+Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to accelerate
+the optimization of neural network wavefunctions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad import tree
+from natgrad.curvature.base import Curvature
+from natgrad.damping import Damping, as_damping
+from natgrad.refresh import EVERY_STEP, Refresh
+from natgrad.solvers import Solver
+from natgrad.state import ScaleByCurvatureState
+from natgrad.transform import scale_by_curvature
+from natgrad.typing import ArrayLike, Params
+
+
+class SpringState(NamedTuple):
+    """State of `scale_by_spring`.
+
+    Attributes:
+        direction: φ of the last step that was not skipped, like the gradient.
+        momentum: μ.
+        solve: the state of `scale_by_curvature`, whose health is that of the solve.
+    """
+
+    direction: Params
+    momentum: jax.Array
+    solve: ScaleByCurvatureState
+
+
+def scale_by_spring(
+    curvature: Curvature,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    momentum: ArrayLike = 0.99,
+    decay: ArrayLike = 0.0,
+    solver: Solver | None = None,
+    refresh: Refresh = EVERY_STEP,
+    seed: ArrayLike = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the gradient g by φ = (F + λI)⁻¹ (g + λ μ φ_before).
+
+    Takes the extra arguments of `scale_by_curvature`, and skips the steps it skips.
+
+    Args:
+        curvature: the approximation of the Fisher information.
+        damping: λ >= 0, or a schedule of it.
+        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
+        decay: β of the moving average of F.
+        solver: as for `scale_by_curvature`.
+        refresh: as for `scale_by_curvature`.
+        seed: of the key for sampled labels.
+
+    Raises:
+        ValueError: for impossible arguments.
+    """
+    if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    rule = as_damping(damping)
+    inner = scale_by_curvature(
+        curvature,
+        damping=rule,
+        decay=decay,
+        solver=solver,
+        refresh=refresh,
+        seed=seed,
+    )
+
+    def init(params):
+        state = inner.init(params)
+        dtype = state.health.damping.dtype
+        return SpringState(
+            jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        dtype = state.solve.health.damping.dtype
+        pull = jnp.asarray(rule(state.solve.count), dtype) * jnp.asarray(
+            momentum, dtype
+        )
+        pulled = jax.tree.map(
+            lambda g, d: g + pull.astype(g.dtype) * d.astype(g.dtype),
+            updates,
+            state.direction,
+        )
+        direction, solve = inner.update(pulled, state.solve, params, **extra_args)
+        kept = tree.where(solve.health.skipped, state.direction, direction)
+        return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_norm_constraint(
+    learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike = 1e-3
+) -> optax.GradientTransformation:
+    """Shrink φ so that the squared length of the step, |η φ|², is at most c.
+
+        φ ← φ min(1, √c / (η |φ|))
+
+    Args:
+        learning_rate: η, the same as that of the transformation that follows.
+        constraint: c > 0.
+    """
+    rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
+        raise ValueError(f"constraint must be positive, got {constraint}.")
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        square = rate(state.count) ** 2 * tree.inner(updates, updates)
+        outside = square > constraint
+        shrink = jnp.where(
+            outside, jnp.sqrt(constraint / jnp.where(outside, square, 1)), 1
+        )
+        updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
