@@ -177,32 +177,33 @@ class Explicit(Piece):
     """The rows of B.
 
     Attributes:
-        rows: [K, N, L, I, O].
+        rows: [K, N, L, I, O] and, if there is a bias, [K, N, L, 1, O].
     """
 
-    rows: Array
+    rows: tuple[Array, ...]
 
     def push(self, v: Parts) -> Array:
         """Σ rows v."""
-        k, n = self.rows.shape[:2]
-        rows = self.rows.reshape((k * n, -1))
-        return product("mp,p->m", rows, v[0].reshape(-1)).reshape((k, n))
+        pairs = zip(self.rows, v, strict=True)
+        return sum(product("knlio,lio->kn", rows, part) for rows, part in pairs)
 
     def pull(self, u: Array) -> Parts:
         """Σ_kn u rows."""
-        rows = self.rows.reshape((u.size, -1))
-        flat = product("m,mp->p", u.reshape(-1), rows)
-        return [flat.reshape(self.rows.shape[2:])]
+        return [product("knlio,kn->lio", rows, u) for rows in self.rows]
 
     def gram(self) -> Array:
         """The inner products of the rows."""
-        k, n = self.rows.shape[:2]
-        flat = self.rows.reshape((k * n, -1))
-        return product("mp,np->mn", flat, flat).reshape((k, n, k, n))
+
+        def of(rows):
+            k, n = rows.shape[:2]
+            flat = rows.reshape((k * n, -1))
+            return product("mp,np->mn", flat, flat).reshape((k, n, k, n))
+
+        return sum(of(rows) for rows in self.rows)
 
     def explicit(self) -> Parts:
         """The rows."""
-        return [self.rows]
+        return self.rows
 
 
 def _each(function, *stacks: Array) -> Array:

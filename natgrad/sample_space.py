@@ -12,15 +12,14 @@ the solution of least norm.
 
 K + λI is factorised by Cholesky; where that fails, or λ drowns in the rounding of K, by
 eigendecomposition with negative eigenvalues of K clipped, which is reported. Forming K
-squares the condition number of B; refinement through B (not K) undoes that. For
-x = Bᵀ w + r/λ the residual v − Bᵀ B x − λ x is Bᵀ e,
+squares the condition number of B; refinement of w = (K + λI)⁻¹ h through B undoes that,
 
-    w ← w + (K + λI)⁻¹ e,      e = u − λ w − B x,
+    w ← w + (K + λI)⁻¹ e,      e = h − λ w − B (Bᵀ w),
 
-as long as e falls and is above rounding. A large B is refined through only where the
-rounding of K matters, λ < ε^¾ |K|, since that takes two products with it. Where B is
-small enough to be written out and λ < 1e-6 |K|, K is not used at all: R of
-[B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
+as long as e falls and is above rounding; x = Bᵀ w + r/λ has the residual Bᵀ e. A large
+B is refined through only where the rounding of K matters, λ < ε^¾ |K|, since that takes
+two products with it. Where B is small enough to be written out and λ < 1e-6 |K|, K is
+not used at all: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
 
 With x64 on, K is formed and factorised in float64.
 
@@ -47,7 +46,7 @@ _WRITTEN_OUT = 2**24
 # λ relative to |K| under which Cholesky's K is not trusted in float32.
 _TINY = 1e-6
 # Corrections through B, and steps of iterated Tikhonov regularisation, at most.
-_REFINEMENTS, _STEPS = 2, 4
+_REFINEMENTS, _STEPS = 3, 4
 
 
 def sample_space_solution(
@@ -150,44 +149,69 @@ class _Split(NamedTuple):
     outside: Array
 
 
-def _solved(jacobian, damping, inverse, gram, b) -> tuple[Params, tuple[Array, Array]]:
-    """x, refined through B, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
-    u, pushed, outside = _split(jacobian, damping, inverse, b)
-    share = outside / jnp.where(damping > 0, damping, 1)
-    dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
+def gram_solution(
+    jacobian: Jacobian, b: Array, damping: ArrayLike
+) -> tuple[Array, Array]:
+    """(B Bᵀ + λI)⁻¹ b for λ > 0, refined through B, and whether Cholesky failed.
 
-    def solution(w):
-        """x = Bᵀ w + r/λ, with r = v − Bᵀ u."""
-        rows = jacobian.pull(w - share * u)
-        return jax.tree.map(lambda p, b: p + share * b, rows, b)
+    Args:
+        jacobian: B.
+        b: [M].
+        damping: λ.
+    """
+    damping = jnp.asarray(damping, b.dtype)
+    fixed = jax.lax.stop_gradient((jacobian, damping))
+    inverse, gram, failed = _inverse(*fixed)
+    value = jax.lax.custom_linear_solve(
+        lambda w: jacobian.push(jacobian.pull(w)) + damping * w,
+        b,
+        lambda _, b: _refined(*fixed, inverse, gram, b)[0],
+        symmetric=True,
+    )
+    return value, failed
+
+
+def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
+    """w = (K + λI)⁻¹ h and e = h − (K + λI) w, refined through B where it pays."""
+    w = inverse(h)
+    e = h - jnp.matmul(gram, w, precision=HIGHEST) - damping * w
+    epsilon = jnp.finfo(w.dtype).eps
+    size = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+    small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
+    worthwhile = (epsilon**0.75 * size > damping) | small
+    worthwhile = worthwhile & (damping > 0)
+    enough = 10 * epsilon * jnp.linalg.norm(h)
 
     def unfinished(state):
         _, e, count, improved = state
-        above = jnp.linalg.norm(e) > 10 * epsilon * scale
+        above = jnp.linalg.norm(e) > enough
         return worthwhile & improved & above & (count <= _REFINEMENTS)
 
     def step(state):
         w, e, count, _ = state
         closer = w + inverse(e)
-        rest = u - damping * closer - jacobian.push(solution(closer))
+        rest = h - damping * closer - jacobian.push(jacobian.pull(closer))
         # The first e was that of K, which is no measure.
         improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e))
         return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
 
-    h = u - share * pushed
-    w = inverse(h)
-    e = h - dot(gram, w) - damping * w
-    epsilon = jnp.finfo(w.dtype).eps
-    size = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
-    scale = jnp.linalg.norm(h) + size * jnp.linalg.norm(w)
-    small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
-    worthwhile = (epsilon**0.75 * size > damping) | small
-    worthwhile = worthwhile & (damping > 0)
     state = (w, e, jnp.zeros((), jnp.int32), jnp.array(True))
     w, e, _, _ = jax.lax.while_loop(unfinished, step, state)
+    return w, e
+
+
+def _solved(jacobian, damping, inverse, gram, b) -> tuple[Params, tuple[Array, Array]]:
+    """x, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
+    u, pushed, outside = _split(jacobian, damping, inverse, b)
+    share = outside / jnp.where(damping > 0, damping, 1)
+    w, e = _refined(jacobian, damping, inverse, gram, u - share * pushed)
+    rows = jacobian.pull(w - share * u)
+    x = jax.tree.map(lambda p, b: p + share * b, rows, b)
+    dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
     square = dot(e, dot(gram, e))
+    # B x = u − λ w − e.
     rest = (jnp.sqrt(jnp.maximum(square, 0)), dot(u - damping * w - e, e))
-    return solution(w), rest
+    return x, rest
 
 
 def _split(jacobian, damping, inverse, b) -> _Split:

@@ -234,8 +234,9 @@ def hidden_stop_gradients(modules):
 
 def optax_imports(modules):
     """Curvatures, metrics and models do not know of optax."""
+    packages = ("natgrad.compare", "natgrad.optimizers")
     users = {
-        "natgrad.compare" if under(module.name, "natgrad.compare") else module.name
+        next((p for p in packages if under(module.name, p)), module.name)
         for module in modules.values()
         if any(under(i.target, "optax") for i in imports(module, modules))
     }

@@ -132,8 +132,8 @@ def test_bfloat16_parameters_keep_float32_statistics(name):
         for leaf in jax.tree.leaves(curvature.estimate(half, x, y, KEY))
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    assert floating
-    assert {str(leaf.dtype) for leaf in floating} == {"float32"}
+    assert floating or curvature.instantaneous
+    assert {str(leaf.dtype) for leaf in floating} <= {"float32"}
     given = jitted_laws(name, half, x, y, vector(half))
     full = jitted_laws(name, params, x.astype(jnp.float32), y, vector(params))
     assert relative_error(given["dense"], full["dense"]) < 0.1

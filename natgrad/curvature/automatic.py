@@ -3,9 +3,10 @@
     P <= 512                        parameter space: `Dense`, which can be averaged
     else M <= P and M <= 8192       sample space: `Gram`,               M² P + M³/3
     else P <= 4096                  parameter space, of this batch:     M P² + P³/3
-    else                            matrix-free: conjugate gradients, 2 gradients each
+    else                            matrix-free: at most 250 iterations of conjugate
+                                    gradients, to 1e-5, 2 gradients each
 
-for P parameters, N examples, K score columns each and M = K·N. All four are the same
+for P parameters, N examples, K score columns each and M = K·N. All are the same
 matrix, so the choice changes time and memory and nothing else. It is made from shapes,
 when the step is traced. Whoever wants another names that curvature.
 """
@@ -16,12 +17,12 @@ import dataclasses
 from typing import ClassVar, final
 
 import jax
-import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
+from natgrad.krylov import Residual
 from natgrad.metric import Metric
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -30,6 +31,8 @@ from natgrad.typing import Array, Inputs, Key, Params, Statistics
 AVERAGED, FORMED = 512, 4096
 # M up to which an M×M matrix is factorised.
 SAMPLES = 8192
+# Of conjugate gradients; whether they got there stands in the state's health.
+STOP = Residual(1e-5, 250)
 
 
 @final
@@ -51,9 +54,8 @@ class OfTheBatch(Curvature):
     instantaneous: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
-        """What the preconditioner of conjugate gradients needs, if P is large."""
-        if Layout.of(params).size > FORMED:
-            return MatrixFree(self.model, self.labels).init(params)
+        """A key."""
+        Layout.of(params)
         return MatrixFreeStatistics((), jax.random.PRNGKey(0))
 
     def estimate(
@@ -63,14 +65,11 @@ class OfTheBatch(Curvature):
         targets: Array | None = None,
         key: Key | None = None,
     ) -> MatrixFreeStatistics:
-        """The preconditioner's, where it is used; see `Curvature.estimate`."""
+        """The key that labels are drawn with; see `Curvature.estimate`."""
         self.labels.check(targets, key)
-        chosen = self.choice(params, inputs, targets)
-        if isinstance(chosen, MatrixFree):
-            return chosen.estimate(params, inputs, targets, key)
-        zeros = jax.tree.map(jnp.zeros_like, self.init(params).preconditioner)
+        del params, inputs
         key = jax.random.PRNGKey(0) if key is None else key
-        return MatrixFreeStatistics(zeros, raw_key(key))
+        return MatrixFreeStatistics((), raw_key(key))
 
     def metric(
         self,
@@ -93,8 +92,9 @@ class OfTheBatch(Curvature):
         samples = self.samples(params, inputs, targets)
         if samples <= min(size, SAMPLES):
             return Gram(self.model, self.labels)
-        form = Dense if size <= FORMED else MatrixFree
-        return form(self.model, self.labels)
+        if size <= FORMED:
+            return Dense(self.model, self.labels)
+        return MatrixFree(self.model, self.labels, STOP)
 
     def samples(
         self, params: Params, inputs: Inputs, targets: Array | None = None

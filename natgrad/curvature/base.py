@@ -142,8 +142,12 @@ class Curvature(abc.ABC):
 class Delegate(Curvature):
     """A curvature that is another one, chosen or changed: no approximation of its own.
 
-    A subclass overrides `resolved`, which must not give a curvature that chooses again.
+    What `resolved` gives must not choose again.
     """
+
+    @abc.abstractmethod
+    def resolved(self, params: Params) -> Curvature:
+        """The curvature for parameters of these shapes."""
 
     def init(self, params: Params) -> Statistics:
         """That of what is chosen."""

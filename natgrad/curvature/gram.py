@@ -156,7 +156,7 @@ class Gram(Curvature):
         rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None]  # [K, N, 1, P, 1]
         scale = jnp.sqrt(total).astype(layout.dtype)
         centre = self._centre(root.T / jnp.sqrt(total))
-        return Jacobian(layout, None, (Explicit(rows / scale),), centre)
+        return Jacobian(layout, None, (Explicit((rows / scale,)),), centre)
 
     def _centre(self, columns: Array) -> Array | None:
         """√(ω_n / Σω), [N], for centred labels, whose scores are 1."""
@@ -222,8 +222,9 @@ def _piece(block: Block, one: Any, each: Array) -> Piece:
     K (of `each`) and the block's lead axes, which are flattened.
     """
     if not isinstance(one, dict):  # [K, N, lead..., I, O]
-        shape = (*each.shape[:2], -1, block.rows, block.outputs)
-        return Explicit(each.reshape(shape))
+        rows = each.reshape((*each.shape[:2], -1, block.rows, block.outputs))
+        matrix, bias = rows[..., : block.inputs, :], rows[..., block.inputs :, :]
+        return Explicit((matrix, bias) if block.bias else (matrix,))
     flat = lambda a, axes, own: a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
     g = flat(each, each.shape[:1], 3)
     if "index" in one:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
-from natgrad.curvature.preconditioners import Batch, Jacobi, Preconditioner, Product
+from natgrad.curvature.preconditioners import Batch, Identity, Preconditioner, Product
 from natgrad.krylov import Residual, Stopping, conjugate_gradients
 from natgrad.metric import Metric, metric_pytree
 from natgrad.solvers import Recalling, Solution
@@ -55,11 +55,11 @@ class MatrixFree(Curvature):
     Attributes:
         stop: when conjugate gradients stop: `natgrad.krylov.Residual`, `Progress` or
             `Fixed`.
-        preconditioner: `natgrad.curvature.Jacobi`, `Kronecker`, `Nystrom`, `Identity`.
+        preconditioner: `natgrad.curvature.Identity`, `Nystrom`, `Kronecker`, `Jacobi`.
     """
 
     stop: Stopping = Residual()  # noqa: RUF009 (frozen, without state)
-    preconditioner: Preconditioner = Jacobi()  # noqa: RUF009
+    preconditioner: Preconditioner = Identity()  # noqa: RUF009
 
     instantaneous: ClassVar[bool] = True
 

@@ -11,6 +11,7 @@ from natgrad.families.normal_mean import NormalMean
 from natgrad.families.normal_mean_log_scale import NormalMeanLogScale
 from natgrad.families.poisson import Poisson
 from natgrad.families.student_t import StudentT
+from natgrad.families.unnormalized import Unnormalized
 
 __all__ = [
     "Bernoulli",
@@ -24,6 +25,7 @@ __all__ = [
     "NormalMeanLogScale",
     "Poisson",
     "StudentT",
+    "Unnormalized",
     "from_distribution",
     "from_log_prob",
 ]

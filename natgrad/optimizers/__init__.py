@@ -1,0 +1,32 @@
+"""Optimizers, each a sentence: a curvature, then a learning rate.
+
+All of them minimise `model.loss` (or it plus what the user adds) and are used as
+
+    tx = natural_gradient(0.1, model)
+    state = tx.init(params)
+    grads = jax.grad(model.loss)(params, x, y)
+    updates, state = tx.update(grads, state, params, inputs=x)
+    params = optax.apply_updates(params, updates)
+
+For other labels, solvers or momentum, compose `scale_by_curvature` with optax's own
+pieces; that is all these functions do.
+"""
+
+from natgrad.optimizers.approximate import (
+    diagonal_fisher,
+    ekfac,
+    empirical_fisher,
+    kfac,
+)
+from natgrad.optimizers.exact import gram, matrix_free, natural_gradient, spring
+
+__all__ = [
+    "diagonal_fisher",
+    "ekfac",
+    "empirical_fisher",
+    "gram",
+    "kfac",
+    "matrix_free",
+    "natural_gradient",
+    "spring",
+]

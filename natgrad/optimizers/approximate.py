@@ -1,0 +1,155 @@
+"""Optimizers with approximations of the Fisher information, each a sentence."""
+
+from __future__ import annotations
+
+import optax
+
+from natgrad.curvature import EKFAC, KFAC, Dense, Diagonal, Empirical, Sampled
+from natgrad.damping import Damping, TrustRegion
+from natgrad.kronecker import FactoredTikhonov
+from natgrad.model import Model
+from natgrad.optimizers.chains import chain, descend
+from natgrad.refresh import Refresh
+from natgrad.transform import scale_by_curvature
+from natgrad.typing import ArrayLike
+
+# Statistics in every step, each layer's inverse every ten.
+EVERY_TEN = Refresh(inverses=10)
+
+
+def diagonal_fisher(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    decay: ArrayLike = 0.95,
+) -> optax.GradientTransformationExtraArgs:
+    """−η g/(diag F + λ) with the exact diagonal of the Fisher information.
+
+    Unlike Adam it divides by F, not by a square root, and F is not the square of the
+    mean gradient. O(P) memory.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        decay: of the moving average of diag F.
+
+    Source: Becker & LeCun (1989), Improving the convergence of back-propagation
+    learning with second order methods, for the diagonal; Amari (1998) for F.
+    """
+    return descend(Diagonal(model), learning_rate, damping, decay)
+
+
+def empirical_fisher(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    decay: ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """−η (E + λI)⁻¹ g with the empirical Fisher E, which is not the Fisher.
+
+    E = (1/N) Σ_n g_n g_nᵀ uses the data's labels, so `update` also needs `targets=y`.
+    Far from a well specified optimum its step can point uphill in KL divergence.
+    O(P²) memory, O(P³) time.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        decay: of the moving average of E.
+
+    Source: Kunstner, Hennig & Balles (2019), Limitations of the empirical Fisher
+    approximation for natural gradient descent.
+    """
+    return descend(Dense(model, Empirical()), learning_rate, damping, decay)
+
+
+def kfac(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    decay: ArrayLike = 0.95,
+    refresh: Refresh = EVERY_TEN,
+    trust_region: ArrayLike | Damping | None = 0.1,
+    then: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
+
+    Factors from labels sampled once, averaged, and inverted every few steps. Momentum
+    and weight decay are optax's:
+
+        kfac(0.1, model, then=optax.trace(0.9))
+        kfac(0.1, model, then=optax.add_decayed_weights(1e-4))
+
+    The model needs `example_inputs`. Memory about 3 Σ (I² + O²) over layers.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        decay: of the moving averages of A and G.
+        refresh: how often, in steps, factors and inverses are renewed.
+        trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
+            shrunk to it, which an old inverse needs while F still changes fast; None
+            for none, and one product with F less.
+        then: what comes between the direction and the learning rate.
+
+    Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
+    approximate curvature. For the exact damped inverse of A ⊗ G, compose
+    `scale_by_curvature` with `natgrad.kronecker.Eigenbasis()`.
+    """
+    direction = scale_by_curvature(
+        KFAC(model, Sampled(1)),
+        damping=damping,
+        decay=decay,
+        solver=FactoredTikhonov(),
+        refresh=refresh,
+        trust_region=_trust(trust_region, learning_rate),
+    )
+    return chain(direction, then, learning_rate)
+
+
+def ekfac(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    decay: ArrayLike = 0.95,
+    refresh: Refresh = EVERY_TEN,
+    trust_region: ArrayLike | Damping | None = 0.1,
+    then: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
+
+    As `kfac`, with the scales measured in the factors' eigenbasis rather than taken
+    from it. λ damps exactly; the basis is refreshed every `refresh.inverses` steps.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model; needs `example_inputs`.
+        damping: λ, or a schedule.
+        decay: of the moving averages of factors and scales.
+        refresh: how often, in steps, statistics and bases are renewed.
+        trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
+            shrunk to it, which an old inverse needs while F still changes fast; None
+            for none, and one product with F less.
+        then: what comes between the direction and the learning rate.
+
+    Source: George et al. (2018), Fast approximate natural gradient descent in a
+    Kronecker-factored eigenbasis.
+    """
+    direction = scale_by_curvature(
+        EKFAC(model, Sampled(1), period=refresh.inverses),
+        damping=damping,
+        decay=decay,
+        refresh=Refresh(statistics=refresh.statistics),
+        trust_region=_trust(trust_region, learning_rate),
+    )
+    return chain(direction, then, learning_rate)
+
+
+def _trust(radius, learning_rate) -> TrustRegion | None:
+    return None if radius is None else TrustRegion(radius, learning_rate)

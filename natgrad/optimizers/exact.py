@@ -1,0 +1,144 @@
+"""Optimizers with the exact Fisher information, each a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optax
+
+from natgrad.curvature import (
+    Automatic,
+    Gram,
+    Identity,
+    Labels,
+    MatrixFree,
+    Sampled,
+    WarmStart,
+)
+from natgrad.curvature.base import Curvature
+from natgrad.curvature.preconditioners import Preconditioner
+from natgrad.damping import Damping
+from natgrad.krylov import Residual, Stopping
+from natgrad.model import Model
+from natgrad.optimizers.chains import chain, descend
+from natgrad.spring import scale_by_norm_constraint, scale_by_spring
+from natgrad.transform import scale_by_curvature
+from natgrad.typing import ArrayLike
+
+ONE_SAMPLE = Sampled(1)
+HUNDRED = Residual(max_iterations=100)
+PLAIN = Identity()
+
+
+def natural_gradient(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    decay: ArrayLike = 0.0,
+    curvature: Callable[[Model], Curvature] = Automatic,
+) -> optax.GradientTransformationExtraArgs:
+    """The exact natural gradient: −η (F + λI)⁻¹ g with the whole Fisher information.
+
+    With η = 1 and λ = 0 this is Newton's method for linear regression and iteratively
+    reweighted least squares for logistic regression. Solved in parameter space, in
+    sample space or matrix-free, by size (`natgrad.curvature.automatic` has the rule).
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        decay: of the moving average of F; 0 uses the current batch alone. More needs a
+            matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
+        curvature: model -> curvature, to choose the space yourself: Dense, Gram or
+            MatrixFree of `natgrad.curvature`.
+
+    Source: Amari (1998), Natural gradient works efficiently in learning.
+    """
+    return descend(curvature(model), learning_rate, damping, decay)
+
+
+def gram(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    labels: Labels = ONE_SAMPLE,
+) -> optax.GradientTransformationExtraArgs:
+    """−η (F + λI)⁻¹ g, solved exactly in sample space, where M×M matrices do.
+
+    With labels sampled once M is the number of examples, and a step of a network with
+    millions of parameters costs about three gradients. F is that of the current batch.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        labels: over which labels; `Exact()` has as many columns an example as the
+            model has outputs.
+
+    Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural
+    gradient methods for training neural networks.
+    """
+    return descend(Gram(model, labels), learning_rate, damping, 0.0)
+
+
+def spring(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    momentum: ArrayLike = 0.99,
+    constraint: ArrayLike = 1e-3,
+    curvature: Callable[[Model], Curvature] = Gram,
+) -> optax.GradientTransformationExtraArgs:
+    """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), and |η φ|² at most c.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        momentum: μ.
+        constraint: c.
+        curvature: model -> curvature.
+
+    Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to
+    accelerate the optimization of neural network wavefunctions.
+    """
+    return optax.chain(
+        scale_by_spring(curvature(model), damping=damping, momentum=momentum),
+        scale_by_norm_constraint(learning_rate, constraint),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def matrix_free(
+    learning_rate: optax.ScalarOrSchedule,
+    model: Model,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    stop: Stopping = HUNDRED,
+    preconditioner: Preconditioner = PLAIN,
+) -> optax.GradientTransformationExtraArgs:
+    """−η (F + λI)⁻¹ g by preconditioned conjugate gradients on Fisher products.
+
+    They start from the last step's solution. Iterations and residual stand in the
+    state's health. O(P) memory, two gradients' time an iteration.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        stop: when they stop: `natgrad.krylov.Residual(tolerance, max_iterations)`,
+            `Progress(epsilon, max_iterations)` or `Fixed(iterations)`.
+        preconditioner: `natgrad.curvature.Identity()`, `Nystrom(rank)`, `Kronecker()`
+            (K-FAC, which needs `example_inputs`) or `Jacobi()`.
+
+    Source: Martens (2010), Deep learning via Hessian-free optimization, section 4.
+    """
+    direction = scale_by_curvature(
+        MatrixFree(model, stop=stop, preconditioner=preconditioner),
+        damping=damping,
+        solver=WarmStart(),
+    )
+    return chain(direction, None, learning_rate)

@@ -1,0 +1,302 @@
+"""The sample-space metric is the dense Fisher: every family, label and layer."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import zoo
+from problems import CASES, ravel, relative_error
+
+import natgrad as ng
+from natgrad.curvature import Centred, Dense, Empirical, Exact, Gram, Sampled
+
+KEY = jax.random.PRNGKey(1)
+LABELS = {"exact": Exact(), "sampled": Sampled(2), "empirical": Empirical()}
+DAMPINGS = jnp.array([1.0, 1e-2, 1e-4, 1e-6, 1e-8])
+
+
+def mixed(params, gradient):
+    """The gradient, which the scores span, and a vector with a part outside."""
+    outside = jax.tree.map(
+        lambda g: g + 0.1 * jnp.cos(jnp.arange(g.size, dtype=g.dtype)).reshape(g.shape),
+        gradient,
+    )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), gradient, outside)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def both(model, labels, params, x, y, dampings):
+    """F of both kinds, the rows of B, and solutions for every vector and damping."""
+    dense = Dense(model, labels).at(params, x, y, KEY)
+    gram = Gram(model, labels).at(params, x, y, KEY)
+    vectors = mixed(params, jax.grad(model.loss)(params, x, y))
+    each = jax.vmap(jax.vmap(gram.solution, (None, 0)), (0, None))(vectors, dampings)
+    flat = jax.vmap(jax.vmap(ravel))
+    return {
+        "dense": dense.dense(),
+        "gram": gram.dense(),
+        "rows": gram.jacobian.explicit(),
+        "mv": ravel(gram.mv(params)),
+        "diagonal": ravel(gram.diagonal()),
+        "logdet": gram.logdet(0.1),
+        "vectors": jax.vmap(ravel)(vectors),
+        "solutions": flat(each.value),
+        "fallback": each.fallback,
+        "remainder": each.remainder,
+    }
+
+
+def by_singular_values(rows, v, damping):
+    """(Bᵀ B + λI)⁻¹ v in float64, B's null space being one to the last digit."""
+    _, singular, vectors = np.linalg.svd(np.asarray(rows, "float64"))
+    values = np.zeros(len(vectors))
+    values[: len(singular)] = singular**2
+    return vectors.T @ ((vectors @ np.asarray(v, "float64")) / (values + damping))
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("family", CASES)
+def test_it_equals_the_dense_fisher_for_every_family_and_label(family, labels):
+    model, params, x, y = CASES[family].problem()
+    given = both(model, LABELS[labels], params, x, y, DAMPINGS)
+    matrix = np.asarray(given["dense"])
+    assert relative_error(given["gram"], matrix) < 1e-10
+    assert relative_error(given["mv"], matrix @ ravel(params)) < 1e-10
+    assert relative_error(given["diagonal"], np.diag(matrix)) < 1e-10
+    singular = np.linalg.svd(np.asarray(given["rows"]), compute_uv=False)
+    logdet = np.sum(np.log(singular**2 + 0.1))
+    logdet += (len(matrix) - len(singular)) * np.log(0.1)
+    assert relative_error(given["logdet"], logdet) < 1e-8
+    assert not given["fallback"].any()
+    largest = np.linalg.norm(matrix, 2)
+    for v, solutions in zip(given["vectors"], given["solutions"], strict=True):
+        for damping, x_given in zip(DAMPINGS, solutions, strict=True):
+            expected = by_singular_values(given["rows"], v, damping)
+            # What rounding leaves of any algorithm: the condition number's share.
+            limit = max(1e-9, 4e-16 * float(largest / damping))
+            assert relative_error(x_given, expected) < limit
+
+
+@pytest.mark.parametrize("family", ["categorical", "normal_mean_log_scale"])
+def test_float32_steps_are_accurate_where_a_dense_solve_is_not(family):
+    """v has a part that no score spans, which λ = 1e-6 magnifies a million times."""
+    model, params, x, y = CASES[family].problem("float32")
+    with jax.enable_x64(False):
+        given = both(model, Sampled(2), params, x, y, DAMPINGS[:4].astype("float32"))
+    v, solutions = given["vectors"][1], given["solutions"][1]
+    assert solutions.dtype == "float32"
+    for damping, x_given in zip(DAMPINGS[:4], solutions, strict=True):
+        expected = by_singular_values(given["rows"], v, float(damping))
+        assert relative_error(x_given, expected) < 1e-4
+
+
+def test_what_it_says_of_its_residual_is_true():
+    model, params, x, y = CASES["categorical"].problem()
+    metric = Gram(model).at(params, x)
+    gradient = jax.grad(model.loss)(params, x, y)
+    # Two thirds of a solution leave a residual worth measuring: a wrong inverse.
+    found = jax.jit(metric.solution)(gradient, 1e-3)
+    product = ravel(metric.mv(found.value)) + 1e-3 * ravel(found.value)
+    rest = ravel(gradient) - product
+    size = jnp.linalg.norm(ravel(gradient))
+    assert abs(found.remainder.norm - jnp.linalg.norm(rest)) < 1e-13 * size
+    assert found.remainder.norm < 1e-13 * size
+
+
+def test_a_singular_fisher_without_damping_gives_the_least_norm_step():
+    model, params, x, y = CASES["categorical"].problem()
+    gradient = jax.grad(model.loss)(params, x, y)
+    matrix = Dense(model).at(params, x).dense()
+    found = jax.jit(lambda g: Gram(model).at(params, x).solution(g, 0.0))(gradient)
+    expected = np.linalg.pinv(matrix, rcond=1e-11) @ ravel(gradient)
+    assert found.fallback
+    assert relative_error(ravel(found.value), expected) < 1e-8
+
+
+def test_weights_and_masks_count_as_in_the_dense_fisher():
+    weights = lambda inputs: jnp.abs(inputs[:, 0]) * (inputs[:, 1] > -0.5)
+    model, params, x, y = CASES["categorical"].problem(weights=weights)
+    for labels in LABELS.values():
+        given = Gram(model, labels).at(params, x, y, KEY).dense()
+        expected = Dense(model, labels).at(params, x, y, KEY).dense()
+        assert relative_error(given, expected) < 1e-10
+
+
+def test_rows_are_written_out_where_layers_are_not_understood():
+    """A weight through a matrix exponential has no rows; the metric is the same."""
+    _, params, x, y = CASES["categorical"].problem()
+    apply = lambda p, x: (
+        jnp.tanh(x @ jax.scipy.linalg.expm(0.1 * p["in"]["w"] @ p["in"]["w"].T))
+        @ p["in"]["w"]
+        @ p["out"]["w"]
+    )
+    model = ng.Model(apply, ng.families.Categorical(), chunk_size=3)
+    with pytest.raises(ValueError, match="not understood"):
+        ng.layers.capture(apply, params, x)
+    for labels in LABELS.values():
+        metric = Gram(model, labels).at(params, x, y, KEY)
+        assert metric.jacobian.blocks is None
+        expected = Dense(model, labels).at(params, x, y, KEY).dense()
+        assert relative_error(metric.dense(), expected) < 1e-10
+
+
+# Layers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_it_equals_per_example_gradients_for_every_layer(name):
+    """Squares of outputs as likelihood: F = Σ_n,c J_nc J_ncᵀ by a plain Jacobian."""
+    apply, params, inputs, in_axes = zoo.ZOO[name]()
+
+    def flat(p, x):
+        z = apply(p, x)
+        return z.reshape((z.shape[0], -1))
+
+    model = ng.Model(flat, ng.families.NormalMean(1.0), in_axes=in_axes)
+    layout = ng.tree.Layout.of(params)
+    v = layout.unravel(jnp.cos(jnp.arange(layout.size, dtype=layout.dtype)))
+
+    @jax.jit
+    def given(params, v):
+        metric = Gram(model).at(params, inputs)
+        return ravel(metric.mv(v)), ravel(metric.solve(v, 1e-2)), metric.diagonal()
+
+    @jax.jit
+    def plain(params):
+        outputs = lambda vector: flat(layout.unravel(vector), inputs)
+        return jax.jacrev(outputs)(layout.ravel(params)).reshape((-1, layout.size))
+
+    rows = np.asarray(plain(params)) / np.sqrt(zoo.N)
+    product, solution, diagonal = given(params, v)
+    matrix, v = rows.T @ rows, ravel(v)
+    assert relative_error(product, matrix @ v) < 1e-10
+    assert relative_error(ravel(diagonal), np.diag(matrix)) < 1e-10
+    damped = matrix + 1e-2 * np.eye(layout.size)
+    assert relative_error(solution, np.linalg.solve(damped, v)) < 1e-9
+
+
+# Steps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_twenty_steps_are_those_of_the_dense_fisher(labels):
+    model, params, x, y = CASES["categorical"].problem()
+
+    def path(curvature, penalty):
+        tx = optax.chain(
+            ng.scale_by_curvature(curvature, damping=1e-2), optax.scale(-0.3)
+        )
+        loss = lambda p: model.loss(p, x, y) + penalty * optax.tree.norm(p) ** 2
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(
+                jax.grad(loss)(params), state, params, inputs=x, targets=y
+            )
+            params = optax.apply_updates(params, updates)
+            return (params, state), ravel(params)
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, 20)[1]
+
+    run = jax.jit(
+        lambda penalty: [path(c(model, LABELS[labels]), penalty) for c in (Gram, Dense)]
+    )
+    for penalty in (0.0, 1e-2):
+        gram, dense = run(penalty)
+        assert relative_error(gram, dense) < 1e-9
+
+
+def test_sixteen_models_over_fifty_steps_compile_once_and_equal_a_loop():
+    model = CASES["categorical"].model()
+    tx = ng.gram(0.2, model, damping=1e-2)
+    traces = []
+
+    def train(params, x, y):
+        def step(carry, _):
+            traces.append(1)
+            params, state = carry
+            gradient = jax.grad(model.loss)(params, x, y)
+            updates, state = tx.update(gradient, state, params, inputs=x)
+            return (optax.apply_updates(params, updates), state), None
+
+        return ravel(jax.lax.scan(step, (params, tx.init(params)), None, 50)[0][0])
+
+    problems = [CASES["categorical"].problem(seed=s, examples=5)[1:] for s in range(16)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    together = jax.jit(jax.vmap(train))(*stacked)
+    assert len(traces) <= 2  # scan traces its body for shapes, and then for good
+    alone = jax.jit(train)
+    for given, problem in zip(together, problems, strict=True):
+        assert relative_error(given, alone(*problem)) < 1e-9
+
+
+# Centred scores -----------------------------------------------------------------------
+
+
+def energy(params, x):
+    """An unnormalised log-density of a spin configuration, one number each."""
+    hidden = jnp.log(jnp.cosh(x @ params["w"] + params["b"][None]))
+    return jnp.sum(hidden, axis=-1) + x @ params["a"]
+
+
+def spins():
+    """Every configuration of four spins, and parameters."""
+    x = np.array(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T
+    keys = jax.random.split(KEY, 3)
+    params = {
+        "w": 0.5 * jax.random.normal(keys[0], (4, 3)),
+        "b": 0.5 * jax.random.normal(keys[1], (3,)),
+        "a": 0.5 * jax.random.normal(keys[2], (4,)),
+    }
+    return params, jnp.asarray(x)
+
+
+@pytest.mark.parametrize("form", [Gram, Dense, ng.curvature.KLHessian])
+def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
+    """One categorical law over all configurations is the independent definition."""
+    params, x = spins()
+    whole = ng.Model(lambda p, _: energy(p, x)[None], ng.families.Categorical())
+    expected = Dense(whole).at(params, jnp.zeros((1, 1))).dense()
+    law = jax.nn.softmax(energy(params, x))
+    model = ng.Model(
+        lambda p, inputs: energy(p, inputs["x"]),
+        ng.families.Unnormalized(),
+        weights=lambda inputs: inputs["law"],
+    )
+    metric = form(model, Centred()).at(params, {"x": x, "law": law})
+    assert relative_error(metric.dense(), expected) < 1e-10
+    v = jax.tree.map(jnp.ones_like, params)
+    given = ravel(metric.solve(v, 1e-3))
+    damped = expected + 1e-3 * np.eye(len(expected))
+    assert relative_error(given, np.linalg.solve(damped, ravel(v))) < 1e-9
+
+
+def test_centred_scores_without_weights_are_a_covariance():
+    params, x = spins()
+    x = x[:7]
+    model = ng.Model(energy, ng.families.Unnormalized())
+    layout = ng.tree.Layout.of(params)
+    rows = jax.jacrev(lambda v: energy(layout.unravel(v), x))(layout.ravel(params))
+    expected = np.cov(rows.T, bias=True)
+    forms = (Gram, Dense, ng.curvature.MatrixFree)
+    metrics = [form(model, Centred()).at(params, x) for form in forms]
+    for metric in metrics:
+        assert relative_error(metric.dense(), expected) < 1e-10
+        assert relative_error(ravel(metric.diagonal()), np.diag(expected)) < 1e-10
+
+
+def test_centred_scores_refuse_what_they_cannot_mean():
+    params, x = spins()
+    model = ng.Model(energy, ng.families.Unnormalized(), example_inputs=x)
+    with pytest.raises(ValueError, match="one example at a time"):
+        ng.curvature.KFAC(model, Centred()).at(params, x)
+    wide = ng.Model(lambda p, x: x @ p["w"], ng.families.NormalMean())
+    with pytest.raises(ValueError, match="one number an example"):
+        Gram(wide, Centred()).at({"w": params["w"]}, x)
+    with pytest.raises(ValueError, match="draws of its own"):
+        model.sample(KEY, params, x)
