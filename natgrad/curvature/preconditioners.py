@@ -3,8 +3,10 @@
 They change how many iterations are made, not the solution, so nothing is
 differentiated through them. Whether they save any depends on the model: with λI added,
 many eigenvalues of F + λI are equal already, and a rescaling pulls them apart
-(`benchmarks/conjugate_gradients.py` measures). Their statistics are estimated with the batch, and live in
-the optimizer's state, so `Refresh(statistics=k)` renews them every k steps.
+(`benchmarks/conjugate_gradients.py` measures).
+
+Their statistics are estimated with the batch, and live in the optimizer's state, so
+`Refresh(statistics=k)` renews them every k steps.
 
     Identity     none
     Jacobi       diag F + λ, from one random pullback an example

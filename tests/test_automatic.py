@@ -1,0 +1,184 @@
+"""The choice of space by size, and curvatures that derivatives do not see."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from problems import CASES, ravel, relative_error
+
+import natgrad as ng
+from natgrad.curvature import Automatic, Constant, Dense, Gram, MatrixFree, OfTheBatch
+
+KEY = jax.random.PRNGKey(2)
+
+
+def linear(outputs, features=40):
+    """A linear classifier with `features` times `outputs` parameters."""
+    return ng.Model(lambda p, x: x @ p["w"], ng.families.Categorical()), {
+        "w": 0.1 * jax.random.normal(KEY, (features, outputs))
+    }
+
+
+@pytest.mark.parametrize(
+    ("examples", "features", "outputs", "expected"),
+    [
+        (30, 10, 3, Dense),  # P = 30: a matrix that can be averaged
+        (100, 200, 3, Gram),  # P = 600 >= M = 300
+        (600, 200, 3, Dense),  # P = 600 < M = 1800
+        (600, 2000, 3, Gram),  # P = 6000 >= M = 1800
+        (3000, 2000, 3, MatrixFree),  # M = 9000 is more than is factorised
+    ],
+)
+def test_the_space_is_chosen_by_the_documented_rule(
+    examples, features, outputs, expected
+):
+    model, params = linear(outputs, features)
+    chosen = Automatic(model).resolved(params)
+    if isinstance(chosen, OfTheBatch):
+        chosen = chosen.choice(params, jnp.zeros((examples, features)))
+    assert type(chosen) is expected
+    assert chosen.labels == ng.curvature.Exact()
+
+
+@pytest.mark.parametrize("examples", [50, 400])
+def test_every_choice_gives_the_same_step(examples):
+    model, params = linear(3, 200)
+    x = jax.random.normal(KEY, (examples, 200))
+    y = model.sample(KEY, params, x)
+    gradient = jax.grad(model.loss)(params, x, y)
+
+    @jax.jit
+    def direction(params, gradient):
+        steps = []
+        for curvature in (Automatic, Dense, Gram):
+            tx = ng.natural_gradient(1.0, model, damping=1e-2, curvature=curvature)
+            steps.append(tx.update(gradient, tx.init(params), params, inputs=x)[0])
+        return [ravel(step) for step in steps]
+
+    chosen, *others = direction(params, gradient)
+    for other in others:
+        assert relative_error(chosen, other) < 1e-9
+
+
+def test_an_average_needs_a_matrix_and_says_so():
+    model, params = linear(3, 200)
+    tx = ng.natural_gradient(0.1, model, decay=0.9)
+    with pytest.raises(ValueError, match="name a curvature that keeps a matrix"):
+        tx.init(params)
+    few = linear(3, 5)
+    state = ng.natural_gradient(0.1, few[0], decay=0.9).init(few[1])
+    assert state[0].statistics.shape == (15, 15)
+    named = ng.natural_gradient(0.1, model, decay=0.9, curvature=Dense)
+    assert named.init(params)[0].statistics.shape == (600, 600)
+
+
+def test_a_scan_over_batches_keeps_the_state_of_a_large_model():
+    model, params = linear(3, 200)
+    tx = ng.natural_gradient(0.1, model, damping=1e-2)
+    x = jax.random.normal(KEY, (4, 20, 200))
+    y = jnp.zeros((4, 20), jnp.int32)
+
+    def step(carry, batch):
+        params, state = carry
+        before, gradient = jax.value_and_grad(model.loss)(params, *batch)
+        updates, state = tx.update(gradient, state, params, inputs=batch[0])
+        params = optax.apply_updates(params, updates)
+        return (params, state), model.loss(params, *batch) - before
+
+    (_, state), changes = jax.lax.scan(step, (params, tx.init(params)), (x, y))
+    assert (changes < 0).all()
+    assert state[0].count == 4
+
+
+# Constant -----------------------------------------------------------------------------
+
+
+def one_step(curvature, params, x, y, damping):
+    tx = ng.scale_by_curvature(curvature, damping=damping)
+    gradient = jax.grad(curvature.model.loss)(params, x, y)
+    return tx.update(gradient, tx.init(params), params, inputs=x)[0]
+
+
+@pytest.mark.parametrize("form", [Dense, Gram])
+def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
+    model, params, x, y = CASES["categorical"].problem()
+    plain, constant = form(model), Constant(form(model))
+
+    @jax.jit
+    def both(params, v):
+        step = lambda curvature: lambda p: ravel(one_step(curvature, p, x, y, 0.1))
+        return [jax.jvp(step(c), (params,), (v,)) for c in (plain, constant)]
+
+    v = jax.tree.map(jnp.cos, params)
+    (value, moving), (same, still) = both(params, v)
+    assert relative_error(same, value) < 1e-12
+    # With F held fixed the step's derivative is that of the gradient, preconditioned.
+    hessian_v = jax.jvp(lambda p: jax.grad(model.loss)(p, x, y), (params,), (v,))[1]
+    matrix = Dense(model).at(params, x).dense()
+    damped = matrix + 0.1 * jnp.eye(len(matrix))
+    assert relative_error(still, jnp.linalg.solve(damped, ravel(hessian_v))) < 1e-9
+    assert relative_error(moving, still) > 1e-3
+
+
+def test_the_derivative_in_damping_survives_a_constant_curvature():
+    model, params, x, y = CASES["categorical"].problem()
+    length = lambda curvature: (
+        lambda damping: jnp.sum(ravel(one_step(curvature, params, x, y, damping)) ** 2)
+    )
+    given = jax.grad(length(Constant(Dense(model))))(0.1)
+    assert relative_error(given, jax.grad(length(Dense(model)))(0.1)) < 1e-9
+
+
+def test_constant_hands_on_what_it_wraps():
+    model, params, x, y = CASES["categorical"].problem()
+    constant = Constant(Automatic(model))
+    assert type(constant.resolved(params)) is Constant
+    loss, gradient, statistics = constant.value_and_grad(params, x, y)
+    assert relative_error(loss, model.loss(params, x, y)) < 1e-12
+    expected = jax.grad(model.loss)(params, x, y)
+    assert relative_error(ravel(gradient), ravel(expected)) < 1e-12
+    assert relative_error(statistics, Dense(model).at(params, x).dense()) < 1e-12
+    assert Constant(Gram(model)).instantaneous
+    assert not Constant(Dense(model)).instantaneous
+
+
+# The derivative of a sampled Fisher ---------------------------------------------------
+
+
+class FixedLabels(ng.curvature.Sampled):
+    """Labels drawn once and held fixed, as a sampled Fisher is usually differentiated."""
+
+    def columns(self, model, z, example):
+        scores, weights = super().columns(model, z, example)
+        return ng.curvature.ScoreColumns(scores, jax.lax.stop_gradient(weights))
+
+
+NATURAL = {"bernoulli": ng.families.Bernoulli(), "poisson": ng.families.Poisson()}
+
+
+@pytest.mark.parametrize("form", [Gram, Dense])
+@pytest.mark.parametrize("family", NATURAL)
+def test_hypergradients_of_a_sampled_fisher_are_unbiased(family, form):
+    """One natural parameter θ: d/dθ of F is the Amari-Chentsov tensor T = A'''(θ).
+
+    In natural coordinates scores are y − μ(θ), whose squares with labels held fixed
+    have a derivative of mean 0. Through a damped step g/(F + λ), z-scores over keys.
+    """
+    model = ng.Model(lambda p, x: p["t"] * jnp.ones_like(x), NATURAL[family])
+    params, x = {"t": jnp.array(0.7)}, jnp.ones((400, 1))
+
+    def fisher(labels, key):
+        of = lambda t: form(model, labels).at({"t": t}, x, None, key).dense()[0, 0]
+        return jax.grad(of)(params["t"])
+
+    keys = jax.random.split(KEY, 200)
+    each = lambda labels: jax.jit(jax.vmap(lambda k: fisher(labels, k)))(keys)
+    mean = lambda eta: NATURAL[family].mean(eta[None])[0]
+    tensor = jax.grad(jax.grad(mean))(params["t"])
+    right, fixed = each(ng.curvature.Sampled(1)), each(FixedLabels(1))
+    error = lambda d: jnp.std(d) / jnp.sqrt(len(keys))
+    assert abs(jnp.mean(right) - tensor) < 4 * error(right)
+    assert abs(jnp.mean(fixed)) < 4 * error(fixed) + 1e-12
+    assert abs(tensor) > 10 * error(right)

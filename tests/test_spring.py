@@ -1,0 +1,147 @@
+"""Momentum inside the damped solve, for every curvature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import CASES, ravel, relative_error
+
+import natgrad as ng
+
+DAMPING, MOMENTUM = 0.05, 0.9
+CASE = CASES["categorical"]
+
+
+def batches(count=4):
+    """Batches of one problem."""
+    _, params, x, y = CASE.problem(examples=7 * count)
+    return params, x.reshape(count, 7, -1), y.reshape(count, 7)
+
+
+def path(tx, model, params, x, y):
+    """Updates and states of a few steps on changing batches."""
+
+    def step(carry, batch):
+        params, state = carry
+        gradient = jax.grad(model.loss)(params, *batch)
+        updates, state = tx.update(
+            gradient, state, params, inputs=batch[0], targets=batch[1]
+        )
+        params = optax.apply_updates(params, jax.tree.map(lambda u: -0.2 * u, updates))
+        return (params, state), (params, updates, gradient, state)
+
+    run = lambda params, x, y: jax.lax.scan(step, (params, tx.init(params)), (x, y))[1]
+    return jax.jit(run)(params, x, y)
+
+
+def test_each_step_minimises_the_pulled_quadratic_model():
+    """Σ over rows of (B φ − e)² + λ |φ − μ φ_before|² by least squares, g = Bᵀ e."""
+    model = CASE.model()
+    params, x, y = batches()
+    tx = ng.scale_by_spring(
+        ng.curvature.Dense(model, ng.curvature.Empirical()),
+        damping=DAMPING,
+        momentum=MOMENTUM,
+    )
+    thetas, updates, _, _ = path(tx, model, params, x, y)
+    before, theta = np.zeros(ravel(params).size), params
+    for k in range(4):
+        layout = ng.tree.Layout.of(theta)
+        losses = lambda v, k=k, u=layout: -model.log_prob(u.unravel(v), x[k], y[k])
+        rows = np.asarray(jax.jacrev(losses)(ravel(theta))) / np.sqrt(7)
+        e = np.ones(7) / np.sqrt(7)
+        tall = np.concatenate([rows, np.sqrt(DAMPING) * np.eye(before.size)])
+        right = np.concatenate([e, np.sqrt(DAMPING) * MOMENTUM * before])
+        expected = np.linalg.lstsq(tall, right, rcond=None)[0]
+        given = ravel(jax.tree.map(lambda leaf, k=k: leaf[k], updates))
+        assert relative_error(given, expected) < 1e-9
+        before, theta = expected, jax.tree.map(lambda leaf, k=k: leaf[k], thetas)
+
+
+@pytest.mark.parametrize("name", ng.CURVATURES)
+def test_every_curvature_obeys_the_recursion(name):
+    """(F_k + λI) φ_k = g_k + λ μ φ_{k−1}, with F_k asked of the curvature itself."""
+    model = CASE.model()
+    params, x, y = batches(3)
+    curvature = ng.CURVATURES[name](model)
+    tx = ng.scale_by_spring(curvature, damping=DAMPING, momentum=MOMENTUM)
+    thetas, updates, gradients, states = path(tx, model, params, x, y)
+    at = lambda tree, k: jax.tree.map(lambda leaf: leaf[k], tree)
+    before, theta = 0.0, params
+    for k in range(3):
+        statistics = at(states.solve.statistics, k)
+        metric = curvature.metric(statistics, theta, x[k], y[k])
+        direction = at(updates, k)
+        left = ravel(metric.mv(direction)) + DAMPING * ravel(direction)
+        right = ravel(at(gradients, k)) + DAMPING * MOMENTUM * before
+        assert relative_error(left, right) < 1e-7
+        before, theta = ravel(direction), at(thetas, k)
+
+
+def test_without_momentum_it_is_the_plain_step():
+    model = CASE.model()
+    params, x, y = batches()
+    curvature = ng.curvature.Gram(model)
+    with_none = ng.scale_by_spring(curvature, damping=DAMPING, momentum=0.0)
+    plain = ng.scale_by_curvature(curvature, damping=DAMPING)
+    given = path(with_none, model, params, x, y)[0]
+    expected = path(plain, model, params, x, y)[0]
+    assert relative_error(ravel(given), ravel(expected)) < 1e-12
+
+
+def test_a_skipped_step_keeps_the_direction_before_it():
+    model = CASE.model()
+    params, x, y = batches(2)
+    tx = ng.scale_by_spring(ng.curvature.Gram(model), damping=DAMPING)
+    state = tx.init(params)
+    gradient = jax.grad(model.loss)(params, x[0], y[0])
+    first, state = tx.update(gradient, state, params, inputs=x[0])
+    bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
+    none, state = tx.update(bad, state, params, inputs=x[0])
+    assert state.solve.health.skipped
+    assert (ravel(none) == 0).all()
+    assert relative_error(ravel(state.direction), ravel(first)) < 1e-14
+
+
+def test_the_norm_constraint_shortens_long_steps_only():
+    tx = ng.scale_by_norm_constraint(0.5, constraint=0.04)
+    long, short = {"a": jnp.array([3.0, 4.0])}, {"a": jnp.array([0.1, 0.2])}
+    state = tx.init(long)
+    given, state = tx.update(long, state)
+    assert relative_error(jnp.linalg.norm(0.5 * given["a"]), 0.2) < 1e-14
+    given, _ = tx.update(short, state)
+    assert relative_error(given["a"], short["a"]) < 1e-14
+    assert tx.update({"a": jnp.zeros(2)}, state)[0]["a"].tolist() == [0, 0]
+
+
+def test_the_alias_lowers_the_loss_and_bounds_every_step():
+    model, params, x, y = CASE.problem(examples=30)
+    tx = ng.spring(0.1, model, damping=1e-2, constraint=1e-2)
+
+    def step(carry, _):
+        params, state = carry
+        loss, gradient = jax.value_and_grad(model.loss)(params, x, y)
+        updates, state = tx.update(gradient, state, params, inputs=x)
+        return (optax.apply_updates(params, updates), state), (
+            loss,
+            optax.tree.norm(updates),
+        )
+
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=40)[1])
+    losses, lengths = run(params)
+    assert losses[-1] < 0.8 * losses[0]
+    assert (lengths <= 0.1 + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"momentum": 1.5}, "momentum must lie"), ({"damping": -1.0}, "damping must be")],
+)
+def test_impossible_arguments_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ng.scale_by_spring(ng.curvature.Gram(CASE.model()), **arguments)
+    with pytest.raises(ValueError, match="constraint must be positive"):
+        ng.scale_by_norm_constraint(0.1, constraint=0.0)
