@@ -148,7 +148,7 @@ def test_constant_hands_on_what_it_wraps():
 
 
 class FixedLabels(ng.curvature.Sampled):
-    """Labels drawn once and held fixed, as a sampled Fisher is usually differentiated."""
+    """Labels drawn once and held fixed, as a sampled Fisher often is differentiated."""
 
     def columns(self, model, z, example):
         scores, weights = super().columns(model, z, example)

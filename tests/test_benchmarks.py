@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from benchmarks import solvers, timing
+from benchmarks import conjugate_gradients, sample_space, solvers, timing
 
 TASK = {"seconds", "fastest_seconds", "cpu_seconds", "compile_seconds"}
 
@@ -42,3 +42,27 @@ def test_tasks_of_a_round_are_interleaved():
     assert order == ["a", "b"] * 3  # one round warms up
     assert [len(times) for times in timings["a"][:2]] == [2, 2]
     assert timings["a"].summary()["compile_seconds"] == 0.5
+
+
+def test_sample_space_writes_its_figures(tmp_path):
+    path = tmp_path / "gram.json"
+    arguments = ["--scale", "0.01", "--rounds", "1", "--json", str(path)]
+    sections = ["autoencoder", "examples", "kernel"]
+    report = sample_space.main([*arguments, "--sections", *sections])
+    assert json.loads(path.read_text()) == report
+    assert set(report) == {"environment", *sections}
+    for name in sections:
+        for row in report[name]:
+            assert row["ratio"] > 0
+            assert all(set(task) == TASK for task in row["tasks"].values())
+    assert report["autoencoder"][0]["memory_ratio"] > 0
+
+
+def test_conjugate_gradients_count_iterations(tmp_path):
+    path = tmp_path / "cg.json"
+    arguments = ["--models", "regression", "--steps", "0", "--dampings", "1e-1"]
+    report = conjugate_gradients.main([*arguments, "--json", str(path)])
+    assert json.loads(path.read_text()) == report
+    (row,) = report["rows"]
+    assert row["difference"] < 1e-2
+    assert 0 < row["kronecker"] < row["identity"]
