@@ -21,6 +21,13 @@ Gauss-Newton step. Three rules take it to a relative L2 error of 1e-5 from every
 Float64, since the loss falls to about 1e-12.
 
     python examples/08_pinn.py [picture.png]
+
+900 interior and 116 boundary points
+accelerated  seed 0  error 4.8e-07  1e-5 after  76 steps  29 steps taken back  1.5 s
+accelerated  largest error of 10 seeds 1.4e-06: within the target of 1e-05
+plain        seed 0  error 2.5e-05  1e-5 not reached   8 steps taken back  1.1 s
+plain        largest error of 10 seeds 3.8e-05: not within the target of 1e-05
+                                                             ... and the other seeds
 """
 
 import sys
@@ -40,6 +47,7 @@ SEEDS, STEPS = 10, 150
 GRID, EDGE = 30, 29  # interior points in each direction, points on each side
 WIDTH, BOUNDARY_WEIGHT = 32, 100.0
 TARGET = 1e-5
+LIMITS = {"accelerated": 0.75, "plain": 0.0}  # on |a|/|v|
 
 
 # 1. The problem -------------------------------------------------------------------
@@ -167,20 +175,19 @@ def train(key, inputs, limit, steps):
 
 
 def main(picture=None):
-    """name -> errors [SEEDS, STEPS] of each way."""
+    """name -> errors [SEEDS, STEPS], for each limit on the acceleration."""
     inputs = collocation()
     interior = int(jnp.sum(~inputs["boundary"]))
     print(f"{interior} interior and {len(inputs['x']) - interior} boundary points")
-    ways = {"accelerated": 0.75, "plain": 0.0}
     errors = {}
-    for name, limit in ways.items():
+    for name, limit in LIMITS.items():
         runs = []
         for seed in range(SEEDS):
             start = time.perf_counter()
             params, run, taken = train(jax.random.key(seed), inputs, limit, STEPS)
             runs.append(np.asarray(run))
             seconds = time.perf_counter() - start
-            if (name, seed) == ("accelerated", 0):
+            if not errors and seed == 0:
                 shown = params
             reached = np.flatnonzero(runs[-1] <= TARGET)
             when = f"after {reached[0] + 1:3} steps" if len(reached) else "not reached"
@@ -190,7 +197,11 @@ def main(picture=None):
             )
         errors[name] = np.stack(runs)
         worst = np.max(errors[name][:, -1])
-        print(f"{name:11}  largest error of {SEEDS} seeds: {worst:.1e}")
+        verdict = "within" if worst <= TARGET else "not within"
+        print(
+            f"{name:11}  largest error of {SEEDS} seeds {worst:.1e}: "
+            f"{verdict} the target of {TARGET:.0e}"
+        )
     if picture is not None:
         draw(errors, shown, picture)
     return errors
@@ -199,7 +210,7 @@ def main(picture=None):
 def draw(errors, params, picture):
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves, field, difference = figure.subplots(1, 3)
-    for (name, runs), colour in zip(errors.items(), ("C0", "C1"), strict=True):
+    for (name, runs), colour in zip(errors.items(), ("C0", "C1"), strict=False):
         steps = np.arange(1, runs.shape[1] + 1)
         curves.semilogy(steps, np.median(runs, axis=0), colour, label=f"{name}, median")
         curves.fill_between(

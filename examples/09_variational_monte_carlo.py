@@ -20,6 +20,11 @@ have their weight p(s). For N = 20 1024 Markov chains each give one configuratio
 step, after a sweep of single spin flips.
 
     python examples/09_variational_monte_carlo.py [picture.png]
+
+N = 10, all 1024 configurations: E -12.78450, E0 -12.78491, relative error 3.2e-05 after
+100 steps, 1e-4 after 43
+N = 20, 1024 samples a step: E -25.4876 ± 0.0006, E0 -25.4910, relative error 1.3e-04 ±
+2e-05 after 100 steps
 """
 
 import sys
@@ -38,7 +43,7 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL, LARGE = 10, 20  # spins: summed over, sampled
 STEPS, RATE, DAMPING = 100, 0.1, 4e-3
-CHAINS, SAMPLED_STEPS, MEASUREMENTS = 1024, 150, 50
+CHAINS, SAMPLED_STEPS, MEASUREMENTS = 1024, 100, 50
 FIELD, COUPLING = 1.0, 1.0
 
 
