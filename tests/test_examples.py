@@ -134,6 +134,25 @@ def test_the_pinn_sees_the_laplacian_of_its_network():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_a_pinn_step_is_taken_only_downhill():
+    pinn = load("08_pinn")
+    inputs = jax.tree.map(lambda leaf: leaf[::20], pinn.collocation())
+    params = pinn.initial_params(jax.random.key(0))
+    loss = jax.jit(pinn.half_mean_square)
+    step = jax.jit(pinn.step)
+
+    (same, damping, growth), taken = step(params, 1e-9, 4.0, inputs, 0.0)
+    assert not taken
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    assert (damping, growth) == (4e-9, 8.0)
+
+    (moved, damping, growth), taken = step(params, 10.0, 4.0, inputs, 0.75)
+    assert taken
+    assert loss(moved, inputs) < loss(params, inputs)
+    np.testing.assert_allclose(damping, 10 / 3, rtol=1e-6)  # nearly linear: ρ = 1
+    assert growth == 2.0
+
+
 @pytest.mark.slow
 def test_variational_monte_carlo_finds_the_ground_energy(run, tmp_path):
     picture = tmp_path / "energy.png"
