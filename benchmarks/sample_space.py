@@ -1,9 +1,9 @@
 """What does an exact step cost in sample space, in gradient steps?
 
     autoencoder  784-1000-500-250-30 and back, 2.8 million parameters, labels sampled
-                 once: a whole step (gradient, Gram matrix, solve, new parameters) over a
-                 step of plain gradient descent, and the temporary memory of both, the
-                 gradient itself counted in
+                 once: a whole step (gradient, Gram matrix, solve, new parameters) over
+                 a step of plain gradient descent, and the temporary memory of both,
+                 the gradient itself counted in
     parameters   the same for a classifier with two hidden layers of growing width
     examples     `Gram` against `Dense` for one classifier and ever more examples: where
                  parameter space takes over
@@ -126,11 +126,11 @@ def example_sweep(rounds: int, scale: float) -> list[dict[str, Any]]:
         model, params, x, _ = classified(dense_apply, dense_layers([64, 20, 10]), x)
         v = jax.tree.map(jnp.ones_like, params)
 
-        def step(form, model=model, x=x):
-            return lambda p, v: form(model).at(p, x).solve(v, DAMPING)
+        def step(form, model=model, x=x, v=v):
+            return lambda p: form(model).at(p, x).solve(v, DAMPING)
 
         timings = interleaved(
-            {form.__name__: compiled(step(form), params, v) for form in (Gram, Dense)},
+            {form.__name__: compiled(step(form), params) for form in (Gram, Dense)},
             rounds,
         )
         rows.append(

@@ -13,11 +13,12 @@ of p(s) = ψ²/Σψ² is centred, and with O = ∂ log ψ/∂θ
 so a natural gradient step of rate η and damping λ is the stochastic reconfiguration
 step of rate η/2 and damping λ/4: η (F + λ)⁻¹ g = (η/2)(S + λ/4)⁻¹ f.
 
-The examples of the model are spin configurations, its outputs z = 2 (log ψ(s) − ⟨O⟩·θ)
-with ⟨O⟩ held fixed, an input that all examples share; ∂z/∂θ is the score, and the exact
-Fisher of `NormalMean` is the mean of its squares. For N = 10 all 1024 configurations
-have their weight p(s). For N = 20 1024 Markov chains each give one configuration a
-step, after a sweep of single spin flips.
+The examples of the model are spin configurations, its outputs z = 2 log ψ(s) the
+unnormalised log-density, and `Centred` labels take the scores less their mean. `Gram`
+solves with a matrix of the configurations' size or `Dense` with one of the parameters';
+the steps are the same. For N = 10 all 1024 configurations have their weight p(s). For
+N = 20 1024 Markov chains each give one configuration a step, after a sweep of single
+spin flips.
 
     python examples/09_variational_monte_carlo.py [picture.png]
 
@@ -94,19 +95,12 @@ def ground_energy(spins):
 # 2. The model ---------------------------------------------------------------------
 
 
-def centred(params, inputs):
-    """z [M], whose derivative is the score of ψ²."""
-    constant = ng.tree.inner(inputs["mean"], params)
-    return 2 * (log_amplitude(params, inputs["s"]) - constant)
-
-
 model = ng.Model(
-    centred,
-    ng.families.NormalMean(),
+    lambda params, inputs: 2 * log_amplitude(params, inputs["s"]),
+    ng.families.Unnormalized(),
     weights=lambda inputs: inputs["weight"],
-    in_axes={"s": 0, "weight": 0, "mean": None},
 )
-curvature = ng.curvature.Dense(model)
+curvature = ng.curvature.Dense(model, ng.curvature.Centred())
 tx = optax.chain(
     ng.scale_by_curvature(curvature, damping=DAMPING),
     optax.scale_by_learning_rate(RATE),
@@ -119,10 +113,8 @@ def step(params, state, s, weight):
     energy = weight @ energies
     _, pull = jax.vjp(lambda params: log_amplitude(params, s), params)
     (gradient,) = pull(2 * weight * (energies - energy))
-    (mean,) = pull(weight)
-    updates, state = tx.update(
-        gradient, state, params, inputs={"s": s, "weight": weight, "mean": mean}
-    )
+    inputs = {"s": s, "weight": weight}
+    updates, state = tx.update(gradient, state, params, inputs=inputs)
     return optax.apply_updates(params, updates), state, energy
 
 
