@@ -33,8 +33,6 @@ GRADS = {"w": jnp.full((2, CLASSES), 0.1), "b": jnp.array([0.2, -0.3, 0.1])}
 DENSE = ng.curvature.Dense(MODEL)
 TX = ng.scale_by_curvature(DENSE, damping=LAMBDA)
 
-# Values are checked, not speed, and half the time of these tests is the compiler's.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 EVERY = pytest.mark.parametrize("name", list(ng.CURVATURES))
 
 
@@ -71,7 +69,7 @@ def test_an_update_without_inputs_says_what_to_pass():
 @pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.MultiSteps(tx, 2)])
 def test_under_jit_an_update_without_inputs_raises_when_the_program_runs(wrap):
     tx = wrap(TX)
-    compiled = jit(tx.update).lower(GRADS, tx.init(PARAMS), PARAMS).compile()
+    compiled = jax.jit(tx.update).lower(GRADS, tx.init(PARAMS), PARAMS).compile()
     with refuses("inputs=x", "natgrad.observe", error=jax.errors.JaxRuntimeError):
         jax.block_until_ready(compiled(GRADS, tx.init(PARAMS), PARAMS))
         jax.effects_barrier()
@@ -81,7 +79,7 @@ def test_under_vmap_one_unobserved_member_is_enough_to_raise():
     observed = ng.observe(DENSE, TX.init(PARAMS), PARAMS, inputs=X)
     members = [observed, TX.init(PARAMS)]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    program = jit(jax.vmap(TX.update, (None, 0, None)))
+    program = jax.jit(jax.vmap(TX.update, (None, 0, None)))
     with refuses("inputs=x", "natgrad.observe", error=jax.errors.JaxRuntimeError):
         jax.block_until_ready(program(GRADS, states, PARAMS))
         jax.effects_barrier()
@@ -347,7 +345,7 @@ def program(name):
     def of(damping):
         return ng.scale_by_curvature(curvature, damping=damping, decay=decay)
 
-    @jit
+    @jax.jit
     def update(state, grads=GRADS, x=X, y=Y, damping=LAMBDA):
         tx = of(damping)
         return tx.update(grads, state, PARAMS, inputs=x, targets=y)
@@ -403,7 +401,7 @@ def test_a_bad_first_step_is_skipped_too(name, tolerance):
 
 
 def test_a_label_out_of_range_under_jit_makes_a_skipped_step():
-    @jit
+    @jax.jit
     def step(state, y):
         loss, grads = jax.value_and_grad(MODEL.loss)(PARAMS, X, y)
         return loss, *TX.update(grads, state, PARAMS, inputs=X)
@@ -421,7 +419,7 @@ def test_a_label_out_of_range_under_jit_makes_a_skipped_step():
 def test_a_schedule_that_turns_negative_skips_its_steps_and_no_others():
     tx = ng.scale_by_curvature(DENSE, damping=lambda count: 0.15 - 0.1 * count)
     state, skipped = tx.init(PARAMS), []
-    update = jit(lambda state: tx.update(GRADS, state, PARAMS, inputs=X))
+    update = jax.jit(lambda state: tx.update(GRADS, state, PARAMS, inputs=X))
     for _ in range(3):
         direction, state = update(state)
         skipped.append(bool(state.health.skipped))
@@ -430,8 +428,8 @@ def test_a_schedule_that_turns_negative_skips_its_steps_and_no_others():
 
 
 def test_a_bad_observation_is_skipped_and_the_plain_update_too():
-    observe = jit(lambda state, x: ng.observe(DENSE, state, PARAMS, inputs=x))
-    plain = jit(lambda state: TX.update(GRADS, state, PARAMS))
+    observe = jax.jit(lambda state, x: ng.observe(DENSE, state, PARAMS, inputs=x))
+    plain = jax.jit(lambda state: TX.update(GRADS, state, PARAMS))
     unseen = observe(TX.init(PARAMS), NAN_X)
     assert unseen.health.skipped
     assert unseen.estimates == 0
