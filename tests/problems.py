@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import natgrad as ng
 from natgrad import families
+from natgrad.curvature import Empirical, Exact, Sampled
 
 INPUTS, HIDDEN, EXAMPLES = 3, 4, 7
 
@@ -87,3 +88,11 @@ def relative_error(given, expected):
 def ravel(tree):
     """The leaves of a tree as one vector."""
     return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+LABELS = {"exact": Exact(), "sampled": Sampled(3), "empirical": Empirical()}
+
+
+def dense_of(curvature, *batch):
+    """The matrix of a curvature at a batch, compiled."""
+    return jax.jit(lambda *batch: curvature.at(*batch).dense())(*batch)

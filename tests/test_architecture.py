@@ -7,24 +7,10 @@ over the library, where it must find nothing, and over sources made up to break 
 from __future__ import annotations
 
 import ast
-import functools
 import graphlib
-import importlib
-import inspect
-import os
-import pkgutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import pytest
-
-import natgrad as ng
-
-PACKAGE = Path(ng.__file__).parent
+from modules import imports, library, made_up, names_in, of_library, under
 
 # From the ground up: a module imports from its own line and from those before it.
 LAYERS = (
@@ -66,94 +52,6 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {}
 LATE_IMPORTERS = ("natgrad.compare", "natgrad.__main__")
 
 MAX_LINES = 300
-
-
-parsed = functools.cache(ast.parse)
-
-
-class Module(NamedTuple):
-    """A file."""
-
-    name: str
-    package: bool
-    source: str
-
-    @property
-    def tree(self):
-        return parsed(self.source)
-
-
-class Import(NamedTuple):
-    """One imported name: `target` is a module of the library, or a dotted name."""
-
-    target: str
-    late: bool
-
-
-def library() -> dict[str, Module]:
-    modules = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        package = parts[-1] == "__init__"
-        name = ".".join(parts[:-1] if package else parts)
-        modules[name] = Module(name, package, path.read_text(encoding="utf-8"))
-    return modules
-
-
-def made_up(**sources: str) -> dict[str, Module]:
-    """Modules from text; `a__b` stands for natgrad.a.b, `init` for natgrad itself."""
-    names = {
-        key: "natgrad" if key == "init" else "natgrad." + key.replace("__", ".")
-        for key in sources
-    }
-    names |= {key: "natgrad.__main__" for key in sources if key == "main"}
-    packages = {name.rpartition(".")[0] for name in names.values()}
-    return {
-        names[key]: Module(names[key], names[key] in packages, source)
-        for key, source in sources.items()
-    }
-
-
-def imports(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
-    """Every import of a module, wherever it stands."""
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    late = {
-        id(inner)
-        for node in ast.walk(module.tree)
-        if isinstance(node, functions)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(alias.name, id(node) in late)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = module.name.split(".")
-                keep = len(above) - node.level + module.package
-                base = ".".join([*above[:keep], *filter(None, [node.module])])
-            for alias in node.names:
-                whole = f"{base}.{alias.name}"
-                inside = base.split(".")[0] == "natgrad" and whole not in modules
-                yield Import(base if inside else whole, id(node) in late)
-
-
-def of_library(name: str) -> bool:
-    return name.split(".")[0] == "natgrad"
-
-
-def under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def names_in(module: Module) -> Iterator[str]:
-    """Dotted names that are used, such as jax.lax.stop_gradient, and their ends."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute | ast.Name):
-            dotted = ast.unparse(node)
-            yield dotted
-            yield dotted.rpartition(".")[2]
 
 
 # The rules --------------------------------------------------------------------------
@@ -398,59 +296,3 @@ def test_the_files_are_really_read():
     assert {"optax", "natgrad.tree", "natgrad.curvature.base"} <= targets | {
         target.rpartition(".")[0] for target in targets
     }
-
-
-# What is registered, and what an import costs -----------------------------------------
-
-
-def concrete(base, package) -> set[type]:
-    """Every class of a package that is a `base` and can be built."""
-    found = set()
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        for _, cls in inspect.getmembers(importlib.import_module(info.name)):
-            if inspect.isclass(cls) and issubclass(cls, base):
-                found |= set() if inspect.isabstract(cls) else {cls}
-    return found
-
-
-def built_by(registry) -> set[type]:
-    model = ng.Model(
-        lambda params, x: x @ params["w"],
-        ng.families.Categorical(),
-        example_inputs=jnp.ones((1, 2)),
-    )
-    return {type(make(model)) for make in registry.values()}
-
-
-def test_every_concrete_curvature_is_registered():
-    classes = concrete(ng.curvature.Curvature, ng.curvature)
-    assert ng.curvature.Dense in classes
-    assert classes == built_by(ng.CURVATURES)
-    without = {name: make for name, make in ng.CURVATURES.items() if name != "diagonal"}
-    assert classes - built_by(without) == {ng.curvature.Diagonal}
-
-
-def test_concrete_curvatures_are_exported_and_final():
-    for cls in concrete(ng.curvature.Curvature, ng.curvature):
-        assert getattr(ng.curvature, cls.__name__) is cls
-        assert getattr(cls, "__final__", False), f"{cls.__name__} is not @final"
-        assert cls.__name__ in ng.curvature.__all__
-
-
-def test_importing_natgrad_loads_no_optional_package_and_warns_of_nothing():
-    optional = "rich matplotlib sklearn flax equinox distrax numpyro haiku orbax pandas"
-    program = (
-        "import sys, natgrad\n"
-        f"print(*(set({optional.split()}) & set(sys.modules)))\n"
-        "print('jax' in sys.modules)"
-    )
-    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-    )
-    assert done.stderr == ""
-    assert done.stdout.split("\n")[:2] == ["", "True"]
