@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bad_input import CLASSES, DENSE, GRADS, LAMBDA, MODEL, PARAMS, TX, N, X, Y, flat
+from problems import dense_of
 
 import natgrad as ng
 
@@ -42,9 +43,12 @@ def program(name):
         return ng.scale_by_curvature(curvature, damping=damping, decay=decay)
 
     @jax.jit
-    def update(state, grads=GRADS, x=X, y=Y, damping=LAMBDA):
+    def compiled(state, grads, x, y, damping):
         tx = of(damping)
         return tx.update(grads, state, PARAMS, inputs=x, targets=y)
+
+    def update(state, grads=GRADS, x=X, y=Y, damping=LAMBDA):
+        return compiled(state, grads, x, y, damping)  # one program for all of them
 
     return update, of(LAMBDA).init(PARAMS)
 
@@ -138,7 +142,7 @@ def test_a_bad_observation_is_skipped_and_the_plain_update_too():
     seen = observe(skipped, X)
     assert not seen.health.skipped
     expected = np.linalg.solve(
-        np.asarray(DENSE.at(PARAMS, X).dense()) + LAMBDA * np.eye(9), flat(GRADS)
+        np.asarray(dense_of(DENSE, PARAMS, X)) + LAMBDA * np.eye(9), flat(GRADS)
     )
     np.testing.assert_allclose(flat(plain(seen)[0]), expected)
     again = observe(seen, NAN_X)  # the last good observation stays
@@ -152,7 +156,7 @@ def test_without_damping_a_singular_metric_gives_the_step_of_least_norm(
     update, state = program(name)
     curvature = ng.CURVATURES[name](MODEL)
     drawn = jax.random.split(state.key)[1]
-    matrix = np.asarray(curvature.at(PARAMS, X, Y, drawn).dense())
+    matrix = np.asarray(dense_of(curvature, PARAMS, X, Y, drawn))
     # Adding a constant to all logits changes nothing, so F is singular; the gradient
     # of a likelihood has no part along such a direction, it lies in the range of F.
     gradient = matrix @ flat(GRADS)
