@@ -46,8 +46,8 @@ def train(name, hyper):
 
 
 HYPER = {
-    "damping": jnp.array(0.2),
-    "learning_rate": jnp.array(0.3),
+    "damping": jnp.array(0.2, float),
+    "learning_rate": jnp.array(0.3, float),
     "params": PARAMS,
     "weights": jnp.array([1.0, 0.5, 2.0, 1.0, 0.7]),
 }
@@ -56,7 +56,7 @@ HYPER = {
 def directions():
     """One random direction for each hyperparameter, and one for all together."""
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.standard_normal(np.shape(leaf)))
+    draw = lambda leaf: jnp.asarray(rng.standard_normal(np.shape(leaf)), float)
     zero = jax.tree.map(jnp.zeros_like, HYPER)
     for name in HYPER:
         yield name, {**zero, name: jax.tree.map(draw, HYPER[name])}

@@ -51,7 +51,7 @@ jitted_laws = jax.jit(laws, static_argnums=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_metric_agrees_with_its_dense_matrix(name, dtype, tolerance):
     _, params, x, y = CASE.problem(dtype)
     v = vector(params)
@@ -88,7 +88,7 @@ def test_jit_changes_nothing(name, tolerance):
         assert relative_error(jitted[law], value) < tolerance(purpose), law
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_vectors_equals_a_loop(name, tolerance):
     _, params, x, y = CASE.problem()
     vectors = [vector(params, seed) for seed in range(3)]
