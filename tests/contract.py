@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import slow_but
 
 import natgrad as ng
 from natgrad import optimizers
@@ -105,13 +106,7 @@ EXPECTED = {
 EVERY = pytest.mark.parametrize("name", list(ng.CURVATURES))
 # For what compiles large programs: one of each kind is quick, the others are slow.
 QUICK = {"dense", "matrix_free", "sampled"}
-EVERY_SLOWLY = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in ng.CURVATURES
-    ],
-)
+EVERY_SLOWLY = pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES))
 
 
 def curvature_of(name):

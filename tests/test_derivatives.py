@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import CASES, INPUTS, dense_of, mlp, ravel, relative_error
+from problems import CASES, INPUTS, dense_of, mlp, ravel, relative_error, slow_but
 
 import natgrad as ng
 
@@ -66,14 +66,7 @@ def directions():
 QUICK = {"dense", "matrix_free"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name in ng.CURVATURES
-        if name != "sampled"
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES, without={"sampled"}))
 def test_derivatives_through_ten_steps_equal_central_differences(name, tolerance):
     objective = jax.jit(lambda hyper: train(name, hyper))  # traced once
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CASES, ravel, relative_error
+from problems import CASES, ravel, relative_error, slow_but
 
 import natgrad as ng
 
@@ -15,10 +15,7 @@ CASE = CASES["categorical"]
 DAMPING = 0.03
 # One of each kind of algebra is quick; the others are slow, CI runs them too.
 QUICK = {"dense", "diagonal", "kfac", "matrix_free"}
-NAMES = [
-    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-    for name in ng.CURVATURES
-]
+NAMES = slow_but(QUICK, ng.CURVATURES)
 
 
 def metric_at(name, params, x, y, model=None):

@@ -33,6 +33,7 @@ from contract import (
     oracle,
     start,
 )
+from problems import slow_but
 
 import natgrad as ng
 
@@ -43,14 +44,8 @@ def test_it_is_an_extra_args_transformation():
         assert isinstance(tx, optax.GradientTransformationExtraArgs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in ng.CURVATURES
-        if name != "ekfac"  # the eigenbasis of a part is not part of the eigenbasis
-    ],
-)
+# The eigenbasis of a part is not part of the eigenbasis, so there is no ekfac here.
+@pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES, without={"ekfac"}))
 def test_masked_solves_with_the_principal_submatrix(name, tolerance):
     params, grads = start(), gradient_of(start())
     inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
