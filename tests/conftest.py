@@ -22,6 +22,20 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Of the families these stand for all on the newest JAX; the oldest runs every one.
+QUICK_FAMILIES = {"bernoulli", "categorical", "normal_mean_log_scale", "gamma"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the other families slow, before `-m "not slow"` selects."""
+    for item in items:
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        of_families = item.path.name.startswith("test_families")
+        if of_families and name is not None and name not in QUICK_FAMILIES:
+            item.add_marker(pytest.mark.slow)
+
+
 # Relative tolerances, by purpose and precision.
 TOLERANCES = {
     "identity": {"float32": 1e-4, "float64": 1e-10},

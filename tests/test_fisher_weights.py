@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CASES, LABELS, dense_of, mlp, mlp_params, ravel, relative_error
+from problems import (
+    CASES,
+    LABELS,
+    dense_of,
+    mlp,
+    mlp_params,
+    ravel,
+    relative_error,
+    slow_but,
+)
 
 import natgrad as ng
 from natgrad import families
@@ -58,7 +67,9 @@ def test_the_loss_under_a_mask_is_that_without_the_rows(name, tolerance):
     assert relative_error(given, expected) < tolerance("identity")
 
 
-@pytest.mark.parametrize("name", ["categorical", "normal_mean_log_scale"])
+@pytest.mark.parametrize(
+    "name", slow_but({"categorical"}, ["categorical", "normal_mean_log_scale"])
+)
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_mask_does_what_removing_the_rows_does(name, labels, tolerance):
     for form in (Dense, KLHessian, MatrixFree):
