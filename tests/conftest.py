@@ -6,11 +6,14 @@ import os
 
 # LAPACK's threads spin at their barriers where cores are shared.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The tests compile many small functions once: compile fast rather than well.
+# The tests compile many small functions once: compile fast rather than well. The new
+# fusion emitters take two to four times as long as the old ones, which JAX 0.10 still
+# has; where it has none, XLA ignores the extra option.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
+    " --xla_llvm_disable_expensive_passes=true"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 
 import jax
@@ -18,6 +21,20 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Of the families these stand for all on the newest JAX; the oldest runs every one.
+QUICK_FAMILIES = {"bernoulli", "categorical", "normal_mean_log_scale", "gamma"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the other families slow, before `-m "not slow"` selects."""
+    for item in items:
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        of_families = item.path.name.startswith("test_families")
+        if of_families and name is not None and name not in QUICK_FAMILIES:
+            item.add_marker(pytest.mark.slow)
+
 
 # Relative tolerances, by purpose and precision.
 TOLERANCES = {

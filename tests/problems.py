@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 import natgrad as ng
 from natgrad import families
+from natgrad.curvature import Empirical, Exact, Sampled
 
 INPUTS, HIDDEN, EXAMPLES = 3, 4, 7
 
@@ -45,14 +49,19 @@ class Case:
 
     def problem(self, dtype="float64", seed=0, examples=EXAMPLES, **options):
         """(model, params, x, y), y drawn from the model at other parameters."""
-        keys = jax.random.split(jax.random.PRNGKey(seed), 4)
         options = {"example_inputs": jnp.zeros((1, INPUTS), dtype)} | options
-        model = self.model(**options)
-        params = mlp_params(keys[0], self.outputs, dtype)
-        x = jax.random.normal(keys[1], (examples, INPUTS), dtype)
-        truth = mlp_params(keys[2], self.outputs, dtype)
-        y = Case.model(self).sample(keys[3], truth, x)
-        return model, params, x, y
+        params, x, y = _arrays(self, dtype, seed, examples)
+        return self.model(**options), jax.tree.map(lambda leaf: leaf, params), x, y
+
+
+@functools.cache
+def _arrays(case, dtype, seed, examples):
+    """The arrays of a problem; operation by operation, which the cases share."""
+    keys = jax.random.split(jax.random.PRNGKey(seed), 4)
+    params = mlp_params(keys[0], case.outputs, dtype)
+    x = jax.random.normal(keys[1], (examples, INPUTS), dtype)
+    truth = mlp_params(keys[2], case.outputs, dtype)
+    return params, x, case.model().sample(keys[3], truth, x)
 
 
 _positive = lambda z: 0.3 + jax.nn.softplus(z)
@@ -79,11 +88,29 @@ CASES = {
 
 
 def relative_error(given, expected):
-    """Frobenius norm of the difference over that of `expected`."""
-    scale = jnp.linalg.norm(expected)
-    return float(jnp.linalg.norm(given - expected) / jnp.where(scale == 0, 1, scale))
+    """Frobenius norm of the difference over that of `expected`; nothing to compile."""
+    given, expected = np.asarray(given, "float64"), np.asarray(expected, "float64")
+    assert given.shape == expected.shape
+    return np.linalg.norm(given - expected) / (np.linalg.norm(expected) or 1.0)
 
 
 def ravel(tree):
     """The leaves of a tree as one vector."""
     return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+LABELS = {"exact": Exact(), "sampled": Sampled(3), "empirical": Empirical()}
+
+
+def dense_of(curvature, *batch):
+    """The matrix of a curvature at a batch, compiled."""
+    return jax.jit(lambda *batch: curvature.at(*batch).dense())(*batch)
+
+
+def slow_but(quick, names, without=()):
+    """Parameters: those in `quick` as they are, the others marked slow.
+
+    Slow ones run where everything runs; on the newest JAX one of each kind is enough.
+    """
+    mark = lambda name: [] if name in quick else [pytest.mark.slow]
+    return [pytest.param(n, marks=mark(n)) for n in names if n not in without]

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 import zoo
-from problems import CASES, ravel, relative_error
+from problems import CASES, ravel, relative_error, slow_but
 
 import natgrad as ng
-from natgrad.curvature import Centred, Dense, Empirical, Exact, Gram, Sampled
+from natgrad.curvature import Dense, Empirical, Exact, Gram, Sampled
 
 KEY = jax.random.PRNGKey(1)
 LABELS = {"exact": Exact(), "sampled": Sampled(2), "empirical": Empirical()}
@@ -60,7 +60,7 @@ def by_singular_values(rows, v, damping):
 
 
 @pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("family", slow_but({"categorical"}, CASES))
 def test_it_equals_the_dense_fisher_for_every_family_and_label(family, labels):
     model, params, x, y = CASES[family].problem()
     given = both(model, LABELS[labels], params, x, y, DAMPINGS)
@@ -147,8 +147,10 @@ def test_rows_are_written_out_where_layers_are_not_understood():
 
 # Layers -------------------------------------------------------------------------------
 
+QUICK = {"plain", "linen cnn", "norms", "tied embedding", "scan over layers"}
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+
+@pytest.mark.parametrize("name", slow_but(QUICK, zoo.ZOO))
 def test_it_equals_per_example_gradients_for_every_layer(name):
     """Squares of outputs as likelihood: F = Σ_n,c J_nc J_ncᵀ by a plain Jacobian."""
     apply, params, inputs, in_axes = zoo.ZOO[name]()
@@ -233,70 +235,3 @@ def test_sixteen_models_over_fifty_steps_compile_once_and_equal_a_loop():
     alone = jax.jit(train)
     for given, problem in zip(together, problems, strict=True):
         assert relative_error(given, alone(*problem)) < 1e-9
-
-
-# Centred scores -----------------------------------------------------------------------
-
-
-def energy(params, x):
-    """An unnormalised log-density of a spin configuration, one number each."""
-    hidden = jnp.log(jnp.cosh(x @ params["w"] + params["b"][None]))
-    return jnp.sum(hidden, axis=-1) + x @ params["a"]
-
-
-def spins():
-    """Every configuration of four spins, and parameters."""
-    x = np.array(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T
-    keys = jax.random.split(KEY, 3)
-    params = {
-        "w": 0.5 * jax.random.normal(keys[0], (4, 3)),
-        "b": 0.5 * jax.random.normal(keys[1], (3,)),
-        "a": 0.5 * jax.random.normal(keys[2], (4,)),
-    }
-    return params, jnp.asarray(x)
-
-
-@pytest.mark.parametrize("form", [Gram, Dense, ng.curvature.KLHessian])
-def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
-    """One categorical law over all configurations is the independent definition."""
-    params, x = spins()
-    whole = ng.Model(lambda p, _: energy(p, x)[None], ng.families.Categorical())
-    expected = Dense(whole).at(params, jnp.zeros((1, 1))).dense()
-    law = jax.nn.softmax(energy(params, x))
-    model = ng.Model(
-        lambda p, inputs: energy(p, inputs["x"]),
-        ng.families.Unnormalized(),
-        weights=lambda inputs: inputs["law"],
-    )
-    metric = form(model, Centred()).at(params, {"x": x, "law": law})
-    assert relative_error(metric.dense(), expected) < 1e-10
-    v = jax.tree.map(jnp.ones_like, params)
-    given = ravel(metric.solve(v, 1e-3))
-    damped = expected + 1e-3 * np.eye(len(expected))
-    assert relative_error(given, np.linalg.solve(damped, ravel(v))) < 1e-9
-
-
-def test_centred_scores_without_weights_are_a_covariance():
-    params, x = spins()
-    x = x[:7]
-    model = ng.Model(energy, ng.families.Unnormalized())
-    layout = ng.tree.Layout.of(params)
-    rows = jax.jacrev(lambda v: energy(layout.unravel(v), x))(layout.ravel(params))
-    expected = np.cov(rows.T, bias=True)
-    forms = (Gram, Dense, ng.curvature.MatrixFree)
-    metrics = [form(model, Centred()).at(params, x) for form in forms]
-    for metric in metrics:
-        assert relative_error(metric.dense(), expected) < 1e-10
-        assert relative_error(ravel(metric.diagonal()), np.diag(expected)) < 1e-10
-
-
-def test_centred_scores_refuse_what_they_cannot_mean():
-    params, x = spins()
-    model = ng.Model(energy, ng.families.Unnormalized(), example_inputs=x)
-    with pytest.raises(ValueError, match="one example at a time"):
-        ng.curvature.KFAC(model, Centred()).at(params, x)
-    wide = ng.Model(lambda p, x: x @ p["w"], ng.families.NormalMean())
-    with pytest.raises(ValueError, match="one number an example"):
-        Gram(wide, Centred()).at({"w": params["w"]}, x)
-    with pytest.raises(ValueError, match="draws of its own"):
-        model.sample(KEY, params, x)

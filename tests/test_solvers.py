@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -124,6 +125,34 @@ def test_a_batch_keeps_the_eigendecomposition_behind_a_conditional():
     assert re.search(r"conditional", text)
 
 
+@functools.cache
+def derivatives_of_a_solve(kernel):
+    """(½ matrix, v, damping) -> first and second derivatives of x, given and exact."""
+
+    def given(half, v, damping):
+        return kernel(half + half.T, v, damping).value
+
+    def exact(half, v, damping):
+        return jnp.linalg.solve(half + half.T + damping * jnp.eye(4), v)
+
+    def second(solution, argument):
+        return jax.jacfwd(jax.jacrev(solution, argument), 2)
+
+    @jax.jit
+    def all_of_them(*arguments):
+        return [
+            (
+                [d(given, i)(*arguments) for d in (jax.jacrev, jax.jacfwd)],
+                jax.jacrev(exact, i)(*arguments),
+                second(given, i)(*arguments),
+                second(exact, i)(*arguments),
+            )
+            for i in range(3)
+        ]
+
+    return all_of_them
+
+
 @pytest.mark.parametrize("kernel", [solvers.direct_solution, solvers.spectral_solution])
 @pytest.mark.parametrize(
     "eigenvalues", [[0.3, 0.7, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
@@ -131,22 +160,12 @@ def test_a_batch_keeps_the_eigendecomposition_behind_a_conditional():
 def test_derivatives_of_a_solve_are_those_of_the_solution(kernel, eigenvalues):
     """Also where eigenvalues repeat; forward, reverse and second order."""
     matrix, v = spectrum(eigenvalues)
-
-    def solved(half, v, damping):
-        return kernel(half + half.T, v, damping).value
-
-    exact = lambda half, v, damping: jnp.linalg.solve(
-        half + half.T + damping * jnp.eye(4), v
-    )
-    arguments = (matrix / 2, v, 0.3)
-    for argument in range(3):
-        expected = jax.jacrev(exact, argument)(*arguments)
-        for derivative in (jax.jacrev, jax.jacfwd):
-            given = derivative(solved, argument)(*arguments)
-            assert relative_error(given, expected) < 1e-12
-        given = jax.jacfwd(jax.jacrev(solved, argument), 2)(*arguments)
-        expected = jax.jacfwd(jax.jacrev(exact, argument), 2)(*arguments)
-        assert relative_error(given, expected) < 1e-11
+    for firsts, first, second, exact in derivatives_of_a_solve(kernel)(
+        matrix / 2, v, 0.3
+    ):
+        for given in firsts:
+            assert relative_error(given, first) < 1e-12
+        assert relative_error(second, exact) < 1e-11
 
 
 def test_differentiating_a_solve_factorises_once():
@@ -160,7 +179,7 @@ def test_differentiating_a_solve_factorises_once():
 @pytest.mark.parametrize("damping", [0.1, 1e-3])
 def test_named_solvers_agree_on_a_metric(damping, tolerance):
     model, params, x, _ = CASES["categorical"].problem()
-    metric = ng.curvature.Dense(model).at(params, x)
+    metric = jax.jit(ng.curvature.Dense(model).at)(params, x)
     expected = np.linalg.solve(
         metric.dense() + damping * np.eye(metric.layout.size), ravel(params)
     )
@@ -171,13 +190,14 @@ def test_named_solvers_agree_on_a_metric(damping, tolerance):
 
 def test_conjugate_gradients_stop_at_the_given_number_of_iterations():
     model, params, x, _ = CASES["categorical"].problem()
-    exact = ng.curvature.MatrixFree(model).at(params, x).solve(params, 1e-3)
+    whole = ng.curvature.MatrixFree(model)
+    exact = jax.jit(lambda p: whole.at(p, x).solve(p, 1e-3))(params)
     errors = []
     for iterations in (1, 4, 16):
-        metric = ng.curvature.MatrixFree(
-            model, stop=krylov.Residual(max_iterations=iterations)
-        ).at(params, x)
-        errors.append(relative_error(ravel(metric.solve(params, 1e-3)), ravel(exact)))
+        stop = krylov.Residual(max_iterations=iterations)
+        curvature = ng.curvature.MatrixFree(model, stop=stop)
+        given = jax.jit(lambda p, c=curvature: c.at(p, x).solve(p, 1e-3))(params)
+        errors.append(relative_error(ravel(given), ravel(exact)))
     assert errors[0] > errors[1] > errors[2] > 0
 
 

@@ -1,0 +1,100 @@
+"""The library as parsed modules, and what they import and name."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import natgrad as ng
+
+PACKAGE = Path(ng.__file__).parent
+
+parsed = functools.cache(ast.parse)
+
+
+class Module(NamedTuple):
+    """A file."""
+
+    name: str
+    package: bool
+    source: str
+
+    @property
+    def tree(self):
+        return parsed(self.source)
+
+
+class Import(NamedTuple):
+    """One imported name: `target` is a module of the library, or a dotted name."""
+
+    target: str
+    late: bool
+
+
+def library() -> dict[str, Module]:
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if package else parts)
+        modules[name] = Module(name, package, path.read_text(encoding="utf-8"))
+    return modules
+
+
+def made_up(**sources: str) -> dict[str, Module]:
+    """Modules from text; `a__b` stands for natgrad.a.b, `init` for natgrad itself."""
+    names = {
+        key: "natgrad" if key == "init" else "natgrad." + key.replace("__", ".")
+        for key in sources
+    }
+    names |= {key: "natgrad.__main__" for key in sources if key == "main"}
+    packages = {name.rpartition(".")[0] for name in names.values()}
+    return {
+        names[key]: Module(names[key], names[key] in packages, source)
+        for key, source in sources.items()
+    }
+
+
+def imports(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
+    """Every import of a module, wherever it stands."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    late = {
+        id(inner)
+        for node in ast.walk(module.tree)
+        if isinstance(node, functions)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, id(node) in late)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.name.split(".")
+                keep = len(above) - node.level + module.package
+                base = ".".join([*above[:keep], *filter(None, [node.module])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                inside = base.split(".")[0] == "natgrad" and whole not in modules
+                yield Import(base if inside else whole, id(node) in late)
+
+
+def of_library(name: str) -> bool:
+    return name.split(".")[0] == "natgrad"
+
+
+def under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def names_in(module: Module) -> Iterator[str]:
+    """Dotted names that are used, such as jax.lax.stop_gradient, and their ends."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            dotted = ast.unparse(node)
+            yield dotted
+            yield dotted.rpartition(".")[2]

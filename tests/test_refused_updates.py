@@ -1,0 +1,175 @@
+"""What an update cannot do is refused: what was given, what is expected, the cure."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bad_input import DENSE, GRADS, MODEL, PARAMS, TX, X, Y, refused, refuses, updated
+
+import natgrad as ng
+
+
+def test_an_update_without_inputs_says_what_to_pass():
+    with refuses("update needs the batch", "inputs=x", "targets=y", "natgrad.observe"):
+        updated()
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.MultiSteps(tx, 2)])
+def test_under_jit_an_update_without_inputs_raises_when_the_program_runs(wrap):
+    tx = wrap(TX)
+    compiled = jax.jit(tx.update).lower(GRADS, tx.init(PARAMS), PARAMS).compile()
+    with refuses("inputs=x", "natgrad.observe", error=jax.errors.JaxRuntimeError):
+        jax.block_until_ready(compiled(GRADS, tx.init(PARAMS), PARAMS))
+        jax.effects_barrier()
+
+
+def test_under_vmap_one_unobserved_member_is_enough_to_raise():
+    observed = ng.observe(DENSE, TX.init(PARAMS), PARAMS, inputs=X)
+    members = [observed, TX.init(PARAMS)]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    program = jax.jit(jax.vmap(TX.update, (None, 0, None)))
+    with refuses("inputs=x", "natgrad.observe", error=jax.errors.JaxRuntimeError):
+        jax.block_until_ready(program(GRADS, states, PARAMS))
+        jax.effects_barrier()
+
+
+def test_a_curvature_without_statistics_asks_for_inputs_even_under_jit():
+    curvature = ng.curvature.MatrixFree(MODEL)
+    tx = ng.scale_by_curvature(curvature)
+    state = tx.init(PARAMS)
+    update = lambda: tx.update(GRADS, state, PARAMS)
+    refused(update, "MatrixFree", "current batch", "inputs=x")
+    observe = lambda: ng.observe(curvature, state, PARAMS, inputs=X)
+    refused(observe, "MatrixFree", "nothing to observe", "inputs=")
+
+
+def test_an_update_without_params_says_to_pass_them():
+    refused(lambda: updated(params=None, inputs=X), "update(gradient, state, params")
+
+
+@pytest.mark.parametrize(
+    "grads", [{"w": GRADS["w"]}, {"w": GRADS["w"].T, "b": GRADS["b"]}, GRADS["w"]]
+)
+def test_a_gradient_of_another_structure_is_refused(grads):
+    refused(
+        lambda: updated(grads=grads, inputs=X),
+        "The gradient must be shaped like the parameters",
+        "Expected {'b': (3,), 'w': (2, 3)}",
+        "got",
+    )
+
+
+def test_integer_parameters_are_refused_by_their_name():
+    params = {"w": jnp.ones((2, 3)), "steps": {"n": jnp.arange(3)}}
+    words = "['steps']['n']", "int64", "Cast it", "in_axes"
+    refused(lambda: TX.init(params), *words)
+    refused(lambda: TX.update(params, None, params, inputs=X), *words)
+    refused(lambda: TX.init({}), "no array leaves")
+    refused(lambda: TX.init(jnp.ones(3, complex)), "real floating", "complex")
+
+
+def test_statistics_of_another_curvature_are_refused():
+    statistics = ng.curvature.Diagonal(MODEL).estimate(PARAMS, X)
+    refused(
+        lambda: updated(statistics=statistics), "Dense", "float64[9, 9]", "float64[9]"
+    )
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay):
+    with refuses("decay must lie in [0, 1)", str(decay)):
+        ng.scale_by_curvature(DENSE, decay=decay)
+    with refuses("decay must lie in [0, 1)", str(decay)):
+        ng.natural_gradient(0.1, MODEL, decay=decay)
+
+
+def test_the_curvature_of_one_batch_cannot_be_averaged():
+    with refuses("MatrixFree", "cannot be averaged", "decay at 0", "0.9"):
+        ng.scale_by_curvature(ng.curvature.MatrixFree(MODEL), decay=0.9)
+
+
+@pytest.mark.parametrize("damping", [-1e-3, float("nan"), float("inf")])
+def test_an_impossible_constant_damping_is_refused(damping):
+    for make in (
+        lambda: ng.scale_by_curvature(DENSE, damping=damping),
+        lambda: ng.natural_gradient(0.1, MODEL, damping=damping),
+        lambda: ng.matrix_free(0.1, MODEL, damping=np.float32(damping)),
+        lambda: ng.diagonal_fisher(0.1, MODEL, damping=jnp.asarray(damping)),
+    ):
+        with refuses("damping must be finite and at least 0", f"{damping}"):
+            make()
+
+
+def test_a_damping_that_is_not_a_scalar_is_refused():
+    with refuses("damping must be a scalar or a schedule", "(3,)"):
+        ng.scale_by_curvature(DENSE, damping=jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("densee", "Did you mean 'dense'?"), ("hessian-ish", "Known: ")]
+)
+def test_an_unknown_curvature_name_lists_the_known_ones(name, hint):
+    with refuses(repr(name), hint, *ng.CURVATURES):
+        ng.curvature.by_name(name)
+
+
+def test_masked_without_model_params_says_to_pass_them():
+    for tx in (
+        optax.masked(TX, {"w": True, "b": False}),
+        optax.multi_transform({"a": TX, "b": optax.sgd(1.0)}, {"w": "a", "b": "b"}),
+    ):
+        state = tx.init(PARAMS)
+        refused(
+            lambda tx=tx, state=state: tx.update(GRADS, state, PARAMS, inputs=X),
+            "optax.masked",
+            "update(..., model_params=params)",
+        )
+
+
+def test_model_params_of_another_model_are_refused():
+    tx = optax.masked(TX, {"w": True, "b": False})
+    state = tx.init(PARAMS)
+    refused(
+        lambda: tx.update(
+            GRADS, state, PARAMS, inputs=X, model_params={"w": PARAMS["w"]}
+        ),
+        "model_params must be the model's whole parameter tree",
+    )
+
+
+@pytest.mark.parametrize("make", [ng.curvature.Dense, ng.curvature.KLHessian])
+def test_labels_that_need_data_or_a_key_say_so(make):
+    empirical = make(MODEL, ng.curvature.Empirical())
+    sampled = make(MODEL, ng.curvature.Sampled(2))
+    refused(lambda: empirical.at(PARAMS, X), "Empirical()", "targets=y")
+    refused(lambda: sampled.at(PARAMS, X), "Sampled(n=2)", "pass key=")
+    refused(lambda: sampled.at(PARAMS, X, Y), "Sampled(n=2)", "pass key=")
+    tx = ng.scale_by_curvature(empirical)
+    refused(lambda: updated(tx, inputs=X), "Empirical()", "targets=y")
+    state = tx.init(PARAMS)
+    observe = lambda: ng.observe(empirical, state, PARAMS, inputs=X)
+    refused(observe, "Empirical()", "targets=y")
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, None])
+def test_a_number_of_samples_that_is_no_count_is_refused(n):
+    with refuses("integer n >= 1", repr(n)):
+        ng.curvature.Sampled(n)
+
+
+def test_observing_with_another_curvature_is_refused():
+    chain = optax.chain(TX, optax.scale(-1.0)).init(PARAMS)
+    for curvature, state in (
+        (ng.curvature.Diagonal(MODEL), chain),
+        (DENSE, optax.adam(0.1).init(PARAMS)),
+        (DENSE, TX.init({"w": PARAMS["w"]})),
+    ):
+        refused(
+            lambda c=curvature, s=state: ng.observe(c, s, PARAMS, inputs=X),
+            "No part of the optimizer state",
+            type(curvature).__name__,
+            "same transformation",
+        )
