@@ -103,7 +103,7 @@ def autoencoder():
 def regression():
     """Each wine's standardised features from its raw ones."""
     x = jnp.asarray(load_wine().data, jnp.float32)
-    y = (x - x.mean(0)) / x.std(0)
+    y = (x - x.mean(0)[None]) / x.std(0)[None]
     params = dense_layers([13, 20, 13])
     params[0]["w"] = params[0]["w"] / x.std(0)[:, None]
     model = ng.Model(dense_apply, ng.families.NormalMean(), example_inputs=x[:1])

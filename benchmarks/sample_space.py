@@ -148,7 +148,7 @@ def example_sweep(rounds: int, scale: float) -> list[dict[str, Any]]:
 def kernel(rounds: int, scale: float) -> list[dict[str, Any]]:
     """The dense form of a sample-space solve against the matmul of its size."""
     size = max(8, round(4000 * scale))
-    rows, b = normal((size, size)) / np.sqrt(size), normal((size,))
+    rows, b = normal((size, size)) / float(np.sqrt(size)), normal((size,))
     layout = ng.tree.Layout.of(rows[0])
 
     def solve(rows, b):

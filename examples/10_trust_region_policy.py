@@ -18,10 +18,10 @@ of its errors (generalised advantage estimation).
 
     python examples/10_trust_region_policy.py [picture.png]
 
-iteration  0  mean return  -1226.2  KL 0.0072 <= 0.01  (whole step 0.0115)
-iteration 10  mean return   -682.6  KL 0.0098 <= 0.01  (whole step 0.0098)
-iteration 20  mean return   -150.1  KL 0.0076 <= 0.01  (whole step 0.0125)
-iteration 39  mean return   -147.5  KL 0.0079 <= 0.01  (whole step 0.0133)
+iteration  0  mean return  -1226.2  KL 0.0069 <= 0.01  (whole step 0.0110)
+iteration 10  mean return   -710.7  KL 0.0069 <= 0.01  (whole step 0.0111)
+iteration 20  mean return   -152.3  KL 0.0067 <= 0.01  (whole step 0.0106)
+iteration 39  mean return   -145.0  KL 0.0095 <= 0.01  (whole step 0.0095)
 """
 
 import sys
@@ -103,7 +103,7 @@ def policy(params, x):
 actor = ng.Model(policy, ng.families.NormalMeanLogScale())
 critic = ng.Model(network, ng.families.NormalMean())
 
-curvature = ng.curvature.MatrixFree(actor, tolerance=1e-3, max_iterations=10)
+curvature = ng.curvature.MatrixFree(actor, stop=ng.krylov.Residual(1e-3, 10))
 trust = ng.damping.TrustRegion(RADIUS, RATE)
 actor_tx = optax.chain(
     ng.scale_by_curvature(curvature, damping=1e-3, trust_region=trust),

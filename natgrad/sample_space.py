@@ -16,7 +16,7 @@ squares the condition number of B; refinement of w = (K + λI)⁻¹ h through B 
 
     w ← w + (K + λI)⁻¹ e,      e = h − λ w − B (Bᵀ w),
 
-as long as e falls and is above rounding; x = Bᵀ w + r/λ has the residual Bᵀ e. A large
+as long as e halves and is above rounding; x = Bᵀ w + r/λ has the residual Bᵀ e. A large
 B is refined through only where the rounding of K matters, λ < ε^¾ |K|, since that takes
 two products with it. Where B is small enough to be written out and λ < 1e-6 |K|, K is
 not used at all: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
@@ -91,8 +91,8 @@ def _inverse(
     lower = jax.lax.cond(
         any_member(tiny),
         lambda: _by_qr(jacobian, damping, size),
-        lambda: jnp.linalg.cholesky(
-            gram + damping * jnp.eye(size, dtype=wide), symmetrize_input=False
+        lambda: jax.lax.linalg.cholesky(  # of the transpose: LAPACK's order, so no copy
+            gram.T + damping * jnp.eye(size, dtype=wide), symmetrize_input=False
         ),
     )
     rounding = size * epsilon
@@ -113,10 +113,15 @@ def _inverse(
 
     def solve(u):
         b = u.astype(wide)
-        rotated = scales * jnp.matmul(vectors.T, b, precision=HIGHEST)
-        by_eigenvectors = jnp.matmul(vectors, rotated, precision=HIGHEST)
-        x = jax.scipy.linalg.cho_solve((lower, True), b)
-        return jnp.where(failed, by_eigenvectors, x).astype(u.dtype)
+        by_cholesky = lambda: jax.scipy.linalg.cho_solve((lower, True), b)
+
+        def by_eigenvectors():
+            rotated = scales * jnp.matmul(vectors.T, b, precision=HIGHEST)
+            x = jnp.matmul(vectors, rotated, precision=HIGHEST)
+            return jnp.where(failed, x, by_cholesky())
+
+        x = jax.lax.cond(any_member(failed), by_eigenvectors, by_cholesky)
+        return x.astype(u.dtype)
 
     return solve, gram.astype(dtype), failed
 
@@ -159,6 +164,7 @@ def gram_solution(
         b: [M].
         damping: λ.
     """
+    b = b.astype(jacobian.layout.dtype)
     damping = jnp.asarray(damping, b.dtype)
     fixed = jax.lax.stop_gradient((jacobian, damping))
     inverse, gram, failed = _inverse(*fixed)
@@ -192,7 +198,7 @@ def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
         # The first e was that of K, which is no measure: measure w itself.
         closer = jnp.where(count == 0, w, w + inverse(e))
         rest = h - damping * closer - jacobian.push(jacobian.pull(closer))
-        improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e))
+        improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e) / 2)
         return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
 
     state = (w, e, jnp.zeros((), jnp.int32), jnp.array(True))

@@ -18,6 +18,7 @@ Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, final
 
@@ -234,6 +235,21 @@ def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
         Residual(),
     )
     return layout.unravel(value)
+
+
+def mirrored(rows: Sequence[Array], edges: Sequence[int]) -> Array:
+    """A symmetric matrix from its block rows up to and with the diagonal block.
+
+    Args:
+        rows: row i has shape [edges[i + 1] − edges[i], edges[i + 1]].
+        edges: where the blocks begin, and the size.
+    """
+    spans = itertools.pairwise(edges)
+    whole = [
+        jnp.concatenate([row, *(below[:, a:b].T for below in rows[i + 1 :])], axis=1)
+        for i, (row, (a, b)) in enumerate(zip(rows, spans, strict=True))
+    ]
+    return jnp.concatenate(whole)
 
 
 def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:

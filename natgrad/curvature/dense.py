@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.pullback import PullbackCurvature
 from natgrad.metric import DenseMetric
-from natgrad.solvers import HIGHEST
+from natgrad.solvers import HIGHEST, mirrored
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 
@@ -63,14 +63,9 @@ def weighted_gram(g: Array, weights: Array) -> Array:
     count, size = g.shape
     blocks = _BLOCKS if size >= _SMALL and 2 * count >= size else 1
     edges = [size * i // blocks for i in range(blocks + 1)]
-    spans = list(itertools.pairwise(edges))
     weighted = weights[:, None] * g
     rows = [
         jnp.einsum("mp,mq->pq", weighted[:, a:b], g[:, :b], precision=HIGHEST)
-        for a, b in spans
+        for a, b in itertools.pairwise(edges)
     ]
-    mirrored = [
-        jnp.concatenate([row, *(below[:, a:b].T for below in rows[i + 1 :])], axis=1)
-        for i, (row, (a, b)) in enumerate(zip(rows, spans, strict=True))
-    ]
-    return jnp.concatenate(mirrored)
+    return mirrored(rows, edges)
