@@ -8,7 +8,8 @@ a score column, and nothing of size M·P. Where a layer's uses are not understoo
 their rows cannot be told apart by example, B is written out by per-example pullbacks,
 in chunks: the same matrix, at M·P memory.
 
-Equal to `Dense` whatever M and P are, and the better of the two where M < P: memory
+Equal to `Dense` whatever M and P are (with more rows than parameters B gives the smaller
+matrix Bᵀ B), and the better of the two where M < P: memory
 Σ N (I + K O) + M², time M² Σ (I + O) + M³/3 and four products with B, each as long as
 one of the gradient's three. With `Sampled(1)` labels M = N.
 
@@ -34,7 +35,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import whole_columns
 from natgrad.jacobian import Jacobian
 from natgrad.layers import Block, PerExample, RowFactors
-from natgrad.metric import Metric, metric_pytree
+from natgrad.metric import DenseMetric, Metric, metric_pytree
 from natgrad.pieces import Explicit, Factored, Lookups, Piece
 from natgrad.sample_space import sample_space_solution
 from natgrad.solvers import HIGHEST, Solution
@@ -181,7 +182,9 @@ class GramMetric(Metric):
         return self._cast(product)
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """In sample space; see `natgrad.sample_space`."""
+        """In sample space (see `natgrad.sample_space`); from [P, P] where M > P."""
+        if self.jacobian.size > self.layout.size:
+            return DenseMetric(self.layout, self.dense()).solution(v, damping)
         found = sample_space_solution(self.jacobian, v, damping)
         return found._replace(value=self._cast(found.value))
 
