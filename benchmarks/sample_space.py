@@ -61,7 +61,7 @@ def autoencoder_step(rounds: int, scale: float) -> list[dict[str, Any]]:
 
 def parameter_sweep(rounds: int, scale: float) -> list[dict[str, Any]]:
     rows = []
-    for width in (256, 1024, 4096):
+    for width in (600, 2048, 8192):
         width = max(4, round(width * scale))
         x = normal((max(2, round(128 * scale)), 784))
         model, params, x, y = classified(

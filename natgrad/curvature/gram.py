@@ -8,8 +8,8 @@ a score column, and nothing of size M·P. Where a layer's uses are not understoo
 their rows cannot be told apart by example, B is written out by per-example pullbacks,
 in chunks: the same matrix, at M·P memory.
 
-Equal to `Dense` whatever M and P are (with more rows than parameters B gives the smaller
-matrix Bᵀ B), and the better of the two where M < P: memory
+Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
+and the better of the two where M < P: memory
 Σ N (I + K O) + M², time M² Σ (I + O) + M³/3 and four products with B, each as long as
 one of the gradient's three. With `Sampled(1)` labels M = N.
 
