@@ -1,0 +1,318 @@
+"""A table of families beside that of `test_families_oracles`, with oracles in mpmath.
+
+An exponential family is known here by its log-normaliser A alone, written in its natural
+parameters at 50 digits: the mean, the Fisher information and the divergence are
+differences of A. Another family is known by its divergence. The Fisher information has
+a second oracle, the closed form in the textbook's source coordinates; SciPy has the
+densities and the entropies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+from scipy import stats
+from scipy.special import polygamma
+
+import natgrad.families as nf
+
+DIGITS = 50
+trigamma = functools.partial(polygamma, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    family: nf.Family
+    sources: tuple  # points in source coordinates
+    to_z: Callable  # source [S] -> z, in jax.numpy
+    fisher: Callable  # source -> matrix in source coordinates, by NumPy
+    scipy: Callable  # source -> frozen distribution
+    # z -> A(z) for an exponential family, (z, z2) -> KL for another, in mpmath
+    oracle: Callable
+    vague: tuple = ()  # points where only float32 promises are tested, as z
+
+    @property
+    def exponential(self):
+        return isinstance(self.family, nf.ExponentialFamily)
+
+    @property
+    def points(self):
+        """The sources as z, [M, ...]."""
+        sources = [jnp.asarray(source, float) for source in self.sources]
+        return np.stack([np.asarray(self.to_z(source)) for source in sources])
+
+
+def numbers(z):
+    return [mp.mpf(float(entry)) for entry in np.ravel(z)]
+
+
+def derivatives(f, x):
+    """Value, gradient and Hessian of f at a list of mpmath numbers."""
+    with mp.workdps(DIGITS):
+        n = len(x)
+        steps = [mp.mpf(10) ** -14 * (abs(e) if e else 1) for e in x]
+
+        @functools.cache
+        def at(*moves):
+            return f([e + k * s for e, k, s in zip(x, moves, steps, strict=True)])
+
+        unit = lambda i, k=1: tuple(k * int(i == j) for j in range(n))
+        add = lambda a, b: tuple(map(sum, zip(a, b, strict=True)))
+        value = at(*unit(-1))
+        gradient = [
+            (at(*unit(i)) - at(*unit(i, -1))) / (2 * steps[i]) for i in range(n)
+        ]
+        hessian = np.empty((n, n))
+        for i in range(n):
+            for j in range(n):
+                corners = [
+                    a * b * at(*add(unit(i, a), unit(j, b)))
+                    for a in (1, -1)
+                    for b in (1, -1)
+                ]
+                hessian[i, j] = sum(corners) / (4 * steps[i] * steps[j])
+        return value, gradient, hessian
+
+
+def exact_kl(law, z, z2):
+    """KL(z ‖ z2) of the laws at exactly these floating-point numbers."""
+    with mp.workdps(DIGITS):
+        a, b = numbers(z), numbers(z2)
+        if not law.exponential:
+            return law.oracle(a, b)
+        value, gradient, _ = derivatives(law.oracle, a)
+        moves = [y - x for x, y in zip(a, b, strict=True)]
+        inner = sum(g * move for g, move in zip(gradient, moves, strict=True))
+        return law.oracle(b) - value - inner
+
+
+def log_gamma(x):
+    return mp.loggamma(x)
+
+
+def dirichlet_normalizer(z):
+    a = [e + 1 for e in z]
+    return sum(map(log_gamma, a)) - log_gamma(sum(a))
+
+
+def gamma_normalizer(shape, rate):
+    return log_gamma(shape) - shape * mp.log(rate)
+
+
+def normal_normalizer(z):
+    return -(z[0] ** 2) / (4 * z[1]) - mp.log(-2 * z[1]) / 2 + mp.log(2 * mp.pi) / 2
+
+
+def full_normalizer(z):
+    h, p = mp.matrix(z[:2]), mp.matrix([[-2 * z[2], -z[3]], [-z[3], -2 * z[4]]])
+    quadratic = (h.T * mp.lu_solve(p, h))[0]
+    return quadratic / 2 - mp.log(mp.det(p)) / 2 + mp.log(2 * mp.pi)
+
+
+def full_natural(source):
+    m, s = source[:2], source[jnp.array([[2, 3], [3, 4]])]
+    p = jnp.linalg.inv(s)
+    free = jnp.stack([-p[0, 0] / 2, -p[0, 1], -p[1, 1] / 2])
+    return jnp.concatenate([p @ m, free])
+
+
+def full_fisher(source):
+    s = np.array([[source[2], source[3]], [source[3], source[4]]])
+    p = np.linalg.inv(s)
+    duplication = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1.0]])
+    fisher = np.zeros((5, 5))
+    fisher[:2, :2] = p
+    fisher[2:, 2:] = duplication.T @ np.kron(p, p) @ duplication / 2
+    return fisher
+
+
+def location_scale(fisher):
+    """The Fisher information diag(fisher)/s² in (m, s)."""
+    return lambda source: np.diag(fisher) / source[1] ** 2
+
+
+def pair(f):
+    return lambda s: jnp.stack([*f(s[0], s[1])])
+
+
+def laplace_kl(z, z2):
+    b, c, d = mp.exp(z[1]), mp.exp(z2[1]), abs(z[0] - z2[0])
+    return mp.log(c / b) + d / c + b / c * mp.exp(-d / b) - 1
+
+
+def cauchy_kl(z, z2):
+    g, q, d = mp.exp(z[1]), mp.exp(z2[1]), z[0] - z2[0]
+    return mp.log(((g + q) ** 2 + d**2) / (4 * g * q))
+
+
+def logistic_kl(z, z2):
+    t, delta = z[1] - z2[1], (z[0] - z2[0]) * mp.exp(-z2[1])
+    c = lambda x: 2 * mp.log(2 * mp.cosh(x / 2))
+    with mp.workdps(30):
+        f = lambda e: mp.exp(-c(e)) * (c(e * mp.exp(t) + delta) - c(e) - t)
+        corner = -delta * mp.exp(-t)
+        return mp.quad(f, sorted([-80, -20, -5, 0, corner, 5, 20, 80]))
+
+
+def scalar(f):
+    """A map of a source with one entry to a scalar z."""
+    return lambda s: f(s[0])
+
+
+def scale_pair(source):
+    return jnp.stack([source[0], jnp.log(source[1])])
+
+
+def two(*values):
+    return tuple(np.array(value, float) for value in values)
+
+
+LAWS = {
+    "binomial": Law(
+        nf.Binomial(7),
+        two([0.31], [0.8], [1e-9], [1 - 1e-9]),
+        scalar(lambda p: jnp.log(p) - jnp.log1p(-p)),
+        lambda s: np.array([[7 / (s[0] * (1 - s[0]))]]),
+        lambda s: stats.binom(7, s[0]),
+        lambda z: 7 * mp.log1p(mp.exp(z[0])),
+        (-100.0, -20.0, 20.0, 80.0),
+    ),
+    "geometric": Law(
+        nf.Geometric(),
+        two([0.31], [0.8], [1e-6], [1 - 1e-6]),
+        scalar(lambda p: jnp.log1p(-p)),
+        lambda s: np.array([[1 / (s[0] ** 2 * (1 - s[0]))]]),
+        lambda s: stats.geom(s[0], loc=-1),
+        lambda z: -mp.log1p(-mp.exp(z[0])),
+        (-60.0, -1e-6, -1e-3),
+    ),
+    "negative_binomial": Law(
+        nf.NegativeBinomial(2.5),
+        two([0.31], [0.8], [1e-6], [1 - 1e-6]),
+        scalar(lambda p: jnp.log1p(-p)),
+        lambda s: np.array([[2.5 / (s[0] ** 2 * (1 - s[0]))]]),
+        lambda s: stats.nbinom(2.5, s[0]),
+        lambda z: -mp.mpf(2.5) * mp.log1p(-mp.exp(z[0])),
+        (-60.0, -1e-6, -1e-3),
+    ),
+    "weibull": Law(
+        nf.Weibull(1.7),
+        two([0.6], [3.0], [1e-3], [1e3]),
+        scalar(lambda s: -(s**-1.7)),
+        lambda s: np.array([[1.7**2 / s[0] ** 2]]),
+        lambda s: stats.weibull_min(1.7, scale=s[0]),
+        lambda z: -mp.log(-z[0]),
+        (-1e-6, -1e6),
+    ),
+    "inverse_gamma": Law(
+        nf.InverseGamma(),
+        two([2.3, 0.7], [0.8, 3.0], [0.02, 0.5], [1e4, 3.0]),
+        pair(lambda a, b: (-a - 1, -b)),
+        lambda s: np.array(
+            [[trigamma(s[0]), -1 / s[1]], [-1 / s[1], s[0] / s[1] ** 2]]
+        ),
+        lambda s: stats.invgamma(s[0], scale=s[1]),
+        lambda z: gamma_normalizer(-z[0] - 1, -z[1]),
+        ([-1.001, -2.0], [-1e7, -3.0]),
+    ),
+    "log_normal": Law(
+        nf.LogNormal(),
+        two([0.4, 0.7], [-1.0, 1.5], [3.0, 0.02]),
+        pair(lambda m, s: (m / s**2, -0.5 / s**2)),
+        lambda s: np.diag([1 / s[1] ** 2, 2 / s[1] ** 2]),
+        lambda s: stats.lognorm(s[1], scale=np.exp(s[0])),
+        normal_normalizer,
+    ),
+    "inverse_gaussian": Law(
+        nf.InverseGaussian(),
+        two([1.3, 0.7], [0.4, 2.5], [2.0, 1e-3], [2.0, 1e5]),
+        pair(lambda m, l: (-l / (2 * m**2), -l / 2)),
+        lambda s: np.diag([s[1] / s[0] ** 3, 0.5 / s[1] ** 2]),
+        lambda s: stats.invgauss(s[0] / s[1], scale=s[1]),
+        lambda z: -2 * mp.sqrt(z[0] * z[1]) - mp.log(-2 * z[1]) / 2,
+        ([-1e-6, -1e-3], [-1e5, -2e5]),
+    ),
+    "beta": Law(
+        nf.Beta(),
+        two([2.3, 0.7], [1.2, 5.0], [0.02, 0.05], [1e5, 300.0], [30.0, 0.01]),
+        pair(lambda a, b: (a - 1, b - 1)),
+        lambda s: np.diag(trigamma(s)) - trigamma(s.sum()),
+        lambda s: stats.beta(s[0], s[1]),
+        dirichlet_normalizer,
+        ([-0.999, -0.99], [1e6, 3e5], [1e6, -0.5]),
+    ),
+    "dirichlet": Law(
+        nf.Dirichlet(),
+        two([2.3, 0.7, 4.0], [0.3, 1.5, 0.9], [1e-3, 2e-3, 5e-4], [1e6, 30.0, 1e5]),
+        lambda s: s - 1,
+        lambda s: np.diag(trigamma(s)) - trigamma(s.sum()),
+        stats.dirichlet,
+        dirichlet_normalizer,
+        ([-0.999, -0.998, -0.9995], [1e6, 3e5, 2e6], [1e6, -0.9, 3.0]),
+    ),
+    "multivariate_normal": Law(
+        nf.MultivariateNormal(),
+        two([0.4, -1.0, 1.3, 0.5, 0.8], [3.0, 0.2, 0.4, -0.3, 2.0]),
+        full_natural,
+        full_fisher,
+        lambda s: stats.multivariate_normal(s[:2], s[np.array([[2, 3], [3, 4]])]),
+        full_normalizer,
+        ([3.0, -2.0, -0.5, 0.3, -0.4],),
+    ),
+    "multivariate_normal_diag": Law(
+        nf.MultivariateNormalDiag(),
+        two([0.4, -1.0, 1.3, 0.8], [30.0, 0.2, 0.01, 2.0]),
+        lambda s: jnp.concatenate([s[:2] / s[2:], -0.5 / s[2:]]),
+        lambda s: np.diag(np.concatenate([1 / s[2:], 0.5 / s[2:] ** 2])),
+        lambda s: stats.multivariate_normal(s[:2], np.diag(s[2:])),
+        lambda z: normal_normalizer(z[::2]) + normal_normalizer(z[1::2]),
+        ([10.0, 1.0, -0.5, -3.0],),
+    ),
+    "von_mises": Law(
+        nf.VonMises(),
+        two([0.6, 0.4], [-2.0, 3.0], [1.2, 30.0], [0.9, 1e-4], [0.0, 1e4]),
+        pair(lambda m, k: (k * jnp.cos(m), k * jnp.sin(m))),
+        lambda s: von_mises_fisher(s[1]),
+        lambda s: stats.vonmises(s[1], loc=s[0]),
+        lambda z: mp.log(2 * mp.pi * mp.besseli(0, mp.sqrt(z[0] ** 2 + z[1] ** 2))),
+        ([1e-4, 0.0], [0.0, 0.9], [20.0, 0.0], [1e6, 0.0], [0.0, -1e5], [300.0, 400.0]),
+    ),
+    "laplace": Law(
+        nf.Laplace(),
+        two([0.4, 0.7], [-1.0, 3.0], [50.0, 1e-3]),
+        scale_pair,
+        location_scale((1, 1)),
+        lambda s: stats.laplace(s[0], s[1]),
+        laplace_kl,
+    ),
+    "logistic": Law(
+        nf.Logistic(),
+        two([0.4, 0.7], [-1.0, 3.0], [50.0, 1e-3]),
+        scale_pair,
+        location_scale((1 / 3, (3 + np.pi**2) / 9)),
+        lambda s: stats.logistic(s[0], s[1]),
+        logistic_kl,
+    ),
+    "cauchy": Law(
+        nf.Cauchy(),
+        two([0.4, 0.7], [-1.0, 3.0], [50.0, 1e-3]),
+        scale_pair,
+        location_scale((0.5, 0.5)),
+        lambda s: stats.cauchy(s[0], s[1]),
+        cauchy_kl,
+    ),
+}
+NAMES = list(LAWS)
+EXPONENTIAL = [name for name in NAMES if LAWS[name].exponential]
+
+
+def von_mises_fisher(kappa):
+    with mp.workdps(DIGITS):
+        k = mp.mpf(float(kappa))
+        ratio = mp.besseli(1, k) / mp.besseli(0, k)
+        return np.diag([float(k * ratio), float(1 - ratio / k - ratio**2)])
