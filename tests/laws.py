@@ -1,7 +1,7 @@
 """A table of families beside that of `test_families_oracles`, with oracles in mpmath.
 
 An exponential family is known here by its log-normaliser A alone, written in its natural
-parameters at 50 digits: the mean, the Fisher information and the divergence are
+parameters at 120 digits: the mean, the Fisher information and the divergence are
 differences of A. Another family is known by its divergence. The Fisher information has
 a second oracle, the closed form in the textbook's source coordinates; SciPy has the
 densities and the entropies.
@@ -21,7 +21,7 @@ from scipy.special import polygamma
 
 import natgrad.families as nf
 
-DIGITS = 50
+DIGITS = 120
 trigamma = functools.partial(polygamma, 1)
 
 
@@ -55,7 +55,7 @@ def derivatives(f, x):
     """Value, gradient and Hessian of f at a list of mpmath numbers."""
     with mp.workdps(DIGITS):
         n = len(x)
-        steps = [mp.mpf(10) ** -14 * (abs(e) if e else 1) for e in x]
+        steps = [mp.mpf(10) ** -25 * (abs(e) if e else 1) for e in x]
 
         @functools.cache
         def at(*moves):

@@ -7,6 +7,7 @@ from natgrad.families.binomial import Binomial
 from natgrad.families.categorical import Categorical
 from natgrad.families.cauchy import Cauchy
 from natgrad.families.custom import from_distribution, from_log_prob
+from natgrad.families.custom_exponential import exponential_family
 from natgrad.families.dirichlet import Dirichlet
 from natgrad.families.exponential import Exponential
 from natgrad.families.gamma import Gamma
@@ -23,7 +24,9 @@ from natgrad.families.normal import Normal
 from natgrad.families.normal_mean import NormalMean
 from natgrad.families.normal_mean_log_scale import NormalMeanLogScale
 from natgrad.families.poisson import Poisson
+from natgrad.families.product import Product
 from natgrad.families.student_t import StudentT
+from natgrad.families.transformed import Transformed
 from natgrad.families.von_mises import VonMises
 from natgrad.families.weibull import Weibull
 
@@ -51,9 +54,12 @@ __all__ = [
     "NormalMean",
     "NormalMeanLogScale",
     "Poisson",
+    "Product",
     "StudentT",
+    "Transformed",
     "VonMises",
     "Weibull",
+    "exponential_family",
     "from_distribution",
     "from_log_prob",
 ]

@@ -126,7 +126,7 @@ def _logit_nodes(a: Array, b: Array) -> tuple[Array, Array]:
     """Points x [84] and the logarithms of their weights, up to a constant.
 
     The bulk ends where the density has fallen by about e^−40, or where an exponential
-    is left of it. With p = a/(a + b) and v = x − log(a/b) the logarithm of the density is
+    is left of it. With p = a/(a + b), v = x − log(a/b) the logarithm of the density is
     −(a + b) log((1 − p) e^{−p v} + p e^{(1 − p) v}) up to a constant.
     """
     (legendre, legendre_weights), (laguerre, laguerre_weights) = (

@@ -39,7 +39,7 @@ class Geometric(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """The expected count 1/(e^−η − 1)."""
-        return 1 / jnp.expm1(-eta)
+        return geometric_mean(eta)
 
     def natural(self, mu: Array) -> Array:
         """log(μ/(1 + μ)); NaN where μ is negative, −∞ where it is 0."""
@@ -82,9 +82,14 @@ def geometric_log_normalizer(eta: Array) -> Array:
     return -jnp.where(near, inside_near, jnp.log1p(-jnp.exp(jnp.minimum(eta, -0.7))))
 
 
+def geometric_mean(eta: Array) -> Array:
+    """e^η/(1 − e^η), elementwise."""
+    return jnp.exp(eta) / -jnp.expm1(eta)
+
+
 def geometric_divergence(z: Array, z2: Array) -> Array:
     """KL of the law with parameter z from that with z2, elementwise."""
-    d, mean = z2 - z, 1 / jnp.expm1(-z)
+    d, mean = z2 - z, geometric_mean(z)
     near = (d < 10) & (jnp.expm1(z2) / jnp.expm1(z) > 0.5)
     step = jnp.where(near, d, 0.0)
     close = log1p_remainder(-mean * jnp.expm1(step)) + mean * expm1_remainder(step)

@@ -21,6 +21,7 @@ from natgrad.families.counts import expectation_of_log_gamma
 from natgrad.families.geometric import (
     geometric_divergence,
     geometric_log_normalizer,
+    geometric_mean,
 )
 from natgrad.typing import Array, ArrayLike, Key
 
@@ -57,17 +58,20 @@ class NegativeBinomial(ExponentialFamily):
 
     def expected_log_base_measure(self, eta: Array) -> Array:
         """E[h], from the generating function E[x^y] = (1 + (1 − x)(1 − p)/p)^−r."""
-        r, odds = self._r(eta), 1 / jnp.expm1(-eta)
+        r, odds = self._r(eta), geometric_mean(eta)
+        slower = jnp.minimum(r, 1.0)
 
         def integrand(t, x):
             rest = -jnp.expm1(-r * jnp.log1p(odds * x))
-            return rest * (jnp.exp(-t) - jnp.exp(-r * t)) / x
+            # e^−t − e^−rt
+            gap = -jnp.exp(-slower * t) * jnp.expm1(-jnp.abs(r - 1) * t)
+            return rest * jnp.sign(r - 1) * gap / x
 
         return jnp.sum(expectation_of_log_gamma(integrand, eta.dtype))
 
     def mean(self, eta: Array) -> Array:
         """The expected count r/(e^−η − 1)."""
-        return self._r(eta) / jnp.expm1(-eta)
+        return self._r(eta) * geometric_mean(eta)
 
     def natural(self, mu: Array) -> Array:
         """log(μ/(r + μ)); NaN where μ is negative, −∞ where it is 0."""
@@ -94,7 +98,8 @@ class NegativeBinomial(ExponentialFamily):
         A Poisson count whose rate has a gamma law of shape r and mean μ.
         """
         key1, key2 = jax.random.split(key)
-        rate = jax.random.gamma(key1, self._r(z), z.shape, z.dtype) / jnp.expm1(-z)
+        mixing = jax.random.gamma(key1, self._r(z), z.shape, z.dtype)
+        rate = mixing * geometric_mean(z)
         return jax.random.poisson(key2, rate).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
