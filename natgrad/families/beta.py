@@ -23,7 +23,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma, gammaln, logsumexp
+from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import split_pair
@@ -31,6 +31,8 @@ from natgrad.families.dirichlet import (
     concentrations_from_mean,
     dirichlet_divergence,
     dirichlet_entropy,
+    log_complement,
+    mean_log,
     mean_log_complement,
 )
 from natgrad.families.remainders import log_mean_exp
@@ -66,12 +68,11 @@ class Beta(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """The expectations of log y and log(1 − y)."""
-        shapes = _shapes(eta)
-        return digamma(shapes) - digamma(jnp.sum(shapes, axis=-1, keepdims=True))
+        return mean_log(_shapes(eta))
 
     def natural(self, mu: Array) -> Array:
-        """(a − 1, b − 1); NaN unless e^μ₁ + e^μ₂ < 1."""
-        return self.natural_from_complement(mu, -logsumexp(mu, axis=-1))
+        """(a − 1, b − 1); NaN unless e^μ₁ + e^μ₂ < 1 beyond rounding."""
+        return self.natural_from_complement(mu, log_complement(mu))
 
     def mean_complement(self, eta: Array) -> Array:
         """−log(e^μ₁ + e^μ₂), of shape eta.shape[:-1], where that cancels."""

@@ -26,6 +26,15 @@ def inside(domain: Array, value: Array) -> Array:
     return jnp.where(domain, value, jnp.nan)
 
 
+def resolved(difference: Array, scale: Array) -> Array:
+    """A difference of numbers of this size; NaN unless it is positive beyond rounding.
+
+    It is a distance from the boundary of a domain: where it is rounding alone, what is
+    computed from it would look like an answer.
+    """
+    return inside(difference > 8 * jnp.finfo(difference.dtype).eps * scale, difference)
+
+
 def aligned(array: np.ndarray, like: Array) -> Array:
     """The constant in the precision of `like`, as its trailing axes."""
     shape = (1,) * (like.ndim - array.ndim) + array.shape

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln, logsumexp, polygamma
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside
+from natgrad.families.checks import inside, resolved
 from natgrad.families.remainders import entropy_remainder
 from natgrad.families.special import (
     inverse_digamma,
@@ -63,12 +63,11 @@ class Dirichlet(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """The expectation of log y, ψ(a) − ψ(a₀)."""
-        a = _concentrations(eta)
-        return digamma(a) - digamma(jnp.sum(a, axis=-1, keepdims=True))
+        return mean_log(_concentrations(eta))
 
     def natural(self, mu: Array) -> Array:
-        """a − 1; NaN unless Σ e^μ < 1."""
-        return self.natural_from_complement(mu, -logsumexp(mu, axis=-1))
+        """a − 1; NaN unless Σ e^μ < 1 beyond rounding."""
+        return self.natural_from_complement(mu, log_complement(mu))
 
     def mean_complement(self, eta: Array) -> Array:
         """−log Σ e^μ, of shape eta.shape[:-1], where that cancels."""
@@ -126,6 +125,25 @@ def _concentrations(z: Array) -> Array:
             "minus 1 in the last axis. For one proportion use Beta()."
         )
     return z + 1
+
+
+def log_complement(mu: Array) -> Array:
+    """−log Σ e^μ over the last axis; NaN unless positive beyond rounding."""
+    return resolved(-logsumexp(mu, axis=-1), jnp.ones_like(mu[..., 0]))
+
+
+def mean_log(a: Array) -> Array:
+    """ψ(a) − ψ(a₀) over the last axis, accurate also where a is near a₀."""
+    total = jnp.sum(a, axis=-1, keepdims=True)
+    zero = jnp.zeros_like(total)
+    before = jnp.concatenate([zero, jnp.cumsum(a[..., :-1], axis=-1)], axis=-1)
+    after = jnp.cumsum(a[..., :0:-1], axis=-1)[..., ::-1]
+    others = before + jnp.concatenate([after, zero], axis=-1)
+    # log(a/a₀), from the others' share where that is the smaller.
+    small = others < 0.5 * total
+    share = jnp.where(small, others, 0.0) / total
+    log_share = jnp.where(small, jnp.log1p(-share), jnp.log(a / total))
+    return log_share - (log_minus_digamma(a) - log_minus_digamma(total))
 
 
 def mean_log_complement(a: Array) -> Array:

@@ -28,7 +28,7 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, split_pair
+from natgrad.families.checks import inside, resolved, split_pair
 from natgrad.families.remainders import expm1_remainder, ratio_remainder
 from natgrad.families.special import (
     inverse_log_minus_digamma,
@@ -66,10 +66,11 @@ class Gamma(ExponentialFamily):
     def natural(self, mu: Array) -> Array:
         """(a − 1, −b), where log a − ψ(a) = log μ₂ − μ₁ and b = a/μ₂.
 
-        NaN unless log μ₂ > μ₁.
+        NaN unless log μ₂ > μ₁ beyond rounding.
         """
         mean_log, mean = _split(mu)
-        return self.natural_from_complement(mu, jnp.log(mean) - mean_log)
+        gap = resolved(jnp.log(mean) - mean_log, jnp.abs(mean_log))
+        return self.natural_from_complement(mu, gap)
 
     def mean_complement(self, eta: Array) -> Array:
         """log μ₂ − μ₁ = log a − ψ(a), of shape eta.shape[:-1], where that cancels."""

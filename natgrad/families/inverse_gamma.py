@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, split_pair
+from natgrad.families.checks import inside, resolved, split_pair
 from natgrad.families.gamma import gamma_divergence, gamma_entropy, log_gamma_nodes
 from natgrad.families.special import inverse_log_minus_digamma, log_minus_digamma
 from natgrad.typing import Array, Key
@@ -46,10 +46,11 @@ class InverseGamma(ExponentialFamily):
     def natural(self, mu: Array) -> Array:
         """(−a − 1, −b), where log a − ψ(a) = log μ₂ + μ₁ and b = a/μ₂.
 
-        NaN unless μ₂ > 0 and log μ₂ > −μ₁.
+        NaN unless log μ₂ > −μ₁ beyond rounding.
         """
         mean_log, mean_inverse = _split(mu)
-        return self.natural_from_complement(mu, jnp.log(mean_inverse) + mean_log)
+        gap = resolved(jnp.log(mean_inverse) + mean_log, jnp.abs(mean_log))
+        return self.natural_from_complement(mu, gap)
 
     def mean_complement(self, eta: Array) -> Array:
         """log μ₂ + μ₁ = log a − ψ(a), of shape eta.shape[:-1], where that cancels."""

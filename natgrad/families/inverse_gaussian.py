@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import aligned, inside, split_pair
+from natgrad.families.checks import aligned, inside, resolved, split_pair
 from natgrad.families.remainders import ratio_remainder
 from natgrad.typing import Array, Key
 
@@ -64,10 +64,11 @@ class InverseGaussian(ExponentialFamily):
     def natural(self, mu: Array) -> Array:
         """(−l/(2m²), −l/2) with m = μ₁ and 1/l = μ₂ − 1/μ₁.
 
-        NaN unless μ₁ > 0 and μ₁μ₂ > 1.
+        NaN unless μ₁ > 0 and μ₂ > 1/μ₁ beyond rounding.
         """
         mean, mean_inverse = _split(mu)
-        return self.natural_from_complement(mu, mean_inverse - 1 / mean)
+        gap = resolved(mean_inverse - 1 / mean, mean_inverse)
+        return self.natural_from_complement(mu, gap)
 
     def mean_complement(self, eta: Array) -> Array:
         """μ₂ − 1/μ₁ = 1/l, of shape eta.shape[:-1], where that cancels."""

@@ -46,7 +46,7 @@ class LogNormal(ExponentialFamily):
         return _NORMAL.mean(eta)
 
     def natural(self, mu: Array) -> Array:
-        """(m/v, −1/(2v)) with v = μ₂ − μ₁²; NaN unless v is positive."""
+        """(m/v, −1/(2v)) with v = μ₂ − μ₁²; NaN unless v > 0 beyond rounding."""
         return _NORMAL.natural(mu)
 
     def mean_complement(self, eta: Array) -> Array:

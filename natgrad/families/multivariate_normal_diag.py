@@ -41,7 +41,7 @@ class MultivariateNormalDiag(ExponentialFamily):
         return _joined(_NORMAL.mean(_pairs(eta)))
 
     def natural(self, mu: Array) -> Array:
-        """(m/v, −1/(2v)); an entry is NaN unless its v = μ₂ − μ₁² is positive."""
+        """(m/v, −1/(2v)); NaN unless v = μ₂ − μ₁² > 0 beyond rounding."""
         return _joined(_NORMAL.natural(_pairs(mu)))
 
     def mean_complement(self, eta: Array) -> Array:

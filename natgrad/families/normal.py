@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, split_pair
+from natgrad.families.checks import inside, resolved, split_pair
 from natgrad.families.remainders import ratio_remainder
 from natgrad.typing import Array, Key
 
@@ -49,9 +49,10 @@ class Normal(ExponentialFamily):
         return jnp.stack([m, m**2 + v], axis=-1)
 
     def natural(self, mu: Array) -> Array:
-        """(m/v, −1/(2v)) with v = μ₂ − μ₁²; NaN unless v is positive."""
+        """(m/v, −1/(2v)) with v = μ₂ − μ₁²; NaN unless v > 0 beyond rounding."""
         m, second_moment = _split(mu)
-        return self.natural_from_complement(mu, second_moment - m**2)
+        v = resolved(second_moment - m**2, second_moment)
+        return self.natural_from_complement(mu, v)
 
     def mean_complement(self, eta: Array) -> Array:
         """The variance v = μ₂ − μ₁², of shape eta.shape[:-1], where that cancels."""

@@ -36,7 +36,7 @@ from natgrad.families.bessel import (
     log_scaled_bessel0,
     root,
 )
-from natgrad.families.checks import aligned, inside, split_pair
+from natgrad.families.checks import aligned, inside, resolved, split_pair
 from natgrad.families.remainders import taylor_remainder
 from natgrad.typing import Array, Key
 
@@ -70,8 +70,9 @@ class VonMises(ExponentialFamily):
         return _mean(eta)
 
     def natural(self, mu: Array) -> Array:
-        """κ (cos m, sin m), by Newton's method; NaN unless |μ| < 1."""
-        return _natural(mu, 1 - root(_square(mu)))
+        """κ (cos m, sin m), by Newton's method; NaN unless |μ| < 1 beyond rounding."""
+        length = root(_square(mu))
+        return _natural(mu, resolved(1 - length, length))
 
     def mean_complement(self, eta: Array) -> Array:
         """1 − |μ|, of shape eta.shape[:-1], where that cancels."""
