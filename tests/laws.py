@@ -1,6 +1,6 @@
-"""A table of families beside that of `test_families_oracles`, with oracles in mpmath.
+"""A second table of families, with oracles in mpmath and SciPy.
 
-An exponential family is known here by its log-normaliser A alone, written in its natural
+An exponential family is known here by its log-normaliser A alone, in its natural
 parameters at 120 digits: the mean, the Fisher information and the divergence are
 differences of A. Another family is known by its divergence. The Fisher information has
 a second oracle, the closed form in the textbook's source coordinates; SciPy has the
@@ -39,6 +39,15 @@ class Law:
     @property
     def exponential(self):
         return isinstance(self.family, nf.ExponentialFamily)
+
+    @property
+    def extremes(self):
+        """The points where single precision is tested, [M, ...]."""
+        vague = np.array(self.vague, float)
+        if not self.sources:
+            return vague
+        shape = self.points.shape[1:]
+        return np.concatenate([self.points, vague.reshape((-1, *shape))])
 
     @property
     def points(self):
@@ -309,6 +318,34 @@ LAWS = {
 }
 NAMES = list(LAWS)
 EXPONENTIAL = [name for name in NAMES if LAWS[name].exponential]
+
+
+# Families whose laws `test_families` tests: here for single precision alone.
+_NONE = ((), None, None, None)
+BOUNDARIES = LAWS | {
+    "bernoulli": Law(
+        nf.Bernoulli(),
+        *_NONE,
+        lambda z: mp.log1p(mp.exp(z[0])),
+        (-100.0, -40.0, -20.0, -0.8, 20.0, 40.0, 80.0),
+    ),
+    "poisson": Law(nf.Poisson(), *_NONE, lambda z: mp.exp(z[0]), (-30.0, 0.7, 15.0)),
+    "exponential": Law(
+        nf.Exponential(), *_NONE, lambda z: -mp.log(-z[0]), (-1e7, -1.0, -1e-7)
+    ),
+    "normal": Law(
+        nf.Normal(),
+        *_NONE,
+        normal_normalizer,
+        ([10.0, -0.5], [1e4, -0.5], [3.0, -1e6], [0.0, -1e-6]),
+    ),
+    "gamma": Law(
+        nf.Gamma(),
+        *_NONE,
+        lambda z: gamma_normalizer(z[0] + 1, -z[1]),
+        ([-0.999, -2.0], [-0.9, -1e3], [1.3, -0.7], [1e4, -3.0], [1e7, -3.0]),
+    ),
+}
 
 
 def von_mises_fisher(kappa):

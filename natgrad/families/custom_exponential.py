@@ -219,7 +219,7 @@ def _minimise(
         new_step, new_decrement = newton(new)
         # At rounding the decrement no longer falls.
         small = new_decrement < 1e-4
-        stuck = small & (new_decrement >= 0.25 * decrement)
+        stuck = small & (new_decrement >= 0.8 * decrement)
         size = jnp.max(jnp.abs(new_step) / (jnp.abs(new) + 1))
         return count + 1, new, new_step, new_decrement, ~stuck, size
 
@@ -227,6 +227,9 @@ def _minimise(
     infinite = jnp.full((), jnp.inf, mu.dtype)
     state = (0, start, step, decrement, jnp.asarray(True), infinite)
     _, eta, _, decrement, _, size = jax.lax.while_loop(unfinished, iterate, state)
-    # At infinity too the decrement vanishes, but not the step.
-    found = (decrement < 1e-3) & (size < 1e-3)
+    # At infinity too the decrement vanishes, but there rounding of μ moves η freely.
+    inverse = jnp.linalg.inv(jax.hessian(potential)(eta))
+    blur = jnp.sum(jnp.abs(inverse) * (eps * jnp.abs(mu))[None], axis=-1)
+    blur = jnp.max(blur / (jnp.abs(eta) + 1))
+    found = (decrement < 1e-3) & (size < 1e-3) & (blur < 1e-3)
     return eta, found.astype(mu.dtype)

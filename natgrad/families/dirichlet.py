@@ -232,9 +232,11 @@ def concentrations_from_mean(mu: Array, complement: Array) -> Array:
         value, slope = residual(x)
         low, high = jnp.where(value > 0, x, low), jnp.where(value > 0, high, x)
         newton = x - value / slope
-        inner = (newton > low) & (newton < high)
+        scale = 1 + jnp.abs(x)
+        arrived = jnp.abs(newton - x) < tolerance * scale
+        inner = arrived | ((newton > low) & (newton < high))
         new = jnp.where(inner, newton, 0.5 * (low + high))
-        return count + 1, new, low, high, jnp.abs(new - x) / (1 + jnp.abs(x))
+        return count + 1, new, low, high, jnp.abs(new - x) / scale
 
     start = jnp.log((mu.shape[-1] - 1) / (2 * delta))
     limit = jnp.full_like(start, 60.0)

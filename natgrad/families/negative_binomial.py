@@ -23,6 +23,7 @@ from natgrad.families.geometric import (
     geometric_log_normalizer,
     geometric_mean,
 )
+from natgrad.families.special import log_gamma_excess
 from natgrad.typing import Array, ArrayLike, Key
 
 
@@ -51,10 +52,13 @@ class NegativeBinomial(ExponentialFamily):
         return jnp.asarray(y)
 
     def log_base_measure(self, y: Array) -> Array:
-        """h(y) = Σ log Γ(y + r) − log Γ(r) − log y!."""
+        """h(y) = Σ log Γ(y + r) − log Γ(r) − log y!, by φ of `special` for large y."""
         y = jnp.asarray(y, jnp.result_type(y, float))
         r = self._r(y)
-        return jnp.sum(gammaln(y + r) - gammaln(r) - gammaln(y + 1))
+        x, s = y + 1, r - 1
+        leading = s * jnp.log(x) + (x + s) * jnp.log1p(s / x) - s
+        rest = log_gamma_excess(x + s) - log_gamma_excess(x)
+        return jnp.sum(leading + rest - gammaln(r))
 
     def expected_log_base_measure(self, eta: Array) -> Array:
         """E[h], from the generating function E[x^y] = (1 + (1 − x)(1 − p)/p)^−r."""

@@ -106,10 +106,12 @@ def inverse_log_minus_digamma(s: Array) -> Array:
     """
     s = jnp.where(s > 0, s, jnp.nan)
     x = (3 - s + jnp.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
-    for _ in range(6):
+
+    def newton(_, x):
         value = log_minus_digamma(x)
-        x = x * jnp.exp(jnp.log(value / s) * value / trigamma_excess(x))
-    return x
+        return x * jnp.exp(jnp.log(value / s) * value / trigamma_excess(x))
+
+    return jax.lax.fori_loop(0, 6, newton, x)
 
 
 @inverse_log_minus_digamma.defjvp
@@ -126,6 +128,5 @@ def inverse_digamma(y: Array) -> Array:
     Source of the start: Minka, Estimating a Dirichlet distribution (2000), appendix C.
     """
     x = jnp.where(y >= -2.22, jnp.exp(y) + 0.5, -1 / (y - digamma(jnp.ones_like(y))))
-    for _ in range(5):
-        x = x - (digamma(x) - y) / polygamma(1, x)
-    return x
+    newton = lambda _, x: x - (digamma(x) - y) / polygamma(1, x)
+    return jax.lax.fori_loop(0, 5, newton, x)

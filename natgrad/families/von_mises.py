@@ -216,13 +216,15 @@ def _concentration(length: Array, complement: Array) -> Array:
     rest = jnp.where(good, complement, 0.5)
     length = jnp.where(good, length, 0.5)
     kappa = length * (2 - length**2) / (rest * (1 + length))
-    for _ in range(6):
+
+    def newton(_, kappa):
         square = kappa**2
         slope, value = bessel_slope(square), bessel_complement(square)
         linear = kappa - (kappa * bessel_ratio(square) - length) / slope
         growth = jnp.log(value / rest) * value / (slope * jnp.maximum(kappa, 0.1))
-        kappa = jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
-    return inside(good, kappa)
+        return jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
+
+    return inside(good, jax.lax.fori_loop(0, 6, newton, kappa))
 
 
 def _near_small(square: Array, change: Array, step: Array) -> Array:
