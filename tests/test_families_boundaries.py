@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import BOUNDARIES, derivatives, exact_kl, numbers
+from law_oracles import derivatives, exact_kl, numbers
+from laws import BOUNDARIES
 from test_families_oracles import assert_matrices_agree
 
 import natgrad.families as nf

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma
 
+from natgrad.families.checks import aligned
 from natgrad.families.remainders import entropy_remainder, ratio_remainder
 from natgrad.typing import Array
 
@@ -82,14 +83,12 @@ def _gap_by_series(x: Array, y: Array, step: Array) -> Array:
     With w = x/y that of x^−k is (step/x)² x^−k Σ_{j=1}^k (k + 1 − j) w^j.
     """
     w, u = (x / y)[..., None], step / x
-    powers_of_w = jnp.cumprod(jnp.repeat(w, _POWERS[-1], axis=-1), axis=-1)
-    powers_of_x = jnp.cumprod(
-        jnp.repeat(1 / x[..., None], _POWERS[-1], axis=-1), axis=-1
-    )
+    powers_of_w = w ** aligned(np.arange(1.0, _POWERS[-1] + 1), w)
+    powers_of_x = (1 / x)[..., None] ** aligned(_POWERS.astype(float), w)
     table = jnp.asarray(_TABLE, x.dtype)
     total = jnp.einsum(
         "...k,kj,...j->...",
-        powers_of_x[..., ::2],
+        powers_of_x,
         table,
         powers_of_w,
         precision="highest",
