@@ -158,7 +158,7 @@ LAWS = {
     ),
     "dirichlet": Law(
         nf.Dirichlet(),
-        two([2.3, 0.7, 4.0], [0.3, 1.5, 0.9], [1e-3, 2e-3, 5e-4], [1e6, 30.0, 1e5]),
+        two([2.3, 0.7, 4.0], [0.3, 1.5, 0.9], [1e-2, 2e-2, 6e-3], [1e6, 30.0, 1e5]),
         lambda s: s - 1,
         lambda s: np.diag(trigamma(s)) - trigamma(s.sum()),
         stats.dirichlet,

@@ -94,7 +94,8 @@ class Dirichlet(ExponentialFamily):
         """2K labels with equal weights, whose entries do not sum to 1.
 
         log y is μ ± √K times a column of a square root of F: it has the mean and the
-        covariance of the law, and the score is affine in log y.
+        covariance of the law, and the score is affine in log y. For a concentration
+        below 0.004 (float64) or 0.04 (float32) it underflows.
         """
         a = _concentrations(z)
         root = jnp.sqrt(jnp.asarray(a.size, z.dtype)) * _fisher_root(a).T
