@@ -205,7 +205,9 @@ def test_inversions_that_failed_elsewhere_are_right_or_say_so():
         z = single([shape, -1.0])
         np.testing.assert_allclose(roundtrip(z), z, 1e-6)
     normal = nf.Normal()
-    assert np.all(np.isnan(normal.natural(single([1e4, 1e8]))))
+    # A variance of 0, and of 8: one unit in the last place of the second moment.
+    for second_moment in (1e8, 1e8 + 8):
+        assert np.all(np.isnan(normal.natural(single([1e4, second_moment]))))
     logit = single(20.0)
     bernoulli = nf.Bernoulli()
     mu, complement = bernoulli.mean(logit), bernoulli.mean_complement(logit)
