@@ -1,0 +1,150 @@
+"""Domains and source charts of the library's families, one function each.
+
+A new family is one function here; `tests/test_geometry_table.py` has its test points.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from natgrad.families import Bernoulli, Categorical, Exponential, Gamma, Normal, Poisson
+from natgrad.geometry.charts import Atlas, Chart, register, whole_space
+from natgrad.typing import Array
+
+
+def _flat(x: Array) -> Array:
+    return x.ravel()
+
+
+def _first(x: Array) -> Array:
+    return x[..., 0]
+
+
+def _second(x: Array) -> Array:
+    return x[..., 1]
+
+
+def _pair(first: Array, second: Array) -> Array:
+    return jnp.stack([first, second], axis=-1)
+
+
+@register(Bernoulli)
+def _bernoulli(family: Bernoulli) -> Atlas:
+    probability = Chart(
+        "probability",
+        family.natural,
+        family.mean,
+        _inside_unit_interval,
+        lambda p: p,
+    )
+    return Atlas(whole_space, _inside_unit_interval, (probability,))
+
+
+def _inside_unit_interval(p: Array) -> Array:
+    return jnp.concatenate([p.ravel(), (1 - p).ravel()])
+
+
+@register(Categorical)
+def _categorical(family: Categorical) -> Atlas:
+    """The C logits, and the C probabilities, are one too many: see the gauge."""
+    log_odds = Chart(
+        "log odds",
+        lambda x: jnp.concatenate([x, jnp.zeros_like(x[..., :1])], axis=-1),
+        lambda eta: eta[..., :-1] - eta[..., -1:],
+    )
+    probability = Chart(
+        "probability",
+        lambda p: family.natural(_with_last(p)),
+        lambda eta: family.mean(eta)[..., :-1],
+        lambda p: _with_last(p).ravel(),
+        _with_last,
+    )
+    constants = lambda v: jnp.broadcast_to(jnp.mean(v, -1, keepdims=True), v.shape)
+    return Atlas(whole_space, _flat, (log_odds, probability), constants)
+
+
+def _with_last(p: Array) -> Array:
+    return jnp.concatenate([p, 1 - jnp.sum(p, -1, keepdims=True)], axis=-1)
+
+
+@register(Poisson)
+def _poisson(family: Poisson) -> Atlas:
+    rate = Chart("rate", family.natural, family.mean, _flat, lambda rate: rate)
+    return Atlas(whole_space, _flat, (rate,))
+
+
+@register(Exponential)
+def _exponential(family: Exponential) -> Atlas:
+    del family
+    rate = Chart("rate", lambda r: -r, lambda eta: -eta, _flat, lambda r: 1 / r)
+    log_rate = Chart(
+        "log rate",
+        lambda x: -jnp.exp(x),
+        lambda eta: jnp.log(-eta),
+        to_mean=lambda x: jnp.exp(-x),
+    )
+    return Atlas(lambda eta: (-eta).ravel(), _flat, (rate, log_rate))
+
+
+@register(Normal)
+def _normal(family: Normal) -> Atlas:
+    del family
+
+    def chart(name, variance, from_variance, margins):
+        def to_natural(x):
+            v = variance(_second(x))
+            return _pair(_first(x) / v, -0.5 / v)
+
+        def from_natural(eta):
+            v = -0.5 / _second(eta)
+            return _pair(_first(eta) * v, from_variance(v))
+
+        def to_mean(x):
+            m = _first(x)
+            return _pair(m, m**2 + variance(_second(x)))
+
+        return Chart(name, to_natural, from_natural, margins, to_mean)
+
+    positive_second = lambda x: _second(x).ravel()
+    return Atlas(
+        lambda eta: -_second(eta).ravel(),
+        lambda mu: (_second(mu) - _first(mu) ** 2).ravel(),
+        (
+            chart("mean/sd", lambda s: s**2, jnp.sqrt, positive_second),
+            chart("mean/variance", lambda v: v, lambda v: v, positive_second),
+            chart(
+                "mean/log sd",
+                lambda r: jnp.exp(2 * r),
+                lambda v: 0.5 * jnp.log(v),
+                whole_space,
+            ),
+        ),
+    )
+
+
+@register(Gamma)
+def _gamma(family: Gamma) -> Atlas:
+    shape_rate = Chart(
+        "shape/rate",
+        lambda x: _pair(_first(x) - 1, -_second(x)),
+        lambda eta: _pair(_first(eta) + 1, -_second(eta)),
+        _flat,
+    )
+    logs = Chart(
+        "log shape/log rate",
+        lambda x: shape_rate.to_natural(jnp.exp(x)),
+        lambda eta: jnp.log(shape_rate.from_natural(eta)),
+    )
+    shape_mean = Chart(
+        "shape/mean",
+        lambda x: _pair(_first(x) - 1, -_first(x) / _second(x)),
+        lambda eta: _pair(_first(eta) + 1, -(_first(eta) + 1) / _second(eta)),
+        _flat,
+    )
+    return Atlas(
+        lambda eta: shape_rate.from_natural(eta).ravel(),
+        lambda mu: jnp.concatenate(
+            [_second(mu).ravel(), (jnp.log(_second(mu)) - _first(mu)).ravel()]
+        ),
+        (shape_rate, logs, shape_mean),
+    )

@@ -1,0 +1,114 @@
+"""Roots with the derivative of the implicit function theorem.
+
+Both go through `lax.custom_root`: the derivative is that of the root, not of the
+iterations, forward and reverse and of any order, and costs one linear solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.typing import Array, ArrayLike
+
+
+def bracketed_root(
+    function: Callable[[Array], Array],
+    lower: ArrayLike,
+    upper: ArrayLike,
+    max_iterations: int = 100,
+) -> Array:
+    """The root in [lower, upper] of a scalar function that is positive before it.
+
+    Newton's method, with bisection where it leaves the bracket and at every third
+    iteration. The function counts as negative where it is NaN.
+
+    Args:
+        function: positive below its root, negative or NaN above it.
+        lower: where the search starts; not evaluated.
+        upper: where it ends; not evaluated.
+        max_iterations: evaluations of the function at most.
+    """
+
+    def solve(f, x0):
+        epsilon = jnp.finfo(x0.dtype).eps
+
+        def advance(state):
+            low, high, x, _, k = state
+            value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
+            before = value > 0
+            low, high = jnp.where(before, x, low), jnp.where(before, high, x)
+            newton = x - value / slope
+            usable = (newton >= low) & (newton <= high) & (k % 3 != 2)
+            new = jnp.where(usable, newton, low + (high - low) / 2)
+            new = jnp.where(value == 0, x, new)
+            scale = jnp.maximum(jnp.abs(new), 1)
+            return low, high, new, jnp.abs(new - x) <= 2 * epsilon * scale, k + 1
+
+        def unfinished(state):
+            return ~state[3] & (state[4] < max_iterations)
+
+        low = jnp.asarray(lower, x0.dtype)
+        high = jnp.asarray(upper, x0.dtype)
+        start = (low, high, x0, jnp.array(False), jnp.array(0))
+        return jax.lax.while_loop(unfinished, advance, start)[2]
+
+    middle = (jnp.asarray(lower) + jnp.asarray(upper)) / 2
+    tangent_solve = lambda g, y: y / g(jnp.ones_like(y))
+    return jax.lax.custom_root(function, middle, solve, tangent_solve)
+
+
+def newton_root(
+    residual: Callable[[Array], Array],
+    start: Array,
+    max_iterations: int = 50,
+) -> tuple[Array, Array]:
+    """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
+
+    A step is halved until the norm of the residual falls; the iteration ends when that
+    or the step is at rounding. The caller judges the norm.
+
+    Args:
+        residual: [n] -> [n].
+        start: [n]; no derivative is taken with respect to it.
+        max_iterations: Newton steps at most.
+    """
+
+    def solve(f, x0):
+        epsilon = jnp.finfo(x0.dtype).eps
+        norm = lambda r: jnp.where(jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), jnp.inf)
+
+        def advance(state):
+            x, _, _, k = state
+            with_value = lambda x: 2 * (f(x),)
+            jacobian, r = jax.jacfwd(with_value, has_aux=True)(x)
+            step = jnp.linalg.solve(jacobian, r)
+
+            def halve(search):
+                t, _, i = search
+                t = t / 2
+                return t, norm(f(x - t * step)), i + 1
+
+            t, least, _ = jax.lax.while_loop(
+                lambda search: (search[2] < 40) & ~(search[1] < norm(r)),
+                halve,
+                (jnp.full((), 2, x.dtype), norm(r), 0),
+            )
+            moved = least < norm(r)
+            new = jnp.where(moved, x - t * step, x)
+            small = norm(new - x) <= epsilon * norm(x)
+            return new, jnp.where(moved, least, norm(r)), small, k + 1
+
+        def unfinished(state):
+            return ~state[2] & (state[3] < max_iterations)
+
+        far = jnp.full((), jnp.inf, x0.dtype)
+        state = jax.lax.while_loop(
+            unfinished, advance, (x0, far, jnp.array(False), jnp.array(0))
+        )
+        return state[:2]
+
+    tangent_solve = lambda g, y: jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
+    return jax.lax.custom_root(residual, start, solve, tangent_solve, has_aux=True)
