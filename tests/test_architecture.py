@@ -37,7 +37,7 @@ LAYERS = (
     {"solvers", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
     {"curvature"},
     {"state", "refresh", "transform"},
-    {"optimizers"},
+    {"optimizers", "mirror"},
     {"inference"},
     {"compare"},
     {"__init__", "__main__"},
@@ -57,6 +57,7 @@ STOP_GRADIENT = {
 OPTAX = {
     "natgrad.transform": "is the optax code of the library",
     "natgrad.optimizers": "chains it with a learning rate",
+    "natgrad.mirror": "mirror descent is an optimizer of optax",
     "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }

@@ -9,17 +9,7 @@ Points, tangents and covectors know their chart, and are never mixed up.
 """
 
 from natgrad.geometry import atlas, check
-from natgrad.geometry.charts import (
-    Atlas,
-    Chart,
-    Covector,
-    Point,
-    Tangent,
-    charts,
-    gradient,
-    register,
-    whole_space,
-)
+from natgrad.geometry.charts import Atlas, Chart, charts, register, whole_space
 from natgrad.geometry.connections import (
     EXPONENTIAL,
     LEVI_CIVITA,
@@ -33,7 +23,6 @@ from natgrad.geometry.distance import distance, register_distance, shooting_dist
 from natgrad.geometry.domain import displaced
 from natgrad.geometry.duality import (
     DualPotential,
-    MirrorMap,
     Potential,
     Projection,
     e_projection,
@@ -48,6 +37,7 @@ from natgrad.geometry.geodesics import (
     transported,
 )
 from natgrad.geometry.information import fisher, flat, inner, norm, sharp
+from natgrad.geometry.points import Covector, Point, Tangent, gradient
 from natgrad.geometry.steps import (
     Proximal,
     flow_step,
@@ -73,7 +63,6 @@ __all__ = [
     "Covector",
     "DualPotential",
     "Logarithm",
-    "MirrorMap",
     "Point",
     "Potential",
     "Projection",

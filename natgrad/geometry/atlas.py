@@ -1,6 +1,6 @@
 """Domains and source charts of the library's families, one function each.
 
-A new family is one function here; `tests/test_geometry_table.py` has its test points.
+A new family is one function here; the table in `tests/manifolds.py` has its test points.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def _normal(family: Normal) -> Atlas:
 
 @register(Gamma)
 def _gamma(family: Gamma) -> Atlas:
+    del family
     shape_rate = Chart(
         "shape/rate",
         lambda x: _pair(_first(x) - 1, -_second(x)),

@@ -3,7 +3,7 @@
 The e-connection (α = 1) is flat in η and the m-connection (α = −1) in μ, so in a chart
 x, with η'' = ∂²η/∂x² and μ'' = ∂²μ/∂x²,
 
-    F Γ^(e) = J_μᵀ η'',   F Γ^(m) = J_ηᵀ μ'',   Γ^(α) = ((1 + α) Γ^(e) + (1 − α) Γ^(m))/2.
+    F Γ^(e) = J_μᵀ η'',  F Γ^(m) = J_ηᵀ μ'',  Γ^(α) = ((1 + α) Γ^(e) + (1 − α) Γ^(m))/2.
 
 Lowered, Γ^(α) = Γ^(e) + (1 − α)/2 T with T = E[s s s], which is ∇³A in η; α = 0 is the
 Levi-Civita connection of F. A connection's geodesics solve x'' = −Γ(x', x').
@@ -16,8 +16,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from natgrad.geometry.charts import Map, Point, Tangent, expected, mean_map
+from natgrad.geometry.charts import Map
 from natgrad.geometry.information import jacobians, raised
+from natgrad.geometry.points import Point, Tangent, expected, mean_map
 from natgrad.typing import Array, ArrayLike
 
 EXPONENTIAL, LEVI_CIVITA, MIXTURE = 1.0, 0.0, -1.0
@@ -27,11 +28,10 @@ def amari_chentsov(point: Point) -> Array:
     """T_ijk = E[s_i s_j s_k] in the point's chart, of shape x.shape * 3."""
     expected(Point, point, "amari_chentsov")
     shape = point.coordinates.shape
-    eta, size = point.natural, point.coordinates.size
+    eta = point.natural
     third = jax.jacfwd(point.family.fisher)(eta).reshape((eta.size,) * 3)
     j, _ = jacobians(point)
     tensor = jnp.einsum("abc,ai,bj,ck->ijk", third, j, j, j, precision="highest")
-    assert tensor.shape == (size,) * 3
     return tensor.reshape(shape * 3)
 
 

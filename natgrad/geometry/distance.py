@@ -22,10 +22,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from natgrad import families
-from natgrad.geometry.charts import Chart, Point, charts, expected, same_family
+from natgrad.geometry.charts import Chart, charts
 from natgrad.geometry.domain import unconstrained
 from natgrad.geometry.geodesics import STEPS, logarithm
 from natgrad.geometry.information import norm
+from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 
 # (family, η, η') -> the distance of each factor

@@ -7,7 +7,7 @@ of the margins is measured by their harmonic mean
 
 and the step ends at x + f d with
 
-    f = t* s(1/t*),   m(t*) = κ,   s(u) = u for u ≤ θ, θ + (1 − θ) tanh((u − θ)/(1 − θ)),
+    f = t* s(1/t*),  m(t*) = κ,  s(u) = u for u ≤ θ, else θ + (1 − θ) tanh (u−θ)/(1−θ),
 
 κ = 1e-3 and θ = 0.99, or f = 1 where there is no such t* below 1/θ.
 

@@ -18,31 +18,15 @@ Source: Amari (2016), sections 1.3 to 1.6 and 2.4.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, final
 
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import (
-    Chart,
-    Point,
-    chart_of,
-    expected,
-    inside,
-    same_family,
-)
+from natgrad.geometry.charts import Chart, chart_of, inside
+from natgrad.geometry.points import Point, expected, same_family
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array
-
-
-class MirrorMap(Protocol):
-    """A gradient of a convex potential, and its inverse."""
-
-    def mean(self, eta: Array) -> Array:
-        """∇A(η)."""
-
-    def natural(self, mu: Array) -> Array:
-        """∇A*(μ)."""
 
 
 @final

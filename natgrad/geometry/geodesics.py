@@ -18,19 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.geometry.charts import (
-    Point,
-    Tangent,
-    expected,
-    same_chart,
-    same_family,
-)
 from natgrad.geometry.connections import LEVI_CIVITA, bending
+from natgrad.geometry.points import Point, Tangent, expected, same_chart, same_family
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array, ArrayLike
 
-
-STEPS = 16
+STEPS = 24
 
 # A right-hand side: state -> its derivative, pytrees of the same structure.
 Derivative = Callable[[Any], Any]
@@ -112,7 +105,7 @@ def extrapolated_midpoint(derivative: Derivative, state: Any, h: ArrayLike) -> A
     """One step of size h of order 8: Gragg's method of Bulirsch and Stoer.
 
     The midpoint rule with 2, 4, 6 and 8 substeps has an error in even powers of their
-    size, of which the first three cancel in the weighted sum. All four run side by side.
+    size, of which the first three cancel in the weighted sum. All run side by side.
     """
 
     def lane(n):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from natgrad.geometry.charts import (
+from natgrad.geometry.points import (
     Covector,
     Point,
     Tangent,

@@ -78,7 +78,9 @@ def newton_root(
 
     def solve(f, x0):
         epsilon = jnp.finfo(x0.dtype).eps
-        norm = lambda r: jnp.where(jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), jnp.inf)
+        norm = lambda r: jnp.where(
+            jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), jnp.inf
+        )
 
         def advance(state):
             x, _, _, k = state

@@ -1,4 +1,4 @@
-"""Steps on a manifold: from a point along a tangent to a point, never out of the domain.
+"""Steps on a manifold: from a point along a tangent, never out of the domain.
 
 Every step ends with `natgrad.geometry.domain.displaced`, which states the construction
 and the proof that the end lies inside, for every step size and from every interior
@@ -28,11 +28,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from natgrad.geometry.charts import Point, Tangent, expected, gradient, inside
+from natgrad.geometry.charts import inside
 from natgrad.geometry.connections import LEVI_CIVITA, bending
 from natgrad.geometry.domain import displaced
 from natgrad.geometry.geodesics import runge_kutta
 from natgrad.geometry.information import sharp
+from natgrad.geometry.points import Point, Tangent, expected, gradient
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array, ArrayLike
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from natgrad.geometry.charts import Point, Tangent, expected
 from natgrad.geometry.information import inner
+from natgrad.geometry.points import Point, Tangent, expected
 from natgrad.geometry.roots import bracketed_root
 from natgrad.geometry.steps import retract
 from natgrad.typing import Array, ArrayLike
