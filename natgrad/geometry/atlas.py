@@ -1,6 +1,8 @@
 """Domains and source charts of the library's families, one function each.
 
-A new family is one function here; the table in `tests/manifolds.py` has its test points.
+A new family is one function here. Margins that are differences are taken a few rounding
+errors smaller than they are, still concave, so that a margin computed as positive is
+positive.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ def _second(x: Array) -> Array:
 
 def _pair(first: Array, second: Array) -> Array:
     return jnp.stack([first, second], axis=-1)
+
+
+def _above(terms: int, x: Array) -> float:
+    """One, and what the rounding of so many terms may add."""
+    return 1 + 4 * terms * float(jnp.finfo(x.dtype).eps)
 
 
 @register(Bernoulli)
@@ -56,7 +63,9 @@ def _categorical(family: Categorical) -> Atlas:
         "probability",
         lambda p: family.natural(_with_last(p)),
         lambda eta: family.mean(eta)[..., :-1],
-        lambda p: _with_last(p).ravel(),
+        lambda p: jnp.concatenate(
+            [p.ravel(), (1 - _above(p.shape[-1], p) * jnp.sum(p, -1)).ravel()]
+        ),
         _with_last,
     )
     constants = lambda v: jnp.broadcast_to(jnp.mean(v, -1, keepdims=True), v.shape)
@@ -108,7 +117,7 @@ def _normal(family: Normal) -> Atlas:
     positive_second = lambda x: _second(x).ravel()
     return Atlas(
         lambda eta: -_second(eta).ravel(),
-        lambda mu: (_second(mu) - _first(mu) ** 2).ravel(),
+        lambda mu: (_second(mu) - _above(1, mu) * _first(mu) ** 2).ravel(),
         (
             chart("mean/sd", lambda s: s**2, jnp.sqrt, positive_second),
             chart("mean/variance", lambda v: v, lambda v: v, positive_second),
@@ -144,8 +153,15 @@ def _gamma(family: Gamma) -> Atlas:
     )
     return Atlas(
         lambda eta: shape_rate.from_natural(eta).ravel(),
-        lambda mu: jnp.concatenate(
-            [_second(mu).ravel(), (jnp.log(_second(mu)) - _first(mu)).ravel()]
-        ),
+        _gamma_means,
         (shape_rate, logs, shape_mean),
+    )
+
+
+def _gamma_means(mu: Array) -> Array:
+    """μ₂ > 0 and log μ₂ > μ₁, by Jensen's inequality."""
+    mean_log, mean = _first(mu), _second(mu)
+    rounding = (_above(2, mu) - 1) * jnp.sqrt(1 + mean_log**2)
+    return jnp.concatenate(
+        [mean.ravel(), (jnp.log(mean) - mean_log - rounding).ravel()]
     )

@@ -60,7 +60,7 @@ def geodesic_retract(
     x = v.point.coordinates
     h = jnp.asarray(h, x.dtype)
     bent = bending(v, alpha).components
-    step = h * v.components - h**2 / 2 * bent
+    step = h * (v.components - h / 2 * bent)
     return v.point.at(displaced(v.point.chart, x, step))
 
 

@@ -115,7 +115,7 @@ def kl_order(point: Point) -> float:
     x, matrix = point.coordinates, fisher_matrix(point)
     cubic = amari_chentsov(point).reshape((x.size,) * 3)
     directions = jnp.concatenate([jnp.eye(x.size), jnp.ones((1, x.size))])
-    scaled = directions.astype(x.dtype) / jnp.sqrt(jnp.diagonal(matrix))
+    scaled = directions.astype(x.dtype) / jnp.sqrt(jnp.diagonal(matrix))[None]
     strength = jnp.abs(jnp.einsum("ijk,ai,aj,ak->a", cubic, scaled, scaled, scaled))
     d = scaled[jnp.argmax(strength)]
 
