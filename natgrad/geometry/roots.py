@@ -67,8 +67,9 @@ def newton_root(
 ) -> tuple[Array, Array]:
     """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
 
-    A step is halved until the norm of the residual falls; the iteration ends when that
-    or the step is at rounding. The caller judges the norm.
+    The start is halved until its residual is finite, a step until the norm of the
+    residual falls; the iteration ends when that or the step is at rounding. The caller
+    judges the norm.
 
     Args:
         residual: [n] -> [n].
@@ -106,9 +107,14 @@ def newton_root(
         def unfinished(state):
             return ~state[2] & (state[3] < max_iterations)
 
+        start, _ = jax.lax.while_loop(
+            lambda c: ~jnp.isfinite(norm(f(c[0]))) & (c[1] < 30),
+            lambda c: (c[0] / 2, c[1] + 1),
+            (x0, 0),
+        )
         far = jnp.full((), jnp.inf, x0.dtype)
         state = jax.lax.while_loop(
-            unfinished, advance, (x0, far, jnp.array(False), jnp.array(0))
+            unfinished, advance, (start, far, jnp.array(False), jnp.array(0))
         )
         return state[:2]
 

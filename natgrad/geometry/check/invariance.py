@@ -100,5 +100,9 @@ def affine_exactness(
     bound = bound if tolerance is None else tolerance
     return Report(
         f"Affine invariance at {place(point)}",
-        (Check("difference of the steps", relative_error(there, here), 0, bound),),
+        (
+            Check(
+                "difference of the steps", float(relative_error(there, here)), 0, bound
+            ),
+        ),
     )

@@ -16,11 +16,11 @@ def bound_of(x: Array, tolerance: float | None) -> float:
     return 1e-9 if x.dtype == jnp.float64 else 1e-3
 
 
-def relative_error(value: Array, reference: Array) -> float:
+def relative_error(value: Array, reference: Array) -> Array:
     """The largest error, relative to the largest reference."""
     size = jnp.max(jnp.abs(reference))
     error = jnp.max(jnp.abs(value - reference))
-    return float(error / jnp.where(size > 0, size, 1))
+    return error / jnp.where(size > 0, size, 1)
 
 
 def slope(sizes: ArrayLike, errors: ArrayLike) -> float:
