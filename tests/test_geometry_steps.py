@@ -33,11 +33,11 @@ def to_goal(q):
     return q.kl(GOAL)
 
 
-# By hand -------------------------------------------------------------------------------
+# By hand -----------------------------------------------------------------------------
 
 
 def test_bernoulli_by_hand():
-    """L = −ȳ log p − (1 − ȳ) log(1 − p): ∇_η L = p − ȳ and ∇_p L = that over p(1 − p)."""
+    """∇_η L = p − ȳ and ∇_p L = (p − ȳ)/(p(1 − p)) for the mean label ȳ."""
     y_bar, h, p = 0.8, 0.3, 0.3
     logit = np.log(p / (1 - p))
     loss = lambda q: -(y_bar * q.log_prob(1) + (1 - y_bar) * q.log_prob(0))
@@ -91,7 +91,7 @@ def test_gaussian_mean_and_its_reparameterisation():
     np.testing.assert_allclose(step, t - h * (m - y.mean()) / (3 * t**2), 1e-12)
 
 
-# One step and the flow -----------------------------------------------------------------
+# One step and the flow ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,7 +118,7 @@ def test_one_natural_step_lands_on_the_target_of_the_divergence(name):
     ("loss", "chart"), [(to_goal, "natural"), (GOAL.kl, "expectation")]
 )
 def test_flows_of_divergences_are_e_and_m_geodesics(loss, chart):
-    """x(t) = x_p + e^−t (x_0 − x_p), integrated in a chart where that is not straight."""
+    """x(t) = x_p + e^−t (x_0 − x_p), in a chart where that is not straight."""
     start, time, n = normal(0.0, 0.9, "mean/log sd"), 0.7, 64
     flow = jax.jit(
         lambda p: jax.lax.fori_loop(
@@ -130,7 +130,7 @@ def test_flows_of_divergences_are_e_and_m_geodesics(loss, chart):
     np.testing.assert_allclose(flow(start).to(chart).coordinates, expected, 1e-7)
 
 
-# Orders --------------------------------------------------------------------------------
+# Orders ------------------------------------------------------------------------------
 
 CHARTS = ["natural", "mean/sd", "mean/log sd", "mean/variance"]
 ORDERS = {
@@ -200,11 +200,11 @@ def test_the_geodesic_step_follows_the_geodesic_to_second_order():
             [jnp.linalg.norm(curved - exact), jnp.linalg.norm(straight - exact)]
         )
 
-    ratios = np.log2(error(0.2) / error(0.1))
-    np.testing.assert_allclose(ratios, [3, 2], atol=0.15)
+    ratios = np.log2(error(0.05) / error(0.025))
+    np.testing.assert_allclose(ratios, [3, 2], atol=0.1)
 
 
-# Proximal and trust-region steps -------------------------------------------------------
+# Proximal and trust-region steps -----------------------------------------------------
 
 
 def test_a_proximal_step_of_a_linear_loss_is_mirror_descent():

@@ -22,8 +22,8 @@ def bracketed_root(
 ) -> Array:
     """The root in [lower, upper] of a scalar function that is positive before it.
 
-    Newton's method, with bisection where it leaves the bracket and at every third
-    iteration. The function counts as negative where it is NaN.
+    Newton's method, with bisection where it leaves the bracket or does not halve the
+    last step. The function counts as negative where it is NaN.
 
     Args:
         function: positive below its root, negative or NaN above it.
@@ -33,26 +33,30 @@ def bracketed_root(
     """
 
     def solve(f, x0):
-        epsilon = jnp.finfo(x0.dtype).eps
+        # Ended by the iterates themselves: XLA may compute a step twice, differently.
+        rounding = lambda x: 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x), 1)
 
         def advance(state):
-            low, high, x, _, k = state
+            low, high, x, previous, k = state
             value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
             before = value > 0
             low, high = jnp.where(before, x, low), jnp.where(before, high, x)
             newton = x - value / slope
-            usable = (newton >= low) & (newton <= high) & (k % 3 != 2)
-            new = jnp.where(usable, newton, low + (high - low) / 2)
-            new = jnp.where(value == 0, x, new)
-            scale = jnp.maximum(jnp.abs(new), 1)
-            return low, high, new, jnp.abs(new - x) <= 2 * epsilon * scale, k + 1
+            near = rounding(x)
+            inside = (newton >= low - near) & (newton <= high + near)
+            last = jnp.abs(x - previous)
+            shrinks = jnp.abs(newton - x) <= jnp.maximum(last / 2, near)
+            middle = low + (high - low) / 2
+            new = jnp.where(inside & shrinks, jnp.clip(newton, low, high), middle)
+            return low, high, jnp.where(value == 0, x, new), x, k + 1
 
         def unfinished(state):
-            return ~state[3] & (state[4] < max_iterations)
+            _, _, x, previous, k = state
+            return (jnp.abs(x - previous) > rounding(x)) & (k < max_iterations)
 
         low = jnp.asarray(lower, x0.dtype)
         high = jnp.asarray(upper, x0.dtype)
-        start = (low, high, x0, jnp.array(False), jnp.array(0))
+        start = (low, high, x0, x0 + (high - low), jnp.array(0))
         return jax.lax.while_loop(unfinished, advance, start)[2]
 
     middle = (jnp.asarray(lower) + jnp.asarray(upper)) / 2
