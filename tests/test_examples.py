@@ -85,3 +85,25 @@ def test_kfac_lowers_the_loss_of_every_kind_of_model(run):
     assert set(results) == {"flax_cnn", "equinox_transformer", "scanned_layers"}
     for losses in results.values():
         assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+def test_charts_differ_by_the_order_of_the_step_and_one_step_lands(run):
+    results = run("06_manifolds")
+    for value, by_hand in results["by_hand"].values():
+        np.testing.assert_allclose(value, by_hand, rtol=1e-10)
+    ends = np.array(list(results["one_step"].values()))
+    assert np.ptp(ends, axis=0).min() > 0.1
+    np.testing.assert_allclose(results["landing"]["natural"], [1, 0.5], rtol=1e-10)
+    orders = results["orders"].values()
+    np.testing.assert_allclose(list(orders), [1, 2, 4], rtol=0.15)
+    for path in results["paths"].values():
+        assert np.linalg.norm(path[-1] - [1, 0.5]) < np.linalg.norm(path[0]) / 4
+
+
+@pytest.mark.slow
+def test_exponentiated_gradient_finds_the_experts_and_one_step_fits(run):
+    results = run("07_mirror_descent")
+    losses = results["experts"]
+    assert losses["best expert"] < losses["exponentiated"] < losses["projected"]
+    assert max(results["identities"].values()) < 1e-10

@@ -63,7 +63,7 @@ def test_a_wrong_family_is_found_out():
     report = check.duality(p, p.at(jnp.array(0.9)))
     assert not report["∇A = μ"].passed
     assert "FAIL ∇A = μ: 0.0909" in str(report)
-    with pytest.raises(ValueError, match="Duality at WrongMean.*certificate failed"):
+    with pytest.raises(ValueError, match=r"Duality at WrongMean.*certificate failed"):
         report.raise_if_failed()
 
 

@@ -102,7 +102,7 @@ def test_exponentiated_gradient_falls_out():
 
 
 def test_exponentiated_gradient_has_its_regret_bound():
-    """Kivinen & Warmuth: regret ≤ log C/h + h T/2 for costs in [0, 1], whatever they."""
+    """Regret ≤ log C/h + h T/2 for any costs in [0, 1]."""
     rounds, classes, h = 200, 5, 0.1
     costs = np.random.default_rng(0).random((rounds, classes)) ** 3
     tx = mirror_descent(h, geometry.DualPotential(nf.Categorical()))
@@ -206,7 +206,7 @@ def test_derivatives_through_two_steps(make):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="NormalMean.*expected an ExponentialFamily"):
+    with pytest.raises(ValueError, match=r"NormalMean.*expected an Exponential"):
         mirror_descent(0.1, nf.NormalMean())
     with pytest.raises(ValueError, match="expected an ExponentialFamily"):
         dual_mirror_descent(0.1, nf.NormalMean())

@@ -12,6 +12,7 @@ from natgrad.geometry.check.measures import bound_of, place
 from natgrad.geometry.check.report import Check, Report
 from natgrad.geometry.information import fisher_matrix
 from natgrad.geometry.points import Point
+from natgrad.typing import Array
 
 
 def monotone(
@@ -51,6 +52,10 @@ def sufficient(
 
 def _kept(point: Point, image: Callable[[Point], Point], copies: int) -> np.ndarray:
     """The generalised eigenvalues of the statistic's information and n F."""
+    return np.asarray(jax.jit(lambda p: _eigenvalues(p, image, copies))(point))
+
+
+def _eigenvalues(point: Point, image: Callable[[Point], Point], copies: int) -> Array:
     target = image(point)
     law = lambda x: image(point.at(x)).coordinates
     j = jax.jacfwd(law)(point.coordinates).reshape(-1, point.coordinates.size)
@@ -58,4 +63,4 @@ def _kept(point: Point, image: Callable[[Point], Point], copies: int) -> np.ndar
     lower = jnp.linalg.cholesky(copies * fisher_matrix(point))
     half = jax.scipy.linalg.solve_triangular(lower, kept, lower=True)
     whole = jax.scipy.linalg.solve_triangular(lower, half.T, lower=True)
-    return np.asarray(jnp.linalg.eigvalsh(whole))
+    return jnp.linalg.eigvalsh(whole)
