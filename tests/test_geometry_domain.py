@@ -16,11 +16,12 @@ from natgrad import geometry as ng
 from natgrad.geometry.domain import KEPT, STRAIGHT, fraction
 
 BOUNDED = [
-    (name, chart)
+    (name, chart, dtype)
     for name, chart in CHARTS
     if ng.charts(MANIFOLDS[name].family)[chart].margins is not ng.whole_space
+    for dtype in ("float32", "float64")
+    if dtype == "float32" or chart == "expectation"
 ]
-DTYPES = ["float32", "float64"]
 
 
 def target(name, dtype):
@@ -30,7 +31,8 @@ def target(name, dtype):
 
 @functools.cache
 def steps(name, chart, dtype):
-    """(source coordinates, direction, h) -> start, and the ends of three steps."""
+    """(source coordinates, direction, h) -> start, and the ends of steps from it."""
+    bends = (name, chart) in {("normal", "expectation"), ("exponential", "rate")}
     manifold = MANIFOLDS[name]
     loss = lambda q: q.kl(target(name, dtype))
 
@@ -40,12 +42,12 @@ def steps(name, chart, dtype):
         v = p.tangent(direction[:n].reshape(p.coordinates.shape))
         if p.chart.gauge is not None:
             v = v - p.tangent(p.chart.gauge(v.components))
-        ends = (
-            ng.retract(v, h),
-            ng.natural_step(loss, p, h),
-            ng.geodesic_step(loss, p, h),
+        downhill = -ng.natural_gradient(loss, p)
+        ends = jax.vmap(lambda v: ng.retract(p.tangent(v), h).coordinates)(
+            jnp.stack([v.components, downhill.components])
         )
-        return p.coordinates, p.inside(), [end.coordinates for end in ends]
+        curved = [ng.geodesic_retract(downhill, h).coordinates] if bends else []
+        return p.coordinates, p.inside(), [*ends, *curved]
 
     return jax.jit(run)
 
@@ -69,8 +71,7 @@ DIRECTIONS = st.tuples(
 SIZES = st.one_of(st.sampled_from([1.0, 1e6]), wide(1e-6, 1e6))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "chart"), BOUNDED)
+@pytest.mark.parametrize(("name", "chart", "dtype"), BOUNDED)
 def test_no_step_leaves_the_domain(name, chart, dtype):
     manifold = MANIFOLDS[name]
 

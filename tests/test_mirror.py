@@ -132,9 +132,8 @@ def test_one_step_is_the_maximum_of_likelihood():
 
 @pytest.mark.parametrize("name", REGULAR)
 @pytest.mark.parametrize("make", [mirror_descent, dual_mirror_descent])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_no_step_size_leaves_the_domain(name, make, dtype):
-    family, eta = MANIFOLDS[name].family, start(name, dtype)
+def test_no_step_size_leaves_the_domain(name, make):
+    family, eta = MANIFOLDS[name].family, start(name, jnp.float32)
     inside = MANIFOLDS[name].inside["natural"]
 
     @jax.jit
@@ -147,7 +146,7 @@ def test_no_step_size_leaves_the_domain(name, make, dtype):
 
     for h in (1.0, 30.0, 1e6, -1e6):
         new = run(eta, h)
-        assert new.dtype == dtype
+        assert new.dtype == jnp.float32
         assert all(inside(factor) for factor in np.asarray(new)), (h, new)
 
 

@@ -32,7 +32,7 @@ def _pair(first: Array, second: Array) -> Array:
 
 def _above(terms: int, x: Array) -> float:
     """One, and what the rounding of so many terms may add."""
-    return 1 + 4 * terms * float(jnp.finfo(x.dtype).eps)
+    return 1 + 16 * terms * float(jnp.finfo(x.dtype).eps)
 
 
 @register(Bernoulli)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,21 +40,19 @@ def fisher_agreement(
     """
     x, n = point.coordinates, point.coordinates.size
     bound = bound_of(x, tolerance)
-    reference = jax.jit(fisher_matrix)(point)
-    log_prob = lambda x, y: point.at(x).log_prob(y)
-    hessian = lambda f: jax.jit(jax.hessian(f))(x).reshape(n, n)
+    names = "Hessian of KL(p ‖ ·)", "Hessian of KL(· ‖ p)"
+    reference, *hessians = jax.jit(_metric_and_hessians)(point)
     checks = [
-        _matrix_check("Hessian of KL(p ‖ ·)", hessian(_kl_to(point)), reference, bound),
-        _matrix_check(
-            "Hessian of KL(· ‖ p)", hessian(_kl_from(point)), reference, bound
-        ),
+        _matrix_check(name, hessian, reference, bound)
+        for name, hessian in zip(names, hessians, strict=True)
     ]
 
     @jax.jit
     @jax.vmap
     def terms(y):
-        s = jax.grad(log_prob)(x, y).ravel()
-        return jnp.outer(s, s), -jax.hessian(log_prob)(x, y).reshape(n, n)
+        log_prob = lambda x: point.at(x).log_prob(y)
+        s = jax.grad(log_prob)(x).ravel()
+        return jnp.outer(s, s), -jax.hessian(log_prob)(x).reshape(n, n)
 
     names = "E[s sᵀ]", "−E[∇² log p]"
     if type(point.family).nodes is not Family.nodes:
@@ -179,12 +177,12 @@ def _inverse_error(point: Point) -> Array:
     return worst / jnp.linalg.cond(natural)
 
 
-def _kl_to(point: Point) -> Callable[[Array], Array]:
-    return lambda x: point.kl(point.at(x))
-
-
-def _kl_from(point: Point) -> Callable[[Array], Array]:
-    return lambda x: point.at(x).kl(point)
+def _metric_and_hessians(point: Point) -> tuple[Array, Array, Array]:
+    """F and the Hessians of KL in its second and its first argument, [P, P]."""
+    x, n = point.coordinates, point.coordinates.size
+    to, back = lambda x: point.kl(point.at(x)), lambda x: point.at(x).kl(point)
+    hessians = (jax.hessian(f)(x).reshape(n, n) for f in (to, back))
+    return fisher_matrix(point), *hessians
 
 
 def _matrix_check(name, matrix, reference, bound) -> Check:
