@@ -15,12 +15,16 @@ from manifolds import CHARTS, MANIFOLDS, coordinates
 from natgrad import geometry as ng
 from natgrad.geometry.domain import KEPT, STRAIGHT, fraction
 
+# The others have the domains of the expectation chart: one positive number, or a unit
+# interval.
+SAME = {"probability", "rate", "mean/variance", "shape/mean"}
 BOUNDED = [
     (name, chart, dtype)
     for name, chart in CHARTS
     if ng.charts(MANIFOLDS[name].family)[chart].margins is not ng.whole_space
+    if chart not in SAME or name == "categorical"
     for dtype in ("float32", "float64")
-    if dtype == "float32" or chart == "expectation"
+    if dtype == "float32" or (chart == "expectation" and name in ("normal", "gamma"))
 ]
 
 
@@ -32,7 +36,7 @@ def target(name, dtype):
 @functools.cache
 def steps(name, chart, dtype):
     """(source coordinates, direction, h) -> start, and the ends of steps from it."""
-    bends = (name, chart) in {("normal", "expectation"), ("exponential", "rate")}
+    bends = (name, chart) in {("normal", "expectation"), ("exponential", "natural")}
     manifold = MANIFOLDS[name]
     loss = lambda q: q.kl(target(name, dtype))
 
@@ -158,9 +162,9 @@ def test_a_retraction_agrees_with_the_straight_step_to_second_order(name):
     )
     v = jnp.array([1.0, -3.0, 2.0])[: p.coordinates.size]
     curve = lambda t: ng.retract(p.tangent(v), t).coordinates
-    velocity = jax.jvp(curve, (0.0,), (1.0,))[1]
-    bend = jax.jvp(lambda t: jax.jvp(curve, (t,), (1.0,))[1], (0.0,), (1.0,))[1]
-    np.testing.assert_array_equal(curve(0.0), p.coordinates)
+    slope = lambda t: jax.jvp(curve, (t,), (1.0,))
+    (x, velocity), (_, bend) = jax.jit(lambda t: jax.jvp(slope, (t,), (1.0,)))(0.0)
+    np.testing.assert_array_equal(x, p.coordinates)
     np.testing.assert_allclose(velocity, v, 1e-12)
     np.testing.assert_array_equal(bend, 0)
 

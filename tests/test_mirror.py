@@ -13,8 +13,6 @@ import natgrad.families as nf
 from natgrad import geometry
 from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
 
-REGULAR = [name for name in NAMES if name != "categorical"]
-
 
 def start(name, dtype=jnp.float64):
     """η of two factors, each with its own law."""
@@ -79,7 +77,7 @@ def test_scale_by_dual_composes_with_optax():
 
 
 def test_the_two_are_different_iterates_that_agree_to_first_order():
-    family, eta = nf.Gamma(), start("gamma")
+    family, eta = nf.Exponential(), start("exponential")
     gaps = []
     for h in (1e-2, 5e-3):
         a, _ = stepped(mirror_descent(h, family), lambda x: loss(family, x), eta)
@@ -130,7 +128,7 @@ def test_one_step_is_the_maximum_of_likelihood():
     np.testing.assert_allclose(new, np.stack([mean / variance, -0.5 / variance], -1))
 
 
-@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("name", ["bernoulli", "gamma", "normal"])
 @pytest.mark.parametrize("make", [mirror_descent, dual_mirror_descent])
 def test_no_step_size_leaves_the_domain(name, make):
     family, eta = MANIFOLDS[name].family, start(name, jnp.float32)

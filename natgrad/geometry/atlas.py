@@ -14,23 +14,27 @@ from natgrad.geometry.charts import Atlas, Chart, register, whole_space
 from natgrad.typing import Array
 
 
-def _flat(x: Array) -> Array:
+def flat(x: Array) -> Array:
+    """One axis."""
     return x.ravel()
 
 
-def _first(x: Array) -> Array:
+def first(x: Array) -> Array:
+    """The first entry of the last axis."""
     return x[..., 0]
 
 
-def _second(x: Array) -> Array:
+def second(x: Array) -> Array:
+    """The second entry of the last axis."""
     return x[..., 1]
 
 
-def _pair(first: Array, second: Array) -> Array:
-    return jnp.stack([first, second], axis=-1)
+def pair(one: Array, two: Array) -> Array:
+    """Both in a last axis."""
+    return jnp.stack([one, two], axis=-1)
 
 
-def _above(terms: int, x: Array) -> float:
+def above(terms: int, x: Array) -> float:
     """One, and what the rounding of so many terms may add."""
     return 1 + 16 * terms * float(jnp.finfo(x.dtype).eps)
 
@@ -41,13 +45,14 @@ def _bernoulli(family: Bernoulli) -> Atlas:
         "probability",
         family.natural,
         family.mean,
-        _inside_unit_interval,
+        in_unit_interval,
         lambda p: p,
     )
-    return Atlas(whole_space, _inside_unit_interval, (probability,))
+    return Atlas(whole_space, in_unit_interval, (probability,))
 
 
-def _inside_unit_interval(p: Array) -> Array:
+def in_unit_interval(p: Array) -> Array:
+    """Margins of 0 < p < 1."""
     return jnp.concatenate([p.ravel(), (1 - p).ravel()])
 
 
@@ -64,12 +69,12 @@ def _categorical(family: Categorical) -> Atlas:
         lambda p: family.natural(_with_last(p)),
         lambda eta: family.mean(eta)[..., :-1],
         lambda p: jnp.concatenate(
-            [p.ravel(), (1 - _above(p.shape[-1], p) * jnp.sum(p, -1)).ravel()]
+            [p.ravel(), (1 - above(p.shape[-1], p) * jnp.sum(p, -1)).ravel()]
         ),
         _with_last,
     )
     constants = lambda v: jnp.broadcast_to(jnp.mean(v, -1, keepdims=True), v.shape)
-    return Atlas(whole_space, _flat, (log_odds, probability), constants)
+    return Atlas(whole_space, flat, (log_odds, probability), constants)
 
 
 def _with_last(p: Array) -> Array:
@@ -78,46 +83,47 @@ def _with_last(p: Array) -> Array:
 
 @register(Poisson)
 def _poisson(family: Poisson) -> Atlas:
-    rate = Chart("rate", family.natural, family.mean, _flat, lambda rate: rate)
-    return Atlas(whole_space, _flat, (rate,))
+    rate = Chart("rate", family.natural, family.mean, flat, lambda rate: rate)
+    return Atlas(whole_space, flat, (rate,))
 
 
 @register(Exponential)
 def _exponential(family: Exponential) -> Atlas:
     del family
-    rate = Chart("rate", lambda r: -r, lambda eta: -eta, _flat, lambda r: 1 / r)
+    rate = Chart("rate", lambda r: -r, lambda eta: -eta, flat, lambda r: 1 / r)
     log_rate = Chart(
         "log rate",
         lambda x: -jnp.exp(x),
         lambda eta: jnp.log(-eta),
         to_mean=lambda x: jnp.exp(-x),
     )
-    return Atlas(lambda eta: (-eta).ravel(), _flat, (rate, log_rate))
+    return Atlas(lambda eta: (-eta).ravel(), flat, (rate, log_rate))
 
 
 @register(Normal)
-def _normal(family: Normal) -> Atlas:
+def normal_atlas(family: Normal) -> Atlas:
+    """Of the normal law, and of others with its parameters."""
     del family
 
     def chart(name, variance, from_variance, margins):
         def to_natural(x):
-            v = variance(_second(x))
-            return _pair(_first(x) / v, -0.5 / v)
+            v = variance(second(x))
+            return pair(first(x) / v, -0.5 / v)
 
         def from_natural(eta):
-            v = -0.5 / _second(eta)
-            return _pair(_first(eta) * v, from_variance(v))
+            v = -0.5 / second(eta)
+            return pair(first(eta) * v, from_variance(v))
 
         def to_mean(x):
-            m = _first(x)
-            return _pair(m, m**2 + variance(_second(x)))
+            m = first(x)
+            return pair(m, m**2 + variance(second(x)))
 
         return Chart(name, to_natural, from_natural, margins, to_mean)
 
-    positive_second = lambda x: _second(x).ravel()
+    positive_second = lambda x: second(x).ravel()
     return Atlas(
-        lambda eta: -_second(eta).ravel(),
-        lambda mu: (_second(mu) - _above(1, mu) * _first(mu) ** 2).ravel(),
+        lambda eta: -second(eta).ravel(),
+        lambda mu: (second(mu) - above(1, mu) * first(mu) ** 2).ravel(),
         (
             chart("mean/sd", lambda s: s**2, jnp.sqrt, positive_second),
             chart("mean/variance", lambda v: v, lambda v: v, positive_second),
@@ -136,9 +142,9 @@ def _gamma(family: Gamma) -> Atlas:
     del family
     shape_rate = Chart(
         "shape/rate",
-        lambda x: _pair(_first(x) - 1, -_second(x)),
-        lambda eta: _pair(_first(eta) + 1, -_second(eta)),
-        _flat,
+        lambda x: pair(first(x) - 1, -second(x)),
+        lambda eta: pair(first(eta) + 1, -second(eta)),
+        flat,
     )
     logs = Chart(
         "log shape/log rate",
@@ -147,9 +153,9 @@ def _gamma(family: Gamma) -> Atlas:
     )
     shape_mean = Chart(
         "shape/mean",
-        lambda x: _pair(_first(x) - 1, -_first(x) / _second(x)),
-        lambda eta: _pair(_first(eta) + 1, -(_first(eta) + 1) / _second(eta)),
-        _flat,
+        lambda x: pair(first(x) - 1, -first(x) / second(x)),
+        lambda eta: pair(first(eta) + 1, -(first(eta) + 1) / second(eta)),
+        flat,
     )
     return Atlas(
         lambda eta: shape_rate.from_natural(eta).ravel(),
@@ -160,8 +166,8 @@ def _gamma(family: Gamma) -> Atlas:
 
 def _gamma_means(mu: Array) -> Array:
     """μ₂ > 0 and log μ₂ > μ₁, by Jensen's inequality."""
-    mean_log, mean = _first(mu), _second(mu)
-    rounding = (_above(2, mu) - 1) * jnp.sqrt(1 + mean_log**2)
+    mean_log, mean = first(mu), second(mu)
+    rounding = (above(2, mu) - 1) * jnp.sqrt(1 + mean_log**2)
     return jnp.concatenate(
         [mean.ravel(), (jnp.log(mean) - mean_log - rounding).ravel()]
     )

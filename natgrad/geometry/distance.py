@@ -92,7 +92,8 @@ def _root(squared: Array) -> Array:
 
 
 @register_distance(families.Normal)
-def _normal(family: families.Normal, eta: Array, eta2: Array) -> Array:
+def normal_distance(family: families.Normal, eta: Array, eta2: Array) -> Array:
+    """√2 arcosh(1 + ((m − m')²/2 + (s − s')²)/(2 s s')), also of transformed laws."""
     del family
     v, v2 = -0.5 / eta[..., 1], -0.5 / eta2[..., 1]
     s, s2 = jnp.sqrt(v), jnp.sqrt(v2)
@@ -108,7 +109,8 @@ def _categorical(family: families.Categorical, eta: Array, eta2: Array) -> Array
 
 
 @register_distance(families.Bernoulli)
-def _bernoulli(family: families.Bernoulli, eta: Array, eta2: Array) -> Array:
+def bernoulli_distance(family: families.Bernoulli, eta: Array, eta2: Array) -> Array:
+    """2 (arcsin √p − arcsin √p'), by the logits."""
     del family
     return 2 * jnp.arctan(jnp.sinh((eta - eta2) / 4) / jnp.cosh((eta + eta2) / 4))
 
@@ -120,6 +122,9 @@ def _poisson(family: families.Poisson, eta: Array, eta2: Array) -> Array:
 
 
 @register_distance(families.Exponential)
-def _exponential(family: families.Exponential, eta: Array, eta2: Array) -> Array:
+def exponential_distance(
+    family: families.Exponential, eta: Array, eta2: Array
+) -> Array:
+    """log η/η'."""
     del family
     return jnp.log1p((eta - eta2) / eta2)

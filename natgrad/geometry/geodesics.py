@@ -91,14 +91,20 @@ def transported(
 
 def runge_kutta(derivative: Derivative, state: Any, h: ArrayLike) -> Any:
     """One step of size h of the classical fourth-order method."""
-    ahead = lambda slope, c: jax.tree.map(lambda s, k: s + c * h * k, state, slope)
-    k1 = derivative(state)
-    k2 = derivative(ahead(k1, 0.5))
-    k3 = derivative(ahead(k2, 0.5))
-    k4 = derivative(ahead(k3, 1.0))
-    return jax.tree.map(
-        lambda s, a, b, c, d: s + h * (a + 2 * b + 2 * c + d) / 6, state, k1, k2, k3, k4
-    )
+    dtype = jax.tree.leaves(state)[0].dtype
+    h = jnp.asarray(h, dtype)
+    ahead = lambda s, c, slope: jax.tree.map(lambda s, k: s + c * h * k, s, slope)
+
+    def stage(carry, coefficients):
+        slope, end = carry
+        place, weight = coefficients
+        slope = derivative(ahead(state, place, slope))
+        return (slope, ahead(end, weight, slope)), None
+
+    coefficients = jnp.array([[0, 1], [1 / 2, 2], [1 / 2, 2], [1, 1]], dtype)
+    stages = (coefficients[:, 0], coefficients[:, 1] / 6)
+    start = (jax.tree.map(jnp.zeros_like, state), state)
+    return jax.lax.scan(stage, start, stages)[0][1]
 
 
 def extrapolated_midpoint(derivative: Derivative, state: Any, h: ArrayLike) -> Any:

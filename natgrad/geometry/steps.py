@@ -46,7 +46,8 @@ def retract(v: Tangent, h: ArrayLike = 1.0) -> Point:
     """The end of the straight step h v in the tangent's chart, inside the domain."""
     expected(Tangent, v, "retract")
     x = v.point.coordinates
-    return v.point.at(displaced(v.point.chart, x, h * v.components))
+    step = jnp.asarray(h, x.dtype) * v.components
+    return v.point.at(displaced(v.point.chart, x, step))
 
 
 def geodesic_retract(
