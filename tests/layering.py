@@ -15,7 +15,7 @@ LAYERS = (
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
     {"state", "refresh", "transform", "spring"},
-    {"optimizers"},
+    {"optimizers", "mirror"},
     {"inference"},
     {"compare"},
     {"__init__", "__main__"},
@@ -38,6 +38,7 @@ OPTAX = {
     "natgrad.transform": "is the optax code of the library",
     "natgrad.spring": "puts a momentum around it",
     "natgrad.optimizers": "chains it with a learning rate",
+    "natgrad.mirror": "mirror descent is an optimizer of optax",
     "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }

@@ -267,3 +267,25 @@ def test_advantages_are_discounted_sums_of_errors():
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     np.testing.assert_allclose(returns, found + values[:-1], rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_charts_differ_by_the_order_of_the_step_and_one_step_lands(run):
+    results = run("06_manifolds")
+    for value, by_hand in results["by_hand"].values():
+        np.testing.assert_allclose(value, by_hand, rtol=1e-10)
+    ends = np.array(list(results["one_step"].values()))
+    assert np.ptp(ends, axis=0).min() > 0.1
+    np.testing.assert_allclose(results["landing"]["natural"], [1, 0.5], rtol=1e-10)
+    orders = results["orders"].values()
+    np.testing.assert_allclose(list(orders), [1, 2, 4], rtol=0.15)
+    for path in results["paths"].values():
+        assert np.linalg.norm(path[-1] - [1, 0.5]) < np.linalg.norm(path[0]) / 4
+
+
+@pytest.mark.slow
+def test_exponentiated_gradient_finds_the_experts_and_one_step_fits(run):
+    results = run("07_mirror_descent")
+    losses = results["experts"]
+    assert losses["best expert"] < losses["exponentiated"] < losses["projected"]
+    assert max(results["identities"].values()) < 1e-10

@@ -57,8 +57,6 @@ __all__ = [
     "Poisson",
     "Product",
     "StudentT",
-<<<<<<< HEAD
-=======
     "Transformed",
     "Unnormalized",
     "VonMises",

@@ -11,8 +11,9 @@ hold both proportions.
 Nodes. In x = log(y/(1 − y)) the density is proportional to e^{a x}/(1 + e^x)^{a + b}:
 a Gauss-Legendre rule over the bulk, in a variable that is stretched about the mode, and
 two Gauss-Laguerre points for each of its exponential tails. The weights are divided by
-their sum. Labels near 1 come as −(1 − y). Within 1e-11 of the closed
-form at the tests' points, a and b from 0.01 to 1e5; below 0.006 (float64) or 0.06 (float32) the labels underflow.
+their sum. Labels near 1 come as −(1 − y). Within 1e-11 of the closed form at the tests'
+points, a and b from 0.01 to 1e5; below 0.006 (float64) or 0.06 (float32) the labels
+underflow.
 """
 
 from __future__ import annotations

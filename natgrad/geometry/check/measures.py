@@ -1,0 +1,34 @@
+"""Errors and slopes that certificates report."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad.geometry.points import Point
+from natgrad.typing import Array, ArrayLike
+
+
+def bound_of(x: Array, tolerance: float | None) -> float:
+    """The tolerance, or what float64 and float32 should reach."""
+    if tolerance is not None:
+        return tolerance
+    return 1e-9 if x.dtype == jnp.float64 else 1e-3
+
+
+def relative_error(value: Array, reference: Array) -> Array:
+    """The largest error, relative to the largest reference."""
+    size = jnp.max(jnp.abs(reference))
+    error = jnp.max(jnp.abs(value - reference))
+    return error / jnp.where(size > 0, size, 1)
+
+
+def slope(sizes: ArrayLike, errors: ArrayLike) -> float:
+    """The order of the errors in the sizes, by least squares of logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(np.asarray(errors)), 1)[0])
+
+
+def place(point: Point) -> str:
+    """What a report calls a point."""
+    coordinates = np.array2string(np.asarray(point.coordinates), precision=4)
+    return f"{point.family!r}, {point.chart.name} = {coordinates}"

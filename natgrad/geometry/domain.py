@@ -1,0 +1,77 @@
+"""Straight steps that stay in the domain, for every step size, smoothly.
+
+A chart's domain is {c_1 > 0, …, c_M > 0} with concave c_i. Along x + t d, what is kept
+of the margins is measured by their harmonic mean
+
+    m(t) = M/Σ_i [c_i(x)/c_i(x + t d)],     m(0) = 1,
+
+and the step ends at x + f d with
+
+    f = t* s(1/t*),  m(t*) = κ,  s(u) = u for u ≤ θ, else θ + (1 − θ) tanh (u−θ)/(1−θ),
+
+κ = 1e-3 and θ = 0.99, or f = 1 where there is no such t* below 1/θ.
+
+It stays inside. The ratios are concave in t and the harmonic mean is concave and
+increasing, so m is concave; s < 1, hence 0 ≤ f ≤ t* and m(f) ≥ min(m(0), m(t*)) = κ.
+Then Σ c_i(x)/c_i(x + f d) ≤ M/κ, so every c_i keeps at least the part κ/M of its value.
+
+It is smooth. Where t* exists m is smooth at it, with slope m'(t*) < 0 by concavity and
+m(0) > m(t*), so t* is a smooth function of (x, d); s is twice continuously
+differentiable, and at 1/t* = θ both cases give f = 1.
+
+It is the straight step to second order, indeed exactly: f = 1 for all d of length up to
+θ t*, which leaves all but the steps that use up 99 % of the way to where m = κ.
+
+In floating point, an end whose margins come out as not positive, or that is not finite,
+is replaced by the start; a NaN in d is handed on.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.geometry.charts import Chart, inside
+from natgrad.geometry.roots import bracketed_root
+from natgrad.typing import Array
+
+KEPT = 1e-3  # κ
+STRAIGHT = 0.99  # θ
+_SMALLEST = -87.0  # of log t: the least normal number of float32
+
+
+def displaced(chart: Chart, x: Array, d: Array) -> Array:
+    """x + f d with 0 < f ≤ 1, a point of the chart's domain if x is one."""
+    end = x + fraction(chart, x, d) * d
+    usable = inside(chart, end) | jnp.any(jnp.isnan(d))
+    return jnp.where(usable, end, x)
+
+
+def fraction(chart: Chart, x: Array, d: Array) -> Array:
+    """The part f of the step d that is taken from x, shape ()."""
+    start = chart.margins(x)
+    if start.size == 0:
+        return jnp.ones((), x.dtype)
+
+    def kept(t):
+        margins = chart.margins(x + t * d)
+        good = jnp.all(margins > 0) & jnp.all(jnp.isfinite(margins))
+        ratios = start / jnp.where(margins > 0, margins, 1)
+        return jnp.where(good, start.size / jnp.sum(ratios), -1)
+
+    longest = jnp.log(jnp.asarray(1 / STRAIGHT, x.dtype))
+    shortened = ~(kept(jnp.exp(longest)) >= KEPT)
+    log_t = bracketed_root(
+        lambda s: jnp.where(shortened, kept(jnp.exp(s)) - KEPT, longest - s),
+        jnp.asarray(_SMALLEST, x.dtype),
+        longest,
+    )
+    u = jnp.exp(-log_t)
+    beyond = jnp.maximum(u - STRAIGHT, 0) / (1 - STRAIGHT)
+    saturated = STRAIGHT + (1 - STRAIGHT) * jnp.tanh(beyond)
+    return jnp.where(shortened, saturated / u, 1)
+
+
+def unconstrained(chart: Chart, x: Array) -> bool:
+    """Whether every array of this shape is a point of the chart."""
+    return jax.eval_shape(chart.margins, x).size == 0

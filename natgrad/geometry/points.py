@@ -1,0 +1,267 @@
+"""Points, tangents and covectors of an exponential family, each knowing its chart.
+
+A point of the family is a law. From chart x to chart y, with J = ∂y/∂x,
+
+    point  y(x),      tangent  v_y = J v_x,      covector  g_x = Jᵀ g_y.
+
+So the three are three types, and each carries its chart. Adding them up, or handing one
+where another is wanted, is an error. All three are pytrees of arrays.
+
+Source: Amari, Information Geometry and Its Applications (2016), sections 1.3 and 2.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.geometry.charts import Chart, Map, chart_of, inside
+from natgrad.typing import Array, ArrayLike, Key
+
+
+@final
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A law of a family, by its coordinates in a chart.
+
+    Attributes:
+        family: the exponential family; hashable.
+        chart: a Chart, or the name of one of `charts(family)`.
+        coordinates: x, floating; several factors are one point of their product.
+    """
+
+    family: ExponentialFamily
+    chart: Chart
+    coordinates: Array
+
+    def __post_init__(self):
+        chart = chart_of(self.family, self.chart)
+        coordinates = jnp.asarray(self.coordinates)
+        if not jnp.issubdtype(coordinates.dtype, jnp.floating):
+            raise ValueError(
+                f"coordinates have dtype {coordinates.dtype}; expected real floating "
+                f"numbers, the coordinates {chart.name!r} of {self.family!r}."
+            )
+        object.__setattr__(self, "chart", chart)
+        object.__setattr__(self, "coordinates", coordinates)
+
+    @property
+    def natural(self) -> Array:
+        """The natural parameters η."""
+        return self.chart.to_natural(self.coordinates)
+
+    @property
+    def mean(self) -> Array:
+        """The expectation parameters μ."""
+        return mean_map(self)(self.coordinates)
+
+    def at(self, coordinates: Array) -> Point:
+        """The point with other coordinates in the same chart."""
+        return Point(self.family, self.chart, coordinates)
+
+    def to(self, chart: Chart | str) -> Point:
+        """The same law in another chart."""
+        chart = chart_of(self.family, chart)
+        change = change_of_coordinates(self, chart)
+        return Point(self.family, chart, change(self.coordinates))
+
+    def tangent(self, components: Array) -> Tangent:
+        """A tangent at this point, by its components in this chart."""
+        return Tangent(self, components)
+
+    def covector(self, components: Array) -> Covector:
+        """A covector at this point, by its components in this chart."""
+        return Covector(self, components)
+
+    def inside(self) -> Array:
+        """Boolean scalar: do the coordinates lie in the chart's domain?"""
+        return inside(self.chart, self.coordinates)
+
+    def kl(self, other: Point) -> Array:
+        """KL(self ‖ other) in nats, shape ()."""
+        same_family(self, other)
+        return self.family.kl(self.natural, other.natural)
+
+    def log_prob(self, y: Array) -> Array:
+        """The log-probability of y in nats, shape ()."""
+        return self.family.log_prob(self.natural, y)
+
+    def sample(self, key: Key) -> Array:
+        """A draw of this law."""
+        return self.family.sample(key, self.natural)
+
+    def __add__(self, other):
+        raise ValueError(
+            f"a {type(other).__name__} was added to a Point; expected a step along a "
+            "Tangent that stays in the domain: geometry.retract(tangent, h)."
+        )
+
+    __sub__ = __radd__ = __rsub__ = __add__
+
+    def tree_flatten_with_keys(self):
+        """For jax.tree."""
+        key = jax.tree_util.GetAttrKey("coordinates")
+        return ((key, self.coordinates),), (self.family, self.chart)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        """For jax.tree."""
+        return _unchecked(cls, *static, *children)
+
+
+class _Vector:
+    """Components at a point, and the arithmetic of a vector space."""
+
+    point: Point
+    components: Array
+
+    def __post_init__(self):
+        expected(Point, self.point, f"the base of a {type(self).__name__}")
+        components = jnp.asarray(self.components)
+        shape = self.point.coordinates.shape
+        if components.shape != shape:
+            raise ValueError(
+                f"{type(self).__name__}: components have shape {components.shape}; "
+                f"expected {shape}, that of the coordinates in the chart "
+                f"{self.point.chart.name!r}."
+            )
+        object.__setattr__(self, "components", components)
+
+    def __add__(self, other):
+        expected(type(self), other, f"the other summand of a {type(self).__name__}")
+        same_chart(self.point, other.point)
+        return type(self)(self.point, self.components + other.components)
+
+    def __sub__(self, other):
+        return self + -1 * other
+
+    def __neg__(self):
+        return type(self)(self.point, -self.components)
+
+    def __mul__(self, factor: ArrayLike):
+        return type(self)(self.point, self.components * factor)
+
+    __rmul__ = __mul__
+
+    def tree_flatten_with_keys(self):
+        """For jax.tree."""
+        names = ("point", "components")
+        keys = map(jax.tree_util.GetAttrKey, names)
+        values = (self.point, self.components)
+        return tuple(zip(keys, values, strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        """For jax.tree."""
+        del static
+        return _unchecked(cls, *children)
+
+
+@final
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Tangent(_Vector):
+    """A velocity at a point: components v^i in the point's chart."""
+
+    point: Point
+    components: Array
+
+    def to(self, chart: Chart | str) -> Tangent:
+        """The same tangent in another chart, J v."""
+        chart = chart_of(self.point.family, chart)
+        change = change_of_coordinates(self.point, chart)
+        x, v = jax.jvp(change, (self.point.coordinates,), (self.components,))
+        return Tangent(Point(self.point.family, chart, x), v)
+
+
+@final
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Covector(_Vector):
+    """A gradient at a point: components g_i = ∂L/∂x^i in the point's chart."""
+
+    point: Point
+    components: Array
+
+    def to(self, chart: Chart | str) -> Covector:
+        """The same covector in another chart, J⁻ᵀ g."""
+        there = self.point.to(chart)
+        back = change_of_coordinates(there, self.point.chart)
+        (g,) = jax.vjp(back, there.coordinates)[1](self.components)
+        return Covector(there, g)
+
+    def __call__(self, tangent: Tangent) -> Array:
+        """⟨g, v⟩ = Σ g_i v^i, the same in every chart, shape ()."""
+        expected(Tangent, tangent, "what a Covector is applied to")
+        same_chart(self.point, tangent.point)
+        return jnp.vdot(self.components, tangent.components, precision="highest")
+
+
+def gradient(loss: Callable[[Point], Array], point: Point) -> Covector:
+    """The differential of `loss`, a function of a Point, in the point's chart."""
+    expected(Point, point, "gradient")
+    components = jax.grad(lambda x: loss(point.at(x)))(point.coordinates)
+    return Covector(point, components)
+
+
+def mean_map(point: Point) -> Map:
+    """The map x -> μ in the point's chart."""
+    chart, family = point.chart, point.family
+    return chart.to_mean or (lambda x: family.mean(chart.to_natural(x)))
+
+
+def change_of_coordinates(point: Point, chart: Chart) -> Map:
+    """The map from the coordinates of the point's chart to those of another."""
+    if chart == point.chart:
+        return lambda x: x
+    return lambda x: chart.from_natural(point.chart.to_natural(x))
+
+
+def expected(cls: type, given: Any, what: str) -> None:
+    """Raise a ValueError unless `given` is a `cls`."""
+    if not isinstance(given, cls):
+        raise ValueError(
+            f"{what}: a {type(given).__name__} was given; expected a {cls.__name__}."
+            + _CURES.get(cls.__name__, "")
+        )
+
+
+def same_family(point: Point, other: Any) -> None:
+    """Raise a ValueError unless `other` is a point of the same family."""
+    expected(Point, other, "the other law")
+    if other.family != point.family:
+        raise ValueError(
+            f"a point of {other.family!r} was given; expected one of {point.family!r}."
+        )
+
+
+def same_chart(point: Point, other: Point) -> None:
+    """Raise a ValueError unless both points are in one chart of one family."""
+    same_family(point, other)
+    if other.chart != point.chart:
+        raise ValueError(
+            f"the chart {other.chart.name!r} was given; expected {point.chart.name!r}. "
+            f"Convert with .to({point.chart.name!r})."
+        )
+
+
+_CURES = {
+    "Point": " Points are made by geometry.Point(family, chart, coordinates).",
+    "Tangent": " Covectors become tangents by geometry.sharp, arrays by point.tangent.",
+    "Covector": " Tangents become covectors by geometry.flat, arrays by "
+    "point.covector.",
+}
+
+
+def _unchecked(cls, *fields):
+    """An instance without __post_init__: JAX fills trees with all kinds of leaves."""
+    self = object.__new__(cls)
+    for field, value in zip(dataclasses.fields(cls), fields, strict=True):
+        object.__setattr__(self, field.name, value)
+    return self
