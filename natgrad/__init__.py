@@ -25,6 +25,7 @@ from natgrad import (
     curvature,
     damping,
     families,
+    geometry,
     kronecker,
     krylov,
     layers,
@@ -34,6 +35,7 @@ from natgrad import (
 from natgrad._version import __version__
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
+from natgrad.mirror import dual_mirror_descent, mirror_descent
 from natgrad.model import Model
 from natgrad.optimizers import (
     diagonal_fisher,
@@ -60,15 +62,18 @@ __all__ = [
     "curvature",
     "damping",
     "diagonal_fisher",
+    "dual_mirror_descent",
     "ekfac",
     "empirical_fisher",
     "families",
+    "geometry",
     "gram",
     "kfac",
     "kronecker",
     "krylov",
     "layers",
     "matrix_free",
+    "mirror_descent",
     "natural_gradient",
     "observe",
     "scale_by_curvature",
