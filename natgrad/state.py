@@ -29,8 +29,9 @@ class Health(NamedTuple):
     Attributes:
         damping: λ.
         fallback: did the solver's first choice of algorithm fail?
-        residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, and no
-            trust region, this and the next are those of the last measured step.
+        residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, this
+            and the next are those of the last measured step.
+        ratio: ⟨d, F d⟩ / ⟨g, d⟩, below 1 for d = (F + λI)⁻¹ g.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
@@ -40,6 +41,7 @@ class Health(NamedTuple):
     damping: Array
     fallback: Array
     residual: Array
+    ratio: Array
     predicted_decrease: Array
     skipped: Array
     skips: Array
@@ -91,6 +93,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         damping=zero(dtype),
         fallback=zero(bool),
         residual=zero(dtype),
+        ratio=zero(dtype),
         predicted_decrease=zero(dtype),
         skipped=zero(bool),
         skips=zero(jnp.int32),
@@ -107,38 +110,40 @@ def examined(
 ) -> tuple[Health, Params]:
     """The health of a step along what was solved for, and the step.
 
-    With inverses kept over several steps, the product F d that residual and predicted
-    decrease need is formed once a period, unless the trust region needs it.
+    With inverses kept over several steps, the product F d that residual and ratio need
+    is formed once a period, when the inverses are oldest; with a trust region also in
+    each step of the first period, when F changes fastest. In between, ⟨d, F d⟩ is taken
+    to be the last measured multiple of ⟨g, d⟩.
     """
     direction, fallback = solved.solution
     usable, old = solved.usable, state.health
+    slope = tree.inner(gradient, direction)
 
     def measure():
         product = metric.mv(direction)
-        slope = tree.inner(gradient, direction)
         square = tree.inner(direction, product)
-        shrink = jnp.ones_like(square)
-        if trust_region is not None:
-            shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
-        residual = _residual(gradient, direction, product, strength, usable)
-        decrease = shrink * slope - shrink**2 * square / 2
-        return residual, jnp.where(usable, decrease, 0), shrink
+        ratio = jnp.where(slope == 0, 0, square / jnp.where(slope == 0, 1, slope))
+        return _residual(gradient, direction, product, strength, usable), ratio
 
-    one = jnp.ones_like(old.predicted_decrease)
-    if trust_region is None and solved.kept != ():
-        residual, decrease, shrink = jax.lax.cond(
-            any_member(solved.measured),
-            measure,
-            lambda: (old.residual, old.predicted_decrease, one),
-        )
+    if solved.kept == ():
+        residual, ratio = measure()
     else:
-        residual, decrease, shrink = measure()
+        due = solved.measured
+        if trust_region is not None:
+            due = due | (usable & (solved.kept.age < solved.period))
+        residual, ratio = jax.lax.cond(
+            any_member(due), measure, lambda: (old.residual, old.ratio)
+        )
+    square, shrink = ratio * slope, jnp.ones_like(slope)
     if trust_region is not None:
+        shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
         direction = jax.tree.map(lambda d: shrink.astype(d.dtype) * d, direction)
+    decrease = jnp.where(usable, shrink * slope - shrink**2 * square / 2, 0)
     health = Health(
         damping=strength,
         fallback=fallback & usable,
         residual=residual,
+        ratio=ratio,
         predicted_decrease=decrease,
         skipped=~usable,
         skips=old.skips + (~usable).astype(old.skips.dtype),

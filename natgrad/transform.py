@@ -104,7 +104,7 @@ def scale_by_curvature(
                 "update(gradient, state, params, inputs=x)."
             )
         here = _part(curvature, params, model_params)
-        layout = Layout.of(params)
+        layout, before = Layout.of(params), state.statistics
         layout.check(updates, "The gradient")
         _check_arguments(here, state, inputs, statistics)
         state = state._replace(decay=jnp.asarray(decay, layout.dtype))
@@ -121,13 +121,20 @@ def scale_by_curvature(
             usable = usable & (state.estimates > 0)
         else:
             state = average(here, state, statistics, usable & due)
-        metric = here.metric(
-            state.statistics, params, None if inputs is MISSING else inputs, targets
-        )
+        batch = (params, None if inputs is MISSING else inputs, targets)
+        metric = here.metric(state.statistics, *batch)
+        found = here.metric(before, *batch) if refresh.inverses > 1 else metric
         gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         safe_strength = jnp.where(usable, strength, 1)
         solved = refreshing.solve(
-            refresh, solver, metric, state.inverse, gradient, safe_strength, usable
+            refresh,
+            solver,
+            metric,
+            found,
+            state.inverse,
+            gradient,
+            safe_strength,
+            usable,
         )
         health, direction = examined(
             metric, gradient, solved, strength, state, trust_region

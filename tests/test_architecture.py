@@ -34,7 +34,7 @@ LAYERS = (
     {"geometry"},
     {"batch", "model"},
     {"layers"},
-    {"solvers", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"solvers", "inverse", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
     {"curvature"},
     {"state", "refresh", "transform"},
     {"optimizers"},
