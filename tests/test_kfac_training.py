@@ -163,7 +163,7 @@ def test_a_kept_inverse_is_applied_before_it_is_renewed(solver):
 
 
 def test_layers_take_turns():
-    """Two layers, period 4: one is renewed after steps 4 and 8, one after 2 and 6."""
+    """Two layers, period 4: one is renewed before steps 5 and 9, one before 3 and 7."""
     tx = ng.scale_by_curvature(
         KFAC(MODEL),
         damping=0.1,
@@ -171,7 +171,7 @@ def test_layers_take_turns():
         solver=FactoredTikhonov(),
         refresh=ng.Refresh(inverses=4, staggered=True),
     )
-    seen = states(tx, 9)
+    seen = states(tx, 10)
     renewed = [
         [
             bool(jnp.any(new != old))
@@ -183,10 +183,10 @@ def test_layers_take_turns():
                 strict=True,
             )
         ]
-        for before in range(8)
+        for before in range(9)
     ]
-    assert [i for i, row in enumerate(renewed, 1) if row[0]] == [4, 8]
-    assert [i for i, row in enumerate(renewed, 1) if row[1]] == [2, 6]
+    assert [i for i, row in enumerate(renewed, 1) if row[0]] == [5, 9]
+    assert [i for i, row in enumerate(renewed, 1) if row[1]] == [3, 7]
 
 
 def test_statistics_are_estimated_when_they_are_due():
