@@ -108,14 +108,14 @@ class Model:
         """The mean negative log-likelihood, shape (), nats an example."""
         z, weights, y = self._batch(params, inputs, targets)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
-        return -total / batch.normaliser(weights)
+        return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
         divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / batch.normaliser(weights)
+        return jnp.sum(divergence(weights, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
@@ -184,7 +184,7 @@ class Model:
         total = tree.sum_over_chunks(
             lambda chunk: collect(jax.vmap(one)(*chunk)), examples, min(chunk, count)
         )
-        return total, batch.normaliser(weights)
+        return total, self._total(weights)
 
     def whole(
         self,
@@ -210,7 +210,7 @@ class Model:
             target = self._targets(z, targets, count)
             examples = examples._replace(target=target)
             examples = jax.vmap(self._safe_example)(outputs(params), examples)
-        return outputs, examples, batch.normaliser(weights)
+        return outputs, examples, self._total(weights)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
@@ -267,6 +267,12 @@ class Model:
         factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
         return batch.factor_weights(weights, (count, *factors), z.dtype)
+
+    def _total(self, weights) -> Array:
+        """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
+        if self.weights is None:
+            return jnp.asarray(weights.shape[0], weights.dtype)
+        return batch.normaliser(weights)
 
     def _targets(self, z, targets, count) -> Array:
         y = batch.check_targets(self.family, z, targets, count)

@@ -47,7 +47,8 @@ def test_gradient_and_factors_take_one_pass(layers, labels, expected):
 def test_factors_store_nothing_of_the_size_of_the_batch():
     """Temporary memory is the gradient's within 5 %, however deep the network.
 
-    Sampled labels add a fixed number of arrays like the outputs: labels and scores.
+    Sampled labels add three arrays like the outputs, whatever the depth: the random
+    bits of the labels are drawn while the gradient's residuals are kept.
     """
     batch, width = 8192, 16
     model, params, x, y = deep(10, width, batch)
@@ -61,4 +62,4 @@ def test_factors_store_nothing_of_the_size_of_the_batch():
     outputs = 4 * batch * width
     assert gradient > 10 * outputs
     assert both(Empirical()) < 1.05 * gradient
-    assert both(Sampled(1)) < 1.05 * gradient + 5 * outputs
+    assert both(Sampled(1)) < 1.05 * gradient + 3 * outputs
