@@ -2,13 +2,17 @@
 
 One training step (gradient, update, new parameters) of Adam, K-FAC and EKFAC, compiled
 ahead of time, with statistics in every step and each layer's inverse every ten. What is
-kept takes turns, so a period of ten steps is run and divided by ten; the rounds of all
-tasks are interleaved. And for each model the stages of K-FAC by themselves:
+kept is renewed in one step of ten, so a period is run and divided by ten; the rounds of
+all tasks are interleaved. And for each model the stages of K-FAC by themselves:
 
     gradient     loss and gradient
     statistics   loss, gradient and factors, less the gradient
     inverse      one refresh of all layers (divide by ten for its share of a step)
     apply        the kept inverse times a gradient
+
+The operations of gradient, statistics and apply over those of the gradient alone are a
+floor of K-FAC's step over Adam's where both are bound by arithmetic. Compile times are
+CPU times.
 
 See `benchmarks.timing` for how time is taken and which thread settings matter.
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +66,8 @@ def cost(model, params, x, y, rounds: int) -> dict[str, Any]:
     for name, tx in optimizers.items():
         tasks[name] = training(tx, model, params, x, y)
         seconds[name] = tasks[name][1]
-    timings = interleaved({**tasks, **stages(model, params, x, y)}, rounds)
+    parts, operations = stages(model, params, x, y)
+    timings = interleaved({**tasks, **parts}, rounds)
     found = {name: timing.summary() for name, timing in timings.items()}
     for name in optimizers:
         found[name]["seconds"] /= PERIOD
@@ -80,6 +86,9 @@ def cost(model, params, x, y, rounds: int) -> dict[str, Any]:
         },
         "cpu_over_adam": {name: float(paired(name)) for name in seconds},
         "compile_over_adam": {n: seconds[n] / seconds["adam"] for n in seconds},
+        "operations": operations,
+        "operations_over_gradient": (operations["pass"] + operations["apply"])
+        / operations["gradient"],
     }
 
 
@@ -92,9 +101,10 @@ def training(tx, model, params, x, y):
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
-    start, seconds = compiled(step, params, state, x, y)
+    begun = time.process_time()
     program = jax.jit(step).lower(params, state, x, y).compile()
-    carry = [start()]
+    seconds = time.process_time() - begun
+    carry = [program(params, state, x, y)]
 
     def run():
         for _ in range(PERIOD):
@@ -104,8 +114,8 @@ def training(tx, model, params, x, y):
     return run, seconds
 
 
-def stages(model, params, x, y) -> dict[str, Any]:
-    """The parts of a step as tasks of their own."""
+def stages(model, params, x, y) -> tuple[dict[str, Any], dict[str, float]]:
+    """The parts of a step as tasks of their own, and their operations."""
     curvature, solver = KFAC(model, Sampled(1)), FactoredTikhonov()
     key = jax.random.PRNGKey(0)
     shared = lambda p, x, y: curvature.value_and_grad(p, x, y, key)
@@ -114,12 +124,22 @@ def stages(model, params, x, y) -> dict[str, Any]:
     prepare = lambda metric: tuple(solver.prepare(metric, jnp.float32(DAMPING), count))
     kept = jax.jit(prepare)(metric)
     apply = lambda m, kept, v: solver.apply(m, kept, v, jnp.float32(DAMPING)).value
-    return {
-        "gradient": compiled(jax.value_and_grad(model.loss), params, x, y),
-        "pass": compiled(shared, params, x, y),
-        "inverse": compiled(prepare, metric),
-        "apply": compiled(apply, metric, kept, params),
+    programs = {
+        "gradient": (jax.value_and_grad(model.loss), params, x, y),
+        "pass": (shared, params, x, y),
+        "inverse": (prepare, metric),
+        "apply": (apply, metric, kept, params),
     }
+    tasks, operations = {}, {}
+    for name, (function, *args) in programs.items():
+        tasks[name] = compiled(function, *args)
+        operations[name] = flops(function, *args)
+    return tasks, operations
+
+
+def flops(function, *args) -> float:
+    """Floating-point operations by XLA's count; loops and LAPACK are not in it."""
+    return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -134,7 +154,12 @@ def show(name: str, found: dict[str, Any]) -> None:
         )
     parts = ("gradient", "statistics", "inverse", "apply")
     split = (f"{p} {1e3 * found['tasks'][p]['seconds']:.2f}" for p in parts)
-    print("  stages (ms): " + ", ".join(split), flush=True)
+    print("  stages (ms): " + ", ".join(split))
+    print(
+        "  operations of a step between refreshes over the gradient's: "
+        f"x{found['operations_over_gradient']:.2f}",
+        flush=True,
+    )
 
 
 # Models: (model, params, x, y) ------------------------------------------------------
