@@ -2,13 +2,17 @@
 
 One training step (gradient, update, new parameters) of Adam, K-FAC and EKFAC, compiled
 ahead of time, with statistics in every step and each layer's inverse every ten. What is
-kept takes turns, so a period of ten steps is run and divided by ten; the rounds of all
-tasks are interleaved. And for each model the stages of K-FAC by themselves:
+kept is renewed in one step of ten, so a period is run and divided by ten; the rounds of
+all tasks are interleaved. And for each model the stages of K-FAC by themselves:
 
     gradient     loss and gradient
     statistics   loss, gradient and factors, less the gradient
     inverse      one refresh of all layers (divide by ten for its share of a step)
     apply        the kept inverse times a gradient
+
+The operations of gradient, statistics and apply over those of the gradient alone are a
+floor of K-FAC's step over Adam's where both are bound by arithmetic. Compile times are
+CPU times.
 
 See `benchmarks.timing` for how time is taken and which thread settings matter.
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +38,37 @@ from natgrad.curvature import KFAC, Sampled
 from natgrad.kronecker import FactoredTikhonov
 
 PERIOD, DAMPING = 10, 1e-2
+ALIASES = {"kfac": ng.kfac, "ekfac": ng.ekfac}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--against", nargs="*", choices=ALIASES, default=list(ALIASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(argv)
     report = {"environment": environment(), "models": {}}
     for name in options.models:
-        report["models"][name] = cost(*MODELS[name](), options.rounds)
+        problem = MODELS[name]()
+        report["models"][name] = cost(*problem, options.against, options.rounds)
         show(name, report["models"][name])
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def cost(model, params, x, y, rounds: int) -> dict[str, Any]:
+def cost(model, params, x, y, against, rounds: int) -> dict[str, Any]:
     """Seconds of every task, and the steps over Adam's."""
-    optimizers = {
-        "adam": optax.with_extra_args_support(optax.adam(1e-3)),
-        "kfac": ng.kfac(1e-3, model, damping=DAMPING),
-        "ekfac": ng.ekfac(1e-3, model, damping=DAMPING),
-    }
+    optimizers = {"adam": optax.with_extra_args_support(optax.adam(1e-3))}
+    for name in against:
+        optimizers[name] = ALIASES[name](1e-3, model, damping=DAMPING)
     tasks, seconds = {}, {}
     for name, tx in optimizers.items():
         tasks[name] = training(tx, model, params, x, y)
         seconds[name] = tasks[name][1]
-    timings = interleaved({**tasks, **stages(model, params, x, y)}, rounds)
+    parts, operations = stages(model, params, x, y)
+    timings = interleaved({**tasks, **parts}, rounds)
     found = {name: timing.summary() for name, timing in timings.items()}
     for name in optimizers:
         found[name]["seconds"] /= PERIOD
@@ -80,6 +87,9 @@ def cost(model, params, x, y, rounds: int) -> dict[str, Any]:
         },
         "cpu_over_adam": {name: float(paired(name)) for name in seconds},
         "compile_over_adam": {n: seconds[n] / seconds["adam"] for n in seconds},
+        "operations": operations,
+        "operations_over_gradient": (operations["pass"] + operations["apply"])
+        / operations["gradient"],
     }
 
 
@@ -92,9 +102,10 @@ def training(tx, model, params, x, y):
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
-    start, seconds = compiled(step, params, state, x, y)
+    begun = time.process_time()
     program = jax.jit(step).lower(params, state, x, y).compile()
-    carry = [start()]
+    seconds = time.process_time() - begun
+    carry = [program(params, state, x, y)]
 
     def run():
         for _ in range(PERIOD):
@@ -104,8 +115,8 @@ def training(tx, model, params, x, y):
     return run, seconds
 
 
-def stages(model, params, x, y) -> dict[str, Any]:
-    """The parts of a step as tasks of their own."""
+def stages(model, params, x, y) -> tuple[dict[str, Any], dict[str, float]]:
+    """The parts of a step as tasks of their own, and their operations."""
     curvature, solver = KFAC(model, Sampled(1)), FactoredTikhonov()
     key = jax.random.PRNGKey(0)
     shared = lambda p, x, y: curvature.value_and_grad(p, x, y, key)
@@ -114,18 +125,28 @@ def stages(model, params, x, y) -> dict[str, Any]:
     prepare = lambda metric: tuple(solver.prepare(metric, jnp.float32(DAMPING), count))
     kept = jax.jit(prepare)(metric)
     apply = lambda m, kept, v: solver.apply(m, kept, v, jnp.float32(DAMPING)).value
-    return {
-        "gradient": compiled(jax.value_and_grad(model.loss), params, x, y),
-        "pass": compiled(shared, params, x, y),
-        "inverse": compiled(prepare, metric),
-        "apply": compiled(apply, metric, kept, params),
+    programs = {
+        "gradient": (jax.value_and_grad(model.loss), params, x, y),
+        "pass": (shared, params, x, y),
+        "inverse": (prepare, metric),
+        "apply": (apply, metric, kept, params),
     }
+    tasks, operations = {}, {}
+    for name, (function, *args) in programs.items():
+        tasks[name] = compiled(function, *args)
+        operations[name] = flops(function, *args)
+    return tasks, operations
+
+
+def flops(function, *args) -> float:
+    """Floating-point operations by XLA's count; loops and LAPACK are not in it."""
+    return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
 
 def show(name: str, found: dict[str, Any]) -> None:
     over, cpu = found["over_adam"], found["cpu_over_adam"]
     print(f"{name}: {found['parameters']} parameters")
-    for task in ("adam", "kfac", "ekfac"):
+    for task in over:
         seconds = 1e3 * found["tasks"][task]["seconds"]
         print(
             f"  {task:6} {seconds:9.2f} ms a step  x{over[task]:.2f} of Adam, "
@@ -134,7 +155,12 @@ def show(name: str, found: dict[str, Any]) -> None:
         )
     parts = ("gradient", "statistics", "inverse", "apply")
     split = (f"{p} {1e3 * found['tasks'][p]['seconds']:.2f}" for p in parts)
-    print("  stages (ms): " + ", ".join(split), flush=True)
+    print("  stages (ms): " + ", ".join(split))
+    print(
+        "  operations of a step between refreshes over the gradient's: "
+        f"x{found['operations_over_gradient']:.2f}",
+        flush=True,
+    )
 
 
 # Models: (model, params, x, y) ------------------------------------------------------

@@ -17,14 +17,13 @@ Kronecker-factored eigenbasis, section 3.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.blockwise import BlockwiseMetric
+from natgrad.inverse import together
 from natgrad.layers import Block
 from natgrad.metric import metric_pytree
 from natgrad.solvers import HIGHEST, Solution
@@ -136,29 +135,6 @@ def eigenbases(factors: Sequence[Array]) -> list[tuple[Array, Array | None]]:
     found = iter(together(eigh, matrices))
     pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
     return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]
-
-
-def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
-    """function of each matrix [..., d, d], equal sizes stacked to [n, d, d].
-
-    The stack is walked one matrix at a time: batched LAPACK calls share XLA's thread
-    pool with the rest of the program, and on CPUs with few threads they can wait for
-    each other for ever.
-    """
-    one = lambda matrix: jax.tree.map(lambda a: a[0], function(matrix[None]))
-    buckets = collections.defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        buckets[matrix.shape[-1], matrix.dtype].append(i)
-    results: list = [None] * len(matrices)
-    for (size, _), members in buckets.items():
-        flat = [matrices[i].reshape(-1, size, size) for i in members]
-        whole, start = jax.lax.map(one, jnp.concatenate(flat)), 0
-        for i, piece in zip(members, flat, strict=True):
-            lead, part = matrices[i].shape[:-2], slice(start, start + len(piece))
-            cut = lambda a, lead=lead, part=part: a[part].reshape(lead + a.shape[1:])
-            results[i] = jax.tree.map(cut, whole)
-            start += len(piece)
-    return results
 
 
 @jax.custom_jvp

@@ -13,9 +13,8 @@ cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.
 
     (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹,     π² = (tr A/dim A) / (tr G/dim G),
 
-as explicit inverses, by Cholesky. It inverts (A + π√λ I) ⊗ (G + √λ/π I), which is
-F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ. Factors of the same size
-are stacked and factorised together.
+as explicit inverses (`natgrad.inverse`). It inverts (A + π√λ I) ⊗ (G + √λ/π I), which
+is F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.blockwise import BlockwiseMetric
-from natgrad.eigenbasis import damped_reciprocal, eigenbases, rotate, together
+from natgrad.eigenbasis import damped_reciprocal, eigenbases, rotate
+from natgrad.inverse import inverses as spd_inverses
 from natgrad.layers import Block
 from natgrad.metric import metric_pytree
 from natgrad.solvers import HIGHEST, KeptInverse, Solution
@@ -177,7 +177,7 @@ class FactoredTikhonov(KeptInverse):
         root = jnp.sqrt(jnp.asarray(damping, metric.layout.dtype))
         damped = [_damped(metric.inputs[i], metric.outputs[i], root) for i in which]
         lefts = [a for a, g in damped if a.ndim == g.ndim]
-        inverses = together(_spd_inverse, lefts + [g for _, g in damped])
+        inverses = spd_inverses(lefts + [g for _, g in damped])
         left, right = iter(inverses[: len(lefts)]), iter(inverses[len(lefts) :])
         return [
             (next(left) if a.ndim == g.ndim else 1 / a, next(right)) for a, g in damped
@@ -235,20 +235,20 @@ def _eigen_solve(piece: Decomposed, damping: Array) -> tuple[Callable, Array]:
 
 def _damped(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
     """(A + π√λ I, G + √λ/π I); A may be a diagonal."""
-    left = jnp.mean(_diagonal_of(a, g), -1)
-    right = jnp.mean(jnp.diagonal(g, axis1=-2, axis2=-1), -1)
+
+    # Masks, which fuse into what reads them; `diagonal` and `eye` would not.
+    def on_diagonal(m):
+        row, column = (
+            jax.lax.broadcasted_iota(int, m.shape, m.ndim - i) for i in (2, 1)
+        )
+        return row == column
+
+    mean = lambda m: jnp.sum(jnp.where(on_diagonal(m), m, 0), (-2, -1)) / m.shape[-1]
+    left = jnp.mean(a, -1) if a.ndim < g.ndim else mean(a)
+    right = mean(g)
     regular = (left > 0) & (right > 0)
     ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
     pi = jnp.sqrt(ratio)[..., None]
-    eye = lambda m: jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
-    add = lambda m, d: m + d[..., None] * eye(m)
+    add = lambda m, d: m + jnp.where(on_diagonal(m), d[..., None], jnp.zeros_like(m))
     outputs = add(g, root / pi)
     return (a + pi * root if a.ndim < g.ndim else add(a, pi * root)), outputs
-
-
-def _spd_inverse(matrices: Array) -> Array:
-    """Of positive definite matrices [n, d, d], by Cholesky."""
-    lower = jnp.linalg.cholesky(matrices)
-    eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
-    half = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    return jnp.matmul(half.mT, half, precision=HIGHEST)

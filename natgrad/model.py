@@ -108,14 +108,14 @@ class Model:
         """The mean negative log-likelihood, shape (), nats an example."""
         z, weights, y = self._batch(params, inputs, targets)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
-        return -total / batch.normaliser(weights)
+        return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
         divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / batch.normaliser(weights)
+        return jnp.sum(divergence(weights, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
@@ -125,8 +125,7 @@ class Model:
     def fixing(self, model_params: Params) -> Model:
         """This model as a function of a part of its parameters, the rest held fixed.
 
-        The part is a tree with `optax.MaskedNode` in place of what is fixed, as inner
-        transformations of `optax.masked` see it.
+        The part has `optax.MaskedNode` in place of what is fixed, as in `optax.masked`.
         """
 
         def apply(part, inputs):
@@ -151,16 +150,14 @@ class Model:
             inputs: a batch of inputs.
             visit: (z, pull, example) -> tree, for ONE example, where z is its output
                 and pull(ζ) = J_nᵀ ζ is a tree like params for a cotangent ζ like z.
-            collect: takes what visit gave for a chunk, with a leading axis of
-                examples, and returns what shall be summed.
+            collect: (what visit gave for a chunk of examples) -> what shall be summed.
             targets: labels [N, ...], handed to visit.
             key: a key, folded with the example's index and handed to visit.
         """
         one, examples, chunk = self._visits(params, inputs, visit, targets, key)
-        total = tree.sum_over_chunks(
-            lambda chunk: collect(jax.vmap(one)(*chunk)), examples, chunk
-        )
-        return total, batch.normaliser(examples[-1].weights)
+        visited = lambda chunk: collect(jax.vmap(one)(*chunk))
+        total = tree.sum_over_chunks(visited, examples, chunk)
+        return total, self._total(examples[-1].weights)
 
     def stack(
         self,
@@ -174,7 +171,7 @@ class Model:
         """As `fold`, but what visit gave for every example, [N, ...], and no sum."""
         one, examples, chunk = self._visits(params, inputs, visit, targets, key)
         each = jax.lax.map(lambda e: one(*e), examples, batch_size=chunk)
-        return each, batch.normaliser(examples[-1].weights)
+        return each, self._total(examples[-1].weights)
 
     def _visits(self, params, inputs, visit, targets, key) -> tuple:
         """visit of one example's arrays, these arrays for all, and a chunk's size."""
@@ -212,10 +209,7 @@ class Model:
         targets: Array | None = None,
         key: Key | None = None,
     ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
-        """The batch as one function θ -> z [N, ...], its examples, and Σ_n max_t w_nt.
-
-        For what works on the whole batch at once; `fold` is for one example at a time.
-        """
+        """The whole batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
         weights = self._weights(inputs, z, count)
@@ -229,7 +223,7 @@ class Model:
             target = self._targets(z, targets, count)
             examples = examples._replace(target=target)
             examples = jax.vmap(self._safe_example)(outputs(params), examples)
-        return outputs, examples, batch.normaliser(weights)
+        return outputs, examples, self._total(weights)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
@@ -286,6 +280,12 @@ class Model:
         factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
         return batch.factor_weights(weights, (count, *factors), z.dtype)
+
+    def _total(self, weights) -> Array:
+        """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
+        if self.weights is None:
+            return jnp.asarray(weights.shape[0], weights.dtype)
+        return batch.normaliser(weights)
 
     def _targets(self, z, targets, count) -> Array:
         y = batch.check_targets(self.family, z, targets, count)

@@ -1,9 +1,10 @@
 """Refreshing less often than every step: statistics, and inverses kept in the state.
 
 With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
-A kept inverse is applied first, as old as it is, and renewed after the step, so that no
-factorisation stands between a gradient and its step; its pieces (layers) can take turns
-over the k2 steps, so that the step time stays flat. The first step makes all of them.
+A step applies kept inverses made of the statistics of the steps before it, never of its
+own; those that have become due are renewed from these when the step begins. Its pieces
+(layers) can take turns over the k2 steps, so that the step time stays flat. Only the
+first step makes all of them, of its own statistics.
 
 Every choice is a conditional, and stays one under `vmap`: there a refresh is due when
 it is due for any member of the batch, and all members refresh together.
@@ -81,12 +82,14 @@ class Solved(NamedTuple):
         usable: is it finite, from finite arguments?
         kept: for the next step.
         measured: shall the residual be measured in this step?
+        period: steps between two refreshes.
     """
 
     solution: Solution
     usable: Array
     kept: Any
     measured: Array
+    period: int
 
 
 def check(refresh: Refresh, solver: Solver | None) -> None:
@@ -134,47 +137,59 @@ def solve(
     refresh: Refresh,
     solver: Solver | None,
     metric: Metric,
+    before: Metric,
     kept: Any,
     gradient: Params,
     damping: Array,
     usable: Array,
 ) -> Solved:
-    """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one."""
+    """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one.
+
+    Args:
+        refresh: how often.
+        solver: of the transformation.
+        metric: F, with this step's statistics.
+        before: F, as the step found it.
+        kept: the inverse of the steps before; () where none is kept.
+        gradient: g.
+        damping: λ.
+        usable: are gradient, statistics and damping finite?
+    """
     if isinstance(solver, Recalling):
         solution, memory = solver.solution(metric, gradient, damping, kept)
         solution, usable = _finite(solution, usable)
         kept = tree.where(usable, memory, kept)
-        return Solved(solution, usable, kept, jnp.array(True))
+        return Solved(solution, usable, kept, jnp.array(True), 1)
     if refresh.inverses == 1:
         if solver is None:
             solution = metric.solution(gradient, damping)
         else:
             value = solver(metric, gradient, damping)
             solution = Solution(value, jnp.zeros((), bool))
-        return Solved(*_finite(solution, usable), kept, jnp.array(True))
+        return Solved(*_finite(solution, usable), kept, jnp.array(True), 1)
 
-    everything = range(len(kept.pieces))
-    pieces = _renewed(
-        solver, metric, damping, kept.pieces, everything, usable & (kept.age < 0)
-    )
+    first = kept.age < 0
+    pieces, period = kept.pieces, refresh.inverses
+    for turn, group in turns(len(pieces), period, refresh.staggered):
+        due = first | ((kept.age > 0) & (kept.age % period == turn))
+        made = lambda group=group: tuple(
+            solver.prepare(tree.where(first, metric, before), damping, group)
+        )
+        pieces = _renewed(made, pieces, group, usable & due, first)
     solution = solver.apply(metric, pieces, gradient, damping)
     solution, usable = _finite(solution, usable)
     age = kept.age + usable.astype(kept.age.dtype)
-    period = refresh.inverses
-    for turn, group in turns(len(pieces), period, refresh.staggered):
-        due = usable & (age > 0) & (age % period == turn)
-        pieces = _renewed(solver, metric, damping, pieces, group, due, guard=True)
     measured = usable & (age % period == 0)
-    return Solved(solution, usable, Kept(age, pieces), measured)
+    return Solved(solution, usable, Kept(age, pieces), measured, period)
 
 
-def _renewed(solver, metric, damping, pieces, group, due, guard=False):
-    """The pieces, those of the group renewed if due (and finite, if guarded)."""
+def _renewed(made, pieces, group, due, first):
+    """The pieces, those of the group renewed if due and, but for the first, finite."""
     old = tuple(pieces[i] for i in group)
 
     def renew():
-        new = tuple(solver.prepare(metric, damping, group))
-        return tree.where(tree.all_finite(new), new, old) if guard else new
+        new = made()
+        return tree.where(first | tree.all_finite(new), new, old)
 
     new = iter(jax.lax.cond(any_member(due), renew, lambda: old))
     return tuple(next(new) if i in group else p for i, p in enumerate(pieces))

@@ -18,7 +18,7 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.damping import TrustRegion
 from natgrad.metric import Metric
-from natgrad.refresh import Solved
+from natgrad.refresh import Kept, Solved
 from natgrad.solvers import any_member
 from natgrad.typing import Array, Params, Statistics
 
@@ -30,8 +30,9 @@ class Health(NamedTuple):
         damping: λ.
         fallback: did the solver's first choice of algorithm fail?
         iterations: of an iterative solver; 0 for a direct one.
-        residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, and no
-            trust region, this and the next are those of the last measured step.
+        residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, this
+            and the next are those of the last measured step.
+        ratio: ⟨d, F d⟩ / ⟨g, d⟩, below 1 for d = (F + λI)⁻¹ g.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
@@ -42,6 +43,7 @@ class Health(NamedTuple):
     fallback: Array
     iterations: Array
     residual: Array
+    ratio: Array
     predicted_decrease: Array
     skipped: Array
     skips: Array
@@ -94,6 +96,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         fallback=zero(bool),
         iterations=zero(jnp.int32),
         residual=zero(dtype),
+        ratio=zero(dtype),
         predicted_decrease=zero(dtype),
         skipped=zero(bool),
         skips=zero(jnp.int32),
@@ -110,14 +113,16 @@ def examined(
 ) -> tuple[Health, Params]:
     """The health of a step along what was solved for, and the step.
 
-    With inverses kept over several steps, the product F d that residual and predicted
-    decrease need is formed once a period, unless the trust region needs it.
+    With inverses kept over several steps, the product F d that residual and ratio need
+    is formed once a period, when the inverses are oldest; with a trust region also in
+    each step of the first period, when F changes fastest. In between, ⟨d, F d⟩ is taken
+    to be the last measured multiple of ⟨g, d⟩.
     """
     direction, fallback, remainder, iterations = solved.solution
     usable, old = solved.usable, state.health
+    slope = tree.inner(gradient, direction)
 
     def measure():
-        slope = tree.inner(gradient, direction)
         if remainder is None:
             product = metric.mv(direction)
             square = tree.inner(direction, product)
@@ -126,28 +131,29 @@ def examined(
             length = tree.inner(direction, direction)
             square = slope - strength * length - remainder.inner
             residual = _relative(remainder.norm**2, gradient, usable)
-        shrink = jnp.ones_like(square)
-        if trust_region is not None:
-            shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
-        decrease = shrink * slope - shrink**2 * square / 2
-        return residual, jnp.where(usable, decrease, 0), shrink
+        ratio = jnp.where(slope == 0, 0, square / jnp.where(slope == 0, 1, slope))
+        return residual, ratio
 
-    one = jnp.ones_like(old.predicted_decrease)
-    if trust_region is None and solved.kept != ():
-        residual, decrease, shrink = jax.lax.cond(
-            any_member(solved.measured),
-            measure,
-            lambda: (old.residual, old.predicted_decrease, one),
-        )
+    if not isinstance(solved.kept, Kept):
+        residual, ratio = measure()
     else:
-        residual, decrease, shrink = measure()
+        due = solved.measured
+        if trust_region is not None:
+            due = due | (usable & (solved.kept.age < solved.period))
+        residual, ratio = jax.lax.cond(
+            any_member(due), measure, lambda: (old.residual, old.ratio)
+        )
+    square, shrink = ratio * slope, jnp.ones_like(slope)
     if trust_region is not None:
+        shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
         direction = jax.tree.map(lambda d: shrink.astype(d.dtype) * d, direction)
+    decrease = jnp.where(usable, shrink * slope - shrink**2 * square / 2, 0)
     health = Health(
         damping=strength,
         fallback=fallback & usable,
         iterations=jnp.asarray(iterations, old.iterations.dtype),
         residual=residual,
+        ratio=ratio,
         predicted_decrease=decrease,
         skipped=~usable,
         skips=old.skips + (~usable).astype(old.skips.dtype),

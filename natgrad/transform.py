@@ -124,13 +124,22 @@ def scale_by_curvature(
             usable = usable & (state.estimates > 0)
         else:
             state = average(here, state, statistics, usable & due)
-        metric = here.metric(
-            state.statistics, params, None if inputs is MISSING else inputs, targets
+        batch = (params, None if inputs is MISSING else inputs, targets)
+        metric = here.metric(state.statistics, *batch)
+        found = (
+            here.metric(before.statistics, *batch) if refresh.inverses > 1 else metric
         )
         gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         safe_strength = jnp.where(usable, strength, 1)
         solved = refreshing.solve(
-            refresh, solver, metric, state.inverse, gradient, safe_strength, usable
+            refresh,
+            solver,
+            metric,
+            found,
+            state.inverse,
+            gradient,
+            safe_strength,
+            usable,
         )
         if here.instantaneous:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)

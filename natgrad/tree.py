@@ -155,12 +155,12 @@ def has_placeholders(params: Params) -> bool:
 
 def all_finite(tree: Any) -> Array:
     """A boolean scalar: does every floating leaf hold finite numbers only?"""
-    finite = [
-        jnp.all(jnp.isfinite(leaf))
+    largest = [  # NaN where an entry is; one fused reduction, unlike all(isfinite)
+        jnp.max(jnp.abs(leaf), initial=0).astype(working_dtype(leaf))
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
-    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+    return jnp.all(jnp.isfinite(jnp.stack(largest))) if largest else jnp.array(True)
 
 
 def where(condition: Array, tree: Any, other: Any) -> Any:

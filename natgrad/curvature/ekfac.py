@@ -23,14 +23,14 @@ Kronecker-factored eigenbasis.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
-from natgrad.curvature.layerwise import LayerCurvature, Plan
+from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.eigenbasis import EigenbasisMetric, eigenbases, rotate
 from natgrad.layers import Expand, ProjectedSquares
 from natgrad.solvers import HIGHEST, any_member, turns
@@ -147,21 +147,11 @@ class EKFAC(LayerCurvature):
         mixed = super().accumulate(carried, estimate, weight)
         return mixed._replace(bases=estimate.bases, age=statistics.age + 1)
 
-    def metric(
-        self,
-        statistics: Statistics,
-        params: Params,
-        inputs: Inputs = None,
-        targets: Array | None = None,
+    def kept_metric(
+        self, statistics: EigenStatistics, layout: Layout, blocks: Callable[[], Blocks]
     ) -> EigenbasisMetric:
         """The diagonals in their bases as a metric."""
-        del targets
-        blocks, layout = self.captured(params, inputs).blocks, Layout.of(params)
-        cast = lambda a: a.astype(layout.dtype)
-        (left, right), scales = jax.tree.map(
-            cast, (tuple(statistics.bases), statistics.scales)
-        )
-        return EigenbasisMetric(layout, blocks, left, right, scales)
+        return EigenbasisMetric(layout, blocks(), *statistics.bases, statistics.scales)
 
     def from_factors(self, factors: KroneckerFactors) -> EigenStatistics:
         """K-FAC's own matrix: the factors' eigenbasis, with the scales s = a gᵀ."""

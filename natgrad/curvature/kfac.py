@@ -29,18 +29,18 @@ approximate curvature for modern neural network architectures, section 3.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, final
 
 import jax.numpy as jnp
 
 from natgrad import layers
-from natgrad.curvature.layerwise import LayerCurvature, Plan
+from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.curvature.weighted import Weighted
 from natgrad.kronecker import KroneckerMetric
 from natgrad.layers import Expand
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Key, Params
 
 
 class KroneckerFactors(NamedTuple):
@@ -87,20 +87,14 @@ class KFAC(LayerCurvature):
         sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
         return {"factors": sharing}, normalised
 
-    def metric(
+    def kept_metric(
         self,
-        statistics: Statistics,
-        params: Params,
-        inputs: Inputs = None,
-        targets: Array | None = None,
+        statistics: KroneckerFactors,
+        layout: Layout,
+        blocks: Callable[[], Blocks],
     ) -> KroneckerMetric:
         """The Kronecker products as a metric."""
-        del targets
-        blocks, layout = self.captured(params, inputs).blocks, Layout.of(params)
-        cast = lambda factors: tuple(f.astype(layout.dtype) for f in factors)
-        return KroneckerMetric(
-            layout, blocks, cast(statistics.inputs), cast(statistics.outputs)
-        )
+        return KroneckerMetric(layout, blocks(), *statistics)
 
 
 def normalised(sums: Mapping[str, Mapping], total: Array) -> KroneckerFactors:

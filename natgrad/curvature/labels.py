@@ -176,7 +176,8 @@ class Sampled(Labels):
         """One column a draw; the factors of an example share it."""
         family, weights = model.family, example.weights
         fixed = jax.lax.stop_gradient(z)
-        keys = jax.random.split(example.key, self.n)
+        one = self.n == 1
+        keys = example.key[None] if one else jax.random.split(example.key, self.n)
         ys = jax.vmap(lambda key: family.sample(key, fixed))(keys)
         ys = jax.lax.stop_gradient(ys)
         log_prob = model.factor_sum(family.log_prob)

@@ -12,12 +12,13 @@ Parameters that no block reads have d = 0.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import final
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.layerwise import LayerCurvature, Plan
+from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.layers import Squares
 from natgrad.metric import DiagonalMetric
 from natgrad.tree import Layout
@@ -55,13 +56,9 @@ class LayerDiagonal(LayerCurvature):
 
         return {"squares": Squares()}, keep
 
-    def metric(
-        self,
-        statistics: Statistics,
-        params: Params,
-        inputs: Inputs = None,
-        targets: Array | None = None,
+    def kept_metric(
+        self, statistics: Array, layout: Layout, blocks: Callable[[], Blocks]
     ) -> DiagonalMetric:
         """The diagonal as a metric."""
-        del inputs, targets
-        return DiagonalMetric(Layout.of(params), statistics)
+        del blocks
+        return DiagonalMetric(layout, statistics)

@@ -1,6 +1,7 @@
 """Curvatures whose statistics come from taps on the layers: see `natgrad.layers`.
 
-A subclass says what it asks of every block, and what it keeps of the answers. One
+A subclass says what it asks of every block, what it keeps of the answers, and which
+metric that is. One
 forward pass, and one backward pass for each score column; the loss's gradient is one
 more pull of the same `vjp`, and for empirical labels no pull more.
 """
@@ -18,8 +19,12 @@ import jax.numpy as jnp
 from natgrad import layers, tree
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import whole_columns
-from natgrad.layers import Captured
+from natgrad.layers import Block, Captured
+from natgrad.metric import Metric
+from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
+
+Blocks = tuple[Block, ...]
 
 # (name -> what to ask of every block, the answers [block][name] and Σ_n ω_n -> what is
 # kept). Answers quadratic in the gradients must be divided by Σ_n ω_n.
@@ -46,6 +51,32 @@ class LayerCurvature(Curvature):
         key: Key | None = None,
     ) -> Plan:
         """What to ask of the layers, and what to keep of the answers."""
+
+    @abc.abstractmethod
+    def kept_metric(
+        self, statistics: Statistics, layout: Layout, blocks: Callable[[], Blocks]
+    ) -> Metric:
+        """The metric of what `plan` keeps, in the dtype of the layout.
+
+        `blocks()` captures the layers, for which the model needs a batch.
+        """
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> Metric:
+        """The metric that statistics describe; see `Curvature.metric`."""
+        del targets
+        layout, blocks = Layout.of(params), lambda: self.captured(params, inputs).blocks
+        cast = lambda leaf: (
+            leaf.astype(layout.dtype)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+        )
+        return self.kept_metric(jax.tree.map(cast, statistics), layout, blocks)
 
     def estimate(
         self,
@@ -122,12 +153,12 @@ class LayerCurvature(Curvature):
         """Raise unless the model takes a part of its parameters (optax.masked)."""
         try:
             jax.eval_shape(self.model.outputs, params, inputs)
-        except Exception as error:
+        except (TypeError, ValueError, AttributeError) as error:  # of placeholders
             raise ValueError(
                 f"{type(self).__name__} traces the model at init, where optax.masked "
                 "and optax.multi_transform show it a part of the parameters only: "
                 "build it from model.fixing(params), with the whole tree, and pass "
-                "model_params=params to update."
+                f"model_params=params to update. The model itself says: {error}"
             ) from error
 
     def example_weights(self, params: Params, inputs: Inputs) -> Array | None:

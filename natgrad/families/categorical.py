@@ -20,6 +20,10 @@ from natgrad.families.base import ExponentialFamily
 from natgrad.families.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
 
+# XLA unrolls the random generator over an axis that is shorter, and takes most of a
+# second to compile it.
+_FEW = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Categorical(ExponentialFamily):
@@ -98,7 +102,10 @@ class Categorical(ExponentialFamily):
 
     def sample(self, key: Key, z: Array) -> Array:
         """A class for each factor, an integer array of shape z.shape[:-1]."""
-        return jax.random.categorical(key, self._checked(z), axis=-1).astype(jnp.int32)
+        z = self._checked(z)
+        shape = (*z.shape[:-1], max(z.shape[-1], _FEW))
+        noise = jax.random.gumbel(key, shape, z.dtype)[..., : z.shape[-1]]
+        return jnp.argmax(z + noise, axis=-1).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
         """Whether y is one of 0 … C − 1."""

@@ -178,15 +178,19 @@ def _maker(block: LayerBlock, asked: Mapping[str, Statistic]):
 
     def make(op, use: Use) -> Work:
         def statistic(operands, scale, g, context):
-            rows = use.rows(operands, scale, g.astype(block.dtype))
-            swapped = use.path in block.swapped
-            if swapped:
-                rows = dataclasses.replace(rows, x=rows.g, g=rows.x, swapped=True)
-            if block.shift is not None:
-                rows = dataclasses.replace(rows, bias=use.path in block.shifted)
-            if isinstance(rows, LookupRows):
-                rows = dataclasses.replace(rows, dense=not block.diagonal_inputs)
-            return {n: s.of(block, rows, context[n]) for n, s in asked.items()}
+            def of(use, operands, g):
+                rows = use.rows(operands, scale, g.astype(block.dtype))
+                if use.path in block.swapped:
+                    rows = dataclasses.replace(rows, x=rows.g, g=rows.x, swapped=True)
+                if block.shift is not None:
+                    rows = dataclasses.replace(rows, bias=use.path in block.shifted)
+                if isinstance(rows, LookupRows):
+                    rows = dataclasses.replace(rows, dense=not block.diagonal_inputs)
+                return {n: s.of(block, rows, context[n]) for n, s in asked.items()}
+
+            if all(s.additive(block) for s in asked.values()):
+                return use.summed(of, operands, g)
+            return of(use, operands, g)
 
         return Work(op, statistic)
 

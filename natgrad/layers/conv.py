@@ -4,20 +4,26 @@ A convolution is a matrix product with patches, z = Σ_{c, k} patch_{c, k} w_{c,
 positions are the output's places, the inputs the channels and offsets of the window.
 Groups index separate matrices. Strides, paddings and both dilations (so transposed
 convolutions too) only change which entries a patch holds, and JAX extracts those.
+
+Patches hold each entry of the signal as often as windows overlap it (9 times for 3×3
+windows without stride). Sums over examples are therefore taken over as many examples at
+a time as have patches of a quarter of the size of the batch's signal and result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from natgrad.layers.examples import ExampleAxis
 from natgrad.layers.rows import (
     BATCH,
+    EXAMPLE,
     INPUT,
     OUTPUT,
     POSITION,
@@ -40,11 +46,14 @@ class ConvUse(Use):
     Attributes:
         x_pieces, g_pieces: what the axes of the patches and the result hold.
         window: the equation's parameters that say which entries a patch holds.
+        axes: the axes of signal and result that hold the examples; None if none does,
+            or not as the slowest digit of its index.
     """
 
     x_pieces: tuple[Piece, ...]
     g_pieces: tuple[Piece, ...]
     window: tuple[tuple[str, object], ...]
+    axes: tuple[int, int] | None
 
     kind: ClassVar[str] = "conv"
 
@@ -60,6 +69,50 @@ class ConvUse(Use):
         batch = batch_shape(self.batch)
         x, g = arrange(x, self.x_pieces, batch), arrange(g, self.g_pieces, batch)
         return Rows(x, g, separate=self.separate)
+
+    def summed(self, statistic: Callable, operands: Sequence[Array], g: Array) -> Any:
+        """Over chunks of examples, so that the patches of one chunk exist at a time."""
+        if self.axes is None:
+            return statistic(self, operands, g)
+        count = next(p.size for p in self.x_pieces if p.holds == EXAMPLE)
+        entries = math.prod(piece.size for piece in self.x_pieces)
+        chunk = max(1, count * (operands[0].size + g.size) // (4 * entries))
+        if chunk >= count:
+            return statistic(self, operands, g)
+        even = max(n for n in range(1, chunk + 1) if count % n == 0)
+        chunk = even if 2 * even > chunk else chunk
+
+        def of(first, number):
+            def cut(array, axis):
+                each = array.shape[axis] // count  # positions of an example
+                start, size = first * each, number * each
+                return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+
+            x, here = (cut(operands[0], self.axes[0]), cut(g, self.axes[1]))
+            return statistic(self._of(number), [x, *operands[1:]], here)
+
+        # Slices, for a scan's own would be a copy of signal and result.
+        step = jax.checkpoint(lambda i: of(i * chunk, chunk))
+        add = lambda total, more: jax.tree.map(jnp.add, total, more)
+        shapes = jax.eval_shape(step, 0)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(
+            lambda total, i: (add(total, step(i)), None),
+            zeros,
+            jnp.arange(count // chunk),
+        )
+        rest = count % chunk
+        return add(total, of(count - rest, rest)) if rest else total
+
+    def _of(self, count: int) -> ConvUse:
+        """This use for another number of examples."""
+        resized = lambda pieces: tuple(
+            dataclasses.replace(p, size=count) if p.holds == EXAMPLE else p
+            for p in pieces
+        )
+        return dataclasses.replace(
+            self, x_pieces=resized(self.x_pieces), g_pieces=resized(self.g_pieces)
+        )
 
 
 def match(site: Site) -> ConvUse:
@@ -117,6 +170,7 @@ def match(site: Site) -> ConvUse:
             ("lhs_dilation", tuple(params["lhs_dilation"])),
             ("rhs_dilation", tuple(params["rhs_dilation"])),
         ),
+        axes=(lhs[0], out[0]) if example is not None and example.outer == 1 else None,
     )
 
 

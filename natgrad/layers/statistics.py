@@ -53,6 +53,11 @@ class Statistic(abc.ABC):
         del block
         return total
 
+    def additive(self, block: Block) -> bool:
+        """Is one use's share a sum over examples, so that it can be taken in chunks?"""
+        del block
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class Expand(Statistic):
@@ -96,6 +101,11 @@ class Expand(Statistic):
             for name, moment in zip(names, moments, strict=True)
         }
 
+    def additive(self, block: Block) -> bool:
+        """Yes."""
+        del block
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Reduce(Expand):
@@ -126,6 +136,11 @@ class Gradient(Statistic):
         """One use's part of the gradient."""
         del block, context
         return rows.gradient()
+
+    def additive(self, block: Block) -> bool:
+        """Yes."""
+        del block
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +189,10 @@ class Squares(PerExample):
         if block.once:
             return total
         return jnp.sum(total**2, axis=len(block.stack))
+
+    def additive(self, block: Block) -> bool:
+        """Yes, where it is a sum from the start."""
+        return block.once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

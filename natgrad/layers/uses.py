@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from natgrad.layers.examples import UNKNOWN, ExampleAxis, Path
@@ -107,6 +107,18 @@ class Use(abc.ABC):
             scale: what the parameter was multiplied by on the way, or None.
             g: gradient of the result.
         """
+
+    def summed(self, statistic: Callable, operands: Sequence[Array], g: Array) -> Any:
+        """statistic(use, operands, g), a sum over examples, in a way that saves memory.
+
+        Here at once: rows are the operands themselves, with their axes moved.
+
+        Args:
+            statistic: a function of a use like this one and the same two arguments.
+            operands: all operands of the equation.
+            g: gradient of the result.
+        """
+        return statistic(self, operands, g)
 
 
 def separability(site: Site, along: ExampleAxis | None) -> dict[str, Any]:

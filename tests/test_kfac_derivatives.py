@@ -1,0 +1,95 @@
+"""Derivatives through steps of K-FAC and EKFAC, and batches of runs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from kfac_steps import BATCHES, MODEL, NAMES, PARAMS, X, Y, transformation
+
+
+def trained(name, hyper, steps=5, period=3):
+    """The loss after a scan of steps, as a function of [damping, learning rate]."""
+    tx = optax.chain(
+        transformation(name, hyper[0], period=period),
+        optax.scale_by_learning_rate(hyper[1]),
+    )
+
+    def step(carry, x):
+        params, state = carry
+        grads = jax.grad(MODEL.loss)(params, x, Y)
+        updates, state = tx.update(grads, state, params, inputs=x)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = (PARAMS, tx.init(PARAMS))
+    (params, _), _ = jax.lax.scan(step, start, BATCHES[:steps])
+    return MODEL.loss(params, X, Y)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tikhonov",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("eigen", "ekfac")),
+    ],
+)
+def test_hypergradients_through_five_steps_equal_central_differences(name):
+    objective = lambda hyper: trained(name, hyper)
+    at, value = jnp.array([0.2, 0.3]), jax.jit(objective)
+    reverse = jax.jit(jax.grad(objective))(at)
+    forward = jax.jit(jax.jacfwd(objective))(at)
+    for i in range(2):
+        shifted = lambda h, i=i: value(at.at[i].add(h))
+        h = 1e-4
+        near = (shifted(h) - shifted(-h)) / (2 * h)
+        far = (shifted(2 * h) - shifted(-2 * h)) / (4 * h)
+        expected = (4 * near - far) / 3
+        assert abs(expected) > 1e-4
+        assert abs(reverse[i] - expected) < 1e-6 * abs(expected)
+        assert abs(forward[i] - expected) < 1e-6 * abs(expected)
+
+
+@NAMES
+def test_vmap_over_eight_hyperparameters_equals_a_loop(name):
+    hyper = jnp.stack([jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.05, 0.4, 8)], axis=1)
+    objective = lambda hyper: trained(name, hyper, steps=4)
+    given = jax.jit(jax.vmap(objective))(hyper)
+    one = jax.jit(objective)
+    np.testing.assert_allclose(given, [one(h) for h in hyper], rtol=1e-8)
+    assert np.ptp(given) > 1e-3
+
+
+@NAMES
+def test_a_refresh_stays_conditional_under_vmap(name):
+    """Factorisations are inside conditionals of the compiled program, none outside."""
+    tx = transformation(name)
+    state = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(3))
+    update = lambda g, s, p: tx.update(g, s, p, inputs=X)
+    batched = jax.vmap(update, in_axes=(None, 0, None))
+    jaxpr = jax.make_jaxpr(batched)(PARAMS, state, PARAMS)
+    kernel = "cholesky" if name == "tikhonov" else "eigh"
+    assert _count(jaxpr.jaxpr, kernel, inside=False) == 0
+    assert _count(jaxpr.jaxpr, kernel, inside=True) > 0
+
+
+def _count(jaxpr, primitive, inside):
+    """Equations of a primitive inside (or outside) of conditionals."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == primitive and not inside:
+            total += 1
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if not hasattr(inner, "eqns"):
+                continue
+            if name != "cond":
+                total += _count(inner, primitive, inside)
+            elif inside:
+                total += _count(inner, primitive, False)
+                total += _count(inner, primitive, True)
+    return total

@@ -1,0 +1,213 @@
+"""Statistics and inverses that are refreshed less often than every step."""
+
+from __future__ import annotations
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from kfac_steps import BATCHES, MODEL, NAMES, PARAMS, X, Y, transformation
+from problems import ravel, relative_error
+
+import natgrad as ng
+from natgrad.curvature import EKFAC, KFAC, Dense
+from natgrad.kronecker import Eigenbasis, FactoredTikhonov
+
+
+def states(tx, steps, params=PARAMS, batches=BATCHES):
+    """The state after each step at fixed parameters, the direction with it."""
+    update = jax.jit(lambda g, s, x: tx.update(g, s, params, inputs=x))
+    state, found = tx.init(params), []
+    for x in batches[:steps]:
+        direction, state = update(PARAMS, state, x)
+        found.append((direction, state))
+    return found
+
+
+@pytest.mark.parametrize("solver", [Eigenbasis(), FactoredTikhonov()])
+def test_a_kept_inverse_is_applied_before_it_is_renewed(solver):
+    """Both layers refreshed together every 3 steps: steps 2 to 4 use step 1's factors,
+    those after use the factors of step 4, with today's damping where it is exact."""
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL),
+        damping=0.1,
+        decay=0.5,
+        solver=solver,
+        refresh=ng.Refresh(inverses=3, staggered=False),
+    )
+    seen = states(tx, 6)
+    for step, source in enumerate([0, 0, 0, 0, 3, 3]):
+        direction, _ = seen[step]
+        factors = seen[source][1].statistics
+        expected = solver(KFAC(MODEL).metric(factors, PARAMS), PARAMS, 0.1)
+        assert relative_error(ravel(direction), ravel(expected)) < 1e-10, step
+
+
+def test_layers_take_turns():
+    """Two layers, period 4: one is renewed before steps 5 and 9, one before 3 and 7."""
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL),
+        damping=0.1,
+        decay=0.5,
+        solver=FactoredTikhonov(),
+        refresh=ng.Refresh(inverses=4, staggered=True),
+    )
+    seen = states(tx, 10)
+    renewed = [
+        [
+            bool(jnp.any(new != old))
+            for old, new in zip(
+                *(
+                    [piece[0] for piece in seen[step][1].inverse.pieces]
+                    for step in (before, before + 1)
+                ),
+                strict=True,
+            )
+        ]
+        for before in range(9)
+    ]
+    assert [i for i, row in enumerate(renewed, 1) if row[0]] == [5, 9]
+    assert [i for i, row in enumerate(renewed, 1) if row[1]] == [3, 7]
+
+
+def test_statistics_are_estimated_when_they_are_due():
+    seen = states(transformation("eigen", statistics=3, decay=0.0), 7)
+    for step, source in enumerate([0, 0, 0, 3, 3, 3, 6]):
+        expected = KFAC(MODEL).estimate(PARAMS, BATCHES[source])
+        given = seen[step][1].statistics
+        assert relative_error(ravel(given), ravel(expected)) < 1e-12
+    assert [int(state.estimates) for _, state in seen] == [1, 1, 1, 2, 2, 2, 3]
+
+
+@NAMES
+def test_periods_of_one_are_every_step(name):
+    """Nothing kept, nothing stale: the average's own metric, solved."""
+    seen = states(transformation(name, period=1), 3)
+    curvature = EKFAC(MODEL) if name == "ekfac" else KFAC(MODEL)
+    solve = {
+        "eigen": lambda m, v: m.solve(v, 0.1),
+        "ekfac": lambda m, v: m.solve(v, 0.1),
+        "tikhonov": lambda m, v: FactoredTikhonov()(m, v, 0.1),
+    }[name]
+    for direction, state in seen:
+        metric = curvature.metric(state.statistics, PARAMS)
+        expected = solve(metric, PARAMS)
+        assert relative_error(ravel(direction), ravel(expected)) < 1e-10
+
+
+def test_ekfac_averages_scales_in_the_basis_it_holds():
+    seen = [state.statistics for _, state in states(transformation("ekfac"), 5)]
+    first = EKFAC(MODEL).estimate(PARAMS, BATCHES[0])
+    assert relative_error(ravel(seen[0].scales), ravel(first.scales)) < 1e-10
+    inside = EKFAC(MODEL, period=3).following(seen[1]).estimate(PARAMS, BATCHES[2])
+    weight = 0.5 / (1 - 0.5**3)
+    same = [
+        bool(jnp.all(a == b))
+        for a, b in zip(seen[1].bases.right, seen[2].bases.right, strict=True)
+    ]
+    assert any(same)
+    for kept, old, new, given in zip(
+        same, seen[1].scales, inside.scales, seen[2].scales, strict=True
+    ):
+        if kept:
+            expected = (1 - weight) * old + weight * new
+            assert relative_error(given, expected) < 1e-12
+
+
+def test_ekfac_carries_scales_to_a_new_basis_as_the_diagonal_there():
+    """The trace stays, and the new scales are diag(Vᵀ F V) of the old matrix F."""
+    curvature = EKFAC(MODEL)
+    old = curvature.estimate(PARAMS, BATCHES[0])
+    other = curvature.estimate(PARAMS, BATCHES[1])
+    tiny = jnp.array(1e-14)
+    carried = curvature.accumulate(old, other, tiny)
+    before = curvature.metric(old, PARAMS)
+    after = curvature.metric(carried, PARAMS)
+    assert abs(before.trace() - after.trace()) < 1e-10 * before.trace()
+    basis = curvature.metric(other, PARAMS)
+    eigen = [
+        jnp.kron(left, right)
+        for left, right in zip(basis.left, basis.right, strict=True)
+    ]
+    turned = basis.placed(eigen).T @ before.dense() @ basis.placed(eigen)
+    layout = basis.layout
+    places = np.concatenate([p.ravel() for p in basis._places()])
+    assert layout.size == len(places)
+    expected = jnp.diag(turned)[places]
+    assert relative_error(ravel(carried.scales), expected) < 1e-10
+
+
+@NAMES
+def test_a_bad_step_leaves_statistics_and_inverse_alone(name):
+    tx = transformation(name)
+    update = jax.jit(lambda g, s, x: tx.update(g, s, PARAMS, inputs=x))
+    state = tx.init(PARAMS)
+    bad = X.at[0, 0].set(jnp.nan)
+    _, state = update(PARAMS, state, bad)  # the first one too
+    assert state.health.skipped
+    for x in BATCHES[:2]:
+        direction, state = update(PARAMS, state, x)
+        assert not state.health.skipped
+        assert jnp.abs(ravel(direction)).max() > 0
+    direction, after = update(PARAMS, state, bad)
+    assert jnp.abs(ravel(direction)).max() == 0
+    assert after.health.skips == 2
+    for part in ("statistics", "inverse", "estimates"):
+        old, new = getattr(state, part), getattr(after, part)
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_a_refresh_must_be_possible():
+    with pytest.raises(ValueError, match="keeps its inverse"):
+        ng.scale_by_curvature(Dense(MODEL), refresh=ng.Refresh(inverses=2))
+    with pytest.raises(ValueError, match="integer >= 1"):
+        ng.Refresh(statistics=0)
+
+
+@pytest.mark.parametrize("alias", [ng.kfac, ng.ekfac])
+def test_donation_pickles_and_structure(alias):
+    tx = alias(0.1, MODEL, refresh=ng.Refresh(2, 3), then=optax.trace(0.9))
+    start = jax.jit(tx.init)(PARAMS)
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, inputs=X), donate_argnums=1)
+    copy = lambda state: jax.tree.map(jnp.array, state)
+    _, state = update(PARAMS, copy(start), PARAMS)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
+    describe = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert describe(state) == describe(start)
+    stored = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
+    restored = jax.tree.map(jnp.asarray, stored)
+    given, _ = update(PARAMS, restored, PARAMS)
+    expected, _ = update(PARAMS, state, PARAMS)
+    assert relative_error(ravel(given), ravel(expected)) == 0
+
+
+def test_a_trust_region_bounds_the_divergence_of_a_step():
+    """½ η² ⟨d, F d⟩ is at most δ, exactly δ where it would be more."""
+    metric = KFAC(MODEL).at(PARAMS, X)
+    for radius in (1e-6, 1e-2, 1e6):
+        trust = ng.damping.TrustRegion(radius, lambda count: 0.5)
+        free = ng.scale_by_curvature(KFAC(MODEL), damping=0.1)
+        bound = ng.scale_by_curvature(KFAC(MODEL), damping=0.1, trust_region=trust)
+        step = lambda tx: tx.update(PARAMS, tx.init(PARAMS), PARAMS, inputs=X)[0]
+        whole, given = step(free), step(bound)
+        length = lambda d: 0.5 * 0.25 * metric.norm(d) ** 2
+        expected = min(length(whole), radius)
+        assert abs(length(given) - expected) < 1e-10 * expected
+        scale = jnp.sqrt(expected / length(whole))
+        assert relative_error(ravel(given), scale * ravel(whole)) < 1e-10
+
+
+def test_the_fast_path_is_the_same_step():
+    """Statistics from value_and_grad, in whatever basis, give the update of inputs=."""
+    curvature = EKFAC(MODEL, period=3)
+    tx = ng.scale_by_curvature(curvature, damping=0.1, decay=0.5)
+    state = tx.init(PARAMS)
+    for x in BATCHES[:3]:
+        following = curvature.following(state.statistics)
+        _, grads, statistics = following.value_and_grad(PARAMS, x, Y)
+        fast, _ = tx.update(grads, state, PARAMS, statistics=statistics)
+        plain, state = tx.update(grads, state, PARAMS, inputs=x)
+        assert relative_error(ravel(fast), ravel(plain)) < 1e-10
