@@ -209,7 +209,7 @@ class Model:
         targets: Array | None = None,
         key: Key | None = None,
     ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
-        """The whole batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
+        """The batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
         weights = self._weights(inputs, z, count)
