@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import zoo
+from laws import LAWS
 from problems import CASES, ravel, relative_error, slow_but
 
 import natgrad as ng
@@ -80,6 +81,37 @@ def test_it_equals_the_dense_fisher_for_every_family_and_label(family, labels):
             # What rounding leaves of any algorithm: the condition number's share.
             limit = max(1e-9, 4e-16 * float(largest / damping))
             assert relative_error(x_given, expected) < limit
+
+
+@pytest.mark.parametrize("name", slow_but({"beta", "multivariate_normal"}, LAWS))
+def test_it_equals_the_dense_fisher_for_every_other_law(name):
+    """Near points of each domain, which shrinking every coordinate does not leave."""
+    points = jnp.asarray(LAWS[name].points)
+    width = points[0].size
+
+    def apply(params, inputs):
+        scale = 1 - 0.02 * jax.nn.sigmoid(inputs["x"] @ params["w"] + params["b"][None])
+        return inputs["point"] * scale.reshape(inputs["point"].shape)
+
+    params = {
+        "w": jnp.cos(jnp.arange(3.0 * width)).reshape(3, -1),
+        "b": jnp.ones(width),
+    }
+    x = jnp.sin(jnp.arange(3.0 * len(points))).reshape(-1, 3)
+    model, inputs = ng.Model(apply, LAWS[name].family), {"x": x, "point": points}
+
+    @jax.jit
+    def found(params):
+        metrics = [
+            form(model, labels).at(params, inputs, None, KEY)
+            for labels in (Exact(), Sampled(1))
+            for form in (Gram, Dense)
+        ]
+        return [(m.dense(), ravel(m.solve(params, m.trace()))) for m in metrics]
+
+    for given, expected in zip(*[iter(found(params))] * 2, strict=True):
+        assert relative_error(given[0], expected[0]) < 1e-10
+        assert relative_error(given[1], expected[1]) < 1e-9
 
 
 @pytest.mark.parametrize("family", ["categorical", "normal_mean_log_scale"])
