@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import LAWS
 from test_families_oracles import CASES, NAMES, POINTS, assert_matrices_agree
 
 import natgrad.families as nf
@@ -291,4 +292,5 @@ def test_every_exported_family_is_in_the_table():
         for cls in map(nf.__dict__.get, nf.__all__)
         if isinstance(cls, type) and cls not in {nf.Family, nf.ExponentialFamily}
     }
-    assert exported == {type(case.family) for case in CASES.values()}
+    tables = {type(case.family) for case in (*CASES.values(), *LAWS.values())}
+    assert exported == tables | {nf.Product, nf.Transformed}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import LAWS
 from test_families import ordinary_points
 from test_families_oracles import CASES, NAMES
 
@@ -32,6 +34,38 @@ def test_the_support_holds_the_possible_labels_and_no_others(name):
                 assert bool(CASES[name].family.in_support(z, label)) is expected, y
 
 
+PROPORTIONS = ([[0.2, 0.3, 0.5], [1e-30, 0.5, 0.5]], [[0.2, 0.3, 0.6], [0, 0.5, 0.5]])
+POSITIVE = ([1e-9, 2], [0, -1, np.inf, np.nan])
+REAL = ([0, -1.5], [np.inf, np.nan])
+COUNTS = ([0, 7], [-1, 0.5, np.inf, np.nan])
+VECTORS = ([[0, -1.5]], [[0, np.inf], [np.nan, 1]])
+SUPPORTS_OF_LAWS = {
+    "binomial": ([0, 7], [-1, 8, 0.5, np.nan]),
+    "geometric": COUNTS,
+    "negative_binomial": COUNTS,
+    "weibull": POSITIVE,
+    "inverse_gamma": POSITIVE,
+    "log_normal": POSITIVE,
+    "inverse_gaussian": POSITIVE,
+    "beta": ([1e-9, 0.7], [0, 1, -0.2, np.nan]),
+    "dirichlet": PROPORTIONS,
+    "multivariate_normal": VECTORS,
+    "multivariate_normal_diag": VECTORS,
+    "von_mises": ([0, -9.5], [np.inf, np.nan]),
+    "laplace": REAL,
+    "logistic": REAL,
+    "cauchy": REAL,
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_supports_of_the_second_table(name):
+    z = jnp.asarray(LAWS[name].points[0])
+    in_support = jax.jit(jax.vmap(LAWS[name].family.in_support, (None, 0)))
+    for labels, expected in zip(SUPPORTS_OF_LAWS[name], (True, False), strict=True):
+        assert np.all(in_support(z, jnp.array(labels, float)) == expected), labels
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -40,6 +74,14 @@ def test_the_support_holds_the_possible_labels_and_no_others(name):
         (lambda: nf.NormalMean("1"), "scale is '1'"),
         (lambda: nf.NormalMean(np.ones(2)), "NormalMeanLogScale"),
         (lambda: nf.StudentT(-1), "nu is -1"),
+        (lambda: nf.Binomial(2.5), "n is 2.5; expected one positive integer"),
+        (lambda: nf.NegativeBinomial(0), "r is 0"),
+        (lambda: nf.Weibull(-1.0), "k is -1.0"),
+        (lambda: nf.Beta().mean(jnp.zeros(3)), r"\(a − 1, b − 1\)"),
+        (lambda: nf.Dirichlet().mean(jnp.zeros(1)), r"use Beta\(\)"),
+        (lambda: nf.VonMises().mean(jnp.zeros(3)), "cos m, sin m"),
+        (lambda: nf.MultivariateNormal().mean(jnp.zeros(4)), r"d\(d \+ 3\)/2"),
+        (lambda: nf.MultivariateNormalDiag().mean(jnp.zeros(3)), "even length 2d"),
         (lambda: nf.Categorical(1), "num_classes is 1"),
         (lambda: nf.Categorical().sufficient_statistics(0), r"num_classes=C"),
         (lambda: nf.Categorical().kl(jnp.zeros(1), jnp.zeros(1)), "use Bernoulli"),

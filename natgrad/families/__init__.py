@@ -2,28 +2,64 @@
 
 from natgrad.families.base import ExponentialFamily, Family
 from natgrad.families.bernoulli import Bernoulli
+from natgrad.families.beta import Beta
+from natgrad.families.binomial import Binomial
 from natgrad.families.categorical import Categorical
+from natgrad.families.cauchy import Cauchy
 from natgrad.families.custom import from_distribution, from_log_prob
+from natgrad.families.custom_exponential import exponential_family
+from natgrad.families.dirichlet import Dirichlet
 from natgrad.families.exponential import Exponential
 from natgrad.families.gamma import Gamma
+from natgrad.families.geometric import Geometric
+from natgrad.families.inverse_gamma import InverseGamma
+from natgrad.families.inverse_gaussian import InverseGaussian
+from natgrad.families.laplace import Laplace
+from natgrad.families.log_normal import LogNormal
+from natgrad.families.logistic import Logistic
+from natgrad.families.multivariate_normal import MultivariateNormal
+from natgrad.families.multivariate_normal_diag import MultivariateNormalDiag
+from natgrad.families.negative_binomial import NegativeBinomial
 from natgrad.families.normal import Normal
 from natgrad.families.normal_mean import NormalMean
 from natgrad.families.normal_mean_log_scale import NormalMeanLogScale
 from natgrad.families.poisson import Poisson
+from natgrad.families.product import Product
 from natgrad.families.student_t import StudentT
+from natgrad.families.transformed import Transformed
+from natgrad.families.von_mises import VonMises
+from natgrad.families.weibull import Weibull
 
 __all__ = [
     "Bernoulli",
+    "Beta",
+    "Binomial",
     "Categorical",
+    "Cauchy",
+    "Dirichlet",
     "Exponential",
     "ExponentialFamily",
     "Family",
     "Gamma",
+    "Geometric",
+    "InverseGamma",
+    "InverseGaussian",
+    "Laplace",
+    "LogNormal",
+    "Logistic",
+    "MultivariateNormal",
+    "MultivariateNormalDiag",
+    "NegativeBinomial",
     "Normal",
     "NormalMean",
     "NormalMeanLogScale",
     "Poisson",
+    "Product",
     "StudentT",
+    "Transformed",
+    "VonMises",
+    "Weibull",
+    "exponential_family",
     "from_distribution",
     "from_log_prob",
 ]

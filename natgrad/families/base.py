@@ -25,7 +25,7 @@ from typing import ClassVar, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.remainders import expm1_remainder, taylor_remainder
 from natgrad.typing import Array, Key
 
 
@@ -150,9 +150,15 @@ class Family(abc.ABC):
 class ExponentialFamily(Family):
     """A family whose z is the natural parameter η; A, T and h define it.
 
-    A subclass gives `log_normalizer`, `sufficient_statistics`, `log_base_measure` and
-    `sample`; `mean`, `natural` and `kl` may be overridden by forms that keep their
-    accuracy near a boundary, and must then agree with the derived ones.
+    A subclass gives `log_normalizer`, `sufficient_statistics`, `natural`, `sample` and,
+    where h is not 0, `log_base_measure`. `mean`, `kl` and `entropy` may be overridden
+    by forms that keep their accuracy near a boundary, and must then agree with the
+    derived ones.
+
+    Where a mean rounds to the boundary of its domain (a Bernoulli's p to 1), `mean` no
+    longer determines η. Families for which that matters have two more methods:
+    `mean_complement(eta)`, the distance that was lost (1 − p), and
+    `natural_from_complement(mu, complement)`, the η of both.
     """
 
     @abc.abstractmethod
@@ -164,12 +170,29 @@ class ExponentialFamily(Family):
         """T(y), shaped like η."""
 
     @abc.abstractmethod
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) in nats, shape (): summed over the factors of one example."""
-
-    @abc.abstractmethod
     def natural(self, mu: Array) -> Array:
-        """η with mean(η) = μ, shaped like μ."""
+        """η with mean(η) = μ, shaped like μ.
+
+        NaN where μ is not the mean of any law of the family; where such a μ is on the
+        boundary, η may be the infinite limit instead.
+        """
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) in nats, shape (): summed over factors; 0 unless overridden."""
+        del y
+        return jnp.zeros(())
+
+    def expected_log_base_measure(self, eta: Array) -> Array:
+        """E[h(y)] in nats, shape (): 0 where h is, else estimated from samples."""
+        if type(self).log_base_measure is ExponentialFamily.log_base_measure:
+            return jnp.zeros((), eta.dtype)
+        ys, weights = self._drawn(jax.random.PRNGKey(0), eta)
+        return jnp.sum(weights * jax.vmap(self.log_base_measure)(ys))
+
+    def entropy(self, eta: Array) -> Array:
+        """A(η) − ⟨η, μ⟩ − E[h(y)] in nats, shape (); overridden where that cancels."""
+        inner = jnp.vdot(eta, self.mean(eta), precision="highest")
+        return self.log_normalizer(eta) - inner - self.expected_log_base_measure(eta)
 
     def mean(self, eta: Array) -> Array:
         """The expectation parameter μ = E[T(y)] = ∇A(η), shaped like η."""
@@ -198,8 +221,15 @@ class ExponentialFamily(Family):
         )
 
     def kl(self, z: Array, z2: Array) -> Array:
-        """KL(p_z ‖ p_z2) = D_A(z2, z): the arguments swap."""
-        return self.bregman(z2, z)
+        """KL(p_z ‖ p_z2) = D_A(z2, z): the arguments swap.
+
+        Where that difference cancels it is ∫₀¹ (1 − t) dᵀ∇²A(z + t d) d dt, d = z2 − z.
+        """
+        bregman, d = self.bregman(z2, z), z2 - z
+        scale = jnp.abs(self.log_normalizer(z)) + jnp.abs(self.log_normalizer(z2))
+        near = bregman < jnp.finfo(z.dtype).eps ** 0.4 * scale
+        along = lambda t: jnp.vdot(d, self.fisher_product(z + t * d, d))
+        return jnp.where(near, taylor_remainder(along, z.dtype), bregman)
 
     def score(self, z: Array, y: Array) -> Array:
         """T(y) − mean(η), shaped like η."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
+from natgrad.families.checks import inside
 from natgrad.families.remainders import log_mean_exp, logistic
 from natgrad.typing import Array, Key
 
@@ -31,25 +32,29 @@ class Bernoulli(ExponentialFamily):
         """T(y) = y."""
         return jnp.asarray(y)
 
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) = 0."""
-        del y
-        return jnp.zeros(())
-
     def mean(self, eta: Array) -> Array:
         """The probability σ(η)."""
         return logistic(eta)
 
     def natural(self, mu: Array) -> Array:
-        """The logit log(μ / (1 − μ))."""
+        """The logit log(μ / (1 − μ)); NaN outside [0, 1], ±∞ at its ends."""
         return jnp.log(mu) - jnp.log1p(-mu)
+
+    def mean_complement(self, eta: Array) -> Array:
+        """1 − μ, which keeps its accuracy where μ rounds to 1."""
+        return logistic(-eta)
+
+    def natural_from_complement(self, mu: Array, complement: Array) -> Array:
+        """The logit log(μ / (1 − μ)) of both; NaN where one is negative."""
+        return inside((mu >= 0) & (complement >= 0), jnp.log(mu) - jnp.log(complement))
+
+    def entropy(self, eta: Array) -> Array:
+        """−Σ p log p + (1 − p) log(1 − p)."""
+        return jnp.sum(binary_entropy(eta))
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ log((1 − p) e^{−p d} + p e^{(1 − p) d}) with d = z2 − z."""
-        p, q, d = logistic(z), logistic(-z), z2 - z
-        log_weights = -jax.nn.softplus(jnp.stack([z, -z], axis=-1))
-        deviations = jnp.stack([-p * d, q * d], axis=-1)
-        return jnp.sum(log_mean_exp(log_weights, deviations))
+        return jnp.sum(binary_divergence(z, z2))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Both labels, with their probabilities."""
@@ -64,3 +69,16 @@ class Bernoulli(ExponentialFamily):
         """Whether y is 0 or 1."""
         del z
         return (y == 0) | (y == 1)
+
+
+def binary_entropy(z: Array) -> Array:
+    """−p log p − (1 − p) log(1 − p) with p = σ(z), elementwise."""
+    return logistic(z) * jax.nn.softplus(-z) + logistic(-z) * jax.nn.softplus(z)
+
+
+def binary_divergence(z: Array, z2: Array) -> Array:
+    """KL of the law with logit z from that with logit z2, elementwise."""
+    p, q, d = logistic(z), logistic(-z), z2 - z
+    log_weights = -jax.nn.softplus(jnp.stack([z, -z], axis=-1))
+    deviations = jnp.stack([-p * d, q * d], axis=-1)
+    return log_mean_exp(log_weights, deviations)

@@ -61,18 +61,22 @@ class Categorical(ExponentialFamily):
             )
         return jax.nn.one_hot(jnp.asarray(y, jnp.int32), self.num_classes)
 
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) = 0."""
-        del y
-        return jnp.zeros(())
-
     def mean(self, eta: Array) -> Array:
         """The probabilities softmax(η)."""
         return softmax(self._checked(eta))
 
     def natural(self, mu: Array) -> Array:
-        """The normalised logits log μ: η up to a constant."""
+        """The normalised logits log μ: η up to a constant.
+
+        μ is read up to a factor; NaN where an entry is negative, −∞ where it is 0.
+        """
         return jnp.log(mu)
+
+    def entropy(self, eta: Array) -> Array:
+        """−Σ p log p."""
+        log_p = jax.nn.log_softmax(self._checked(eta), axis=-1)
+        log_p = jnp.maximum(log_p, jnp.finfo(eta.dtype).min)
+        return -jnp.sum(self.mean(eta) * log_p)
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ log Σ p e^{d − Σ p d} with d = z2 − z, for near and far points."""

@@ -21,6 +21,26 @@ def check_positive(name: str, value: object, cure: str, *, integer: bool = False
         raise ValueError(f"{name} is {value!r}; expected one positive {kind}: {cure}.")
 
 
+def inside(domain: Array, value: Array) -> Array:
+    """The value where it is inside of its domain, NaN elsewhere."""
+    return jnp.where(domain, value, jnp.nan)
+
+
+def resolved(difference: Array, scale: Array) -> Array:
+    """A difference of numbers of this size; NaN unless it is positive beyond rounding.
+
+    It is a distance from the boundary of a domain: where it is rounding alone, what is
+    computed from it would look like an answer.
+    """
+    return inside(difference > 8 * jnp.finfo(difference.dtype).eps * scale, difference)
+
+
+def aligned(array: np.ndarray, like: Array) -> Array:
+    """The constant in the precision of `like`, as its trailing axes."""
+    shape = (1,) * (like.ndim - array.ndim) + array.shape
+    return jnp.asarray(array, like.dtype).reshape(shape)
+
+
 def diagonal(entries: Array) -> Array:
     """The matrix with these diagonal entries, of shape entries.shape * 2."""
     return jnp.diag(entries.ravel()).reshape(entries.shape + entries.shape)

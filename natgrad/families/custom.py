@@ -121,7 +121,7 @@ def _check_numbers(function: str, parameter_ndim: int | None, samples: int) -> N
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _OfOneFactor(Family):
+class OfOneFactor(Family):
     """A family whose functions read one factor, mapped over any further axes."""
 
     parameter_ndim: int | None
@@ -143,7 +143,7 @@ class _OfOneFactor(Family):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _FromFunctions(_OfOneFactor):
+class _FromFunctions(OfOneFactor):
     given_log_prob: Callable[[Array, Array], Array]
     given_sample: Callable[[Key, Array], Array]
 
@@ -165,7 +165,7 @@ class _FromFunctionsWithKL(_FromFunctions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _FromDistribution(_OfOneFactor):
+class _FromDistribution(OfOneFactor):
     factory: Callable[[Array], Distribution]
     # Whether the distributions have a divergence; None where that is not known yet.
     has_divergence: bool | None

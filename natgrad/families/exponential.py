@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.remainders import log1p_remainder
+from natgrad.families.checks import inside
+from natgrad.families.remainders import ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -32,22 +33,21 @@ class Exponential(ExponentialFamily):
         """T(y) = y."""
         return jnp.asarray(y)
 
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) = 0."""
-        del y
-        return jnp.zeros(())
-
     def mean(self, eta: Array) -> Array:
         """The mean waiting time −1/η."""
         return -1 / eta
 
     def natural(self, mu: Array) -> Array:
-        """−1/μ."""
-        return -1 / mu
+        """−1/μ; NaN unless μ is positive."""
+        return inside(mu > 0, -1 / mu)
+
+    def entropy(self, eta: Array) -> Array:
+        """Σ 1 − log(−η)."""
+        return jnp.sum(1 - jnp.log(-eta))
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ u − log(1 + u) with u = (z2 − z)/z."""
-        return jnp.sum(log1p_remainder((z2 - z) / z))
+        return jnp.sum(ratio_remainder(z, z2, z2 - z))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """The two Gauss-Laguerre points μ(2 ± √2): exact to degree 3 in y."""

@@ -28,9 +28,14 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import split_pair
-from natgrad.families.remainders import expm1_remainder, log1p_remainder
-from natgrad.families.special import inverse_log_minus_digamma, log_gamma_excess_gap
+from natgrad.families.checks import inside, resolved, split_pair
+from natgrad.families.remainders import expm1_remainder, ratio_remainder
+from natgrad.families.special import (
+    inverse_log_minus_digamma,
+    log_gamma_excess,
+    log_gamma_excess_gap,
+    log_minus_digamma,
+)
 from natgrad.typing import Array, Key
 
 _LEGENDRE = np.polynomial.legendre.leggauss(56)
@@ -53,34 +58,46 @@ class Gamma(ExponentialFamily):
         y = jnp.asarray(y)
         return jnp.stack([jnp.log(y), y], axis=-1)
 
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) = 0."""
-        del y
-        return jnp.zeros(())
-
     def mean(self, eta: Array) -> Array:
         """(ψ(a) − log b, a/b)."""
         shape, rate = _shape_and_rate(eta)
         return jnp.stack([digamma(shape) - jnp.log(rate), shape / rate], axis=-1)
 
     def natural(self, mu: Array) -> Array:
-        """(a − 1, −b), where log a − ψ(a) = log μ₂ − μ₁ and b = a/μ₂."""
+        """(a − 1, −b), where log a − ψ(a) = log μ₂ − μ₁ and b = a/μ₂.
+
+        NaN unless log μ₂ > μ₁ beyond rounding.
+        """
         mean_log, mean = _split(mu)
-        shape = inverse_log_minus_digamma(jnp.log(mean) - mean_log)
+        gap = resolved(jnp.log(mean) - mean_log, jnp.abs(mean_log))
+        return self.natural_from_complement(mu, gap)
+
+    def mean_complement(self, eta: Array) -> Array:
+        """log μ₂ − μ₁ = log a − ψ(a), of shape eta.shape[:-1], where that cancels."""
+        return log_minus_digamma(_shape_and_rate(eta)[0])
+
+    def natural_from_complement(self, mu: Array, complement: Array) -> Array:
+        """(a − 1, −b) of the mean μ₂ and log μ₂ − μ₁; NaN unless both are positive."""
+        mean = _split(mu)[1]
+        shape = inside(mean > 0, inverse_log_minus_digamma(complement))
         return jnp.stack([shape - 1, -shape / mean], axis=-1)
+
+    def entropy(self, eta: Array) -> Array:
+        """Σ log(a/b) + φ(a) + (a − 1)(log a − ψ(a))."""
+        shape, rate = _shape_and_rate(eta)
+        return jnp.sum(gamma_entropy(shape) - jnp.log(rate))
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ D_φ(c, a) + c (u − log(1 + u)) with u = m/m2 − 1."""
-        (a, b), (c, _) = _shape_and_rate(z), _shape_and_rate(z2)
         (dc, dd) = _split(z2 - z)
-        u = (-a * dd - b * dc) / (b * c)
-        return jnp.sum(log_gamma_excess_gap(a, dc) + c * log1p_remainder(u))
+        return jnp.sum(
+            gamma_divergence(_shape_and_rate(z), _shape_and_rate(z2), (dc, -dd))
+        )
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """58 points: Gauss-Legendre over the bulk of log y, Gauss-Laguerre below it."""
-        shape, rate = _shape_and_rate(z)
-        tau, log_weights = _log_nodes(shape)
-        return jnp.exp(tau + jnp.log(shape / rate)), jax.nn.softmax(log_weights)
+        log_ys, weights = log_gamma_nodes(*_shape_and_rate(z))
+        return jnp.exp(log_ys), weights
 
     def sample(self, key: Key, z: Array) -> Array:
         """A positive number for each factor, at least the smallest normal one."""
@@ -101,6 +118,32 @@ def _split(z: Array) -> tuple[Array, Array]:
 def _shape_and_rate(eta: Array) -> tuple[Array, Array]:
     first, second = _split(eta)
     return first + 1, -second
+
+
+def gamma_entropy(shape: Array) -> Array:
+    """Entropy at rate 1, elementwise."""
+    rest = (shape - 1) * log_minus_digamma(shape)
+    return jnp.log(shape) + log_gamma_excess(shape) + rest
+
+
+def gamma_divergence(
+    first: tuple[Array, Array],
+    second: tuple[Array, Array],
+    difference: tuple[Array, Array],
+) -> Array:
+    """KL between laws of shape and rate (a, b) and (c, d), elementwise.
+
+    `difference` is (c − a, d − b), from parameters that are better known than these.
+    """
+    (a, b), (c, d), (dc, dd) = first, second, difference
+    means = ratio_remainder(b * c, a * d, a * dd - b * dc)
+    return log_gamma_excess_gap(a, c, dc) + c * means
+
+
+def log_gamma_nodes(shape: Array, rate: Array) -> tuple[Array, Array]:
+    """Logarithms of the nodes of one law, and their weights."""
+    tau, log_weights = _log_nodes(shape)
+    return tau + jnp.log(shape / rate), jax.nn.softmax(log_weights)
 
 
 def _log_nodes(a: Array) -> tuple[Array, Array]:

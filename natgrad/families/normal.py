@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import split_pair
-from natgrad.families.remainders import log1p_remainder
+from natgrad.families.checks import inside, resolved, split_pair
+from natgrad.families.remainders import ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -43,26 +43,35 @@ class Normal(ExponentialFamily):
         y = jnp.asarray(y)
         return jnp.stack([y, y**2], axis=-1)
 
-    def log_base_measure(self, y: Array) -> Array:
-        """h(y) = 0."""
-        del y
-        return jnp.zeros(())
-
     def mean(self, eta: Array) -> Array:
         """The first two moments (m, m² + v)."""
         m, v = _mean_and_variance(eta)
         return jnp.stack([m, m**2 + v], axis=-1)
 
     def natural(self, mu: Array) -> Array:
-        """(m/v, −1/(2v)) with v = μ₂ − μ₁²."""
+        """(m/v, −1/(2v)) with v = μ₂ − μ₁²; NaN unless v > 0 beyond rounding."""
         m, second_moment = _split(mu)
-        v = second_moment - m**2
+        v = resolved(second_moment - m**2, second_moment)
+        return self.natural_from_complement(mu, v)
+
+    def mean_complement(self, eta: Array) -> Array:
+        """The variance v = μ₂ − μ₁², of shape eta.shape[:-1], where that cancels."""
+        return _mean_and_variance(eta)[1]
+
+    def natural_from_complement(self, mu: Array, complement: Array) -> Array:
+        """(m/v, −1/(2v)) of the mean μ₁ and the variance v; NaN unless v > 0."""
+        m, v = _split(mu)[0], inside(complement > 0, complement)
         return jnp.stack([m / v, -0.5 / v], axis=-1)
+
+    def entropy(self, eta: Array) -> Array:
+        """Σ log(2πe v)/2."""
+        v = _mean_and_variance(eta)[1]
+        return 0.5 * jnp.sum(1 + math.log(2 * math.pi) + jnp.log(v))
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ (u − log(1 + u))/2 + (m − m2)²/(2 v2)."""
         (a1, a2), (b1, b2) = _split(z), _split(z2)
-        spread = log1p_remainder((b2 - a2) / a2)
+        spread = ratio_remainder(a2, b2, b2 - a2)
         distance = ((b1 - a1) * a2 - a1 * (b2 - a2)) / (2 * a2 * b2)
         return jnp.sum(0.5 * spread - b2 * distance**2)
 

@@ -7,12 +7,14 @@ KL(η ‖ η') = λ (e^d − 1 − d)  with  d = η' − η.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
+from natgrad.families.counts import expectation_of_log_gamma
 from natgrad.families.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
@@ -40,8 +42,23 @@ class Poisson(ExponentialFamily):
         return jnp.exp(eta)
 
     def natural(self, mu: Array) -> Array:
-        """The log rate."""
+        """The log rate; NaN where μ is negative, −∞ where it is 0."""
         return jnp.log(mu)
+
+    def expected_log_base_measure(self, eta: Array) -> Array:
+        """−Σ E[log y!], from the generating function E[x^y] = e^{−λ(1 − x)}."""
+        return -jnp.sum(_expected_log_factorial(jnp.exp(eta)))
+
+    def entropy(self, eta: Array) -> Array:
+        """Σ λ − λ log λ + E[log y!], or its asymptotic series where λ is large."""
+        large = eta > -0.2 * jnp.log(jnp.finfo(eta.dtype).eps)
+        small = jnp.where(large, 0.0, eta)
+        x = jnp.exp(-eta)
+        series = x * (1 / 12 + x * (1 / 24 + x * (19 / 360 + x * (9 / 80))))
+        asymptotic = 0.5 * (1 + math.log(2 * math.pi) + eta) - series
+        rate = jnp.exp(small)
+        direct = rate - rate * small + _expected_log_factorial(rate)
+        return jnp.sum(jnp.where(large, asymptotic, direct))
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ λ (e^d − 1 − d), or e^z2 − λ (1 + d) where e^d could overflow."""
@@ -67,3 +84,10 @@ class Poisson(ExponentialFamily):
         """Whether y is 0, 1, 2, …."""
         del z
         return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+
+
+def _expected_log_factorial(rate: Array) -> Array:
+    return expectation_of_log_gamma(
+        lambda t, x: rate * jnp.exp(-t) + jnp.expm1(-rate * x) / jnp.expm1(t),
+        rate.dtype,
+    )

@@ -1,0 +1,138 @@
+"""Inverse Gaussian law with mean m and shape l, in η = (−l/(2m²), −l/2).
+
+    A(η) = −2√(η₁η₂) − log(−2η₂)/2,   T(y) = (y, 1/y),   h(y) = −log(2π y³)/2,
+    mean μ = (m, 1/m + 1/l),
+    KL = (u − log(1 + u))/2 + l'(m − m')²/(2 m m'²)  with  u = l'/l − 1.
+
+Nodes. l(y − m)²/(m² y) is χ² distributed with one degree of freedom, and for each of
+its values y/m is one of x and 1/x with the probabilities 1/(1 + x) and x/(1 + x)
+(Michael, Schucany & Haas 1976). Under these the products of scores are quadratic in the
+χ² variable: the square of a four-point Gauss-Hermite rule is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.checks import aligned, inside, resolved, split_pair
+from natgrad.families.remainders import ratio_remainder
+from natgrad.typing import Array, Key
+
+_ROOT6 = math.sqrt(6)
+_LOG_S = np.arange(-50.0, 4.0, 0.3)
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseGaussian(ExponentialFamily):
+    """y ~ IG(mean m, shape l): the last axis of z holds (−l/(2m²), −l/2)."""
+
+    parameter_ndim: ClassVar[int] = 1
+
+    def log_normalizer(self, eta: Array) -> Array:
+        """Σ −2√(η₁η₂) − log(−2η₂)/2."""
+        first, second = _split(eta)
+        root = jnp.sqrt(-first) * jnp.sqrt(-second)
+        return jnp.sum(-2 * root - 0.5 * jnp.log(-2 * second))
+
+    def sufficient_statistics(self, y: Array) -> Array:
+        """T(y) = (y, 1/y)."""
+        y = jnp.asarray(y)
+        return jnp.stack([y, 1 / y], axis=-1)
+
+    def log_base_measure(self, y: Array) -> Array:
+        """h(y) = −Σ log(2π y³)/2."""
+        return -0.5 * jnp.sum(math.log(2 * math.pi) + 3 * jnp.log(y))
+
+    def expected_log_base_measure(self, eta: Array) -> Array:
+        """−Σ (log 2π + 3 E[log y])/2."""
+        mean, shape = _mean_and_shape(eta)
+        mean_log = jnp.log(mean) - _scaled_exponential_integral(2 * shape / mean)
+        return -0.5 * jnp.sum(math.log(2 * math.pi) + 3 * mean_log)
+
+    def mean(self, eta: Array) -> Array:
+        """(m, 1/m + 1/l)."""
+        mean, shape = _mean_and_shape(eta)
+        return jnp.stack([mean, 1 / mean + 1 / shape], axis=-1)
+
+    def natural(self, mu: Array) -> Array:
+        """(−l/(2m²), −l/2) with m = μ₁ and 1/l = μ₂ − 1/μ₁.
+
+        NaN unless μ₁ > 0 and μ₂ > 1/μ₁ beyond rounding.
+        """
+        mean, mean_inverse = _split(mu)
+        gap = resolved(mean_inverse - 1 / mean, mean_inverse)
+        return self.natural_from_complement(mu, gap)
+
+    def mean_complement(self, eta: Array) -> Array:
+        """μ₂ − 1/μ₁ = 1/l, of shape eta.shape[:-1], where that cancels."""
+        return 1 / _mean_and_shape(eta)[1]
+
+    def natural_from_complement(self, mu: Array, complement: Array) -> Array:
+        """(−l/(2m²), −l/2) of m = μ₁ and 1/l; NaN unless both are positive."""
+        mean = _split(mu)[0]
+        shape = inside((mean > 0) & (complement > 0), 1 / complement)
+        return jnp.stack([-0.5 * shape / mean**2, -0.5 * shape], axis=-1)
+
+    def entropy(self, eta: Array) -> Array:
+        """(1 − log l)/2 − E[h]."""
+        shape = _mean_and_shape(eta)[1]
+        base = self.expected_log_base_measure(eta)
+        return jnp.sum(0.5 * (1 - jnp.log(shape))) - base
+
+    def kl(self, z: Array, z2: Array) -> Array:
+        """Σ (u − log(1 + u))/2 + l2 (m − m2)²/(2 m m2²) with u = l2/l − 1."""
+        (first, second), (first2, second2) = _split(z), _split(z2)
+        (m, _), (m2, l2) = _mean_and_shape(z), _mean_and_shape(z2)
+        d1, d2 = first2 - first, second2 - second
+        # m² − m2², from differences of parameters.
+        squares = (second / first * d1 - d2) / first2
+        distance = squares / (m + m2) / m2
+        spread = ratio_remainder(second, second2, d2)
+        return jnp.sum(0.5 * spread + 0.5 * l2 * distance**2 / m)
+
+    def nodes(self, z: Array) -> tuple[Array, Array]:
+        """Four points: m x and m/x for both values of the χ² variable."""
+        m, shape = _mean_and_shape(z)
+        chi_square = jnp.array([3 - _ROOT6, 3 + _ROOT6], z.dtype)
+        weights = jnp.array([3 + _ROOT6, 3 - _ROOT6], z.dtype) / 6
+        half = 0.5 * chi_square * m / shape
+        x = 1 + half + jnp.sqrt(half * (2 + half))
+        ys = m * jnp.concatenate([x, 1 / x])
+        shares = jnp.concatenate([1 / (1 + x), x / (1 + x)])
+        return ys, shares * jnp.concatenate([weights, weights])
+
+    def sample(self, key: Key, z: Array) -> Array:
+        """A positive number for each factor (Michael, Schucany & Haas 1976)."""
+        m, shape = _mean_and_shape(z)
+        key1, key2 = jax.random.split(key)
+        half = 0.5 * jax.random.normal(key1, m.shape, z.dtype) ** 2 * m / shape
+        x = 1 + half + jnp.sqrt(half * (2 + half))
+        larger = jax.random.uniform(key2, m.shape, z.dtype) * (1 + x) < 1
+        return jnp.maximum(m * jnp.where(larger, x, 1 / x), jnp.finfo(z.dtype).tiny)
+
+    def in_support(self, z: Array, y: Array) -> Array:
+        """Whether y is positive and finite."""
+        del z
+        return (y > 0) & jnp.isfinite(y)
+
+
+def _split(z: Array) -> tuple[Array, Array]:
+    return split_pair("InverseGaussian", "(−shape/(2 mean²), −shape/2)", z)
+
+
+def _mean_and_shape(eta: Array) -> tuple[Array, Array]:
+    first, second = _split(eta)
+    return jnp.sqrt(second / first), -2 * second
+
+
+def _scaled_exponential_integral(x: Array) -> Array:
+    """e^x E₁(x) = ∫₀^∞ e^−s/(s + x) ds, by the trapezoidal rule in log s."""
+    s = aligned(np.exp(_LOG_S), x[..., None])
+    return 0.3 * jnp.sum(jnp.exp(-s) * s / (s + x[..., None]), axis=-1)
