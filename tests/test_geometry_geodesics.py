@@ -132,7 +132,9 @@ def test_a_distance_that_is_not_found_is_nan():
     assert np.isnan(jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=2))(p, q))
 
 
-@pytest.mark.parametrize("name", ["normal", "gamma"])
+@pytest.mark.parametrize(
+    "name", ["normal", pytest.param("gamma", marks=pytest.mark.slow)]
+)
 def test_distances_are_differentiable(name):
     """Through the solver, implicitly: against central differences."""
     manifold = MANIFOLDS[name]

@@ -8,7 +8,13 @@
 Points, tangents and covectors know their chart, and are never mixed up.
 """
 
-from natgrad.geometry import atlas, check
+from natgrad.geometry import (
+    atlas,
+    atlas_counts,
+    atlas_positive,
+    atlas_vectors,
+    check,
+)
 from natgrad.geometry.charts import Atlas, Chart, charts, register, whole_space
 from natgrad.geometry.connections import (
     EXPONENTIAL,
@@ -71,6 +77,9 @@ __all__ = [
     "TrustRegionStep",
     "amari_chentsov",
     "atlas",
+    "atlas_counts",
+    "atlas_positive",
+    "atlas_vectors",
     "bending",
     "charts",
     "check",
