@@ -35,7 +35,7 @@ from natgrad import (
 from natgrad._version import __version__
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
-from natgrad.mirror import dual_mirror_descent, mirror_descent
+from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
 from natgrad.model import Model
 from natgrad.optimizers import (
     diagonal_fisher,
@@ -77,6 +77,7 @@ __all__ = [
     "natural_gradient",
     "observe",
     "scale_by_curvature",
+    "scale_by_dual",
     "scale_by_norm_constraint",
     "scale_by_spring",
     "solvers",
