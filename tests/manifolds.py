@@ -16,6 +16,7 @@ from mpmath import mp
 from scipy.special import polygamma
 
 import natgrad.families as nf
+from natgrad import geometry
 
 
 class Manifold(NamedTuple):
@@ -140,3 +141,15 @@ CHARTS = [(name, chart) for name in NAMES for chart in MANIFOLDS[name].inside]
 def coordinates(name, index=0, dtype=None):
     """The source coordinates of a point of the table."""
     return jnp.asarray(MANIFOLDS[name].points[index], dtype or jnp.float64)
+
+
+def law(name, index=0, chart=None):
+    """A point of a manifold of the table, in its own chart or another."""
+    manifold = MANIFOLDS[name]
+    p = geometry.Point(manifold.family, manifold.chart, coordinates(name, index))
+    return p if chart is None else p.to(chart)
+
+
+def normal(mean, sd, chart="mean/sd"):
+    """A normal law."""
+    return geometry.Point(nf.Normal(), "mean/sd", jnp.array([mean, sd])).to(chart)
