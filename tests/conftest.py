@@ -6,14 +6,12 @@ import os
 
 # LAPACK's threads spin at their barriers where cores are shared.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The tests compile many small functions once: compile fast rather than well. The new
-# fusion emitters take two to four times as long as the old ones, which JAX 0.10 still
-# has; where it has none, XLA ignores the extra option.
+# The tests compile many small functions once: compile fast rather than well. (The older
+# fusion emitters of JAX 0.10 are faster still, but compile some loops into endless ones.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true"
-    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    " --xla_llvm_disable_expensive_passes=true",
 )
 
 import jax
