@@ -6,8 +6,8 @@ import os
 
 # LAPACK's threads spin at their barriers where cores are shared.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The tests compile many small functions once: compile fast rather than well. (The older
-# fusion emitters of JAX 0.10 are faster still, but compile some loops into endless ones.)
+# The tests compile many small functions once: compile fast rather than well. (The old
+# fusion emitters of JAX 0.10 are faster yet, but make endless loops of some.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
