@@ -36,6 +36,11 @@ Parts = Sequence[Array]
 class Piece(abc.ABC):
     """The columns of B that belong to one block; L = lead is flattened."""
 
+    @property
+    @abc.abstractmethod
+    def columns(self) -> tuple[int, int]:
+        """(K, N)."""
+
     @abc.abstractmethod
     def push(self, v: Parts) -> Array:
         """B v, [K, N]."""
@@ -75,6 +80,11 @@ class Factored(Piece):
     x: Array
     g: Array
     bias: bool
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.g.shape[0], self.g.shape[2]
 
     def push(self, v: Parts) -> Array:
         """Σ_t ⟨x V + bias, g⟩."""
@@ -135,6 +145,11 @@ class Lookups(Piece):
     g: Array
     table: int
 
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.g.shape[0], self.g.shape[2]
+
     def push(self, v: Parts) -> Array:
         """Σ_t ⟨v_index, g⟩."""
         index = self._index()
@@ -184,6 +199,11 @@ class Explicit(Piece):
     """
 
     rows: tuple[Array, ...]
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.rows[0].shape[:2]
 
     def push(self, v: Parts) -> Array:
         """Σ rows v."""

@@ -86,14 +86,14 @@ def _inverse(
     gram = jacobian.gram()
     size, epsilon = gram.shape[0], jnp.finfo(wide).eps
     largest = jnp.max(jnp.diagonal(gram))
-    tiny = (damping < _tiny(wide, size) * largest) & (damping > 0)
-    tiny = tiny & (size * jacobian.layout.size <= _WRITTEN_OUT)
-    lower = jax.lax.cond(
-        any_member(tiny),
-        lambda: _by_qr(jacobian, damping, size),
-        lambda: jax.lax.linalg.cholesky(  # of the transpose: LAPACK's order, so no copy
-            gram.T + damping * jnp.eye(size, dtype=wide), symmetrize_input=False
-        ),
+    small = size * jacobian.layout.size <= _WRITTEN_OUT
+    tiny = (damping < _tiny(wide, size) * largest) & (damping > 0) & small
+    by_cholesky = lambda: jax.lax.linalg.cholesky(  # of Kᵀ: LAPACK's order, so no copy
+        gram.T + damping * jnp.eye(size, dtype=wide), symmetrize_input=False
+    )
+    by_qr = lambda: _by_qr(jacobian, damping, size)
+    lower = (
+        jax.lax.cond(any_member(tiny), by_qr, by_cholesky) if small else by_cholesky()
     )
     rounding = size * epsilon
     smallest = jnp.min(jnp.diagonal(lower)) ** 2
