@@ -34,6 +34,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_runtest_teardown(item, nextitem):
+    """Drop compiled programs with each file.
+
+    Each takes memory maps, of which a process may have some 65,000; a worker that keeps
+    the programs of all files runs out of them and crashes while compiling.
+    """
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
 # Relative tolerances, by purpose and precision.
 TOLERANCES = {
     "identity": {"float32": 1e-4, "float64": 1e-10},
