@@ -1,0 +1,112 @@
+"""Expectations along linear predictors x_n·w of Gaussian laws: one dimension each.
+
+The rule is the trapezoidal rule against the normal density on [−9, 9]: its error falls
+like exp(−2π a/h) for spacing h, where a is the distance of the nearest pole of f from
+the real line in units of the predictor's standard deviation s. For a logistic
+likelihood a = π/s, and the 129 default points leave an error of rounding at s = 3 and
+of about 1e-6 at s = 10. Take more points for wider laws.
+
+Source: Trefethen & Weideman (2014), The exponentially convergent trapezoidal rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad.families import MultivariateNormal, MultivariateNormalDiag
+from natgrad.families.base import ExponentialFamily
+from natgrad.inference.dual import diagonal_moments
+from natgrad.inference.expectations import Expectation, LogDensity
+from natgrad.typing import Array
+
+_REACH = 9.0
+
+
+class Linear(NamedTuple):
+    """The data of `LinearPredictors`.
+
+    Attributes:
+        x: [N, d], the rows x_n.
+        y: a tree of arrays [N, ...], what f reads of example n.
+        variance: [N] or None: of a further independent normal term in the predictor,
+            such as what inducing points leave of a Gaussian process.
+    """
+
+    x: Array
+    y: Any
+    variance: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPredictors(Expectation):
+    """Σ_n E[f(x_n·w, y_n)] for a Gaussian q; data is a `Linear`.
+
+    Attributes:
+        log_likelihood: f(predictor (), y_n) -> nats, shape ().
+        points: of the trapezoidal rule for each example.
+    """
+
+    log_likelihood: LogDensity
+    points: int = 129
+
+    def __post_init__(self):
+        if not isinstance(self.points, int) or self.points < 3:
+            raise ValueError(
+                f"LinearPredictors: points is {self.points!r}; expected an integer of "
+                "at least 3."
+            )
+
+    def value(self, family, eta, data, key):
+        """Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n)."""
+        del key
+        if not isinstance(data, Linear):
+            raise ValueError(
+                f"LinearPredictors: data is a {type(data).__name__}; expected "
+                "inference.Linear(x, y)."
+            )
+        m, v = predictor_law(family, eta, data.x)
+        v = v if data.variance is None else v + data.variance
+        z, weights = (jnp.asarray(a, eta.dtype) for a in _trapezoid(self.points))
+
+        def example(m, v, y):
+            predictors = m + jnp.sqrt(v) * z
+            return weights @ jax.vmap(lambda f: self.log_likelihood(f, y))(predictors)
+
+        return jnp.sum(jax.vmap(example)(m, v, data.y))
+
+
+@functools.cache
+def _trapezoid(points: int) -> tuple[np.ndarray, np.ndarray]:
+    z = np.linspace(-_REACH, _REACH, points)
+    weights = np.exp(-(z**2) / 2)
+    return z, weights / weights.sum()
+
+
+@functools.singledispatch
+def predictor_law(
+    family: ExponentialFamily, eta: Array, x: Array
+) -> tuple[Array, Array]:
+    """Means and variances [N] of x_n·w for x [N, d] under a Gaussian law of w."""
+    raise ValueError(
+        f"The law of x·w is known for MultivariateNormal and MultivariateNormalDiag, "
+        f"not for {family!r}: use Quadrature or Sampling."
+    )
+
+
+@predictor_law.register
+def _full(family: MultivariateNormal, eta, x):
+    m, covariance = family.mean_and_covariance(eta)
+    spread = jnp.matmul(x, covariance, precision="highest")
+    return jnp.matmul(x, m, precision="highest"), jnp.sum(spread * x, axis=-1)
+
+
+@predictor_law.register
+def _diagonal(family: MultivariateNormalDiag, eta, x):
+    m, v = diagonal_moments(family, eta)
+    return tuple(jnp.matmul(*p, precision="highest") for p in ((x, m), (x**2, v)))
