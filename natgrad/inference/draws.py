@@ -138,7 +138,9 @@ def _(family: MultivariateNormalDiag, eta, slope, bends):
     return from_variance_gradient(m, slope, jnp.diagonal(bends) / 2)
 
 
-def _draws(rule: Sampling | ScoreFunction | BonnetPrice, family, eta: Array, key: Key | None) -> Array:
+def _draws(
+    rule: Sampling | ScoreFunction | BonnetPrice, family, eta: Array, key: Key | None
+) -> Array:
     """Draws [K, ...] of the law."""
     name = type(rule).__name__
     if key is None:

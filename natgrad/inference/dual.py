@@ -75,9 +75,7 @@ def _scalar(family, function, eta):
     return value, jnp.stack([g_m - 2 * g_v * moments[0], g_v], -1)
 
 
-def diagonal_moments(
-    family: MultivariateNormalDiag, eta: Array
-) -> tuple[Array, Array]:
+def diagonal_moments(family: MultivariateNormalDiag, eta: Array) -> tuple[Array, Array]:
     """Means and variances, both [..., d]."""
     d = family.label_shape(eta.shape)[-1]
     v = -0.5 / eta[..., d:]

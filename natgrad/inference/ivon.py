@@ -88,7 +88,9 @@ def ivon(
 
     def init(params):
         tree.check_params(params)
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
+        )
         start = lambda z: jnp.full_like(z, initial_hessian + weight_decay)
         ess_array = jnp.asarray(ess, tree.working_dtype(params))
         count = jnp.zeros((), jnp.int32)

@@ -19,16 +19,22 @@ Domain. The step ends with `geometry.domain.displaced`: no step of any size leav
 domain, so precisions stay positive definite.
 
 Damping. Undamped steps of ρ = 1 may end in a 2-cycle. With `halvings` > 0 a step is
-halved until ELBO(η') ≥ ELBO(η) + ρ' ⟨d, F d⟩/10, d = ∇_μ ELBO (Armijo's rule; F d is
-the gradient in η), or that many times. The number of halvings is a whole number without
-a derivative: derivatives are those of the steps that were taken, exact wherever the
-number does not change.
+halved, at most that many times, until
+
+    ELBO(q') ≥ ELBO(q) + KL(q ‖ q')/(2 ρ').
+
+The step is mirror ascent in μ with the Bregman divergence KL(q' ‖ q), and without the 2
+this is its sufficient increase under smoothness relative to that divergence; it holds
+with equality for conjugate models at ρ = 1, whatever the length of the step. The number
+of halvings is a whole number without a derivative: derivatives are those of the steps
+that were taken, exact wherever the number does not change.
 
 Batches. The log-likelihood of a batch is multiplied by `scale` = N/B, which makes value
 and gradient unbiased; the search compares values on the same batch and draws.
 
 Source: Khan & Rue (2023), The Bayesian learning rule; Khan & Lin (2017), Conjugate-
-computation variational inference; Nocedal & Wright (2006), section 3.1.
+computation variational inference; Lu, Freund & Nesterov (2018), Relatively smooth
+convex optimization by first-order methods.
 """
 
 from __future__ import annotations
@@ -46,7 +52,7 @@ from natgrad.inference.dual import value_and_dual_gradient
 from natgrad.inference.expectations import Expectation
 from natgrad.typing import Array, ArrayLike, Key
 
-SUFFICIENT = 0.1  # of the first-order gain
+SUFFICIENT = 0.5  # of what smoothness relative to the divergence gives
 RETURNED = 1e-2  # of the last change: what a 2-cycle leaves after two steps
 
 
@@ -192,12 +198,12 @@ def step(
     rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
 
     if rule.halvings:
-        slope = jnp.vdot(direction, family.fisher_product(natural, direction))
 
         def sufficient(rate):
             end, part = displaced_part(chart, natural, rate * direction)
             gain = elbo(rule, end, prior, data, scale, key) - value
-            return gain >= SUFFICIENT * rate * part * slope - rounding
+            least = SUFFICIENT * family.kl(natural, end) / (rate * part)
+            return gain >= least - rounding
 
         rho = rho * 0.5 ** _halvings(sufficient, rho, rule.halvings).astype(rho.dtype)
 
