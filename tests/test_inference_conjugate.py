@@ -101,7 +101,9 @@ def test_one_step_is_bayes_rule(model, tolerance):
     np.testing.assert_allclose(
         state.natural, posterior, rtol=tolerance("identity"), atol=1e-10
     )
-    assert state.rate == 1 and state.kept == 1 and state.falls == 0
+    assert state.rate == 1
+    assert state.kept == 1
+    assert state.falls == 0
 
 
 def test_the_elbo_of_the_posterior_is_the_evidence(tolerance):
@@ -209,12 +211,15 @@ def test_no_step_leaves_the_domain(name, dtype):
     rhos = jnp.asarray(10.0 ** np.arange(-3, 7), dtype)
     chart = geometry.charts(family)["natural"]
     for state in steps(rhos):
-        assert state.natural.dtype == dtype and state.elbo.dtype == dtype
+        assert state.natural.dtype == dtype
+        assert state.elbo.dtype == dtype
         assert np.all(np.isfinite(state.natural))
-        assert np.all(state.margin > 0) and np.all(np.isfinite(state.elbo))
+        assert np.all(state.margin > 0)
+        assert np.all(np.isfinite(state.elbo))
         assert np.all(jax.vmap(chart.margins)(state.natural) > 0)
         assert np.all(np.isfinite(jax.vmap(family.mean)(state.natural)))
-        assert state.kept[0] == 1 and 0 < state.kept[-1] < 1e-3
+        assert state.kept[0] == 1
+        assert 0 < state.kept[-1] < 1e-3
 
 
 def test_bad_input_is_refused():
@@ -234,6 +239,6 @@ def test_bad_input_is_refused():
         LearningRule(FULL, INNER, halvings=-1)
     with pytest.raises(ValueError, match=r"inference\.Linear"):
         elbo(LearningRule(FULL, LinearPredictors(jnp.add)), eta, eta, (eta, eta))
+    linear = Linear(jnp.ones((3, 1)), jnp.ones(3))
     with pytest.raises(ValueError, match="x·w is known"):
-        linear = Linear(jnp.ones((3, 1)), jnp.ones(3))
         elbo(LearningRule(Gamma(), LinearPredictors(jnp.add)), eta, eta, linear)

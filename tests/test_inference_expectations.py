@@ -126,7 +126,7 @@ def test_draws_of_a_dirichlet_law_have_the_right_derivatives():
 
 
 def test_draws_of_a_discrete_law_by_the_score():
-    """E[(y − 1)²] of a Poisson law is (λ − 1)² + λ: its derivative in μ = λ is 2λ − 1."""
+    """E[(y − 1)²] of a Poisson law is (λ − 1)² + λ: its derivative in λ is 2λ − 1."""
     rate = 1.7
     rule = ScoreFunction(lambda w, _: (w - 1.0) ** 2, 8)
     values, gradients = repeated(rule, Poisson(), jnp.log(rate), None)
@@ -180,7 +180,7 @@ def test_batches_are_unbiased(tolerance):
 
 
 def test_steps_on_batches_have_the_posterior_for_mean():
-    """Conjugate, from anywhere, ρ = 1: the mean of η over batches is the posterior's."""
+    """Conjugate, from anywhere, ρ = 1: the mean of η over batches is the posterior."""
     y = jnp.array([0.3, 2.0, -1.0, 4.0, 1.2])
     rule = LearningRule(
         Normal(), ClosedForm(lambda mu, y: jnp.sum(y * mu[0] - mu[1] / 2)), halvings=0
@@ -200,9 +200,8 @@ def test_bad_input_is_refused():
         Sampling(jnp.add).value(Normal(), jnp.array([0.0, -0.5]), 1.0, None)
     with pytest.raises(ValueError, match="at least 2"):
         ScoreFunction(jnp.add, 1).value(Bernoulli(), eta, 1.0, jax.random.key(0))
+    one, rule = jnp.array([1.0, -1.0]), BonnetPrice(lambda w, _: w**2)
     with pytest.raises(ValueError, match="BonnetPrice is for"):
-        one = jnp.array([1.0, -1.0])
-        rule = BonnetPrice(lambda w, _: w**2)
         rule.value_and_gradient(Gamma(), one, None, jax.random.key(0))
     with pytest.raises(ValueError, match="points"):
         LinearPredictors(logistic, 2)

@@ -93,9 +93,9 @@ def optimum():
 def test_the_optimum_is_reached_from_the_prior_in_less_than_50_steps():
     best, m, covariance = optimum()
     result = fitted(20, 1.0)
-    print(result.elbo - best)
     assert abs(result.state.elbo - best) < 1e-6
-    assert result.state.falls == 0 and result.state.cycle == 0
+    assert result.state.falls == 0
+    assert result.state.cycle == 0
     assert np.all(np.diff(result.elbo) > -1e-10)
     ours, our_covariance = FULL.mean_and_covariance(result.state.natural)
     np.testing.assert_allclose(ours, m, atol=1e-3)
@@ -106,8 +106,10 @@ def test_undamped_steps_end_in_a_2_cycle_and_the_state_says_so():
     best, *_ = optimum()
     result = fitted(0, 1.0)
     state = result.state
-    assert state.cycle > 3 and state.falls > 10
-    assert state.change > 0.1 and state.returned < 1e-2 * state.change
+    assert state.cycle > 3
+    assert state.falls > 10
+    assert state.change > 0.1
+    assert state.returned < 1e-2 * state.change
     np.testing.assert_allclose(result.elbo[-1], result.elbo[-3], atol=1e-2)
     assert best - np.max(result.elbo[-2:]) > 0.1
 
@@ -139,7 +141,7 @@ def small_fit(halvings, steps):
 
 
 # Three steps have not converged; twenty-five have. With halvings the first are halved.
-@pytest.mark.parametrize
+@pytest.mark.parametrize(
     ("halvings", "steps", "mode"),
     [(0, 3, jax.jacrev), (20, 3, jax.jacfwd), (20, 25, jax.jacrev)],
 )

@@ -9,7 +9,7 @@ for any exponential family and any log-likelihood, and `ivon` for neural network
 
 from natgrad.inference.draws import BonnetPrice, Sampling, ScoreFunction
 from natgrad.inference.dual import value_and_dual_gradient
-from natgrad.inference.expectations import ClosedForm, Expectation, Quadrature
+from natgrad.inference.expectations import ClosedForm, Expectation
 from natgrad.inference.fitting import Fit, fit, fit_batches
 from natgrad.inference.ivon import IvonState, draw_weights, ivon
 from natgrad.inference.learning_rule import (
@@ -20,6 +20,7 @@ from natgrad.inference.learning_rule import (
     step,
 )
 from natgrad.inference.predictors import Linear, LinearPredictors, predictor_law
+from natgrad.inference.quadrature import Quadrature
 
 __all__ = [
     "BonnetPrice",

@@ -18,10 +18,12 @@ from natgrad.families import (
     Binomial,
     Categorical,
     Geometric,
+    InverseGaussian,
     MultivariateNormal,
     MultivariateNormalDiag,
     NegativeBinomial,
     Poisson,
+    VonMises,
 )
 from natgrad.inference.dual import (
     diagonal_moments,
@@ -31,15 +33,26 @@ from natgrad.inference.dual import (
 from natgrad.inference.expectations import Expectation, LogDensity
 from natgrad.typing import Array, Key
 
-_DISCRETE = (Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial, Poisson)
+# Discrete laws, and two whose draws choose between values.
+_NOT_SMOOTH = (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Geometric,
+    InverseGaussian,
+    NegativeBinomial,
+    Poisson,
+    VonMises,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Expectation):
     """The mean of f over draws of q, which must be differentiable in η.
 
-    So they are for normal, log-normal, gamma, inverse gamma, exponential, beta and
-    Dirichlet laws. Discrete laws are refused; for others use `ScoreFunction`.
+    They are for normal, log-normal, gamma, inverse gamma, exponential, Weibull, beta
+    and Dirichlet laws. Discrete, inverse Gaussian and von Mises laws are refused: use
+    `ScoreFunction`. The `sample` of your own family has to be differentiable.
 
     Attributes:
         log_density: f(w, data) -> nats, shape ().
@@ -51,7 +64,7 @@ class Sampling(Expectation):
 
     def value(self, family, eta, data, key):
         """Σ_k f(w_k, data)/K."""
-        if isinstance(family, _DISCRETE):
+        if isinstance(family, _NOT_SMOOTH):
             raise ValueError(
                 f"Sampling: the draws of {family!r} have no derivative; use Quadrature "
                 "or ScoreFunction."
@@ -120,6 +133,7 @@ class BonnetPrice(Expectation):
 
 @functools.singledispatch
 def _bonnet_price(family, eta, slope, bends):
+    del eta, slope, bends
     raise ValueError(
         f"BonnetPrice is for MultivariateNormal and MultivariateNormalDiag, not for "
         f"{family!r}: use Sampling."

@@ -96,5 +96,5 @@ def from_covariance_gradient(m: Array, g_m: Array, g_s: Array) -> Array:
 
 
 def from_variance_gradient(m: Array, g_m: Array, g_v: Array) -> Array:
-    """∇_μ of a `MultivariateNormalDiag` from the gradients in m and v, both [..., d]."""
+    """∇_μ of a `MultivariateNormalDiag` from the gradients in m and v [..., d]."""
     return jnp.concatenate([g_m - 2 * g_v * m, g_v], -1)

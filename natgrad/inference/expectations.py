@@ -1,14 +1,14 @@
 """Expectations E_q[f(w, data)] over a law q of an exponential family, by named rules.
 
     ClosedForm         the user's own function of μ
-    Quadrature         the nodes of the family
+    Quadrature         nodes and weights
     LinearPredictors   Σ_n E[f(x_n·w, y_n)], by the one-dimensional laws of x_n·w
     Sampling           draws of q, reparameterised: derivatives pass through the draws
     ScoreFunction      draws of q: derivatives by the score, for any family
     BonnetPrice        draws of a Gaussian q, and the Hessian of f
 
 The first three are deterministic, the others unbiased. f is log p(D | w), or log p(w)
-with the prior's parameters for data. The last four are in `predictors` and `draws`.
+with the prior's parameters for data. Here are the protocol and the first.
 """
 
 from __future__ import annotations
@@ -66,24 +66,3 @@ class ClosedForm(Expectation):
         """By differentiating in μ itself."""
         del key
         return jax.value_and_grad(self.function)(family.mean(eta), data)
-
-
-@dataclasses.dataclass(frozen=True)
-class Quadrature(Expectation):
-    """Σ_k weight_k f(w_k, data) over the family's nodes; η is ONE factor.
-
-    The rules of the families are made for products of two scores: exact sums for laws
-    of finitely many labels, to rounding for smooth f of one-dimensional laws, of degree
-    5 for Gaussian vectors. A family without a rule of its own has fixed draws.
-
-    Attributes:
-        log_density: f(w, data) -> nats, shape ().
-    """
-
-    log_density: LogDensity
-
-    def value(self, family, eta, data, key):
-        """Σ_k weight_k f(w_k, data)."""
-        del key
-        ws, weights = family.nodes(eta)
-        return weights @ jax.vmap(lambda w: self.log_density(w, data))(ws)

@@ -1,4 +1,4 @@
-"""Fits: many steps of the learning rule in one `lax.scan`, on all data or on batches."""
+"""Fits: many steps of the learning rule in one `lax.scan`, on all data or batches."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def fit_batches(
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
-            f"fit_batches: the leaves of data have the first axes {sorted(map(str, sizes))}"
-            "; expected arrays with the same number of examples N."
+            "fit_batches: the leaves of data have the first axes "
+            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
         )
     (size,) = sizes
     if not isinstance(batch_size, int) or not 0 < batch_size <= size:
