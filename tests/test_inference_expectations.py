@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
+from scipy.special import expit
 
 from natgrad.families import (
     Bernoulli,
     Beta,
+    Binomial,
     Dirichlet,
+    Exponential,
     Gamma,
     InverseGamma,
     LogNormal,
@@ -92,21 +95,45 @@ def test_draws_agree_with_quadrature(family, rule):
     assert np.max(np.abs(z_scores(gradients, gradient))) < 4.5
 
 
-SMOOTH = {  # with a statistic that is not linear in T, and η
-    "normal": (Normal(), lambda w, _: jnp.cos(w), [0.3, -0.5]),
-    "log-normal": (LogNormal(), lambda w, _: jnp.cos(w), [0.3, -0.8]),
-    "gamma": (Gamma(), lambda w, _: jnp.cos(w), [1.5, -2.0]),
-    "inverse gamma": (InverseGamma(), lambda w, _: jnp.cos(w), [-4.0, -2.0]),
-    "beta": (Beta(), lambda w, _: jnp.cos(3 * w), [0.5, 1.0]),
+def bent(w, _):
+    """Not a polynomial in any family's statistics."""
+    return jnp.tanh(w)
+
+
+SCIPY = {  # family, η, the law in scipy
+    "normal": (Normal(), [0.3, -0.5], stats.norm(0.3, 1)),
+    "log-normal": (LogNormal(), [0.3, -2.0], stats.lognorm(0.5, scale=np.exp(0.075))),
+    "exponential": (Exponential(), -1.5, stats.expon(scale=1 / 1.5)),
+    "gamma": (Gamma(), [1.5, -2.0], stats.gamma(2.5, scale=0.5)),
+    "inverse gamma": (InverseGamma(), [-6.0, -2.0], stats.invgamma(5.0, scale=2.0)),
+    "beta": (Beta(), [0.5, 1.0], stats.beta(1.5, 2.0)),
+    "bernoulli": (Bernoulli(), 0.4, stats.bernoulli(expit(0.4))),
+    "binomial": (Binomial(7), 0.4, stats.binom(7, expit(0.4))),
 }
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("name", SCIPY)
+def test_quadrature_against_scipy(name):
+    family, eta, law = SCIPY[name]
+    value = Quadrature(bent).value(family, jnp.asarray(eta), None, None)
+    if isinstance(law.dist, stats.rv_discrete):
+        expected = law.expect(np.tanh)
+    else:
+        integrand = lambda w: np.tanh(w) * law.pdf(w)
+        pieces = [*law.ppf([0, 1e-7, 0.1, 0.5, 0.9, 1 - 1e-7]), law.ppf(1)]
+        expected = sum(
+            integrate.quad(integrand, a, b, epsabs=1e-12, epsrel=1e-10, limit=200)[0]
+            for a, b in itertools.pairwise(pieces)
+        )
+    np.testing.assert_allclose(value, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["normal", "gamma"])
 def test_draws_of_other_laws_agree_with_their_nodes(name):
-    family, function, eta = SMOOTH[name]
+    family, eta, _ = SCIPY[name]
     eta = jnp.asarray(eta)
-    value, gradient = Quadrature(function).value_and_gradient(family, eta, None, None)
-    values, gradients = repeated(Sampling(function, 4), family, eta, None)
+    value, gradient = Quadrature(bent).value_and_gradient(family, eta, None, None)
+    values, gradients = repeated(Sampling(bent, 4), family, eta, None)
     assert abs(z_scores(values, value)) < 4.5
     assert np.max(np.abs(z_scores(gradients, gradient))) < 4.5
 
@@ -198,6 +225,10 @@ def test_bad_input_is_refused():
         Sampling(jnp.add).value(Bernoulli(), eta, 1.0, jax.random.key(0))
     with pytest.raises(ValueError, match="key is None"):
         Sampling(jnp.add).value(Normal(), jnp.array([0.0, -0.5]), 1.0, None)
+    with pytest.raises(ValueError, match="no nodes for Poisson"):
+        Quadrature(jnp.add).value(Poisson(), eta, 1.0, None)
+    with pytest.raises(ValueError, match="one factor"):
+        Quadrature(jnp.add).value(Bernoulli(), eta[None], 1.0, None)
     with pytest.raises(ValueError, match="at least 2"):
         ScoreFunction(jnp.add, 1).value(Bernoulli(), eta, 1.0, jax.random.key(0))
     one, rule = jnp.array([1.0, -1.0]), BonnetPrice(lambda w, _: w**2)
