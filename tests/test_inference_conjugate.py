@@ -87,8 +87,8 @@ def linear_regression():
 
 CONJUGATE = [
     gamma_poisson,
-    beta_bernoulli,
-    dirichlet_categorical,
+    pytest.param(beta_bernoulli, marks=pytest.mark.slow),
+    pytest.param(dirichlet_categorical, marks=pytest.mark.slow),
     normal_mean,
     linear_regression,
 ]
@@ -194,7 +194,19 @@ BAD = {  # (family, η, statistics whose step points out of the domain)
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float32") for name in BAD] + [("normal", "float64"), ("full", "float64")],
+    [
+        pytest.param(name, dtype, marks=() if cheap else pytest.mark.slow)
+        for name, dtype, cheap in (
+            ("normal", "float64", True),
+            ("diagonal", "float32", True),
+            ("full", "float32", False),
+            ("normal", "float32", False),
+            ("full", "float64", False),
+            ("gamma", "float32", False),
+            ("beta", "float32", False),
+            ("dirichlet", "float32", False),
+        )
+    ],
 )
 def test_no_step_leaves_the_domain(name, dtype):
     family, eta, statistics = BAD[name]

@@ -102,6 +102,7 @@ def test_the_precision_stays_positive_whatever_the_gradient():
         assert np.all(state.precision >= 0.499 * before)
 
 
+@pytest.mark.slow
 def test_a_network_learns_and_knows_what_it_does_not_know():
     """float32: the loss falls, and the law is wider where there are no data."""
     rng = np.random.default_rng(0)

@@ -2,12 +2,12 @@
 
     Bernoulli, Categorical, Binomial      the labels themselves, exactly
     Normal, LogNormal                     129 trapezoidal points of the normal law
-    Exponential, Gamma, InverseGamma,     Gauss-Legendre, 58 points in log w or 84 in the
-    Beta                                  logit: for f that turn a few times in the bulk
+    Exponential, Gamma, InverseGamma      58 Gauss points in log w
+    Beta                                  84 Gauss points in the logit
     MultivariateNormal(Diag)              points that are exact to degree 5 in w
 
 `Family.nodes` are made for products of two scores, which most families get exactly from
-a few points; here f is any smooth function.
+a few points; here f is any smooth function that turns a few times in the law's bulk.
 
 The trapezoidal rule runs over [−9, 9] of the standard normal law. Its error falls like
 exp(−2π a/h) for spacing h, where a is the distance of the nearest pole of f from the
