@@ -9,10 +9,31 @@
 3. A Gaussian-process classifier with 20 inducing points (breast cancer, two features):
    the same rule, on the whitened values at the inducing points. Length scale and
    amplitude by the gradient of the last ELBO through the fit.
-4. IVON on a network (digits, 200 images), beside Adam: negative log-likelihood and
-   accuracy on the 1,597 others.
+4. IVON on a network (digits, 200 images), beside Adam, judged by the 1,597 others. The
+   law is that of a posterior at a tenth of its temperature (ess = 10 N): at N a
+   diagonal Gaussian of 3,600 weights is far too wide.
 
     python examples/11_variational_inference.py
+
+logistic regression: ELBO -58.106762 nats after halved steps
+  steps            gap after 49   within 1e-6   falls   in a 2-cycle for
+  ρ = 1                 2.0e-01         never      20    33 steps
+  ρ = 1/2               1.4e-10       step 29       0     0 steps
+  ρ = 1, halved         0.0e+00       step 18       0     0 steps
+  400 batches of 64: 0.18 nats below it
+Poisson regression of chin-ups: ELBO -72.1568 nats
+  Weight  rate times 1.16 a sd, 95 % 0.89-1.52
+  Waist   rate times 0.57 a sd, 95 % 0.43-0.77
+  Pulse   rate times 0.95 a sd, 95 % 0.83-1.09
+  closed form and quadrature agree to 6e-15
+  rate without regressors, one step: Gamma(191, 20.5)
+Gaussian process: ELBO -121.92 -> -65.30 nats in 15 gradients through the fit,
+  length scale 1.65, amplitude 7.02; accuracy 0.974 on the 190 held out
+network on 200 digits:  held-out loss   accuracy   calibration error
+  Adam                         0.207      0.935           0.006
+  IVON, mean                   0.189      0.939           0.008
+  IVON, 64 draws               0.198      0.939           0.024
+picture in figures/11_variational_inference.png
 """
 
 import sys
@@ -36,7 +57,7 @@ plt.switch_backend("Agg")
 
 FIGURE = Path("figures") / "11_variational_inference.png"
 FULL = MultivariateNormal()
-STEPS, BATCH_STEPS, NETWORK_STEPS, TUNING = 49, 400, 2000, 25
+STEPS, BATCH_STEPS, NETWORK_STEPS, TUNING = 49, 400, 1000, 15
 INK, BLUE, ORANGE, GREEN = "#333333", "#3465a4", "#ce5c00", "#4e9a06"
 
 
@@ -70,16 +91,17 @@ def logistic_regression():
     undamped = inference.LearningRule(FULL, expectation, halvings=0)
     halved = inference.LearningRule(FULL, expectation)
 
-    def run(rule, rho, steps=STEPS):
-        return jax.jit(lambda p: inference.fit(rule, p, p, data, steps, rho))(prior)
+    def run(rule):
+        return jax.jit(lambda rho: inference.fit(rule, prior, prior, data, STEPS, rho))
 
+    straight = run(undamped)
     fits = {
-        "ρ = 1": run(undamped, 1.0),
-        "ρ = 1/2": run(undamped, 0.5),
-        "ρ = 1, halved": run(halved, 1.0),
+        "ρ = 1": straight(1.0),
+        "ρ = 1/2": straight(0.5),
+        "ρ = 1, halved": run(halved)(1.0),
     }
-    best = float(run(halved, 1.0, 2 * STEPS).state.elbo)
-    print(f"logistic regression: ELBO {best:.6f} nats at the optimum")
+    best = float(fits["ρ = 1, halved"].state.elbo)
+    print(f"logistic regression: ELBO {best:.6f} nats after halved steps")
     print("  steps            gap after 49   within 1e-6   falls   in a 2-cycle for")
     for name, result in fits.items():
         gap = best - np.asarray(result.elbo)
@@ -108,17 +130,14 @@ def logistic_regression():
 
 def poisson_regression():
     """(names, mean and sd of the log rate ratios, difference of the two rules)."""
-    bunch = load_linnerud()  # regressors and counts swap places: chin-ups are counts
+    bunch = load_linnerud()
     chins = jnp.asarray(bunch.data[:, bunch.feature_names.index("Chins")])
     x = jnp.column_stack([np.ones(len(chins)), standardised(bunch.target)])
-    prior, data = isotropic(10.0, x.shape[1]), inference.Linear(x, chins)
+    prior, data = isotropic(1.0, x.shape[1]), inference.Linear(x, chins)
 
-    def closed(mu, data):
-        m, v = inference.predictor_law(FULL, FULL.natural(mu), data.x)
-        return jnp.sum(data.y * m - jnp.exp(m + v / 2) - gammaln(data.y + 1))
-
+    closed = lambda m, v, y: y * m - jnp.exp(m + v / 2) - gammaln(y + 1)
     poisson = lambda f, y: y * f - jnp.exp(f) - gammaln(y + 1)
-    rules = inference.ClosedForm(closed), inference.LinearPredictors(poisson)
+    rules = inference.ClosedPredictors(closed), inference.LinearPredictors(poisson)
     ends = []
     for expectation in rules:
         rule = inference.LearningRule(FULL, expectation)
@@ -130,17 +149,16 @@ def poisson_regression():
     print(f"Poisson regression of chin-ups: ELBO {ends[0].elbo:.4f} nats")
     names = ["intercept", *bunch.target_names]
     for name, centre, width in list(zip(names, m, sd, strict=True))[1:]:
-        low, high = np.exp(centre - 1.96 * width), np.exp(centre + 1.96 * width)
-        print(
-            f"  {name:7} rate times {np.exp(centre):.2f} a sd, 95 % {low:.2f}-{high:.2f}"
-        )
+        low, ratio, high = (np.exp(centre + z * width) for z in (-1.96, 0, 1.96))
+        print(f"  {name:7} rate times {ratio:.2f} a sd, 95 % {low:.2f}-{high:.2f}")
     print(f"  closed form and quadrature agree to {difference:.0e}")
 
     conjugate = inference.ClosedForm(
         lambda mu, y: jnp.sum(y) * mu[0] - y.size * mu[1] - jnp.sum(gammaln(y + 1))
     )
     rule, gamma = inference.LearningRule(Gamma(), conjugate), jnp.array([1.0, -0.5])
-    state = inference.step(rule, inference.init(rule, gamma), gamma, chins)
+    step = jax.jit(lambda p: inference.step(rule, inference.init(rule, p), p, chins))
+    state = step(gamma)
     a, b = float(state.natural[0] + 1), float(-state.natural[1])
     exact = float(chins.sum() + 2), len(chins) + 0.5
     print(f"  rate without regressors, one step: Gamma({a:g}, {b:g})")
@@ -181,15 +199,15 @@ def gaussian_process():
     held = np.arange(len(y)) % 3 == 0
     inducing = KMeans(20, n_init=1, random_state=0).fit(np.asarray(x[~held]))
     inducing = jnp.asarray(inducing.cluster_centers_)
-    rule = inference.LearningRule(FULL, inference.LinearPredictors(logistic, 65))
+    rule = inference.LearningRule(FULL, inference.LinearPredictors(logistic, 33))
     prior = isotropic(1.0, len(inducing))
 
     def fitted(hyper):
         rows, rest = projected(hyper, x[~held], inducing)
         data = inference.Linear(rows, y[~held], rest)
-        return inference.fit(rule, prior, prior, data, 12).state
+        return inference.fit(rule, prior, prior, data, 8).state
 
-    tx = optax.adam(0.1)
+    tx = optax.adam(0.2)
 
     @jax.jit
     def tune(carry):
@@ -266,11 +284,11 @@ def network():
         return -jnp.mean(log_prob)
 
     ivon = inference.ivon(
-        optax.cosine_decay_schedule(0.1, NETWORK_STEPS),
-        ess=len(y),
-        weight_decay=1e-2,
+        optax.cosine_decay_schedule(0.3, NETWORK_STEPS),
+        ess=10 * len(y),  # a tenth of the posterior's temperature
+        weight_decay=1e-3,
         initial_hessian=0.1,
-        b2=0.999,
+        b2=0.9999,
     )
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, NETWORK_STEPS))
 
@@ -287,10 +305,8 @@ def network():
         updates, state = adam.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    params, keys = (
-        initial_params(jax.random.key(0)),
-        jax.random.split(jax.random.key(1), NETWORK_STEPS),
-    )
+    params = initial_params(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), NETWORK_STEPS)
     run = lambda tx, step: jax.jit(
         lambda p: jax.lax.scan(step, (p, tx.init(p)), keys)[0]
     )(params)
@@ -379,7 +395,7 @@ def draw(fits, best, rates, process, net, path):
         last.plot(confidence, accuracy, "o-", color=colour, label=label, ms=4)
     last.set(xlabel="confidence", ylabel="accuracy on held-out digits")
     last.set_title("A network on 200 digits")
-    last.set(xlim=(0.3, 1.01), ylim=(0.3, 1.01))
+    last.set(xlim=(0.45, 1.01), ylim=(0.45, 1.01))
     last.legend(frameon=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)

@@ -29,6 +29,7 @@ from natgrad.families import (
 from natgrad.inference import (
     BonnetPrice,
     ClosedForm,
+    ClosedPredictors,
     LearningRule,
     Linear,
     LinearPredictors,
@@ -82,6 +83,19 @@ def test_linear_predictors_against_scipy(family, tolerance):
         integrand = lambda f, y=y, law=law: law.pdf(f) * -np.logaddexp(0, -y * f)
         expected += integrate.quad(integrand, -30, 30, epsabs=1e-12)[0]
     np.testing.assert_allclose(value, expected, rtol=tolerance("oracle"))
+
+
+def test_closed_predictors_are_the_quadrature_of_the_same_likelihood(tolerance):
+    """E[y f − e^f] = y m − e^{m + v/2}, value and gradient."""
+    data = Linear(X, Y, jnp.full(5, 0.1))
+    closed = ClosedPredictors(lambda m, v, y: y * m - jnp.exp(m + v / 2))
+    nodes = LinearPredictors(lambda f, y: y * f - jnp.exp(f))
+    both = jax.jit(
+        lambda: [r.value_and_gradient(FULL, ETA, data, None) for r in (closed, nodes)]
+    )
+    (value, gradient), (value2, gradient2) = both()
+    np.testing.assert_allclose(value, value2, rtol=tolerance("oracle"))
+    np.testing.assert_allclose(gradient, gradient2, rtol=tolerance("oracle"))
 
 
 @functools.cache

@@ -19,12 +19,18 @@ from natgrad.inference.learning_rule import (
     init,
     step,
 )
-from natgrad.inference.predictors import Linear, LinearPredictors, predictor_law
+from natgrad.inference.predictors import (
+    ClosedPredictors,
+    Linear,
+    LinearPredictors,
+    predictor_law,
+)
 from natgrad.inference.quadrature import Quadrature
 
 __all__ = [
     "BonnetPrice",
     "ClosedForm",
+    "ClosedPredictors",
     "Expectation",
     "Fit",
     "InferenceState",

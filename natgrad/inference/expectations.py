@@ -3,11 +3,12 @@
     ClosedForm         the user's own function of μ
     Quadrature         nodes and weights
     LinearPredictors   Σ_n E[f(x_n·w, y_n)], by the one-dimensional laws of x_n·w
+    ClosedPredictors   the same, by the user's own function of their mean and variance
     Sampling           draws of q, reparameterised: derivatives pass through the draws
     ScoreFunction      draws of q: derivatives by the score, for any family
     BonnetPrice        draws of a Gaussian q, and the Hessian of f
 
-The first three are deterministic, the others unbiased. f is log p(D | w), or log p(w)
+The first four are deterministic, the others unbiased. f is log p(D | w), or log p(w)
 with the prior's parameters for data. Here are the protocol and the first.
 """
 
@@ -49,7 +50,8 @@ class Expectation(abc.ABC):
 class ClosedForm(Expectation):
     """The user's E_q[f] as a function of the expectation parameters.
 
-    For a conjugate likelihood it is linear, ⟨s(data), μ⟩ plus a constant.
+    For a conjugate likelihood it is linear, ⟨s(data), μ⟩ plus a constant. A function of
+    Gaussian variances loses what E[y²] − m² cancels: there use `ClosedPredictors`.
 
     Attributes:
         function: (μ, data) -> nats, shape ().

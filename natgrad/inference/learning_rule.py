@@ -65,7 +65,8 @@ class LearningRule:
         log_likelihood: the rule for E_q[log p(D | w)].
         log_prior: the rule for E_q[log p(w)], whose data are the prior's parameters;
             None: the prior is the law of `family` with natural parameters `prior`.
-        halvings: of a step at most, where the ELBO falls; 0 takes every step.
+        halvings: of a step at most; 0 takes every step. Where they do not suffice the
+            shortest step is taken all the same.
     """
 
     family: ExponentialFamily

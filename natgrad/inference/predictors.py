@@ -1,13 +1,14 @@
 """Expectations along linear predictors x_n·w of Gaussian laws: one dimension each.
 
-The rule is the trapezoidal rule of `quadrature`, which says how accurate it is. Take
-more points for wider laws.
+`LinearPredictors` uses the trapezoidal rule of `quadrature`, which says how accurate it
+is; take more points for wider laws. `ClosedPredictors` takes the user's own formula.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from natgrad.typing import Array
 
 
 class Linear(NamedTuple):
-    """The data of `LinearPredictors`.
+    """The data of `LinearPredictors` and `ClosedPredictors`.
 
     Attributes:
         x: [N, d], the rows x_n.
@@ -58,13 +59,7 @@ class LinearPredictors(Expectation):
     def value(self, family, eta, data, key):
         """Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n)."""
         del key
-        if not isinstance(data, Linear):
-            raise ValueError(
-                f"LinearPredictors: data is a {type(data).__name__}; expected "
-                "inference.Linear(x, y)."
-            )
-        m, v = predictor_law(family, eta, data.x)
-        v = v if data.variance is None else v + data.variance
+        m, v = _moments(self, family, eta, data)
         rule = standard_normal_rule(self.points)
         z, weights = (jnp.asarray(array, eta.dtype) for array in rule)
 
@@ -73,6 +68,37 @@ class LinearPredictors(Expectation):
             return weights @ jax.vmap(lambda f: self.log_likelihood(f, y))(predictors)
 
         return jnp.sum(jax.vmap(example)(m, v, data.y))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedPredictors(Expectation):
+    """Σ_n E[f(x_n·w, y_n)] for a Gaussian q, in closed form; data is a `Linear`.
+
+    For counts with y log λ − λ, λ = e^f: (m, v, y) -> y m − exp(m + v/2).
+
+    Attributes:
+        expected: (m (), v (), y_n) -> E[f] in nats, shape (), for a predictor of mean m
+            and variance v.
+    """
+
+    expected: Callable[[Array, Array, Any], Array]
+
+    def value(self, family, eta, data, key):
+        """Σ_n expected(m_n, v_n, y_n)."""
+        del key
+        m, v = _moments(self, family, eta, data)
+        return jnp.sum(jax.vmap(self.expected)(m, v, data.y))
+
+
+def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, Array]:
+    """Means and variances [N] of the predictors."""
+    if not isinstance(data, Linear):
+        raise ValueError(
+            f"{type(rule).__name__}: data is a {type(data).__name__}; expected "
+            "inference.Linear(x, y)."
+        )
+    m, v = predictor_law(family, eta, data.x)
+    return m, v if data.variance is None else v + data.variance
 
 
 @functools.singledispatch
