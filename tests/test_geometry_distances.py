@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_bvp
+from scipy.integrate import solve_bvp, solve_ivp
 from scipy.linalg import logm, sqrtm
 from scipy.spatial.distance import mahalanobis
 from scipy.special import polygamma
@@ -90,3 +90,28 @@ def test_beta_distances_against_an_independent_integrator():
     find = jax.jit(jax.vmap(lambda x, y: ng.shooting_distance(at(x), at(y))))
     expected = [beta_by_scipy(a, b) for a, b in zip(starts, ends, strict=True)]
     np.testing.assert_allclose(find(starts, ends), expected, 1e-8)
+
+
+@pytest.mark.slow
+def test_the_distance_of_normal_vectors_is_the_length_of_scipys_geodesic():
+    """m'' = S' S⁻¹ m' and S'' = S' S⁻¹ S' − m' m'ᵀ (Skovgaard 1984), by DOP853."""
+    velocity, turn = np.array([0.5, -0.4]), np.array([[0.5, 0.3], [0.3, -0.2]])
+
+    def motion(_, y):
+        s, dm, ds = y[2:6].reshape(2, 2), y[6:8], y[8:].reshape(2, 2)
+        along = ds @ np.linalg.inv(s)
+        return np.concatenate(
+            [y[6:], along @ dm, (along @ ds - np.outer(dm, dm)).ravel()]
+        )
+
+    start = np.concatenate([M, S.ravel(), velocity, turn.ravel()])
+    path = solve_ivp(motion, (0, 1), start, "DOP853", rtol=1e-12, atol=1e-12)
+    end = path.y[:, -1]
+    inverse = np.linalg.inv(S)
+    square = (
+        velocity @ inverse @ velocity
+        + np.trace((inverse @ turn) @ (inverse @ turn)) / 2
+    )
+    find = jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=64))
+    found = find(law(M, S), law(end[:2], end[2:6].reshape(2, 2)))
+    np.testing.assert_allclose(found, np.sqrt(square), 1e-8)
