@@ -122,10 +122,24 @@ def check_support(family: Family, z: Any, y: Array) -> None:
 
 def normaliser(weights: Array) -> Array:
     """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
-    total = jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+    total = total_weight(weights)
     return jnp.where(total == 0, 1, total)
 
 
-def example_keys(key: Key, count: int) -> Array:
-    """One key an example, from its index alone: the same on any number of devices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+def total_weight(weights: Array) -> Array:
+    """Σ_n max_t w_nt for weights [N, factors...]."""
+    return jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+
+
+def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
+    """One key an example, from its index alone: the same on any number of devices.
+
+    Args:
+        key: a key; keys that are already one an example are given back.
+        count: of examples.
+        first: the index of the first.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim > (0 if typed else 1):
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))

@@ -11,7 +11,7 @@ LAYERS = (
     {"batch", "model"},
     {"layers"},
     {"krylov"},
-    {"solvers", "inverse", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"solvers", "spread", "inverse", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
     {"state", "refresh", "transform", "spring"},

@@ -165,7 +165,13 @@ class EKFAC(LayerCurvature):
         return EigenStatistics(factors, bases_of(factors), scales, age)
 
     def _kfac(self) -> KFAC:
-        return KFAC(self.model, self.labels, self.declared, self.sharing)
+        return KFAC(
+            self.model,
+            self.labels,
+            self.declared,
+            self.sharing,
+            axis_name=self.axis_name,
+        )
 
     def _turned(self) -> Bases:
         """The previous bases, those whose turn it is made anew from the factors."""

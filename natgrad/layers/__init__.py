@@ -50,6 +50,7 @@ from natgrad.layers.statistics import (
     Squares,
     Statistic,
 )
+from natgrad.layers.tap import varying, varying_like
 from natgrad.layers.views import NotCapturedError
 
 __all__ = [
@@ -73,4 +74,6 @@ __all__ = [
     "capture",
     "report",
     "table",
+    "varying",
+    "varying_like",
 ]

@@ -17,7 +17,7 @@ from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.marks import Mark
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import Statistic
-from natgrad.layers.tap import Work
+from natgrad.layers.tap import Work, varying_like
 from natgrad.layers.uses import Use
 from natgrad.layers.views import View
 from natgrad.typing import Apply, Array, Inputs, Params
@@ -91,6 +91,8 @@ class Captured:
             for block in self.blocks
             if isinstance(block, LayerBlock)
         }
+        leaves = jax.tree.leaves(params)  # statistics are summed where gradients are
+        probes = jax.tree.map(lambda probe: varying_like(probe, leaves), probes)
         z, vjp = jax.vjp(
             lambda params, probes: self.outputs(params, inputs, asked, probes),
             params,

@@ -71,11 +71,12 @@ def varying_like(value: Array, operands: Sequence) -> Array:
     Inside shard_map a statistic is one device's; the derivative of this declaration
     sums it over the devices.
     """
-    axes = {axis for leaf in operands for axis in _varying(leaf)}
-    missing = tuple(sorted(axes - _varying(value)))
+    missing = tuple(sorted(varying(operands) - varying([value])))
     return jax.lax.pcast(value, missing, to="varying") if missing else value
 
 
-def _varying(value: Array) -> frozenset:
-    """The mesh axes over which a value differs from device to device."""
-    return frozenset(jax.typeof(value).manual_axis_type.varying)
+def varying(values: Sequence) -> frozenset:
+    """The mesh axes over which some value differs from device to device."""
+    return frozenset().union(
+        *(jax.typeof(value).manual_axis_type.varying for value in values)
+    )
