@@ -82,24 +82,26 @@ class Spread(KeptInverse):
             def make(metric, damping):
                 mine = [which[k] for k in share]
                 made = self.solver.prepare(metric, damping, mine) if mine else ()
-                flat = [
-                    leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)
-                ]
-                flat = jnp.concatenate([*flat, jnp.zeros(0, dtype)])
-                return jnp.pad(flat, (0, length - flat.size))
+                whole = jnp.concatenate(
+                    [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)]
+                    or [jnp.zeros(0, dtype)]
+                )
+                whole = jnp.pad(whole, (0, length - whole.size))
+                return varying_like(whole, jax.tree.leaves(metric))
 
             return make
 
         def gathered(metric, damping):
             device = jax.lax.axis_index(self.axis_name)
-            branches = [branch(share) for share in shares]
-            mine = jax.lax.switch(device, branches, metric, damping)
-            # Where JAX follows what differs between devices, say that the result is
-            # the same on all.
-            to = "invarying" if varying([device]) else "varying"
-            return jax.lax.all_gather(
-                varying_like(mine, [device]), self.axis_name, to=to
+            # Where JAX follows what differs between devices, say that each reads the
+            # factors for itself (or derivatives would not be summed over devices), and
+            # that the result is the same on all.
+            given = jax.tree.map(
+                lambda leaf: varying_like(leaf, [device]), (metric, damping)
             )
+            mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
+            to = "invarying" if varying([device]) else "varying"
+            return jax.lax.all_gather(mine, self.axis_name, to=to)
 
         inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
         if not inside:
