@@ -77,9 +77,16 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
     return counts.pop()[0] if counts else None
 
 
-def factor_weights(weights: ArrayLike, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Weights [N] or [N, factors...] as an array of shape [N, factors...]."""
-    weights = jnp.asarray(weights, dtype)
+def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
+    """Weights [N] or [N, factors...] as an array [N, factors...] for outputs z."""
+    axes = [axis for axis in jax.typeof(z).sharding.spec if axis is not None]
+    if axes:
+        raise ValueError(
+            f"The outputs are sharded over explicit axes of the mesh, {axes}: make it "
+            "with axis_types=(jax.sharding.AxisType.Auto,), or under jax.set_mesh wrap "
+            "the step in jax.sharding.auto_axes(step, out_sharding=PartitionSpec())."
+        )
+    weights = jnp.asarray(weights, z.dtype)
     if weights.shape not in (shape, shape[:1]):
         raise ValueError(
             f"weights(inputs) must have shape {shape[:1]} (one weight an example) or "
