@@ -21,7 +21,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.layers import varying, varying_like
+from natgrad import tree
 from natgrad.solvers import KeptInverse, Solution
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -87,7 +87,7 @@ class Spread(KeptInverse):
                     or [jnp.zeros(0, dtype)]
                 )
                 whole = jnp.pad(whole, (0, length - whole.size))
-                return varying_like(whole, jax.tree.leaves(metric))
+                return tree.varying_like(whole, jax.tree.leaves(metric))
 
             return make
 
@@ -97,10 +97,10 @@ class Spread(KeptInverse):
             # factors for itself (or derivatives would not be summed over devices), and
             # that the result is the same on all.
             given = jax.tree.map(
-                lambda leaf: varying_like(leaf, [device]), (metric, damping)
+                lambda leaf: tree.varying_like(leaf, [device]), (metric, damping)
             )
             mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
-            to = "invarying" if varying([device]) else "varying"
+            to = "invarying" if tree.varying([device]) else "varying"
             return jax.lax.all_gather(mine, self.axis_name, to=to)
 
         inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -200,9 +200,7 @@ def sum_over_chunks(
         examples,
     )
     first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
-    )
+    zeros = zeros_of(jax.eval_shape(function, first))
     step = jax.checkpoint(function)
     total, _ = jax.lax.scan(
         lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
@@ -213,6 +211,33 @@ def sum_over_chunks(
         rest = jax.tree.map(lambda leaf: leaf[whole * chunk_size :], examples)
         total = jax.tree.map(jnp.add, total, step(rest))
     return total
+
+
+def zeros_of(shapes: Any) -> Any:
+    """Zeros of these shapes and dtypes, which vary over devices where these do.
+
+    Inside shard_map a scan needs that of a sum to start from.
+    """
+    return jax.tree.map(
+        lambda leaf: varying_like(jnp.zeros(leaf.shape, leaf.dtype), [leaf]), shapes
+    )
+
+
+def varying_like(value: Array, operands: Sequence[Any]) -> Array:
+    """The value, declared to vary over every mesh axis that an operand varies over.
+
+    Inside shard_map a statistic is one device's; the derivative of this declaration
+    sums it over the devices.
+    """
+    missing = tuple(sorted(varying(operands) - varying([value])))
+    return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+
+def varying(values: Sequence[Any]) -> frozenset:
+    """The mesh axes over which some value differs from device to device."""
+    return frozenset().union(
+        *(jax.typeof(value).manual_axis_type.varying for value in values)
+    )
 
 
 def raw_key(key: Key) -> Array:

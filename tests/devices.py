@@ -53,6 +53,19 @@ def apply(params, x):
     return hidden @ params["w2"] + params["b2"][None]
 
 
+def convolve(params, x):
+    """The same parameters, the first weight as a kernel over the 5 inputs."""
+    signal = jax.lax.conv_general_dilated(
+        x[..., None],
+        params["w1"][:, None],
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    hidden = jnp.sum(jnp.tanh(signal + params["b1"][None, None]), axis=1)
+    return hidden @ params["w2"] + params["b2"][None]
+
+
 def problem(dtype):
     """(params, x, y), as numpy arrays."""
     rng = np.random.default_rng(0)
@@ -62,15 +75,21 @@ def problem(dtype):
 
 
 class Case(NamedTuple):
-    """axis -> a curvature, and the solver of its transformation."""
+    """(model, axis) -> a curvature, the solver of its transformation, the network."""
 
     curvature: Callable
     solver: object = None
+    apply: Callable = apply
 
 
-def model(dtype="float32"):
-    example = np.zeros((1, 5), dtype)
-    return ng.Model(apply, ng.families.Categorical(), example_inputs=example)
+def model(dtype="float32", apply=apply):
+    """The model, which takes the gradients of two examples at a time where it can."""
+    return ng.Model(
+        apply,
+        ng.families.Categorical(),
+        example_inputs=np.zeros((1, 5), dtype),
+        chunk_size=2,
+    )
 
 
 CASES = {
@@ -79,6 +98,9 @@ CASES = {
     ),
     "empirical_kfac": Case(
         lambda model, **axis: KFAC(model, Empirical(), **axis), Eigenbasis()
+    ),
+    "convolution": Case(
+        lambda model, **axis: KFAC(model, Sampled(1), **axis), None, convolve
     ),
     "ekfac": Case(lambda model, **axis: EKFAC(model, Sampled(1), period=2, **axis)),
     "layer_diagonal": Case(LayerDiagonal),
@@ -161,7 +183,7 @@ def on_one_device(name, dtype):
     """What the parameters are after three steps on one device."""
     params, x, y = problem(dtype)
     case = CASES[name]
-    tx, step = sharded(case, model(dtype), None, case.solver)
+    tx, step = sharded(case, model(dtype, case.apply), None, case.solver)
     step, state = jax.jit(step), tx.init(params)
     for _ in range(STEPS):
         params, state = step(params, state, x, y)
@@ -180,9 +202,9 @@ def check(mesh, mode, name, dtype):
     """The report on one mode of one case."""
     make, spread = MODES[mode]
     start, x, y = problem(dtype)
-    solver = CASES[name].solver
-    solver = Spread(solver, mesh, mesh.axis_names) if spread else solver
-    tx, step = make(CASES[name], model(dtype), mesh, solver)
+    case = CASES[name]
+    solver = Spread(case.solver, mesh, mesh.axis_names) if spread else case.solver
+    tx, step = make(case, model(dtype, case.apply), mesh, solver)
 
     def put(tree, spec):
         sharding = NamedSharding(mesh, spec)

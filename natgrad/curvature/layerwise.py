@@ -187,9 +187,6 @@ def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:
     if columns.shape[0] == 1:
         return pull(columns[0])
     first = jax.eval_shape(pull, columns[0])
-    zeros = jax.tree.map(
-        lambda leaf: layers.varying_like(jnp.zeros(leaf.shape, leaf.dtype), [leaf]),
-        first,
-    )
+    zeros = tree.zeros_of(first)
     add = lambda total, column: (jax.tree.map(jnp.add, total, pull(column)), None)
     return jax.lax.scan(add, zeros, columns)[0]

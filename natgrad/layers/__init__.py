@@ -50,7 +50,6 @@ from natgrad.layers.statistics import (
     Squares,
     Statistic,
 )
-from natgrad.layers.tap import varying, varying_like
 from natgrad.layers.views import NotCapturedError
 
 __all__ = [
@@ -74,6 +73,4 @@ __all__ = [
     "capture",
     "report",
     "table",
-    "varying",
-    "varying_like",
 ]

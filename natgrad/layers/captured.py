@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch
+from natgrad import batch, tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.marks import Mark
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import Statistic
-from natgrad.layers.tap import Work, varying_like
+from natgrad.layers.tap import Work
 from natgrad.layers.uses import Use
 from natgrad.layers.views import View
 from natgrad.typing import Apply, Array, Inputs, Params
@@ -92,7 +92,7 @@ class Captured:
             if isinstance(block, LayerBlock)
         }
         leaves = jax.tree.leaves(params)  # statistics are summed where gradients are
-        probes = jax.tree.map(lambda probe: varying_like(probe, leaves), probes)
+        probes = jax.tree.map(lambda probe: tree.varying_like(probe, leaves), probes)
         z, vjp = jax.vjp(
             lambda params, probes: self.outputs(params, inputs, asked, probes),
             params,
