@@ -73,12 +73,13 @@ QUICK = {
 SLOW = {
     "jit_spread:kfac:float64": GATHERED,
     "jit:ekfac:float64": {"all-reduce": 2},  # one of them in the first step only
-    "jit:sampled:float64": ONE,
+    "jit:sampled:float64": None,
     "jit:gram:float64": None,
     "jit:matrix_free:float64": None,
     "shard_map:ekfac:float64": {"all-reduce": 2},
     "shard_map:layer_diagonal:float64": ONE,
     "shard_map:sampled:float64": ONE,
+    "shard_map:convolution:float64": ONE,
     "unchecked_spread:empirical_kfac:float64": GATHERED,
 }
 

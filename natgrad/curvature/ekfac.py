@@ -165,13 +165,7 @@ class EKFAC(LayerCurvature):
         return EigenStatistics(factors, bases_of(factors), scales, age)
 
     def _kfac(self) -> KFAC:
-        return KFAC(
-            self.model,
-            self.labels,
-            self.declared,
-            self.sharing,
-            axis_name=self.axis_name,
-        )
+        return KFAC(self.model, self.labels, self.declared, self.sharing)
 
     def _turned(self) -> Bases:
         """The previous bases, those whose turn it is made anew from the factors."""
