@@ -87,7 +87,7 @@ class Spread(KeptInverse):
                     or [jnp.zeros(0, dtype)]
                 )
                 whole = jnp.pad(whole, (0, length - whole.size))
-                return tree.varying_like(whole, jax.tree.leaves(metric))
+                return tree.varying_like(whole, metric)
 
             return make
 
@@ -96,11 +96,9 @@ class Spread(KeptInverse):
             # Where JAX follows what differs between devices, say that each reads the
             # factors for itself (or derivatives would not be summed over devices), and
             # that the result is the same on all.
-            given = jax.tree.map(
-                lambda leaf: tree.varying_like(leaf, [device]), (metric, damping)
-            )
+            given = tree.varying_like((metric, damping), device)
             mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
-            to = "invarying" if tree.varying([device]) else "varying"
+            to = "invarying" if tree.varying(device) else "varying"
             return jax.lax.all_gather(mine, self.axis_name, to=to)
 
         inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)

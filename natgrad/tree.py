@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -219,24 +219,30 @@ def zeros_of(shapes: Any) -> Any:
     Inside shard_map a scan needs that of a sum to start from.
     """
     return jax.tree.map(
-        lambda leaf: varying_like(jnp.zeros(leaf.shape, leaf.dtype), [leaf]), shapes
+        lambda leaf: varying_like(jnp.zeros(leaf.shape, leaf.dtype), leaf), shapes
     )
 
 
-def varying_like(value: Array, operands: Sequence[Any]) -> Array:
-    """The value, declared to vary over every mesh axis that an operand varies over.
+def varying_like(values: Any, operands: Any) -> Any:
+    """The values, declared to vary over every mesh axis that an operand varies over.
 
     Inside shard_map a statistic is one device's; the derivative of this declaration
     sums it over the devices.
     """
-    missing = tuple(sorted(varying(operands) - varying([value])))
-    return jax.lax.pcast(value, missing, to="varying") if missing else value
+    axes = varying(operands)
+
+    def declared(value):
+        missing = tuple(sorted(axes - varying(value)))
+        return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+    return jax.tree.map(declared, values)
 
 
-def varying(values: Sequence[Any]) -> frozenset:
-    """The mesh axes over which some value differs from device to device."""
+def varying(values: Any) -> frozenset:
+    """The mesh axes over which some leaf differs from device to device."""
+    leaves = jax.tree.leaves(values)
     return frozenset().union(
-        *(jax.typeof(value).manual_axis_type.varying for value in values)
+        *(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves)
     )
 
 

@@ -50,7 +50,7 @@ class SummedCurvature(Curvature):
         rows, _ = batch.split_inputs(inputs, self.model.in_axes)
         rows = rows if targets is None else [*rows, targets]
         if self.axis_name is None:
-            spread = tree.varying(rows) - tree.varying(jax.tree.leaves(params))
+            spread = tree.varying(rows) - tree.varying(params)
             if spread:
                 raise ValueError(
                     f"The batch is spread over the axes {sorted(spread)} of shard_map, "
@@ -67,7 +67,7 @@ class SummedCurvature(Curvature):
         if key is not None:
             first = count * jax.lax.axis_index(self.axis_name)
             key = batch.example_keys(key, count, first)
-        return jax.tree.map(lambda leaf: tree.varying_like(leaf, rows), params), key
+        return tree.varying_like(params, rows), key
 
     def everywhere(
         self, means: Any, sums: Any, total: Array, params: Params, inputs: Inputs

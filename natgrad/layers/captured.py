@@ -91,8 +91,7 @@ class Captured:
             for block in self.blocks
             if isinstance(block, LayerBlock)
         }
-        leaves = jax.tree.leaves(params)  # statistics are summed where gradients are
-        probes = jax.tree.map(lambda probe: tree.varying_like(probe, leaves), probes)
+        probes = tree.varying_like(probes, params)  # summed where gradients are
         z, vjp = jax.vjp(
             lambda params, probes: self.outputs(params, inputs, asked, probes),
             params,

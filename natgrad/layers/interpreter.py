@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from natgrad import tree
@@ -226,7 +225,7 @@ class Step:
         block, make = found
         op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
         probe, context = self.live[block]
-        probe = jax.tree.map(lambda leaf: tree.varying_like(leaf, self.values), probe)
+        probe = tree.varying_like(probe, self.values)
         work = make(op, use)
         scale = mark.scale
         if mark.early is not None:

@@ -44,7 +44,7 @@ def _tap_backward(work: Work, residuals, g: Array):
     operands, scale, context = residuals
     _, pull = jax.vjp(work.op, *operands)
     found = _replicated(work.statistic, operands, scale, g, context)
-    found = jax.tree.map(lambda leaf: tree.varying_like(leaf, operands), found)
+    found = tree.varying_like(found, operands)
     return list(pull(g)), None, found, None
 
 
