@@ -28,17 +28,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import natgrad as ng
+from natgrad import curvature as of
 from natgrad import tree
-from natgrad.curvature import (
-    EKFAC,
-    KFAC,
-    Dense,
-    Empirical,
-    Gram,
-    LayerDiagonal,
-    MatrixFree,
-    Sampled,
-)
 from natgrad.kronecker import Eigenbasis, FactoredTikhonov
 from natgrad.solvers import KeptInverse
 from natgrad.spread import Spread
@@ -84,29 +75,27 @@ class Case(NamedTuple):
 
 def model(dtype="float32", apply=apply):
     """The model, which takes the gradients of two examples at a time where it can."""
-    return ng.Model(
-        apply,
-        ng.families.Categorical(),
-        example_inputs=np.zeros((1, 5), dtype),
-        chunk_size=2,
-    )
+    example, family = np.zeros((1, 5), dtype), ng.families.Categorical()
+    return ng.Model(apply, family, example_inputs=example, chunk_size=2)
+
+
+def sampled_kfac(model, **axis):
+    return of.KFAC(model, of.Sampled(1), **axis)
 
 
 CASES = {
-    "kfac": Case(
-        lambda model, **axis: KFAC(model, Sampled(1), **axis), FactoredTikhonov()
-    ),
+    "kfac": Case(sampled_kfac, FactoredTikhonov()),
+    "convolution": Case(sampled_kfac, None, convolve),
     "empirical_kfac": Case(
-        lambda model, **axis: KFAC(model, Empirical(), **axis), Eigenbasis()
+        lambda model, **axis: of.KFAC(model, of.Empirical(), **axis), Eigenbasis()
     ),
-    "convolution": Case(
-        lambda model, **axis: KFAC(model, Sampled(1), **axis), None, convolve
+    "ekfac": Case(
+        lambda model, **axis: of.EKFAC(model, of.Sampled(1), period=2, **axis)
     ),
-    "ekfac": Case(lambda model, **axis: EKFAC(model, Sampled(1), period=2, **axis)),
-    "layer_diagonal": Case(LayerDiagonal),
-    "sampled": Case(lambda model, **axis: Dense(model, Sampled(2), **axis)),
-    "gram": Case(lambda model: Gram(model, Sampled(1))),
-    "matrix_free": Case(MatrixFree),
+    "layer_diagonal": Case(of.LayerDiagonal),
+    "sampled": Case(lambda model, **axis: of.Dense(model, of.Sampled(2), **axis)),
+    "gram": Case(lambda model: of.Gram(model, of.Sampled(1))),
+    "matrix_free": Case(of.MatrixFree),
 }
 
 
@@ -168,7 +157,7 @@ def mapped(case, model, mesh, solver, check_vma=True):
     return tx, step
 
 
-# name -> (the step, are the inverses spread over the devices?)
+# name -> (the step, are the inverses spread?)
 MODES = {
     "jit": (sharded, False),
     "jit_spread": (sharded, True),
@@ -206,16 +195,7 @@ def check(mesh, mode, name, dtype):
     solver = Spread(case.solver, mesh, mesh.axis_names) if spread else case.solver
     tx, step = make(case, model(dtype, case.apply), mesh, solver)
 
-    def put(tree, spec):
-        sharding = NamedSharding(mesh, spec)
-        part = lambda leaf: lambda index: np.asarray(leaf)[index]
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(
-                np.shape(leaf), sharding, part(leaf), dtype=leaf.dtype
-            ),
-            tree,
-        )
-
+    put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
     params, state = put((start, tx.init(start)), EVERYWHERE)
     x, y = put((x, y), PartitionSpec(mesh.axis_names))
     shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
@@ -274,7 +254,7 @@ def shares(mesh):
     and gradient, from one device's, over the largest.
     """
     params, x, _ = problem("float64")
-    curvature = KFAC(model("float64"))
+    curvature = of.KFAC(model("float64"))
     statistics = jax.jit(curvature.estimate)(params, x)
 
     def solved(solver, statistics, v):
@@ -282,11 +262,13 @@ def shares(mesh):
         return tree.inner(v, solver(metric, v, 0.1))
 
     recorder = Recorder(FactoredTikhonov())
-    programs = [
+    found, expected = (
         jax.jit(jax.value_and_grad(functools.partial(solved, solver), (0, 1)))
         for solver in (Spread(recorder, mesh), FactoredTikhonov())
-    ]
-    found, expected = (jax.tree.leaves(run(statistics, params)) for run in programs)
+    )
+    found, expected = (
+        jax.tree.leaves(f(statistics, params)) for f in (found, expected)
+    )
     jax.effects_barrier()
     gaps = [np.max(np.abs(a - b)) for a, b in zip(found, expected, strict=True)]
     return {
