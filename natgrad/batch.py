@@ -77,9 +77,16 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
     return counts.pop()[0] if counts else None
 
 
-def factor_weights(weights: ArrayLike, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Weights [N] or [N, factors...] as an array of shape [N, factors...]."""
-    weights = jnp.asarray(weights, dtype)
+def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
+    """Weights [N] or [N, factors...] as an array [N, factors...] for outputs z."""
+    axes = [axis for axis in jax.typeof(z).sharding.spec if axis is not None]
+    if axes:
+        raise ValueError(
+            f"The outputs are sharded over explicit axes of the mesh, {axes}: make it "
+            "with axis_types=(jax.sharding.AxisType.Auto,), or under jax.set_mesh wrap "
+            "the step in jax.sharding.auto_axes(step, out_sharding=PartitionSpec())."
+        )
+    weights = jnp.asarray(weights, z.dtype)
     if weights.shape not in (shape, shape[:1]):
         raise ValueError(
             f"weights(inputs) must have shape {shape[:1]} (one weight an example) or "
@@ -122,10 +129,24 @@ def check_support(family: Family, z: Any, y: Array) -> None:
 
 def normaliser(weights: Array) -> Array:
     """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
-    total = jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+    total = total_weight(weights)
     return jnp.where(total == 0, 1, total)
 
 
-def example_keys(key: Key, count: int) -> Array:
-    """One key an example, from its index alone: the same on any number of devices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+def total_weight(weights: Array) -> Array:
+    """Σ_n max_t w_nt for weights [N, factors...]."""
+    return jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+
+
+def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
+    """One key an example, from its index alone: the same on any number of devices.
+
+    Args:
+        key: a key; keys that are already one an example are given back.
+        count: of examples.
+        first: the index of the first.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim > (0 if typed else 1):
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))

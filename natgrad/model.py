@@ -279,7 +279,7 @@ class Model:
         ndim = self.family.parameter_ndim
         factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return batch.factor_weights(weights, (count, *factors), z.dtype)
+        return batch.factor_weights(weights, (count, *factors), z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""

@@ -200,9 +200,7 @@ def sum_over_chunks(
         examples,
     )
     first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
-    )
+    zeros = zeros_of(jax.eval_shape(function, first))
     step = jax.checkpoint(function)
     total, _ = jax.lax.scan(
         lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
@@ -213,6 +211,39 @@ def sum_over_chunks(
         rest = jax.tree.map(lambda leaf: leaf[whole * chunk_size :], examples)
         total = jax.tree.map(jnp.add, total, step(rest))
     return total
+
+
+def zeros_of(shapes: Any) -> Any:
+    """Zeros of these shapes and dtypes, which vary over devices where these do.
+
+    Inside shard_map a scan needs that of a sum to start from.
+    """
+    return jax.tree.map(
+        lambda leaf: varying_like(jnp.zeros(leaf.shape, leaf.dtype), leaf), shapes
+    )
+
+
+def varying_like(values: Any, operands: Any) -> Any:
+    """The values, declared to vary over every mesh axis that an operand varies over.
+
+    Inside shard_map a statistic is one device's; the derivative of this declaration
+    sums it over the devices.
+    """
+    axes = varying(operands)
+
+    def declared(value):
+        missing = tuple(sorted(axes - varying(value)))
+        return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+    return jax.tree.map(declared, values)
+
+
+def varying(values: Any) -> frozenset:
+    """The mesh axes over which some leaf differs from device to device."""
+    leaves = jax.tree.leaves(values)
+    return frozenset().union(
+        *(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves)
+    )
 
 
 def raw_key(key: Key) -> Array:

@@ -12,6 +12,7 @@ LAYERS = (
     {"layers"},
     {"krylov"},
     {"solvers", "inverse", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
     {"state", "refresh", "transform", "spring"},

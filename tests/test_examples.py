@@ -309,3 +309,11 @@ def test_inference_on_real_data(run, tmp_path):
     assert results["process"]["accuracy"] > 0.93
     assert results["network"]["IVON, 64 draws"]["accuracy"] > 0.85
     assert is_picture(picture)
+
+
+@pytest.mark.slow
+def test_both_ways_of_many_devices_take_the_same_steps(run, tolerance):
+    results = run("12_data_parallel")
+    jitted, mapped = results["under_jit"], results["under_shard_map"]
+    assert jitted[-1] < jitted[0] / 20
+    np.testing.assert_allclose(mapped, jitted, rtol=tolerance("solve", "float32"))

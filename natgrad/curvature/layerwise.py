@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import whole_columns
+from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.metric import Metric
 from natgrad.tree import Layout
@@ -32,7 +32,7 @@ Plan = tuple[Mapping[str, layers.Statistic], Callable[[Mapping, Array], Statisti
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LayerCurvature(Curvature):
+class LayerCurvature(SummedCurvature):
     """A curvature from statistics of layers.
 
     Attributes:
@@ -87,6 +87,7 @@ class LayerCurvature(Curvature):
     ) -> Statistics:
         """Of one batch; see `Curvature.estimate`."""
         self._check(params, inputs, targets, key)
+        params, key = self.local(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         return keep(*self.sums(wanted, params, inputs, targets, key))
 
@@ -95,6 +96,7 @@ class LayerCurvature(Curvature):
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and pulls of one vjp."""
         self._check(params, inputs, targets, key)
+        params, key = self.local(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
         head = dataclasses.replace(self.model, apply=lambda z, _: z)
@@ -104,10 +106,13 @@ class LayerCurvature(Curvature):
             self.model, self.labels, z, params, inputs, targets, key
         )
         if self.labels.needs_targets and self.model.weights is None:
-            # The one column is −N times this cotangent: squares are N² too small.
-            return loss, gradient, keep(self._ordered(sums, params, inputs), 1 / total)
-        sums = _over_columns(pullback, z, columns)
-        return loss, gradient, keep(self._ordered(sums, params, inputs), total)
+            scale = total**2  # the one column is −N times this cotangent
+        else:
+            scale, sums = 1, _over_columns(pullback, z, columns)
+        (loss, gradient), sums, total = self.everywhere(
+            (loss, gradient), sums, total, params, inputs
+        )
+        return loss, gradient, keep(self._ordered(sums, params, inputs), total / scale)
 
     def _check(self, params: Params, inputs: Inputs, targets, key) -> None:
         if self.labels.centred:
@@ -128,6 +133,7 @@ class LayerCurvature(Curvature):
             self.model, self.labels, z, params, inputs, targets, key
         )
         sums = _over_columns(pullback, z, columns)
+        _, sums, total = self.everywhere((), sums, total, params, inputs)
         return self._ordered(sums, params, inputs), total
 
     def captured(self, params: Params, inputs: Inputs = None) -> Captured:
@@ -181,6 +187,6 @@ def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:
     if columns.shape[0] == 1:
         return pull(columns[0])
     first = jax.eval_shape(pull, columns[0])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    zeros = tree.zeros_of(first)
     add = lambda total, column: (jax.tree.map(jnp.add, total, pull(column)), None)
     return jax.lax.scan(add, zeros, columns)[0]

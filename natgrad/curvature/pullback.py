@@ -15,14 +15,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.base import Curvature
+from natgrad.curvature.summed import SummedCurvature
 from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PullbackCurvature(Curvature):
+class PullbackCurvature(SummedCurvature):
     """A curvature that is a function of J_nᵀ s_nk, one chunk of examples at a time."""
 
     @abc.abstractmethod
@@ -38,6 +38,7 @@ class PullbackCurvature(Curvature):
     ) -> Statistics:
         """The batch mean of `outer`; see `Curvature.estimate`."""
         self.labels.check(targets, key)
+        params, key = self.local(params, inputs, targets, key)
         layout = Layout.of(params)
 
         def visit(z, pull, example):
@@ -52,6 +53,7 @@ class PullbackCurvature(Curvature):
             targets=targets if self.labels.needs_targets else None,
             key=key,
         )
+        _, sums, total = self.everywhere((), sums, total, params, inputs)
         return self._centred(layout, _mean(sums, total))
 
     def value_and_grad(
@@ -59,6 +61,7 @@ class PullbackCurvature(Curvature):
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and one vjp."""
         self.labels.check(targets, key)
+        params, key = self.local(params, inputs, targets, key)
         layout = Layout.of(params)
 
         def visit(z, pull, example):
@@ -79,6 +82,7 @@ class PullbackCurvature(Curvature):
         sums, total = self.model.fold(
             params, inputs, visit, collect, targets=targets, key=key
         )
+        _, sums, total = self.everywhere((), sums, total, params, inputs)
         loss, gradient, sums = _mean(sums, total)
         return loss, layout.unravel(gradient), self._centred(layout, sums)
 

@@ -128,14 +128,17 @@ def _floats(traced, leaves) -> set[str]:
 def _proven_apart(apply, params, inputs, in_axes, declared) -> str:
     """The proof where a mesh has manual or explicit axes: of the same shapes, without.
 
-    Mesh and traces are local to a thread, so another thread is outside of all.
+    Mesh and traces are local to a thread, so another thread is outside of all; so are
+    settings made by a context manager, of which two decide what `apply` may do.
     """
+    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
     bare = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
     shapes = jax.tree.map(bare, (params, inputs))
 
     def alone() -> str:
         try:
-            return _cached(apply, *shapes, in_axes, declared).proven
+            with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
+                return _cached(apply, *shapes, in_axes, declared).proven
         except NameError as error:
             return f"not checked: {error}"
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch
+from natgrad import batch, tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.interpreter import Interpreter
@@ -91,6 +91,7 @@ class Captured:
             for block in self.blocks
             if isinstance(block, LayerBlock)
         }
+        probes = tree.varying_like(probes, params)  # summed where gradients are
         z, vjp = jax.vjp(
             lambda params, probes: self.outputs(params, inputs, asked, probes),
             params,

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.layers.examples import ExampleAxis
 from natgrad.layers.rows import (
     BATCH,
@@ -94,8 +95,7 @@ class ConvUse(Use):
         # Slices, for a scan's own would be a copy of signal and result.
         step = jax.checkpoint(lambda i: of(i * chunk, chunk))
         add = lambda total, more: jax.tree.map(jnp.add, total, more)
-        shapes = jax.eval_shape(step, 0)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = tree.zeros_of(jax.eval_shape(step, 0))
         total, _ = jax.lax.scan(
             lambda total, i: (add(total, step(i)), None),
             zeros,

@@ -13,14 +13,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.layers import conv, dense, embedding, jaxprs, late, scale_shift
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.marks import Findings, Mark
 from natgrad.layers.nesting import NESTING
-from natgrad.layers.tap import tap, varying_like
+from natgrad.layers.tap import tap
 from natgrad.layers.uses import Site, Use
 from natgrad.layers.views import NotUnderstoodError, View, follow
 
@@ -225,7 +225,7 @@ class Step:
         block, make = found
         op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
         probe, context = self.live[block]
-        probe = jax.tree.map(lambda leaf: varying_like(leaf, self.values), probe)
+        probe = tree.varying_like(probe, self.values)
         work = make(op, use)
         scale = mark.scale
         if mark.early is not None:

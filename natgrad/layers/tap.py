@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from natgrad import tree
 from natgrad.typing import Array
 
 
@@ -44,7 +44,7 @@ def _tap_backward(work: Work, residuals, g: Array):
     operands, scale, context = residuals
     _, pull = jax.vjp(work.op, *operands)
     found = _replicated(work.statistic, operands, scale, g, context)
-    found = jax.tree.map(lambda leaf: varying_like(leaf, operands), found)
+    found = tree.varying_like(found, operands)
     return list(pull(g)), None, found, None
 
 
@@ -63,19 +63,3 @@ def _replicated(function, *arguments):
     shapes = jax.eval_shape(function, *jax.tree.map(bare, arguments))
     everywhere = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), shapes)
     return jax.sharding.auto_axes(function, out_sharding=everywhere)(*arguments)
-
-
-def varying_like(value: Array, operands: Sequence) -> Array:
-    """The value, declared to vary over every mesh axis that an operand varies over.
-
-    Inside shard_map a statistic is one device's; the derivative of this declaration
-    sums it over the devices.
-    """
-    axes = {axis for leaf in operands for axis in _varying(leaf)}
-    missing = tuple(sorted(axes - _varying(value)))
-    return jax.lax.pcast(value, missing, to="varying") if missing else value
-
-
-def _varying(value: Array) -> frozenset:
-    """The mesh axes over which a value differs from device to device."""
-    return frozenset(jax.typeof(value).manual_axis_type.varying)

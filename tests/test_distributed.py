@@ -1,0 +1,223 @@
+"""Many devices take the steps of one: sharded jit, shard_map, two processes.
+
+What needs devices runs in `devices.py`, once for all tests that read its report; sums
+over a named axis are tested here with vmap, which has axes and no devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from devices import apply, problem
+from jax.sharding import AxisType, PartitionSpec
+
+import natgrad as ng
+from natgrad.curvature import KFAC, Dense, Sampled
+from natgrad.kronecker import FactoredTikhonov
+from natgrad.spread import Spread, shared_out
+
+PROGRAM = Path(__file__).parent / "devices.py"
+LIMIT = {"float32": 1e-5, "float64": 1e-10}
+ONE = {"all-reduce": 1}
+GATHERED = {"all-reduce": 1, "all-gather": 1}
+
+
+def launch(devices, *arguments):
+    """The program on as many devices of this CPU."""
+    flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
+    paths = ":".join(path for path in sys.path if path)
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def reported(process):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def is_one_device_s(found, name, calls):
+    """The same steps, communicating so often; nothing compiled again, nothing moved."""
+    assert found["difference"] < LIMIT[name.rpartition(":")[2]]
+    assert found["compiled"][0] > 0
+    assert found["compiled"][1] == 0
+    assert found["moved"] == 0
+    if calls is not None:
+        assert found["calls"] == calls
+
+
+# name -> how often the step communicates; None where that is XLA's affair
+QUICK = {
+    "jit:kfac:float32": ONE,
+    "jit:kfac:float64": ONE,
+    "shard_map_spread:kfac:float32": GATHERED,
+}
+SLOW = {
+    "jit_spread:kfac:float64": GATHERED,
+    "jit:ekfac:float64": {"all-reduce": 2},  # one of them in the first step only
+    "jit:sampled:float64": None,
+    "jit:gram:float64": None,
+    "jit:matrix_free:float64": None,
+    "shard_map:ekfac:float64": {"all-reduce": 2},
+    "shard_map:layer_diagonal:float64": ONE,
+    "shard_map:sampled:float64": ONE,
+    "shard_map:convolution:float64": ONE,
+    "unchecked_spread:empirical_kfac:float64": GATHERED,
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return reported(launch(8, "draws", "shares", *QUICK))
+
+
+@pytest.fixture(scope="module")
+def long_report():
+    return reported(launch(8, *SLOW))
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_eight_devices_take_the_steps_of_one(report, name):
+    assert report["devices"] == 8
+    is_one_device_s(report[name], name, QUICK[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_eight_devices_take_every_step_of_one(long_report, name):
+    is_one_device_s(long_report[name], name, SLOW[name])
+
+
+def test_labels_do_not_depend_on_the_number_of_devices(report):
+    assert report["draws"]
+
+
+def test_every_piece_is_factorised_on_one_device_only(report):
+    assert report["shares"]["made"] == [[0, 1], [1, 1]]
+    assert report["shares"]["derivative"] < LIMIT["float64"]
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    names = {"jit:kfac:float64": ONE, "shard_map_spread:kfac:float64": GATHERED}
+    processes = [launch(2, i, port, *names) for i in range(2)]
+    for found in [reported(process) for process in processes]:
+        assert found["devices"] == 4
+        for name, calls in names.items():
+            is_one_device_s(found[name], name, calls)
+
+
+# Sums over a named axis ------------------------------------------------------------
+
+PARTS = 4
+PARAMS, X, Y = problem("float64")
+# The last part is masked altogether, and parts do not weigh the same.
+MASK = np.random.default_rng(1).uniform(size=len(X)) * (np.arange(len(X)) < 24)
+MODEL = ng.Model(
+    lambda params, inputs: apply(params, inputs["x"]),
+    ng.families.Categorical(),
+    example_inputs={"x": X[:1], "mask": MASK[:1]},
+    weights=lambda inputs: inputs["mask"],
+)
+INPUTS = {"x": jnp.asarray(X), "mask": jnp.asarray(MASK)}
+CURVATURES = {
+    "kfac": lambda **axis: KFAC(MODEL, Sampled(1), **axis),
+    "dense": lambda **axis: Dense(MODEL, Sampled(2), **axis),
+}
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_weighted_examples_are_averaged_over_all_parts(name, tolerance):
+    def measured(curvature, inputs, targets):
+        return curvature.value_and_grad(PARAMS, inputs, targets, jax.random.PRNGKey(5))
+
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(PARTS, -1, *leaf.shape[1:]), (INPUTS, jnp.asarray(Y))
+    )
+    split = functools.partial(measured, CURVATURES[name](axis_name="parts"))
+    found = jax.jit(jax.vmap(split, axis_name="parts"))(*parts)
+    whole = jax.jit(functools.partial(measured, CURVATURES[name]()))(INPUTS, Y)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        for part in a:
+            np.testing.assert_allclose(part, b, rtol=tolerance("identity"), atol=1e-12)
+
+
+def on_a_mesh(curvature, inputs):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    split = jax.tree.map(lambda leaf: PartitionSpec("data"), inputs)
+    jax.eval_shape(
+        jax.shard_map(
+            lambda x: curvature.estimate(PARAMS, x),
+            mesh=mesh,
+            in_specs=(split,),
+            out_specs=PartitionSpec(),
+        ),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("make", [KFAC, Dense])
+def test_a_batch_that_is_secretly_a_part_is_an_error(make):
+    with pytest.raises(ValueError, match="axis_name='data'"):
+        on_a_mesh(make(MODEL), INPUTS)
+    on_a_mesh(make(MODEL, axis_name="data"), INPUTS)
+
+
+def test_a_mesh_with_explicit_axes_is_an_error_that_says_what_to_do():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    batch = jax.device_put((INPUTS, Y), jax.NamedSharding(mesh, PartitionSpec("data")))
+    with pytest.raises(ValueError, match=r"AxisType\.Auto"):
+        jax.eval_shape(MODEL.loss, PARAMS, *batch)
+
+
+def test_examples_that_are_not_there_cannot_be_spread():
+    model = ng.Model(lambda params, _: params["z"][None], ng.families.Categorical())
+    curvature = Dense(model, axis_name="data")
+    with pytest.raises(ValueError, match="no axis of examples"):
+        curvature.estimate({"z": jnp.zeros(3)}, None)
+
+
+# Sharing out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_shares_are_near_the_best(devices):
+    """Graham's bound: at most 4/3 − 1/(3 D) of the shortest time there is."""
+    costs = np.random.default_rng(devices).uniform(size=7) ** 3
+    shares = shared_out(costs, devices)
+    assert sorted(itertools.chain(*shares)) == list(range(7))
+    best = min(
+        np.bincount(choice, weights=costs, minlength=devices).max()
+        for choice in itertools.product(range(devices), repeat=7)
+    )
+    longest = max(sum(costs[job] for job in share) for share in shares)
+    assert longest <= (4 / 3 - 1 / (3 * devices)) * best
+
+
+def test_spread_says_what_it_needs():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    with pytest.raises(ValueError, match="KeptInverse"):
+        Spread(ng.solvers.cholesky, mesh)
+    with pytest.raises(ValueError, match="'batch'"):
+        Spread(FactoredTikhonov(), mesh, "batch")
