@@ -31,6 +31,7 @@ from natgrad import (
     krylov,
     layers,
     solvers,
+    spread,
     tree,
 )
 from natgrad._version import __version__
@@ -83,6 +84,7 @@ __all__ = [
     "scale_by_norm_constraint",
     "scale_by_spring",
     "solvers",
+    "spread",
     "spring",
     "tree",
 ]
