@@ -55,8 +55,9 @@ def scale_by_curvature(
         tx.update(grads, state, params, statistics=statistics)  # from value_and_grad
         tx.update(grads, state, params)                         # after natgrad.observe
 
-    and, inside `optax.masked` or `optax.multi_transform`, `model_params=` with the
-    whole parameter tree, of which `params` is then a part.
+    `damping=` in place of the rule's λ where something else adapts it and, inside
+    `optax.masked` or `optax.multi_transform`, `model_params=` with the whole parameter
+    tree, of which `params` is then a part.
 
     Args:
         curvature: the approximation of the Fisher information.
@@ -70,7 +71,7 @@ def scale_by_curvature(
     Raises:
         ValueError: for impossible arguments, here or at the first `update`.
     """
-    damping = as_damping(damping)
+    rule = as_damping(damping)
     _check_decay(decay, curvature)
     refreshing.check(refresh, solver)
 
@@ -97,6 +98,7 @@ def scale_by_curvature(
         targets=None,
         statistics=None,
         model_params=None,
+        damping=None,
         **extra_args,
     ):
         del extra_args  # other transformations' of the same chain
@@ -116,7 +118,8 @@ def scale_by_curvature(
             statistics, due = refreshing.observed(
                 refresh, here, state, params, inputs, targets, draw
             )
-        strength = jnp.asarray(damping(state.count), layout.dtype)
+        strength = rule(state.count) if damping is None else damping
+        strength = jnp.asarray(strength, layout.dtype)
         usable = tree.all_finite((updates, statistics))
         usable = usable & (strength >= 0) & jnp.isfinite(strength)
         before = state
