@@ -141,8 +141,8 @@ def levenberg_marquardt(
         # A floor that is not finite comes from a loss that is not: rejected below.
         strength = jnp.where(jnp.isfinite(strength), strength, state.damping)
         batch = extra_args | {"inputs": inputs, "model_params": model_params}
-        searched = batch | {"value": value, "value_fn": value_fn}
-        handed = {"grad": updates} | searched | {"damping": strength}
+        handed = {"grad": updates} | batch | {"value": value, "damping": strength}
+        handed["value_fn"] = _taking_all(value_fn, handed)
         step, inside = inner.update(updates, state.inner, params, **handed)
         ahead = optax.apply_updates(params, step)
         after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
@@ -185,6 +185,22 @@ def _called(value_fn: Callable, params: Any, known: dict[str, Any]) -> Array:
     """value_fn(params), with the extra arguments it has parameters for."""
     names = list(inspect.signature(value_fn).parameters)[1:]
     return value_fn(params, **{name: known[name] for name in names if name in known})
+
+
+def _taking_all(value_fn: Callable, known: dict[str, Any]) -> Callable:
+    """value_fn with all these as parameters; optax's line searches refuse others."""
+
+    def of(params, **given):
+        return _called(value_fn, params, given)
+
+    kinds = inspect.Parameter
+    of.__signature__ = inspect.Signature(
+        [
+            kinds("params", kinds.POSITIONAL_ONLY),
+            *(kinds(name, kinds.KEYWORD_ONLY) for name in known),
+        ]
+    )
+    return of
 
 
 def _any_nonzero(values: Any) -> Array:
