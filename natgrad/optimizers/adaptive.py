@@ -25,7 +25,7 @@ from natgrad.typing import ArrayLike
 def kfac_adaptive(
     model: Model,
     *,
-    damping: ArrayLike = 1.0,
+    damping: ArrayLike = 1e-3,
     weight_decay: ArrayLike = 0.0,
     decay: ArrayLike = 0.95,
     refresh: Refresh = EVERY_TEN,
@@ -49,8 +49,8 @@ def kfac_adaptive(
 
     Args:
         model: the statistical model; needs `example_inputs`.
-        damping: λ of the first step. Too large costs a few steps, too small a few
-            rejected ones.
+        damping: λ of the first step, γ² too. Too large costs steps, for λ falls by a
+            quarter every five; too small a few rejected ones.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed.
