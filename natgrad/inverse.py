@@ -119,7 +119,8 @@ def _joined(a: Array, b: Array, c: Array, d: Array) -> Array:
 
 
 def _inverse_root(matrix: Array) -> Array:
-    lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    # Of the transpose: LAPACK's order, so that nothing in front of it is turned round.
+    lower = jax.lax.linalg.cholesky(matrix.T, symmetrize_input=False)
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
 

@@ -11,10 +11,11 @@ LAYERS = (
     {"batch", "model"},
     {"layers"},
     {"krylov"},
-    {"solvers", "inverse", "metric", "blockwise", "eigenbasis", "kronecker", "damping"},
+    {"solvers", "inplace", "inverse", "damping"}
+    | {"metric", "blockwise", "eigenbasis", "kronecker"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "transform", "spring"},
+    {"state", "refresh", "upkeep", "transform", "spring"},
     {"optimizers", "mirror"},
     {"inference"},
     {"compare"},
