@@ -100,6 +100,16 @@ def check(refresh: Refresh, solver: Solver | None) -> None:
         )
 
 
+def reading(solver: Solver | None, rows: Any) -> Solver:
+    """The solver for gradients that are given as rows too; or a ValueError."""
+    if isinstance(solver, KeptInverse):
+        return solver.reading(rows)
+    raise ValueError(
+        "rows= are of use to solvers that keep their inverse, such as "
+        f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
+    )
+
+
 def nothing_kept(
     refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
 ) -> Any:

@@ -55,6 +55,7 @@ def scale_by_curvature(
         tx.update(grads, state, params, inputs=x)               # labels that need none
         tx.update(grads, state, params, inputs=x, targets=y)    # Empirical labels
         tx.update(grads, state, params, statistics=statistics)  # from value_and_grad
+        tx.update(grads, state, params, inputs=x, rows=rows)    # value_grad_and_rows
         tx.update(grads, state, params)                         # after natgrad.observe
 
     and, inside `optax.masked` or `optax.multi_transform`, `model_params=` with the
@@ -98,6 +99,7 @@ def scale_by_curvature(
         inputs=MISSING,
         targets=None,
         statistics=None,
+        rows=None,
         model_params=None,
         **extra_args,
     ):
@@ -138,7 +140,7 @@ def scale_by_curvature(
         gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         solved = refreshing.solve(
             refresh,
-            solver,
+            solver if rows is None else refreshing.reading(solver, rows),
             metric,
             state.inverse,
             gradient,

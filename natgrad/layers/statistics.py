@@ -248,6 +248,16 @@ class RowFactors(PerExample):
         size = block.rows + block.outputs
         return block.looks_up or positions**2 * size < block.rows * block.outputs
 
+    @staticmethod
+    def are_few(block: Block) -> bool:
+        """Does R (I² + O² + I O) < I O (I + O) hold, R = N T, for its one use?"""
+        plain = block.once and block.separate and not block.diagonal_inputs
+        if not isinstance(block, LayerBlock) or not plain:
+            return False
+        i, o, rows = block.rows, block.outputs, block.uses[0].positions
+        rows *= block.examples or 1
+        return rows * (i * i + o * o + i * o) < i * o * (i + o)
+
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
         require_examples(block, "the factors of per-example gradients")
