@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.rows import LookupRows, Rows
+from natgrad.layers.rows import LookupRows, Rows, contract
 from natgrad.typing import Array
 
 
@@ -222,8 +222,8 @@ class ProjectedSquares(PerExample):
             left = jnp.eye(block.rows, dtype=block.dtype)
         if block.once:
             return rows.projected_squares(left, right)
-        each = jnp.einsum("n...io,...op->n...ip", rows.per_example(), right)
-        return each if left is None else jnp.einsum("n...io,...ij->n...jo", each, left)
+        each = contract("n...io,...op->n...ip", rows.per_example(), right)
+        return each if left is None else contract("n...io,...ij->n...jo", each, left)
 
     def finish(self, block: Block, total: Array) -> Array:
         """Σ_n (Lᵀ V_n R)²."""
