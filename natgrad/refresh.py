@@ -41,13 +41,22 @@ class Refresh:
         inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
             needs a solver that is a `natgrad.solvers.KeptInverse`.
         staggered: whether the pieces take turns, or are refreshed in one step.
+        warm_up: for so many steps at the start both are renewed in every step. The
+            average of a few small estimates is far from full rank, and its inverse far
+            too long in what they miss.
     """
 
     statistics: int = 1
     inverses: int = 1
     staggered: bool = False
+    warm_up: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ValueError(
+                "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
+                f"{self.warm_up!r}."
+            )
         for name in ("statistics", "inverses"):
             period = getattr(self, name)
             if not isinstance(period, int) or period < 1:

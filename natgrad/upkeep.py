@@ -62,6 +62,7 @@ def kept_up(
     """
     every = estimate is None or refresh.statistics == 1
     due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
+    due = due | (state.count < refresh.warm_up)
     groups = _groups(refresh, state.inverse)
 
     def averaged(now: Upkept) -> Upkept:
@@ -102,13 +103,14 @@ def kept_up(
 def _groups(refresh: Refresh, inverse: Any) -> list[tuple[Array, Sequence[int]]]:
     """(is it due?, the pieces) of the pieces of the inverse that are renewed together.
 
-    The first time all are due.
+    At the start all are due.
     """
     if not isinstance(inverse, Kept):
         return []
     period, age = refresh.inverses, inverse.age
+    start = max(refresh.warm_up - 1, 0)  # age is −1 before the first step
     return [
-        ((age < 0) | ((age > 0) & (age % period == turn)), group)
+        ((age < start) | ((age > 0) & (age % period == turn)), group)
         for turn, group in turns(len(inverse.pieces), period, refresh.staggered)
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optax
 
 from natgrad.curvature import (
@@ -158,7 +160,7 @@ def ekfac(
         _part(EKFAC(model, Sampled(1), period=refresh.inverses), sub_batch),
         damping=damping,
         decay=decay,
-        refresh=Refresh(statistics=refresh.statistics),
+        refresh=dataclasses.replace(refresh, inverses=1, staggered=False),
         trust_region=_trust(trust_region, learning_rate),
     )
     return chain(direction, then, learning_rate)
