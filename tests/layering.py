@@ -33,6 +33,7 @@ STOP_GRADIENT = {
     "natgrad.curvature.labels": "the same weights, and labels are data",
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",
+    "natgrad.inference.draws": "score-function weights and their baseline",
     "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
 }
 OPTAX = {
@@ -40,6 +41,7 @@ OPTAX = {
     "natgrad.spring": "puts a momentum around it",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.mirror": "mirror descent is an optimizer of optax",
+    "natgrad.inference.ivon": "is an optimizer of optax",
     "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from problems import CASES, ravel, relative_error
+from problems import CASES, dense_of, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import Automatic, Constant, Dense, Gram, MatrixFree, OfTheBatch
@@ -116,7 +116,7 @@ def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     assert relative_error(same, value) < 1e-12
     # With F held fixed the step's derivative is that of the gradient, preconditioned.
     hessian_v = jax.jvp(lambda p: jax.grad(model.loss)(p, x, y), (params,), (v,))[1]
-    matrix = Dense(model).at(params, x).dense()
+    matrix = dense_of(Dense(model), params, x)
     damped = matrix + 0.1 * jnp.eye(len(matrix))
     assert relative_error(still, jnp.linalg.solve(damped, ravel(hessian_v))) < 1e-9
     assert relative_error(moving, still) > 1e-3
@@ -139,6 +139,6 @@ def test_constant_hands_on_what_it_wraps():
     assert relative_error(loss, model.loss(params, x, y)) < 1e-12
     expected = jax.grad(model.loss)(params, x, y)
     assert relative_error(ravel(gradient), ravel(expected)) < 1e-12
-    assert relative_error(statistics, Dense(model).at(params, x).dense()) < 1e-12
+    assert relative_error(statistics, dense_of(Dense(model), params, x)) < 1e-12
     assert Constant(Gram(model)).instantaneous
     assert not Constant(Dense(model)).instantaneous

@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import pytest
 
 from benchmarks import conjugate_gradients, sample_space, solvers, timing
 
@@ -46,6 +47,7 @@ def test_tasks_of_a_round_are_interleaved():
     assert timings["a"].summary()["compile_seconds"] == 0.5
 
 
+@pytest.mark.slow
 def test_sample_space_writes_its_figures(tmp_path):
     path = tmp_path / "gram.json"
     arguments = ["--scale", "0.01", "--rounds", "1", "--json", str(path)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import ravel, relative_error
+from problems import dense_of, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import Centred, Dense, Gram
@@ -37,14 +37,14 @@ def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
     """One categorical law over all configurations is the independent definition."""
     params, x = spins()
     whole = ng.Model(lambda p, _: energy(p, x)[None], ng.families.Categorical())
-    expected = Dense(whole).at(params, jnp.zeros((1, 1))).dense()
+    expected = dense_of(Dense(whole), params, jnp.zeros((1, 1)))
     law = jax.nn.softmax(energy(params, x))
     model = ng.Model(
         lambda p, inputs: energy(p, inputs["x"]),
         ng.families.Unnormalized(),
         weights=lambda inputs: inputs["law"],
     )
-    metric = form(model, Centred()).at(params, {"x": x, "law": law})
+    metric = jax.jit(form(model, Centred()).at)(params, {"x": x, "law": law})
     assert relative_error(metric.dense(), expected) < 1e-10
     v = jax.tree.map(jnp.ones_like, params)
     given = ravel(metric.solve(v, 1e-3))
@@ -60,7 +60,7 @@ def test_centred_scores_without_weights_are_a_covariance():
     rows = jax.jacrev(lambda v: energy(layout.unravel(v), x))(layout.ravel(params))
     expected = np.cov(rows.T, bias=True)
     forms = (Gram, Dense, ng.curvature.MatrixFree)
-    metrics = [form(model, Centred()).at(params, x) for form in forms]
+    metrics = [jax.jit(form(model, Centred()).at)(params, x) for form in forms]
     for metric in metrics:
         assert relative_error(metric.dense(), expected) < 1e-10
         assert relative_error(ravel(metric.diagonal()), np.diag(expected)) < 1e-10

@@ -289,3 +289,23 @@ def test_exponentiated_gradient_finds_the_experts_and_one_step_fits(run):
     losses = results["experts"]
     assert losses["best expert"] < losses["exponentiated"] < losses["projected"]
     assert max(results["identities"].values()) < 1e-10
+
+
+@pytest.mark.slow
+def test_inference_on_real_data(run, tmp_path):
+    picture = tmp_path / "inference.png"
+    fewer = {"BATCH_STEPS": 60, "NETWORK_STEPS": 400, "TUNING": 3}
+    results = run("11_variational_inference", picture, **fewer)
+    undamped, half, halved = results["fits"].values()
+    assert undamped.state.cycle > 3
+    assert half.state.cycle == halved.state.cycle == 0
+    assert results["best"] - undamped.elbo[-1] > 0.1
+    np.testing.assert_allclose(half.elbo[-1], results["best"], atol=1e-6)
+    assert 0 < results["batches"] < 5
+    assert results["poisson"]["difference"] < 1e-10
+    posterior, exact = results["poisson"]["conjugate"]
+    np.testing.assert_allclose(posterior, exact, rtol=1e-12)
+    assert results["process"]["elbo"][-1] > results["process"]["elbo"][0] + 5
+    assert results["process"]["accuracy"] > 0.93
+    assert results["network"]["IVON, 64 draws"]["accuracy"] > 0.85
+    assert is_picture(picture)

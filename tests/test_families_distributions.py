@@ -107,6 +107,7 @@ NO_DIVERGENCE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", NO_DIVERGENCE)
 def test_a_missing_divergence_is_estimated_and_provenance_tells(library):
     z, z2 = jnp.array(1.0), jnp.array(1.2)

@@ -45,6 +45,7 @@ def test_hessian_of_kl_score_products_and_operator_agree(name, dtype, tolerance)
     assert jnp.linalg.matrix_rank(matrices[1]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", LABELS)
 def test_every_form_keeps_the_same_outer_products(labels, tolerance):
     model, params, x, y = CASES["categorical"].problem()
@@ -159,6 +160,7 @@ def test_gradient_and_statistics_share_one_forward_pass():
     assert together < alone + gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [KLHessian, Dense, MatrixFree, Diagonal])
 def test_large_float32_reductions_are_compiled_right(form):
     """jaxlib 0.10.2 compiles sums of products with a broadcast factor wrongly on the

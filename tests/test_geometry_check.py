@@ -30,6 +30,7 @@ def law(name, chart=None):
     return p if chart is None else p.to(chart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart"), CERTIFIED)
 def test_our_families_agree_on_their_information(name, chart):
     """∇²KL in either argument, E[s sᵀ] and −E[∇² log p], in every chart."""

@@ -75,6 +75,7 @@ DIRECTIONS = st.tuples(
 SIZES = st.one_of(st.sampled_from([1.0, 1e6]), wide(1e-6, 1e6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart", "dtype"), BOUNDED)
 def test_no_step_leaves_the_domain(name, chart, dtype):
     manifold = MANIFOLDS[name]

@@ -83,6 +83,7 @@ def test_distances_of_near_points_do_not_cancel(name):
     assert distance(name)(jnp.asarray(a), jnp.asarray(a)) < 1e-15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal", "categorical", "exponential"])
 def test_the_solver_agrees_with_the_closed_forms(name):
     """Batched by vmap, in an unconstrained chart."""
@@ -116,6 +117,7 @@ def gamma_by_scipy(a, b):
     return np.sqrt(e * x_dot**2 + g * y_dot**2)
 
 
+@pytest.mark.slow
 def test_gamma_distances_against_an_independent_integrator():
     starts = [(2.0, 3.0), (2.0, 3.0), (0.5, 1.0)]
     ends = [(0.5, 1.0), (20.0, 0.2), (3.0, 10.0)]
@@ -132,6 +134,7 @@ def test_a_distance_that_is_not_found_is_nan():
     assert np.isnan(jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=2))(p, q))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["normal", pytest.param("gamma", marks=pytest.mark.slow)]
 )

@@ -109,6 +109,7 @@ def test_a_divergence_that_the_chart_cannot_reach_is_reported():
     assert still.point.coordinates == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [

@@ -51,6 +51,7 @@ def test_hypergradients_through_five_steps_equal_central_differences(name):
         assert abs(forward[i] - expected) < 1e-6 * abs(expected)
 
 
+@pytest.mark.slow
 @NAMES
 def test_vmap_over_eight_hyperparameters_equals_a_loop(name):
     hyper = jnp.stack([jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.05, 0.4, 8)], axis=1)

@@ -39,10 +39,12 @@ def test_a_kept_inverse_is_applied_before_it_is_renewed(solver):
         refresh=ng.Refresh(inverses=3, staggered=False),
     )
     seen = states(tx, 6)
+    metric = lambda factors: KFAC(MODEL).metric(factors, PARAMS)
+    solve = jax.jit(lambda factors: solver(metric(factors), PARAMS, 0.1))
     for step, source in enumerate([0, 0, 0, 0, 3, 3]):
         direction, _ = seen[step]
         factors = seen[source][1].statistics
-        expected = solver(KFAC(MODEL).metric(factors, PARAMS), PARAMS, 0.1)
+        expected = solve(factors)
         assert relative_error(ravel(direction), ravel(expected)) < 1e-10, step
 
 
@@ -75,8 +77,9 @@ def test_layers_take_turns():
 
 def test_statistics_are_estimated_when_they_are_due():
     seen = states(transformation("eigen", statistics=3, decay=0.0), 7)
+    estimate = jax.jit(KFAC(MODEL).estimate)
     for step, source in enumerate([0, 0, 0, 3, 3, 3, 6]):
-        expected = KFAC(MODEL).estimate(PARAMS, BATCHES[source])
+        expected = estimate(PARAMS, BATCHES[source])
         given = seen[step][1].statistics
         assert relative_error(ravel(given), ravel(expected)) < 1e-12
     assert [int(state.estimates) for _, state in seen] == [1, 1, 1, 2, 2, 2, 3]
@@ -108,17 +111,19 @@ def test_periods_of_one_are_every_step(name):
         "ekfac": lambda m, v: m.solve(v, 0.1),
         "tikhonov": lambda m, v: FactoredTikhonov()(m, v, 0.1),
     }[name]
+    again = jax.jit(lambda s: solve(curvature.metric(s, PARAMS), PARAMS))
     for direction, state in seen:
-        metric = curvature.metric(state.statistics, PARAMS)
-        expected = solve(metric, PARAMS)
+        expected = again(state.statistics)
         assert relative_error(ravel(direction), ravel(expected)) < 1e-10
 
 
+@pytest.mark.slow
 def test_ekfac_averages_scales_in_the_basis_it_holds():
     seen = [state.statistics for _, state in states(transformation("ekfac"), 5)]
-    first = EKFAC(MODEL).estimate(PARAMS, BATCHES[0])
+    first = jax.jit(EKFAC(MODEL).estimate)(PARAMS, BATCHES[0])
     assert relative_error(ravel(seen[0].scales), ravel(first.scales)) < 1e-10
-    inside = EKFAC(MODEL, period=3).following(seen[1]).estimate(PARAMS, BATCHES[2])
+    following = EKFAC(MODEL, period=3).following(seen[1])
+    inside = jax.jit(following.estimate)(PARAMS, BATCHES[2])
     weight = 0.5 / (1 - 0.5**3)
     same = [
         bool(jnp.all(a == b))
@@ -133,13 +138,13 @@ def test_ekfac_averages_scales_in_the_basis_it_holds():
             assert relative_error(given, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_ekfac_carries_scales_to_a_new_basis_as_the_diagonal_there():
     """The trace stays, and the new scales are diag(Vᵀ F V) of the old matrix F."""
     curvature = EKFAC(MODEL)
-    old = curvature.estimate(PARAMS, BATCHES[0])
-    other = curvature.estimate(PARAMS, BATCHES[1])
-    tiny = jnp.array(1e-14)
-    carried = curvature.accumulate(old, other, tiny)
+    estimated = jax.jit(curvature.estimate)
+    old, other = estimated(PARAMS, BATCHES[0]), estimated(PARAMS, BATCHES[1])
+    carried = jax.jit(curvature.accumulate)(old, other, jnp.array(1e-14))
     before = curvature.metric(old, PARAMS)
     after = curvature.metric(carried, PARAMS)
     assert abs(before.trace() - after.trace()) < 1e-10 * before.trace()
@@ -204,13 +209,18 @@ def test_donation_pickles_and_structure(alias):
 
 def test_a_trust_region_bounds_the_divergence_of_a_step():
     """½ η² ⟨d, F d⟩ is at most δ, exactly δ where it would be more."""
-    metric = KFAC(MODEL).at(PARAMS, X)
-    for radius in (1e-6, 1e-2, 1e6):
+    metric = jax.jit(KFAC(MODEL).at)(PARAMS, X)
+
+    @jax.jit
+    def steps(radius):
         trust = ng.damping.TrustRegion(radius, lambda count: 0.5)
         free = ng.scale_by_curvature(KFAC(MODEL), damping=0.1)
         bound = ng.scale_by_curvature(KFAC(MODEL), damping=0.1, trust_region=trust)
         step = lambda tx: tx.update(PARAMS, tx.init(PARAMS), PARAMS, inputs=X)[0]
-        whole, given = step(free), step(bound)
+        return step(free), step(bound)
+
+    for radius in (1e-6, 1e-2, 1e6):
+        whole, given = steps(radius)
         length = lambda d: 0.5 * 0.25 * metric.norm(d) ** 2
         expected = min(length(whole), radius)
         assert abs(length(given) - expected) < 1e-10 * expected
@@ -222,10 +232,15 @@ def test_the_fast_path_is_the_same_step():
     """Statistics from value_and_grad, in whatever basis, give the update of inputs=."""
     curvature = EKFAC(MODEL, period=3)
     tx = ng.scale_by_curvature(curvature, damping=0.1, decay=0.5)
-    state = tx.init(PARAMS)
-    for x in BATCHES[:3]:
+
+    @jax.jit
+    def both(state, x):
         following = curvature.following(state.statistics)
         _, grads, statistics = following.value_and_grad(PARAMS, x, Y)
         fast, _ = tx.update(grads, state, PARAMS, statistics=statistics)
-        plain, state = tx.update(grads, state, PARAMS, inputs=x)
+        return fast, *tx.update(grads, state, PARAMS, inputs=x)
+
+    state = tx.init(PARAMS)
+    for x in BATCHES[:3]:
+        fast, plain, state = both(state, x)
         assert relative_error(ravel(fast), ravel(plain)) < 1e-10

@@ -67,6 +67,7 @@ def run(tx, model, params, x, steps):
     return np.asarray(scan((params, tx.init(params)))[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", [ng.kfac, ng.ekfac])
 def test_an_autoencoder_trains_faster_than_with_adam(alias):
     model, params, x = autoencoder()

@@ -26,6 +26,10 @@ from natgrad.geometry.connections import (
     lowered_christoffel,
 )
 from natgrad.geometry.distance import distance, register_distance, shooting_distance
+from natgrad.geometry.distance_normal import (
+    known_covariance_distance,
+    known_mean_distance,
+)
 from natgrad.geometry.domain import displaced
 from natgrad.geometry.duality import (
     DualPotential,
@@ -96,6 +100,8 @@ __all__ = [
     "geodesic_step",
     "gradient",
     "inner",
+    "known_covariance_distance",
+    "known_mean_distance",
     "logarithm",
     "lowered_christoffel",
     "m_geodesic",

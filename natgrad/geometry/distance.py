@@ -8,7 +8,8 @@ Closed forms (each factor of a product adds its square):
     Poisson      2 |√λ − √λ'|
     Exponential  |log r/r'|
 
-written so that near points do not cancel. Other families go by geodesic shooting in an
+written so that near points do not cancel. For normal vectors with a known mean or
+covariance see `distance_normal`. Other families go by geodesic shooting in an
 unconstrained chart.
 
 Source: Rao (1945), Information and the accuracy attainable in the estimation of
@@ -55,7 +56,7 @@ def distance(start: Point, end: Point) -> Array:
     for cls in type(start.family).__mro__:
         if cls in _CLOSED_FORMS:
             factors = _CLOSED_FORMS[cls](start.family, start.natural, end.natural)
-            return _root(jnp.sum(factors**2))
+            return root(jnp.sum(factors**2))
     return shooting_distance(start, end)
 
 
@@ -86,7 +87,8 @@ def best_chart(point: Point) -> Chart:
     return known["natural"]
 
 
-def _root(squared: Array) -> Array:
+def root(squared: Array) -> Array:
+    """√squared, with the derivative 0 at 0."""
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 
@@ -99,13 +101,13 @@ def normal_distance(family: families.Normal, eta: Array, eta2: Array) -> Array:
     s, s2 = jnp.sqrt(v), jnp.sqrt(v2)
     means, scales = eta[..., 0] * v - eta2[..., 0] * v2, s - s2
     chord = (means**2 / 2 + scales**2) / (4 * s * s2)
-    return jnp.sqrt(8.0).astype(eta.dtype) * jnp.arcsinh(_root(chord))
+    return jnp.sqrt(8.0).astype(eta.dtype) * jnp.arcsinh(root(chord))
 
 
 @register_distance(families.Categorical)
 def _categorical(family: families.Categorical, eta: Array, eta2: Array) -> Array:
     gaps = jnp.sqrt(family.mean(eta)) - jnp.sqrt(family.mean(eta2))
-    return 4 * jnp.arcsin(_root(jnp.sum(gaps**2, axis=-1)) / 2)
+    return 4 * jnp.arcsin(root(jnp.sum(gaps**2, axis=-1)) / 2)
 
 
 @register_distance(families.Bernoulli)

@@ -1,0 +1,107 @@
+"""Fits: many steps of the learning rule in one `lax.scan`, on all data or batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.inference.learning_rule import InferenceState, LearningRule, init, step
+from natgrad.typing import Array, ArrayLike, Key
+
+
+class Fit(NamedTuple):
+    """What a fit returns.
+
+    Attributes:
+        state: after the last step.
+        elbo: [steps] in nats, after each step; on batches an estimate of it.
+        rate: [steps], the step size that was taken.
+        change: [steps] in nats, KL both ways over each step.
+    """
+
+    state: InferenceState
+    elbo: Array
+    rate: Array
+    change: Array
+
+
+def fit(
+    rule: LearningRule,
+    start: Array,
+    prior: Any,
+    data: Any,
+    steps: int,
+    rho: ArrayLike = 1.0,
+    key: Key | None = None,
+) -> Fit:
+    """`steps` steps on all data, differentiable in everything but `steps` and `key`.
+
+    Args:
+        rule: the specification.
+        start: η of the first law, such as the prior's.
+        prior: natural parameters of the prior, or the data of `rule.log_prior`.
+        data: of `rule.log_likelihood`.
+        steps: how many.
+        rho: the step size before halvings: one, or [steps].
+        key: for rules that draw; each step has its own.
+    """
+
+    def advance(state, inputs):
+        rho, key = inputs
+        return step(rule, state, prior, data, rho, 1.0, key)
+
+    return _scan(rule, start, steps, rho, key, advance)
+
+
+def fit_batches(
+    rule: LearningRule,
+    start: Array,
+    prior: Any,
+    data: Any,
+    steps: int,
+    rho: ArrayLike,
+    key: Key,
+    batch_size: int,
+) -> Fit:
+    """`steps` steps, each on a batch drawn anew without replacement.
+
+    The arguments are those of `fit`; every leaf of `data` has its N examples in the
+    first axis. Noise of the batches stays in q unless ρ falls: give [steps] of them.
+    """
+    leaves = jax.tree.leaves(data)
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "fit_batches: the leaves of data have the first axes "
+            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
+        )
+    (size,) = sizes
+    if not isinstance(batch_size, int) or not 0 < batch_size <= size:
+        raise ValueError(
+            f"fit_batches: batch_size is {batch_size!r}; expected an integer from 1 to "
+            f"N = {size}."
+        )
+
+    def advance(state, inputs):
+        rho, key = inputs
+        which, key = jax.random.split(key)
+        rows = jax.random.choice(which, size, (batch_size,), replace=False)
+        batch = jax.tree.map(lambda leaf: leaf[rows], data)
+        return step(rule, state, prior, batch, rho, size / batch_size, key)
+
+    return _scan(rule, start, steps, rho, key, advance)
+
+
+def _scan(rule, start, steps, rho, key, advance) -> Fit:
+    state = init(rule, start)
+    rates = jnp.broadcast_to(jnp.asarray(rho, state.natural.dtype), (steps,))
+    keys = None if key is None else jax.random.split(key, steps)
+
+    def body(state, inputs):
+        state = advance(state, inputs)
+        return state, (state.elbo, state.rate, state.change)
+
+    state, trace = jax.lax.scan(body, state, (rates, keys))
+    return Fit(state, *trace)

@@ -1,0 +1,142 @@
+"""IVON: natural-gradient inference with a diagonal Gaussian, for neural networks.
+
+The weights w have the law q = N(m, σ²), m the params of optax, and the loss ℓ is a mean
+over examples in nats, of which there are λ (`ess`). With δ the weight decay, a prior
+N(0, 1/(λ δ)), and g the gradient at a draw w of q,
+
+    h_t   = g (w − m)/σ²,    σ² = 1/(λ (h + δ)),    E[h_t] = E_q[∇²ℓ] (Stein's identity)
+    g'    = β₁ g' + (1 − β₁) g
+    s'    = s (1 − u + u²/2),   u = (1 − β₂)(h − h_t)/s,   s = h + δ
+    m'    = m − α (g'/(1 − β₁ᵗ) + δ m)/s'.
+
+Without the second-order term h' = β₂ h + (1 − β₂) h_t, the learning rule's step in the
+precision; with it s' ≥ s/2 > 0 for any h_t: the step cannot leave the domain.
+
+    tx = ng.inference.ivon(0.1, ess=60_000)
+    state = tx.init(params)
+    weights = ng.inference.draw_weights(key, params, state)
+    grads = jax.grad(loss)(weights)                         # at the draw
+    updates, state = tx.update(grads, state, params, weights=weights)
+
+The u²/2 lifts the stationary s by about (1 − β₂) Var(h_t)/(2 s), which vanishes as
+β₂ -> 1.
+
+Source: Lin, Schmidt & Khan (2020), Handling the positive-definite constraint in the
+Bayesian learning rule; Shen et al. (2024), Variational learning is effective for large
+deep networks, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad import tree
+from natgrad.typing import Array, ArrayLike, Key, Params
+
+
+class IvonState(NamedTuple):
+    """The law of the weights, but for its mean, which are the params.
+
+    Attributes:
+        count: steps taken.
+        momentum: g', shaped like the params.
+        precision: s = h + δ, the precision of an example's share; positive.
+        ess: λ, so that σ² = 1/(λ s).
+    """
+
+    count: Array
+    momentum: Params
+    precision: Params
+    ess: Array
+
+
+def ivon(
+    learning_rate: optax.ScalarOrSchedule,
+    ess: ArrayLike,
+    *,
+    weight_decay: ArrayLike = 1e-4,
+    initial_hessian: ArrayLike = 1.0,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.99999,
+) -> optax.GradientTransformationExtraArgs:
+    """The learning rule for a diagonal Gaussian law of the weights.
+
+    `update(grads, state, params, weights=w)` wants the gradient at a draw w of
+    `draw_weights(key, params, state)`. The mean of several draws' gradients is not the
+    gradient of one draw: take a step for each.
+
+    Args:
+        learning_rate: α, or an optax schedule.
+        ess: λ, the effective number of examples; fewer make the law wider.
+        weight_decay: δ > 0; the prior's precision over λ.
+        initial_hessian: h at the start, at least 0.
+        b1: β₁ of the gradient's average.
+        b2: β₂ of the Hessian's average.
+    """
+    for name, value in (("ess", ess), ("weight_decay", weight_decay)):
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
+    if isinstance(initial_hessian, int | float) and initial_hessian < 0:
+        raise ValueError(
+            f"ivon: initial_hessian is {initial_hessian!r}; expected at least 0, the "
+            "curvature of a loss near its minimum."
+        )
+
+    def init(params):
+        tree.check_params(params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
+        )
+        start = lambda z: jnp.full_like(z, initial_hessian + weight_decay)
+        ess_array = jnp.asarray(ess, tree.working_dtype(params))
+        count = jnp.zeros((), jnp.int32)
+        return IvonState(count, zeros, jax.tree.map(start, zeros), ess_array)
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        del extra
+        if params is None or weights is None:
+            missing = "params" if params is None else "weights"
+            raise ValueError(
+                f"ivon: update was called without {missing}; expected update(grads, "
+                "state, params, weights=w) with w = draw_weights(key, params, state) "
+                "and grads the gradient at w."
+            )
+        count = optax.safe_increment(state.count)
+        alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        def leaf(gradient, momentum, s, m, w):
+            dtype = s.dtype
+            gradient, m_, w = (a.astype(dtype) for a in (gradient, m, w))
+            estimate = gradient * (w - m_) * state.ess.astype(dtype) * s
+            u = (1 - b2) * (s - weight_decay - estimate) / s
+            s = s * (1 - u + u**2 / 2)
+            momentum = b1 * momentum + (1 - b1) * gradient
+            average = momentum / (1 - jnp.asarray(b1, dtype) ** count.astype(dtype))
+            move = -alpha * (average + weight_decay * m_) / s
+            return move.astype(m.dtype), momentum, s
+
+        trees = updates, state.momentum, state.precision, params, weights
+        results = jax.tree.map(leaf, *trees)
+        moves, momentum, precision = jax.tree.transpose(
+            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), results
+        )
+        return moves, IvonState(count, momentum, precision, state.ess)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
+    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
+
+    def leaf(key, m, s):
+        scale = jax.lax.rsqrt(state.ess.astype(s.dtype) * s)
+        noise = jax.random.normal(key, m.shape, s.dtype)
+        return (m.astype(s.dtype) + scale * noise).astype(m.dtype)
+
+    return jax.tree.map(leaf, keys, params, state.precision)

@@ -1,0 +1,293 @@
+"""Natural-gradient variational inference: the Bayesian learning rule.
+
+The law q of an exponential family that maximises the evidence lower bound
+
+    ELBO(q) = E_q[log p(D | w)] − KL(q ‖ prior)
+
+is found by natural-gradient steps in its natural parameters. With a prior of the same
+family, ∇_μ KL(q ‖ prior) = η − η_prior, so that
+
+    η' = η + ρ ∇_μ ELBO = (1 − ρ) η + ρ (η_prior + ∇_μ E_q[log p(D | w)]):
+
+with a conjugate likelihood one step of ρ = 1 is Bayes' rule. With any other prior it is
+one more expectation, ELBO = E_q[log p(D | w) + log p(w)] + H(q), and with h the log
+base measure
+
+    η' = (1 − ρ) η + ρ ∇_μ E_q[log p(D | w) + log p(w) − h(w)].
+
+Domain. The step ends with `geometry.domain.displaced`: no step of any size leaves the
+domain, so precisions stay positive definite.
+
+Damping. Undamped steps of ρ = 1 may end in a 2-cycle. With `halvings` > 0 a step is
+halved, at most that many times, until
+
+    ELBO(q') ≥ ELBO(q) + KL(q ‖ q')/(2 ρ').
+
+The step is mirror ascent in μ with the Bregman divergence KL(q' ‖ q), and without the 2
+this is its sufficient increase under smoothness relative to that divergence; it holds
+with equality for conjugate models at ρ = 1, whatever the length of the step. The number
+of halvings is a whole number without a derivative: derivatives are those of the steps
+that were taken, exact wherever the number does not change.
+
+Batches. The log-likelihood of a batch is multiplied by `scale` = N/B, which makes value
+and gradient unbiased; the search compares values on the same batch and draws.
+
+Source: Khan & Rue (2023), The Bayesian learning rule; Khan & Lin (2017), Conjugate-
+computation variational inference; Lu, Freund & Nesterov (2018), Relatively smooth
+convex optimization by first-order methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.families.base import ExponentialFamily
+from natgrad.geometry.charts import charts
+from natgrad.geometry.domain import displaced_part
+from natgrad.inference.dual import value_and_dual_gradient
+from natgrad.inference.expectations import Expectation
+from natgrad.typing import Array, ArrayLike, Key
+
+SUFFICIENT = 0.5  # of what smoothness relative to the divergence gives
+RETURNED = 1e-2  # of the last change: what a 2-cycle leaves after two steps
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRule:
+    """What is inferred and how: a specification, hashable, without arrays.
+
+    Attributes:
+        family: of q.
+        log_likelihood: the rule for E_q[log p(D | w)].
+        log_prior: the rule for E_q[log p(w)], whose data are the prior's parameters;
+            None: the prior is the law of `family` with natural parameters `prior`.
+        halvings: of a step at most; 0 takes every step. Where they do not suffice the
+            shortest step is taken all the same.
+    """
+
+    family: ExponentialFamily
+    log_likelihood: Expectation
+    log_prior: Expectation | None = None
+    halvings: int = 20
+
+    def __post_init__(self):
+        if not isinstance(self.family, ExponentialFamily):
+            raise ValueError(
+                f"LearningRule: family is {self.family!r}; expected an "
+                "ExponentialFamily, whose natural parameters the steps are taken in."
+            )
+        for name in ("log_likelihood", "log_prior"):
+            rule = getattr(self, name)
+            optional = name == "log_prior" and rule is None
+            if not (isinstance(rule, Expectation) or optional):
+                raise ValueError(
+                    f"LearningRule: {name} is {rule!r}; expected a rule for its "
+                    "expectation, such as inference.Quadrature(log_density)."
+                )
+        if not isinstance(self.halvings, int) or self.halvings < 0:
+            raise ValueError(
+                f"LearningRule: halvings is {self.halvings!r}; expected an integer of "
+                "at least 0."
+            )
+
+
+class InferenceState(NamedTuple):
+    """A law q and how the last step went; what is not known at the start is NaN.
+
+    Attributes:
+        natural: η, the natural parameters of q.
+        previous: η before the last step.
+        elbo: ELBO(η) in nats, on the last step's data and draws.
+        count: steps taken.
+        falls: steps at whose end the ELBO was lower than at their start, by more than
+            rounding.
+        rate: the ρ that was taken, after halvings.
+        kept: the part of that step that the domain allowed: 1 is a straight step.
+        margin: the least of η's distances from the boundary of its domain, see
+            `geometry.Chart`; infinite where there is no boundary.
+        change: KL(q ‖ q') + KL(q' ‖ q) of the last two laws, in nats.
+        returned: the same of this law and the one before the last.
+        cycle: steps, up to the last, that led back: `returned` below 1 % of `change`,
+            where that is more than rounding. From 3 on, say, the steps go round in a
+            2-cycle and need a smaller ρ.
+    """
+
+    natural: Array
+    previous: Array
+    elbo: Array
+    count: Array
+    falls: Array
+    rate: Array
+    kept: Array
+    margin: Array
+    change: Array
+    returned: Array
+    cycle: Array
+
+
+def init(rule: LearningRule, natural: Array) -> InferenceState:
+    """The state at the law with these natural parameters."""
+    natural = jnp.asarray(natural)
+    if not jnp.issubdtype(natural.dtype, jnp.floating):
+        raise ValueError(
+            f"init: natural has dtype {natural.dtype}; expected floating natural "
+            f"parameters of {rule.family!r}."
+        )
+    unknown = jnp.full((), jnp.nan, natural.dtype)
+    none = jnp.zeros((), jnp.int32)
+    return InferenceState(
+        natural=natural,
+        previous=natural,
+        elbo=unknown,
+        count=none,
+        falls=none,
+        rate=unknown,
+        kept=unknown,
+        margin=_margin(rule, natural),
+        change=unknown,
+        returned=unknown,
+        cycle=none,
+    )
+
+
+def elbo(
+    rule: LearningRule,
+    natural: Array,
+    prior: Any,
+    data: Any,
+    scale: ArrayLike = 1.0,
+    key: Key | None = None,
+) -> Array:
+    """The evidence lower bound in nats, shape (); arguments as in `step`."""
+    family, (key, prior_key) = rule.family, _keys(key)
+    expected = rule.log_likelihood.value(family, natural, data, key)
+    scaled = jnp.asarray(scale, natural.dtype) * expected
+    if rule.log_prior is None:
+        return scaled - family.kl(natural, _conjugate(rule, prior, natural))
+    log_prior = rule.log_prior.value(family, natural, prior, prior_key)
+    return scaled + log_prior + family.entropy(natural)
+
+
+def step(
+    rule: LearningRule,
+    state: InferenceState,
+    prior: Any,
+    data: Any,
+    rho: ArrayLike = 1.0,
+    scale: ArrayLike = 1.0,
+    key: Key | None = None,
+) -> InferenceState:
+    """One step η' = η + ρ' ∇_μ ELBO, halved and shortened as the module says.
+
+    Args:
+        rule: the specification.
+        state: from `init` or the last step.
+        prior: natural parameters of the prior, or the data of `rule.log_prior`.
+        data: of `rule.log_likelihood`, a batch of it or all.
+        rho: ρ, the step size before halvings.
+        scale: N/B, for a batch of B of N examples.
+        key: for rules that draw.
+    """
+    family, natural = rule.family, state.natural
+    chart = charts(family)["natural"]
+    value, direction = _ascent(rule, natural, prior, data, scale, key)
+    rho = jnp.asarray(rho, natural.dtype)
+    rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
+
+    if rule.halvings:
+
+        def sufficient(rate):
+            end, part = displaced_part(chart, natural, rate * direction)
+            gain = elbo(rule, end, prior, data, scale, key) - value
+            least = SUFFICIENT * family.kl(natural, end) / (rate * part)
+            return gain >= least - rounding
+
+        rho = rho * 0.5 ** _halvings(sufficient, rho, rule.halvings).astype(rho.dtype)
+
+    end, part = displaced_part(chart, natural, rho * direction)
+    value_there = elbo(rule, end, prior, data, scale, key)
+    change = _both_ways(family, end, natural)
+    returned = _both_ways(family, end, state.previous)
+    moved = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
+    back = moved & (returned < RETURNED * change)
+    return InferenceState(
+        natural=end,
+        previous=natural,
+        elbo=value_there,
+        count=state.count + 1,
+        falls=state.falls + (value_there < value - rounding),
+        rate=rho,
+        kept=part,
+        margin=_margin(rule, end),
+        change=change,
+        returned=returned,
+        cycle=jnp.where(back, state.cycle + 1, 0),
+    )
+
+
+def _ascent(rule, natural, prior, data, scale, key) -> tuple[Array, Array]:
+    """ELBO and ∇_μ ELBO."""
+    family, (key, prior_key) = rule.family, _keys(key)
+    expected, gradient = rule.log_likelihood.value_and_gradient(
+        family, natural, data, key
+    )
+    scale = jnp.asarray(scale, natural.dtype)
+    if rule.log_prior is None:
+        prior = _conjugate(rule, prior, natural)
+        value = scale * expected - family.kl(natural, prior)
+        return value, scale * gradient + (prior - natural)
+    log_prior, prior_gradient = rule.log_prior.value_and_gradient(
+        family, natural, prior, prior_key
+    )
+    # H = A − ⟨η, μ⟩ − E[h] has the gradient −η − ∇_μ E[h].
+    _, base_gradient = value_and_dual_gradient(
+        family, family.expected_log_base_measure, natural
+    )
+    value = scale * expected + log_prior + family.entropy(natural)
+    return value, scale * gradient + prior_gradient - base_gradient - natural
+
+
+def _halvings(sufficient, rate: Array, most: int) -> Array:
+    """How often `rate` is halved until it is sufficient, at most `most` times."""
+
+    def halve(carry):
+        count, _ = carry
+        good = sufficient(rate * 0.5 ** count.astype(rate.dtype))
+        return jnp.where(good, count, count + 1), good
+
+    unfinished = lambda carry: ~carry[1] & (carry[0] < most)
+    start = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    return jax.lax.while_loop(unfinished, halve, start)[0]
+
+
+def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
+    shape = getattr(prior, "shape", None)
+    if shape != natural.shape:
+        given = f"shape {shape}" if shape is not None else f"a {type(prior).__name__}"
+        raise ValueError(
+            f"prior: {given} was given; expected the natural parameters of a law of "
+            f"{rule.family!r}, of shape {natural.shape}. For a prior of another form "
+            "give LearningRule a log_prior."
+        )
+    return jnp.asarray(prior, natural.dtype)
+
+
+def _keys(key: Key | None) -> tuple[Key | None, Key | None]:
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def _margin(rule: LearningRule, natural: Array) -> Array:
+    margins = charts(rule.family)["natural"].margins(natural)
+    return jnp.min(margins, initial=jnp.inf)
+
+
+def _both_ways(family: ExponentialFamily, eta: Array, eta2: Array) -> Array:
+    """⟨η − η2, μ − μ2⟩ = KL + KL the other way round."""
+    return jnp.sum((eta - eta2) * (family.mean(eta) - family.mean(eta2)))
