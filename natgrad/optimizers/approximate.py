@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optax
 
-from natgrad.curvature import EKFAC, KFAC, Dense, Diagonal, Empirical, Sampled
+from natgrad.curvature import (
+    EKFAC,
+    KFAC,
+    Dense,
+    Diagonal,
+    Empirical,
+    Sampled,
+    SubBatch,
+)
+from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion
 from natgrad.kronecker import FactoredTikhonov
 from natgrad.model import Model
@@ -13,8 +24,9 @@ from natgrad.refresh import Refresh
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
 
-# Statistics in every step, each layer's inverse every ten.
-EVERY_TEN = Refresh(inverses=10)
+# As many steps to a training loss as with statistics in every step, and cheaper ones;
+# without the warm-up the first inverses are of too few examples.
+SPARING = Refresh(statistics=5, inverses=10, warm_up=20)
 
 
 def diagonal_fisher(
@@ -72,14 +84,16 @@ def kfac(
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
+    sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
 
-    Factors from labels sampled once, averaged, and inverted every few steps. Momentum
-    and weight decay are optax's:
+    Factors from labels sampled once, averaged, and inverted every few steps: by default
+    factors are estimated every 5 steps and inverted every 10, both in each of the first
+    20. Momentum and weight decay are optax's:
 
         kfac(0.1, model, then=optax.trace(0.9))
         kfac(0.1, model, then=optax.add_decayed_weights(1e-4))
@@ -91,10 +105,13 @@ def kfac(
         model: the statistical model.
         damping: λ, or a schedule.
         decay: of the moving averages of A and G.
-        refresh: how often, in steps, factors and inverses are renewed.
+        refresh: how often, in steps, factors and inverses are renewed;
+            `natgrad.Refresh(inverses=10)` estimates factors in every step.
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
+        sub_batch: k: the statistics are those of every k-th example of the batch. Four
+            does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
@@ -102,7 +119,7 @@ def kfac(
     `scale_by_curvature` with `natgrad.kronecker.Eigenbasis()`.
     """
     direction = scale_by_curvature(
-        KFAC(model, Sampled(1)),
+        _part(KFAC(model, Sampled(1)), sub_batch),
         damping=damping,
         decay=decay,
         solver=FactoredTikhonov(),
@@ -118,8 +135,9 @@ def ekfac(
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
+    sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
@@ -136,16 +154,19 @@ def ekfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
+        sub_batch: k: the statistics are those of every k-th example of the batch. Four
+            does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.
     """
+    period = max(1, refresh.inverses // refresh.statistics)  # in estimates
     direction = scale_by_curvature(
-        EKFAC(model, Sampled(1), period=refresh.inverses),
+        _part(EKFAC(model, Sampled(1), period=period), sub_batch),
         damping=damping,
         decay=decay,
-        refresh=Refresh(statistics=refresh.statistics),
+        refresh=dataclasses.replace(refresh, inverses=1, staggered=False),
         trust_region=_trust(trust_region, learning_rate),
     )
     return chain(direction, then, learning_rate)
@@ -153,3 +174,7 @@ def ekfac(
 
 def _trust(radius, learning_rate) -> TrustRegion | None:
     return None if radius is None else TrustRegion(radius, learning_rate)
+
+
+def _part(curvature: Curvature, every: int) -> Curvature:
+    return curvature if every == 1 else SubBatch(curvature, every)
