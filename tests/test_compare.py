@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import natgrad as ng
-from natgrad.compare import tables
+from natgrad.compare import Effort, tables
 from natgrad.curvature import CURVATURES, Dense
 from natgrad.metric import DenseMetric
 
 DAMPING, STEP_SIZE = 0.05, 0.7
+QUICK = Effort(repeats=1, charts=0)
 CLOSED_FORMS = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal")
 
 
@@ -37,9 +38,8 @@ def problem():
 @pytest.fixture(scope="module")
 def comparison(problem):
     names = [*CLOSED_FORMS, "empirical"]
-    return ng.compare(
-        *problem, approximations=names, damping=DAMPING, step_size=STEP_SIZE, repeats=1
-    )
+    given = {"damping": DAMPING, "step_size": STEP_SIZE, "effort": QUICK}
+    return ng.compare(*problem, approximations=names, **given)
 
 
 class Oracle:
@@ -142,9 +142,14 @@ class SwappedAxes(Dense):
         return DenseMetric(layout, statistics[np.ix_(order, order)])
 
 
+def broken_row(problem, **options):
+    options = {"approximations": ["broken"], "effort": QUICK} | options
+    return ng.compare(*problem, **options).rows[0]
+
+
 def test_a_wrong_scale_is_flagged(problem, monkeypatch):
     monkeypatch.setitem(CURVATURES, "broken", WrongScale)
-    row = ng.compare(*problem, approximations=["broken"], damping=1e-9).rows[0]
+    row = broken_row(problem, damping=1e-9)
     assert row.relative_error == pytest.approx(1, rel=1e-10)
     assert row.own_predicted_kl == pytest.approx(2 * row.predicted_kl, rel=1e-10)
     assert row.step_norm_ratio == pytest.approx(0.5, rel=1e-5)
@@ -153,7 +158,7 @@ def test_a_wrong_scale_is_flagged(problem, monkeypatch):
 
 def test_a_swapped_axis_is_flagged(problem, monkeypatch):
     monkeypatch.setitem(CURVATURES, "broken", SwappedAxes)
-    row = ng.compare(*problem, approximations=["broken"]).rows[0]
+    row = broken_row(problem)
     assert row.relative_error > 0.1
     assert row.step_cosine < 0.99
     assert not row.agrees
@@ -161,7 +166,7 @@ def test_a_swapped_axis_is_flagged(problem, monkeypatch):
 
 def test_the_registry_is_what_is_compared(problem, monkeypatch):
     monkeypatch.setitem(CURVATURES, "mine", Dense)
-    names = [row.name for row in ng.compare(*problem, repeats=1).rows]
+    names = [row.name for row in ng.compare(*problem, effort=QUICK).rows]
     assert names == list(CURVATURES)
     assert names[-1] == "mine"
 
@@ -174,7 +179,6 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
         ({"reference": "dens"}, "Did you mean 'dense'"),
         ({"damping": -1.0}, "damping must be finite and at least 0"),
         ({"step_size": float("inf")}, "step_size must be finite"),
-        ({"repeats": 0}, "repeats"),
     ],
 )
 def test_impossible_arguments_are_refused(problem, arguments, message):

@@ -14,7 +14,7 @@ import natgrad as ng
 from natgrad.__main__ import main
 from natgrad.compare import data, files, race
 from natgrad.compare.contenders import BASELINES, contender
-from natgrad.compare.fidelity import Yardstick
+from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import CURVATURES
 
 

@@ -9,13 +9,20 @@ and is imported when used.
 """
 
 from natgrad.compare.comparison import Comparison, Row
-from natgrad.compare.fidelity import Yardstick, compare
+from natgrad.compare.effort import Effort
+from natgrad.compare.fidelity import compare
+from natgrad.compare.figures import Figures
+from natgrad.compare.misspecification import Misspecification
 from natgrad.compare.standings import Entry, Race, Run
 from natgrad.compare.training import race
+from natgrad.compare.yardstick import Yardstick
 
 __all__ = [
     "Comparison",
+    "Effort",
     "Entry",
+    "Figures",
+    "Misspecification",
     "Race",
     "Row",
     "Run",

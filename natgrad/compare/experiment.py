@@ -14,7 +14,10 @@ import optax
 from natgrad._version import __version__
 from natgrad.compare import contenders, data, models
 from natgrad.compare.data import Dataset
-from natgrad.compare.fidelity import Yardstick, approximation_names
+from natgrad.compare.effort import Effort
+from natgrad.compare.fidelity import approximation_names, factories
+from natgrad.compare.instruments import Instruments
+from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import by_name
 from natgrad.model import Model
 from natgrad.tree import Layout
@@ -41,6 +44,7 @@ class Settings:
         approximations: names in `natgrad.CURVATURES`; None for all.
         reference: what counts as exact.
         repeats: timed runs of each approximation.
+        charts: random coordinates in which invariance is tested.
         optimizers: who races.
         steps: of each run of the race.
         batch_size: examples a step.
@@ -57,6 +61,7 @@ class Settings:
     approximations: tuple[str, ...] | None = None
     reference: str = "dense"
     repeats: int = 3
+    charts: int = 1
     optimizers: tuple[str, ...] = contenders.DEFAULT
     steps: int = 30
     batch_size: int = 256
@@ -66,7 +71,14 @@ class Settings:
 
 # Small enough for a look or a test.
 QUICK = Settings(
-    hidden=(4,), examples=200, repeats=1, steps=10, batch_size=64, rates=3, at_step=10
+    hidden=(4,),
+    examples=200,
+    repeats=1,
+    charts=0,
+    steps=10,
+    batch_size=64,
+    rates=3,
+    at_step=10,
 )
 
 
@@ -119,15 +131,15 @@ class Experiment:
     def yardstick(self) -> Yardstick:
         """The exact Fisher over all training data, at `params`."""
         settings = self.settings
-        return Yardstick.of(
+        instruments = Instruments(
             self.model,
-            self.params,
-            *self.dataset.train,
+            factories(settings.approximations),
             reference=settings.reference,
             damping=settings.damping,
-            key=jax.random.PRNGKey(settings.seed),
-            repeats=settings.repeats,
+            effort=Effort(repeats=settings.repeats, charts=settings.charts),
         )
+        key = jax.random.PRNGKey(settings.seed)
+        return Yardstick.at(instruments, self.params, *self.dataset.train, key)
 
     def describe(self) -> dict[str, Any]:
         """What was compared, as plain Python values."""
@@ -189,8 +201,8 @@ def surroundings() -> dict[str, Any]:
 
 
 def _check_numbers(settings: Settings) -> None:
-    lowest = {"at_step": 0, "repeats": 1, "steps": 1, "batch_size": 1, "rates": 1}
-    for name, bound in {**lowest, "seed": 0}.items():
+    lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
+    for name, bound in {**lowest, "batch_size": 1, "rates": 1}.items():
         value = getattr(settings, name)
         if value < bound:
             option = "--" + name.replace("_", "-")

@@ -86,7 +86,7 @@ class Captured:
             if block.name in change
             for use in block.uses
         }
-        live = {name: (None, None) for name in change}
+        live = dict.fromkeys(change, (None, None))
         results = walked(
             Interpreter(self._examples, taps), self._traced, params, inputs, live
         )
