@@ -66,7 +66,9 @@ def build(
     if any(width < 1 for width in widths):
         raise ValueError(f"Hidden layers need at least 1 unit each, got {widths}.")
     sizes = (dataset.features, *widths, dataset.outputs)
-    return Model(apply, dataset.family), initial(sizes, key, dataset.train[0].dtype)
+    inputs = dataset.train[0]
+    model = Model(apply, dataset.family, example_inputs=inputs[:1])
+    return model, initial(sizes, key, inputs.dtype)
 
 
 def initial(sizes: Sequence[int], key: Key, dtype: jnp.dtype) -> Params:

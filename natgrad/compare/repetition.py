@@ -15,7 +15,7 @@ import numpy as np
 
 from natgrad.compare.contenders import contender
 from natgrad.compare.standings import Race, Run
-from natgrad.compare.training import Course, Score, batch_order
+from natgrad.compare.training import Course, Score, batch_order, with_example
 from natgrad.model import Model
 from natgrad.typing import Array, Params
 
@@ -77,7 +77,7 @@ def repeated(
     Raises:
         ValueError: for no seeds.
     """
-    seeds = tuple(seeds)
+    seeds, model = tuple(seeds), with_example(model, train[0])
     if not seeds:
         raise ValueError("seeds is empty: there is nothing to repeat.")
     count = jax.tree.leaves(train[1])[0].shape[0]

@@ -181,6 +181,7 @@ def race(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("rates", rates)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    model = with_example(model, train[0])
     entrants = [contender(name, model, damping) for name in dict.fromkeys(names)]
     count = jnp.shape(train[1])[0]
     batch_size = min(batch_size, count)
@@ -206,6 +207,14 @@ def race(
         if on_entry is not None:
             on_entry(entries[-1])
     return Race(tuple(entries), steps, batch_size, damping)
+
+
+def with_example(model: Model, inputs: Any) -> Model:
+    """The model, with example inputs if it has none: layers are read before a step."""
+    if model.example_inputs is not None or model.in_axes != 0:
+        return model
+    example = jax.tree.map(lambda leaf: leaf[:1], inputs)
+    return dataclasses.replace(model, example_inputs=example)
 
 
 def batch_order(count: int, batch_size: int, steps: int, seed: Any) -> Array:

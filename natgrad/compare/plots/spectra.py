@@ -91,7 +91,7 @@ def _ranges(axis: Any, comparison: Comparison) -> None:
     marks = "ends and median" if comparison.formed else "bounds from inside"
     axis.set(
         xscale="log",
-        xlabel="eigenvalue of (F + λI)⁻¹(A + λI): 1 is exact, above 1 steps too short",
+        xlabel="eigenvalue of (F + λI)⁻¹(A + λI)\n1 is exact, above 1 A is too large",
         title=f"Generalised eigenvalues: {marks}",
     )
     axis.grid(alpha=0.3)
