@@ -12,7 +12,7 @@ import natgrad as ng
 from natgrad.compare import Effort
 from natgrad.compare.lanczos import lanczos
 
-NAMES = ("kfac", "diagonal", "empirical", "matrix_free")
+NAMES = ("kfac", "empirical", "matrix_free")
 ESTIMATED = ("relative_error", "trace_ratio", "divergence", "effective_dimension")
 
 
@@ -45,7 +45,7 @@ def test_lanczos_integrates_and_solves_as_the_matrix_does(operator):
 
 @pytest.fixture(scope="module")
 def found():
-    effort = Effort(matrices=0, probes=60, iterations=15, repeats=1)
+    effort = Effort(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
     problem = compare_oracle.problem()
     return ng.compare(*problem, approximations=NAMES, damping=DAMPING, effort=effort)
 
@@ -77,25 +77,26 @@ def test_estimates_are_within_their_standard_errors(found, oracle, name):
 def test_what_is_estimated_and_what_is_not(found, oracle):
     assert not found.formed
     assert found.reference == "matrix_free"
-    assert found.misspecification.directions == 60
+    assert found.misspecification.directions == 40
     norm = np.linalg.norm(oracle.matrices["dense"])
     assert found.reference_norm == pytest.approx(norm, rel=0.2)
     assert found["matrix_free"].agrees
     assert not found["kfac"].agrees
-    assert found["kfac"].invariance_defect < 1e-12
-    assert found["diagonal"].invariance_defect > 0.1
     assert "±" in str(found)
     assert np.isnan(found["kfac"].median_ratio)
 
 
+@pytest.mark.slow
 def test_few_iterations_give_bounds_from_inside(oracle):
-    effort = Effort(matrices=0, probes=2, iterations=3, repeats=1, charts=0)
+    effort = Effort(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
     given = {"approximations": ["diagonal"], "damping": DAMPING, "effort": effort}
     row = ng.compare(*compare_oracle.problem(), **given).rows[0]
     exact = oracle.figures("diagonal")
     assert row.spectral_error <= exact["spectral_error"] * 1.2
     assert exact["lowest_ratio"] <= row.lowest_ratio <= 1 <= row.highest_ratio
     assert row.highest_ratio <= exact["highest_ratio"]
+    assert row.invariance_error > 0
+    assert row.invariance_defect > 0.1
 
 
 def test_what_does_not_fit_is_left_out_unless_asked_for(monkeypatch):

@@ -53,4 +53,6 @@ def _panel(axis: Any, repeated, name: str, by_second: bool, look: dict) -> None:
         axis.set_yscale("log")
     if by_second:
         axis.set_xscale("log")
+    else:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

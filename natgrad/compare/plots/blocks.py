@@ -62,4 +62,4 @@ def _map(figure: Any, axis: Any, rows: Sequence[Row], title: str, value) -> None
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.axhline(0.5, color="white", linewidth=2.5)
     axis.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(labelsize=8)
+    figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(which="both", labelsize=8)
