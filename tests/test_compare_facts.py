@@ -195,4 +195,6 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
     assert np.mean([test.p_value < 0.05 for test in found["overdispersed"]]) > 0.5
     ratios = [test.trace_ratio for test in found["overdispersed"]]
-    assert np.mean(ratios) == pytest.approx(np.mean(1 + rate / 2), rel=0.35)
+    square = np.sum(inputs**2, axis=1, keepdims=True)
+    expected = np.sum((rate + rate**2 / 2) * square) / np.sum(rate * square)
+    assert np.mean(ratios) == pytest.approx(expected, rel=0.2)

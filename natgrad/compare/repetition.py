@@ -75,7 +75,7 @@ def repeated(
         seeds: of starts and orders of the examples.
 
     Raises:
-        ValueError: for no seeds.
+        ValueError: for no seeds, and where nobody has a best rate.
     """
     seeds, model = tuple(seeds), with_example(model, train[0])
     if not seeds:
@@ -101,4 +101,6 @@ def repeated(
         _, run = course.runner(entrant, evaluate)
         runs = tuple(run(rate, initial(seed), order(seed)) for seed in seeds)
         found.append(Repeated(entry.name, rate, runs))
+    if not found:
+        raise ValueError("Every run of every contender failed: there is no best rate.")
     return tuple(found)
