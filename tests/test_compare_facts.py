@@ -180,7 +180,7 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     inputs = jnp.asarray(draw.normal(size=(200, 2)))
     params = {"w": jnp.asarray([[0.6], [-0.4]])}
     effort = Effort(matrices=matrices, draws=99)
-    rate = np.exp(inputs @ params["w"])
+    rate = np.exp(np.asarray(inputs @ params["w"]))
     found = {"drawn": [], "overdispersed": []}
     for seed in range(60):
         key = jax.random.PRNGKey(seed)
@@ -195,6 +195,6 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
     assert np.mean([test.p_value < 0.05 for test in found["overdispersed"]]) > 0.5
     ratios = [test.trace_ratio for test in found["overdispersed"]]
-    square = np.sum(inputs**2, axis=1, keepdims=True)
+    square = np.sum(np.asarray(inputs) ** 2, axis=1, keepdims=True)
     expected = np.sum((rate + rate**2 / 2) * square) / np.sum(rate * square)
     assert np.mean(ratios) == pytest.approx(expected, rel=0.2)
