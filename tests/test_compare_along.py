@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +76,18 @@ def test_a_trace_is_plain_data(trace):
     assert {row["step"] for row in rows} == {0, 1, 3}
     blocks = [row for row in rows if row["block"]]
     assert all(set(row) <= set(rows[0]) for row in blocks)
-    pandas = pytest.importorskip("pandas")
-    frame = trace.to_pandas()
-    assert isinstance(frame, pandas.DataFrame)
-    assert list(frame["step"]) == [row["step"] for row in rows]
+
+
+def test_pandas_gets_the_records_where_it_is_installed(trace, monkeypatch):
+    frame = types.SimpleNamespace(from_records=lambda rows: ("frame", rows))
+    pandas = types.SimpleNamespace(DataFrame=frame)
+    comparison = trace.comparisons[0]
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    assert trace.to_pandas() == ("frame", trace.records())
+    assert comparison.to_pandas() == ("frame", comparison.records())
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        comparison.to_pandas()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ class Effort:
         probes: random vectors of each estimate from products.
         iterations: of Lanczos's method, for each probe.
         stop: when conjugate gradients for the exact step stop, without matrices.
-        draws: label sets drawn from the model for the test of misspecification.
+        draws: label sets drawn from the model for the test of misspecification, which
+            with fewer than 99 cannot reject.
         factors: multiples of the step size at which the path is measured.
         charts: random coordinates in which invariance is tested; 0 saves the time.
         repeats: timed runs of each approximation, of which the median is given.

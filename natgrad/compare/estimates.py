@@ -50,6 +50,13 @@ def divergence(signs: np.ndarray, own, exact, damping: float) -> float:
     return (trace - len(signs) - own.mean(log) + exact.seen.mean(log)) / 2
 
 
+def outweighing(eigenvalues: np.ndarray, damping: float) -> np.ndarray:
+    """a/(a + λ), 0 for a <= 0."""
+    positive = np.maximum(eigenvalues, 0)
+    whole = positive + damping
+    return np.divide(positive, whole, out=np.zeros_like(whole), where=whole > 0)
+
+
 def extreme_ratios(damped: np.ndarray, change: np.ndarray) -> tuple[float, float]:
     """Lowest and highest eigenvalue of I + W C W with W = (F + λI)^-½; NaN if singular.
 

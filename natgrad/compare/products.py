@@ -114,7 +114,7 @@ class ProductRuler:
         pairs = list(zip(own, probes, strict=True))
         damping = self._damping
         square = lambda x: float(x @ x)
-        dimension = lambda a: np.maximum(a, 0) / (np.maximum(a, 0) + damping)
+        dimension = lambda a: estimates.outweighing(a, damping)
         found = {
             "relative_error": estimates.root_of_ratio(
                 [square(a.image - f.seen.image) for a, f in pairs],
