@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-
 # What no extra installs.
 _OUTSIDE = frozenset({"pandas"})
 
