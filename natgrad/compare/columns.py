@@ -116,11 +116,11 @@ _SHAPE: Table = (
     ),
     Column(
         "ratio\nlow",
-        _of("lowest_ratio"),
+        _estimate("lowest_ratio"),
         "smallest eigenvalue of (F + λI)⁻¹(A + λI): directions A thinks too little of",
     ),
-    Column("ratio\nmedian", _of("median_ratio"), "the middle one"),
-    Column("ratio\nhigh", _of("highest_ratio"), "the largest"),
+    Column("ratio\nmedian", _estimate("median_ratio"), "the middle one"),
+    Column("ratio\nhigh", _estimate("highest_ratio"), "the largest"),
     Column(
         "eff.\ndim.",
         _estimate("effective_dimension"),
@@ -133,7 +133,7 @@ _SHAPE: Table = (
     ),
     Column(
         "of the\nstep",
-        _of("step_invariance_defect"),
+        _estimate("step_invariance_defect"),
         "change of the damped step; damping by λI alone makes it more than 0",
     ),
 )

@@ -44,7 +44,8 @@ class Settings:
         approximations: names in `natgrad.CURVATURES`; None for all.
         reference: what counts as exact.
         repeats: timed runs of each approximation.
-        charts: random coordinates in which invariance is tested.
+        charts: random coordinates in which invariance is tested; each compiles every
+            approximation once more.
         optimizers: who races.
         steps: of each run of the race.
         batch_size: examples a step.
@@ -61,7 +62,7 @@ class Settings:
     approximations: tuple[str, ...] | None = None
     reference: str = "dense"
     repeats: int = 3
-    charts: int = 1
+    charts: int = 0
     optimizers: tuple[str, ...] = contenders.DEFAULT
     steps: int = 30
     batch_size: int = 256
@@ -74,7 +75,6 @@ QUICK = Settings(
     hidden=(4,),
     examples=200,
     repeats=1,
-    charts=0,
     steps=10,
     batch_size=64,
     rates=3,

@@ -48,6 +48,8 @@ def figure(value: float | None) -> str:
 
 def estimate(value: float, noise: float) -> str:
     """A figure and its standard error, where that can be seen."""
+    if math.isnan(value):
+        return MISSING
     visible = math.isfinite(noise) and noise > 1e-3 * abs(value)
     return figure(value) + (f"±{noise:.0g}" if visible else "")
 
