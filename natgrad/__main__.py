@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from natgrad._version import __version__
-from natgrad.compare import command
+from natgrad.compare.commands import compare, kunstner
+from natgrad.compare.commands.shared import FAILED, INTERRUPTED, USAGE, UsageError
 from natgrad.compare.extras import MissingExtra
 
-USAGE = 2
-
 # Modules with register(subparsers), whose parsers set `run`: arguments -> exit code.
-COMMANDS = (command,)
+COMMANDS = (compare, kunstner)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        return _fail(arguments, "interrupted, wrote nothing", command.INTERRUPTED)
-    except command.UsageError as error:
+        return _fail(arguments, "interrupted, wrote nothing", INTERRUPTED)
+    except UsageError as error:
         return _fail(arguments, f"error: {error}", USAGE)
     except (MissingExtra, OSError) as error:
-        return _fail(arguments, f"error: {error}", 1)
+        return _fail(arguments, f"error: {error}", FAILED)
 
 
 def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:

@@ -2,7 +2,7 @@
 
 With rows x_n, f_n = ⟨x_n, θ⟩ and prior variance v,
 
-    loss        (1/N) Σ_n ℓ(y_n, f_n) + |θ|² / (2 v N)         (nats, constants left out)
+    loss        (1/N) Σ_n ℓ(y_n, f_n) + |θ|² / (2 v N)   (nats, constants left out)
     residual    r_n = ∂ℓ/∂f:    f_n − y_n  (linear),    σ(f_n) − y_n  (logistic)
     gradient    g = Xᵀr / N + θ / (v N)
     Fisher      F = Xᵀ diag(w) X / N,   w_n = 1  (linear),   p_n (1 − p_n)  (logistic)
@@ -33,11 +33,6 @@ from natgrad.typing import Array
 _LOWEST_PROBABILITY = 1e-8
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["features", "targets", "pairs", "prior_variance"],
-    meta_fields=[],
-)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem(abc.ABC):
     """A regression; a tree of arrays, so that one compiled function serves all.

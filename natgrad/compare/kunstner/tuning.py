@@ -42,6 +42,7 @@ CHAOTIC = 1e-6
 CHUNK = 256
 _ORDERS = 3
 
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One setting's run.

@@ -13,26 +13,24 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-
 from natgrad.compare import files, plots
+from natgrad.compare.commands.shared import (
+    INTERRUPTED,
+    UsageError,
+    add_output,
+    numerics,
+)
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.contenders import BASELINES
 from natgrad.compare.data import SOURCES
 from natgrad.compare.experiment import QUICK, Experiment, Settings, surroundings
 from natgrad.compare.extras import require
 from natgrad.compare.models import MODELS
+from natgrad.compare.progress import progress
 from natgrad.compare.report import Report
 from natgrad.compare.standings import Race
 from natgrad.compare.training import race
 from natgrad.curvature import CURVATURES
-
-INTERRUPTED = 130
-
-
-class UsageError(Exception):
-    """The command line asks for what does not exist or cannot be."""
-
 
 _EPILOG = """\
 The figures are taken after a few steps of Adam (--at-step): at initial parameters
@@ -88,13 +86,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     add("--batch-size", type=int, metavar="N", help="examples a step (default: 256)")
     add("--rates", type=int, help="learning rates for each optimizer (default: 6)")
     add("--seed", type=int, help="of split, weights, batches and draws (default: 0)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("natgrad-compare"),
-        metavar="DIR",
-        help="where files go (default: natgrad-compare)",
-    )
+    add_output(parser, "natgrad-compare")
     add("--x64", action="store_true", help="compute in float64")
     add("--quick", action="store_true", help="a small model and few steps: a look")
 
@@ -109,16 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     for module in ("rich", "matplotlib"):
         require(module)
     files.check_directory(arguments.output)
-    with jax.enable_x64(arguments.x64 or jax.config.jax_enable_x64):
+    with numerics(x64=arguments.x64):
         try:
             experiment = Experiment.of(_settings(arguments))
         except ValueError as error:
             raise UsageError(str(error)) from error
-        # LAPACK on one thread: OpenBLAS's threads spin while they wait, which on a busy
-        # machine makes a factorisation some ten times slower. XLA keeps its threads.
-        limits = require("threadpoolctl").threadpool_limits
-        with limits(1, user_api="blas"):
-            return Session(experiment, arguments.output).run()
+        return Session(experiment, arguments.output).run()
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -155,11 +143,11 @@ class Session:
         racing = len(settings.optimizers) * settings.rates
         parts = 1 + len(settings.approximations) + racing
         try:
-            with self._report.progress(parts) as advance:
+            with progress(parts) as advance:
                 self._compare(advance)
             self._report.fidelity(self._comparison, self._experiment)
             self._save(complete=False)
-            with self._report.progress(parts) as advance:
+            with progress(parts) as advance:
                 advance("training", parts - racing)
                 self._train(advance)
             self._report.race(self._race, self._experiment)
