@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from natgrad._version import __version__
-from natgrad.compare.commands import compare, kunstner
+from natgrad.compare.commands import compare, kunstner, race, spectrum
 from natgrad.compare.commands.shared import FAILED, INTERRUPTED, USAGE, UsageError
 from natgrad.compare.extras import MissingExtra
 
 # Modules with register(subparsers), whose parsers set `run`: arguments -> exit code.
-COMMANDS = (compare, kunstner)
+COMMANDS = (compare, race, spectrum, kunstner)
 
 
 class _Parser(argparse.ArgumentParser):

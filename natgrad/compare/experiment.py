@@ -92,6 +92,8 @@ class Experiment:
         model: the statistical model.
         initial: parameters where the race starts.
         params: parameters where approximations are compared.
+        all_named: were the approximations chosen by name? Otherwise those that do not
+            fit may be left out.
     """
 
     settings: Settings
@@ -99,6 +101,7 @@ class Experiment:
     model: Model
     initial: Params
     params: Params
+    all_named: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Experiment:
@@ -107,6 +110,7 @@ class Experiment:
         Raises:
             ValueError: for unknown names and impossible settings.
         """
+        all_named = settings.approximations is not None
         names = approximation_names(settings.approximations)
         by_name(settings.reference)
         settings = dataclasses.replace(settings, approximations=names)
@@ -126,7 +130,7 @@ class Experiment:
                 "--hidden."
             )
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
-        return cls(settings, dataset, model, initial, params)
+        return cls(settings, dataset, model, initial, params, all_named)
 
     def yardstick(self) -> Yardstick:
         """The exact Fisher over all training data, at `params`."""
