@@ -19,6 +19,7 @@ from natgrad.compare.fidelity import approximation_names, factories
 from natgrad.compare.instruments import Instruments
 from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import by_name
+from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
@@ -121,7 +122,7 @@ class Experiment:
             settings.model, dataset, hidden=settings.hidden, key=key
         )
         for name in settings.optimizers:
-            contenders.contender(name, model, settings.damping)
+            _check_contender(name, model, initial, settings.damping)
         size = Layout.of(initial).size
         if size > MAX_PARAMETERS:
             raise ValueError(
@@ -202,6 +203,17 @@ def surroundings() -> dict[str, Any]:
         "machine": {"system": platform.system(), "architecture": platform.machine()},
         "x64": bool(jnp.result_type(float) == jnp.float64),
     }
+
+
+def _check_contender(name: str, model: Model, params: Params, damping: float) -> None:
+    """Does it exist, and can it read the model?"""
+    entrant = contenders.contender(name, model, damping)
+    try:
+        jax.eval_shape(entrant.make(1.0).init, params)
+    except NotCapturedError as error:
+        raise ValueError(
+            f"{name} cannot read this model: {error} Name others with --optimizers."
+        ) from error
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -79,6 +79,12 @@ class Report:
             ]
         )
 
+    def verdict(self, headline: str, points: Iterable[str]) -> None:
+        """Which approximation to use."""
+        self._heading(headline)
+        for point in points:
+            self._line(f"- {point}")
+
     def closing(self, written: Iterable[str], seconds: float) -> None:
         """Which files there are now."""
         self._out.print()

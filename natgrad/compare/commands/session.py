@@ -99,7 +99,7 @@ class Session(abc.ABC):
                     "None of the approximations can be measured: "
                     + "; ".join(reason for _, reason in skipped)
                 )
-            self.report.fidelity(self.comparison, self.experiment)
+            self.show_comparison()
 
         return 1 + len(settings.approximations), stage
 
@@ -132,9 +132,17 @@ class Session(abc.ABC):
                     self.race = Race(
                         tuple(entries), settings.steps, batch_size, settings.damping
                     )
-            self.report.race(self.race, experiment)
+            self.show_race()
 
         return len(settings.optimizers) * settings.rates, stage
+
+    def show_comparison(self) -> None:
+        """On the terminal."""
+        self.report.fidelity(self.comparison, self.experiment)
+
+    def show_race(self) -> None:
+        """On the terminal."""
+        self.report.race(self.race, self.experiment)
 
     def picture(self, name: str, result: Any, draw: Callable[[], Any]) -> None:
         """Write a picture once its result is there; an older one of it goes."""
