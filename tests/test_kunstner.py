@@ -36,7 +36,9 @@ def small(kind):
     return kind.of(features, draw.integers(0, 2, size=12), prior_variance=0.3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(Linear, marks=pytest.mark.slow), Logistic]
+)
 def test_the_problems_are_natgrads_own_models(kind):
     problem = small(kind)
     model = ng.Model(lambda theta, x: x @ theta[:, None], KINDS[kind])

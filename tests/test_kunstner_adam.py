@@ -41,6 +41,7 @@ def test_adams_second_moment_is_0_at_a_stationary_point_and_the_fisher_is_not(
     assert np.all(np.diag(problem.empirical(minimum)) > 0.25)
 
 
+@pytest.mark.slow
 def test_the_second_moment_falls_with_the_batch_size(problem, minimum):
     diagonal = np.diag(problem.empirical(minimum))
     rows = (

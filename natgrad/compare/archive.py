@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,19 +43,26 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in _KEYS if key not in archive]
-            if missing:
-                raise ValueError(
-                    f"it has no {' and no '.join(map(repr, missing))}; its arrays are "
-                    f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets"
-                )
-            return {key: archive[key] for key in _KEYS}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        # Opened here: numpy leaves a file open that it cannot read.
+        with open(path, "rb") as file:
+            return _taken(np.load(file, allow_pickle=False))
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         text = str(error).rstrip(".")
         if "pickle" in text:
             text = "it holds Python objects, or is no .npz file; nothing is unpickled"
         raise ValueError(f"{path} cannot be read: {text}.") from error
+
+
+def _taken(archive: Any) -> dict[str, np.ndarray]:
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array; expected an .npz of inputs, targets")
+    missing = [key for key in _KEYS if key not in archive]
+    if missing:
+        raise ValueError(
+            f"it has no {' and no '.join(map(repr, missing))}; its arrays are "
+            f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets"
+        )
+    return {key: archive[key] for key in _KEYS}
 
 
 def _checked(path: str, name: str, values: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ p { max-width: 46rem; }
 .verdict li { margin: .3rem 0; max-width: 46rem; }
 .unfinished { background: #fdf3e7; border-left: 5px solid #D55E00;
   padding: .5rem 1rem; }
-nav a { margin-right: 1rem; color: #0072B2; white-space: nowrap; }
+nav a { display: inline-block; margin: 0 1rem .4rem 0; color: #0072B2; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
@@ -83,7 +83,7 @@ def page(
     """
     text = html.escape
     named = [(f"part{index}", section) for index, section in enumerate(sections, 1)]
-    links = "".join(f'<a href="#{n}">{text(s.title)}</a>' for n, s in named)
+    links = " ".join(f'<a href="#{n}">{text(s.title)}</a>' for n, s in named)
     body = "".join(
         f'<section id="{n}"><h2>{text(s.title)}</h2>{"".join(s.parts)}</section>\n'
         for n, s in named

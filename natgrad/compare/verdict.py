@@ -10,6 +10,7 @@ by time.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -40,25 +41,21 @@ class Verdict:
 
 def verdict(comparison: Comparison | None, race: Race | None) -> Verdict:
     """The verdict of what is there; None for what was not measured."""
-    headline, points = _no_comparison(race), []
-    if comparison is not None:
-        headline, points = _fidelity(comparison)
+    parts = []
     if race is not None:
-        points += _race(race)
-    return Verdict(headline, tuple(points))
+        parts.append(_race(race))
+    if comparison is not None:
+        parts.append(_fidelity(comparison))
+    if not parts:
+        return Verdict("Nothing was finished.", ())
+    headlines, points = zip(*parts, strict=True)
+    return Verdict(" ".join(headlines), tuple(itertools.chain(*points)))
 
 
 def follows(row: Row) -> bool:
     """Is its damped step nearly the exact one?"""
     near = 1 / _LENGTH <= row.step_norm_ratio <= _LENGTH
     return row.step_cosine >= FAITHFUL and near
-
-
-def _no_comparison(race: Race | None) -> str:
-    best = _lowest(race.entries) if race is not None else None
-    if best is None:
-        return "Nothing was finished."
-    return f"{best.name} trained best; approximations were not compared."
 
 
 def _fidelity(comparison: Comparison) -> tuple[str, list[str]]:
@@ -76,7 +73,7 @@ def _fidelity(comparison: Comparison) -> tuple[str, list[str]]:
             f"{best.step_norm_ratio:.2f} of its length)"
         )
         headline = (
-            f"Use {best.name}: of what follows the natural gradient here it is the "
+            f"To follow the natural gradient, use {best.name}: of what does it is the "
             f"quickest, {duration(best.cost.run_seconds)} for a step {close}."
         )
     else:
@@ -137,37 +134,31 @@ def _labels(comparison: Comparison) -> list[str]:
     return points
 
 
-def _race(race: Race) -> list[str]:
-    """Who trained best, by step and by second."""
-    best = _lowest(race.entries)
-    if best is None:
-        return ["In training every run of every optimizer failed."]
-    points = [
-        f"In training, {best.name} reached the lowest loss: "
-        f"{figure(best.best.final_train_loss)} nats after {race.steps} steps "
-        f"({figure(best.best.final_test_loss)} on held-out data)."
-    ]
+def _race(race: Race) -> tuple[str, list[str]]:
+    """Who trained best, by second and by step."""
     fit = [entry for entry in race.entries if entry.best is not None]
-    mark = statistics.median(entry.best.final_train_loss for entry in fit)
-    first = min(fit, key=lambda entry: _reaches(entry, mark))
-    if len(fit) > 1:
-        points.append(
-            f"By time, {first.name} was first at {figure(mark)} nats, the median of "
-            f"all: after {duration(_reaches(first, mark))}, compiling left out."
-        )
     failed = [
         f"{entry.name} ({len(entry.failed)} of {len(entry.runs)})"
         for entry in race.entries
         if entry.failed
     ]
-    if failed:
-        points.append(f"Learning rates that failed: {', '.join(failed)}.")
-    return points
-
-
-def _lowest(entries: Sequence[Entry]) -> Entry | None:
-    fit = [entry for entry in entries if entry.best is not None]
-    return min(fit, key=lambda entry: entry.best.final_train_loss, default=None)
+    points = [f"Learning rates that failed: {', '.join(failed)}."] if failed else []
+    if not fit:
+        return "In training every run of every optimizer failed.", points
+    mark = statistics.median(entry.best.final_train_loss for entry in fit)
+    first = min(fit, key=lambda entry: _reaches(entry, mark))
+    best = min(fit, key=lambda entry: entry.best.final_train_loss)
+    headline = (
+        f"To train, use {first.name}: it was the first at {figure(mark)} nats, the "
+        f"median of all, after {duration(_reaches(first, mark))}."
+    )
+    lowest = (
+        f"In training, {best.name} reached the lowest loss: "
+        f"{figure(best.best.final_train_loss)} nats after {race.steps} steps of "
+        f"{duration(best.seconds_a_step)} ({figure(best.best.final_test_loss)} on "
+        "held-out data)."
+    )
+    return headline, [lowest, *points]
 
 
 def _reaches(entry: Entry, mark: float) -> float:

@@ -29,7 +29,7 @@ _OPTIMIZERS = (
 
 _CAVEAT = (
     "One model, one data set, one seed, at one point of training; times are those of "
-    "this machine, while it did whatever else it did."
+    "this machine and of what else ran on it."
 )
 
 
@@ -62,13 +62,11 @@ class ReportPage(Session):
         """Both."""
         return [self.compare(), self.train()]
 
-    def show_comparison(self) -> None:
-        """The page has it."""
-
-    def show_race(self) -> None:
-        """The page has it; the terminal gets the verdict."""
-        found = verdict(self.comparison, self.race)
-        self.report.verdict(found.headline, found.points)
+    def show(self) -> None:
+        """The verdict, once all is there; the page has the rest."""
+        if self.race is not None:
+            found = verdict(self.comparison, self.race)
+            self.report.verdict(found.headline, found.points)
 
     def save(self, *, complete: bool) -> None:
         """report.html and report.json."""

@@ -57,16 +57,14 @@ class Session(abc.ABC):
     def run(self) -> int:
         """Run all stages; the exit code."""
         self.report.opening(self.experiment, self.surroundings)
-        stages = self.stages()
-        total = sum(parts for parts, _ in stages)
-        done = 0
+        waiting = self.stages()
         try:
-            for parts, stage in stages:
-                with progress(total) as advance:
-                    advance("", done)
+            while waiting:
+                parts, stage = waiting.pop(0)
+                with progress(parts) as advance:
                     stage(advance)
-                done += parts
-                self.save(complete=done == total)
+                self.show()
+                self.save(complete=not waiting)
         except KeyboardInterrupt:
             return self._interrupted()
         self.report.closing(self._written, self.seconds())
@@ -99,7 +97,6 @@ class Session(abc.ABC):
                     "None of the approximations can be measured: "
                     + "; ".join(reason for _, reason in skipped)
                 )
-            self.show_comparison()
 
         return 1 + len(settings.approximations), stage
 
@@ -132,17 +129,15 @@ class Session(abc.ABC):
                     self.race = Race(
                         tuple(entries), settings.steps, batch_size, settings.damping
                     )
-            self.show_race()
 
         return len(settings.optimizers) * settings.rates, stage
 
-    def show_comparison(self) -> None:
-        """On the terminal."""
-        self.report.fidelity(self.comparison, self.experiment)
-
-    def show_race(self) -> None:
-        """On the terminal."""
-        self.report.race(self.race, self.experiment)
+    def show(self) -> None:
+        """What has just been finished, on the terminal."""
+        if self.race is not None:
+            self.report.race(self.race, self.experiment)
+        else:
+            self.report.fidelity(self.comparison, self.experiment)
 
     def picture(self, name: str, result: Any, draw: Callable[[], Any]) -> None:
         """Write a picture once its result is there; an older one of it goes."""
