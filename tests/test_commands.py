@@ -164,14 +164,20 @@ def test_spectrum_of_an_own_model(folder, capsys):
     np.testing.assert_allclose(values[3:], 0, atol=1e-12)
 
 
-def test_race_of_an_own_model(folder, capsys):
-    command = "race --data mine.npz --model own_models:linear --steps 2 --rates 2"
-    assert main([*command.split(), "--optimizers", "sgd", "--output", "out"]) == 0
-    record = json.loads((folder / "out" / "race.json").read_text())
-    assert record["complete"] is True
-    assert record["fidelity"] is None
-    first = record["training"]["entries"][0]["runs"][0]["train_loss"][0]
-    assert first == pytest.approx(np.log(2), rel=1e-6)
+def test_race_of_an_own_model_and_its_seed(folder, capsys):
+    def losses(seed):
+        command = "race --data mine.npz --model own_models:linear --steps 2 --rates 1"
+        more = ["--optimizers", "sgd", "--output", "out", "--seed", str(seed)]
+        assert main([*command.split(), *more]) == 0
+        record = json.loads((folder / "out" / "race.json").read_text())
+        assert record["complete"] is True
+        assert record["fidelity"] is None
+        return record["training"]["entries"][0]["runs"][0]["train_loss"]
+
+    one = losses(1)
+    assert one[0] == pytest.approx(np.log(2), rel=1e-6)
+    assert one == losses(1)
+    assert one != losses(2)
     assert "sgd" in capsys.readouterr().out
 
 

@@ -36,8 +36,13 @@ def grids(results: Mapping[str, tuple[Grid, ...]]) -> Any:
         for axis in line[len(tuned) :]:
             axis.axis("off")
         page.colorbar(shown, ax=list(line), label="last loss (nats)", extend="max")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    named = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    page.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=len(named)
+    )
     return page
 
 
@@ -70,7 +75,11 @@ def _map(axis: Any, grid: Grid, scale: Any) -> Any:
         axis.plot(
             grid.steady.damping,
             grid.steady.rate,
-            "Pk",
+            "P",
+            color="white",
+            markeredgecolor="black",
+            markersize=8,
+            linestyle="",
             label="best that is not chaotic",
         )
     axis.set(
