@@ -50,7 +50,7 @@ def test_the_quickest_that_follows_the_exact_step_is_recommended():
     assert "use good" in found.headline
     assert "cosine 0.95" in found.headline
     text = " ".join(found.points)
-    assert "If that is too slow: long" in text
+    assert "If good is too slow: long" in text
     assert "Far from the exact step (cosine below 0.5): poor (0.20)." in text
     assert "The full step raises the loss for poor" in text
     assert "labels is made of the data's own labels" in text

@@ -25,7 +25,7 @@ from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
 # Of Adam, which leads from initial parameters to those compared at.
-_APPROACH_RATE = 0.01
+APPROACH_RATE = 0.01
 
 # Above this the matrices [P, P] and what makes them take too much memory and time.
 MAX_PARAMETERS = 4000
@@ -51,6 +51,8 @@ class Settings:
         steps: of each run of the race.
         batch_size: examples a step.
         rates: learning rates in each grid.
+        repeat: further runs of each optimizer at its best rate, from other seeds.
+        along: steps of a run of Adam at which to compare.
         seed: of split, weights, batches and sampled labels.
     """
 
@@ -68,6 +70,8 @@ class Settings:
     steps: int = 30
     batch_size: int = 256
     rates: int = 6
+    repeat: int = 0
+    along: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -133,6 +137,13 @@ class Experiment:
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
         return cls(settings, dataset, model, initial, params, all_named)
 
+    def initial_from(self, seed: int) -> Params:
+        """Initial parameters from another seed."""
+        settings, key = self.settings, jax.random.PRNGKey(seed)
+        return models.build(
+            settings.model, self.dataset, hidden=settings.hidden, key=key
+        )[1]
+
     def yardstick(self) -> Yardstick:
         """The exact Fisher over all training data, at `params`."""
         settings = self.settings
@@ -172,7 +183,7 @@ def approach(
     At initial parameters the predictions are nearly uniform and approximations look
     alike; at the end of training the gradient is gone.
     """
-    optimizer = optax.adam(_APPROACH_RATE)
+    optimizer = optax.adam(APPROACH_RATE)
 
     def step(carry, _):
         params, state = carry
@@ -218,13 +229,15 @@ def _check_contender(name: str, model: Model, params: Params, damping: float) ->
 
 def _check_numbers(settings: Settings) -> None:
     lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
-    for name, bound in {**lowest, "batch_size": 1, "rates": 1}.items():
+    for name, bound in {**lowest, "batch_size": 1, "rates": 1, "repeat": 0}.items():
         value = getattr(settings, name)
         if value < bound:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {bound}, got {value}.")
     if settings.examples is not None and settings.examples < 8:
         raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
+    if any(step < 0 for step in settings.along):
+        raise ValueError(f"--along must be steps >= 0, got {settings.along}.")
     if not 0 <= settings.damping < float("inf"):
         raise ValueError(
             f"--damping must be finite and at least 0, got {settings.damping}."

@@ -36,7 +36,7 @@ p { max-width: 46rem; }
   padding: .5rem 1rem; }
 nav a { display: inline-block; margin: 0 1rem .4rem 0; color: #0072B2; }
 .wide { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .85rem;
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; font-weight: 600; }

@@ -95,8 +95,9 @@ def _cheaper(best: Row, rows: Sequence[Row]) -> list[str]:
         return []
     other = max(quick, key=_cosine)
     return [
-        f"If that is too slow: {other.name} takes {duration(_seconds(other))}, and its "
-        f"step has cosine {other.step_cosine:.2f} with the exact one and "
+        f"If {best.name} is too slow: {other.name} takes "
+        f"{duration(_seconds(other))}, and its step has cosine "
+        f"{other.step_cosine:.2f} with the exact one and "
         f"{other.step_norm_ratio:.2f} of its length."
     ]
 

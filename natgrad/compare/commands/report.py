@@ -6,13 +6,21 @@ Writes report.html and report.json.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+import optax
+
 from natgrad.compare import columns, files, page, plots
+from natgrad.compare.along import Trace, along
 from natgrad.compare.commands import options
 from natgrad.compare.commands.session import Session
 from natgrad.compare.comparison import Comparison
+from natgrad.compare.effort import Effort
+from natgrad.compare.experiment import APPROACH_RATE, Experiment
 from natgrad.compare.page import Section
+from natgrad.compare.progress import Advance
+from natgrad.compare.repetition import Repeated, repeated
 from natgrad.compare.standings import Race
 from natgrad.compare.verdict import verdict
 
@@ -44,6 +52,19 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     options.add_fidelity(parser)
     options.add_race(parser, _OPTIMIZERS)
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        metavar="N",
+        help="run each optimizer from N more seeds at its best rate (default: 0)",
+    )
+    parser.add_argument(
+        "--along",
+        type=int,
+        nargs="+",
+        metavar="STEP",
+        help="also compare after these steps of a run of Adam (default: none)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -58,13 +79,59 @@ class ReportPage(Session):
 
     command = "report"
 
+    def __init__(self, experiment: Experiment, output: Path):
+        super().__init__(experiment, output)
+        self._comparisons: dict[int, Comparison] = {}
+        self._repeated: tuple[Repeated, ...] = ()
+
     def stages(self):
-        """Both."""
-        return [self.compare(), self.train()]
+        """Compare and train, and what was asked for beside."""
+        settings = self.experiment.settings
+        more = []
+        if settings.along:
+            more.append((len(set(settings.along)), self._follow))
+        if settings.repeat:
+            more.append((1, self._repeat))
+        return [self.compare(), self.train(), *more]
+
+    def _follow(self, advance: Advance) -> None:
+        """Compare along a run of Adam."""
+        experiment, settings = self.experiment, self.experiment.settings
+
+        def done(step: int, comparison: Comparison) -> None:
+            self._comparisons[step] = comparison
+            advance(f"after step {step}", 1)
+
+        along(
+            experiment.model,
+            experiment.initial,
+            *experiment.dataset.train,
+            optimizer=optax.adam(APPROACH_RATE),
+            steps=settings.along,
+            approximations=settings.approximations if experiment.all_named else None,
+            reference=settings.reference,
+            damping=settings.damping,
+            effort=Effort(repeats=1, charts=0),
+            on_comparison=done,
+        )
+
+    def _repeat(self, advance: Advance) -> None:
+        """The best runs from other seeds."""
+        experiment, settings = self.experiment, self.experiment.settings
+        advance("other seeds", 0)
+        self._repeated = repeated(
+            experiment.model,
+            experiment.initial_from,
+            experiment.dataset.train,
+            experiment.dataset.test,
+            self.race,
+            score=experiment.dataset.score,
+            seeds=range(settings.seed + 1, settings.seed + 1 + settings.repeat),
+        )
 
     def show(self) -> None:
         """The verdict, once all is there; the page has the rest."""
-        if self.race is not None:
+        if self.race is not None and not (self._comparisons or self._repeated):
             found = verdict(self.comparison, self.race)
             self.report.verdict(found.headline, found.points)
 
@@ -72,6 +139,9 @@ class ReportPage(Session):
         """report.html and report.json."""
         found = verdict(self.comparison, self.race)
         record = self.description(complete=complete)
+        steps = {step: c.to_dict() for step, c in self._comparisons.items()}
+        record["along"] = steps or None
+        record["repeated"] = [entry.to_dict() for entry in self._repeated] or None
         record["verdict"] = {"headline": found.headline, "points": list(found.points)}
         text = page.page(
             title=f"Which Fisher approximation? {self.subject()}",
@@ -108,6 +178,11 @@ class ReportPage(Session):
             sections += _comparison(self.comparison, self.experiment)
         if self.race is not None:
             sections.append(_race(self.race, self.experiment))
+        if self._repeated:
+            sections.append(_repeated(self._repeated))
+        if self._comparisons:
+            steps, comparisons = zip(*self._comparisons.items(), strict=True)
+            sections.append(_along(Trace(steps, comparisons)))
         return sections
 
 
@@ -186,3 +261,24 @@ def _race(race: Race, experiment: Any) -> Section:
             ),
         ),
     )
+
+
+def _repeated(entries: tuple[Repeated, ...]) -> Section:
+    """Training from other seeds."""
+    words = (
+        f"Each optimizer at its best learning rate from {len(entries[0].runs)} other "
+        "seeds: medians, and bands from quartile to quartile."
+    )
+    shown = page.picture(plots.bands(entries), plots.save, words)
+    return Section("Training from other seeds", (shown,))
+
+
+def _along(trace: Trace) -> Section:
+    """The figures along a run."""
+    steps = ", ".join(map(str, trace.steps))
+    words = (
+        f"The same figures after {steps} steps of Adam on all training data: where "
+        "each approximation breaks down."
+    )
+    shown = page.picture(plots.along(trace), plots.save, words)
+    return Section("Along training", (shown,))
