@@ -27,8 +27,10 @@ from natgrad.typing import Array, Params
 # Of Adam, which leads from initial parameters to those compared at.
 APPROACH_RATE = 0.01
 
-# Above this the matrices [P, P] and what makes them take too much memory and time.
-MAX_PARAMETERS = 4000
+# Above so many parameters matrices [P, P] take too much memory and time: what needs
+# them does not race, and is compared only if asked for by name or small enough.
+MAX_PARAMETERS = 4096
+_LARGE_MODEL_BYTES = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Settings:
         damping: λ, of the comparison and of the race.
         at_step: full-batch steps of Adam before comparing.
         approximations: names in `natgrad.CURVATURES`; None for all.
-        reference: what counts as exact.
+        reference: what counts as exact; None for the exact Fisher as a matrix, or as
+            an operator where a matrix would be too large.
         repeats: timed runs of each approximation.
         charts: random coordinates in which invariance is tested; each compiles every
             approximation once more.
         optimizers: who races.
+        leave_out: leave out optimizers that do not fit the model, instead of refusing?
         steps: of each run of the race.
         batch_size: examples a step.
         rates: learning rates in each grid.
@@ -63,10 +67,11 @@ class Settings:
     damping: float = 1e-3
     at_step: int = 20
     approximations: tuple[str, ...] | None = None
-    reference: str = "dense"
+    reference: str | None = None
     repeats: int = 3
     charts: int = 0
     optimizers: tuple[str, ...] = contenders.DEFAULT
+    leave_out: bool = True
     steps: int = 30
     batch_size: int = 256
     rates: int = 6
@@ -117,23 +122,18 @@ class Experiment:
         """
         all_named = settings.approximations is not None
         names = approximation_names(settings.approximations)
-        by_name(settings.reference)
-        settings = dataclasses.replace(settings, approximations=names)
+        if settings.reference is not None:
+            by_name(settings.reference)
         _check_numbers(settings)
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
         key = jax.random.PRNGKey(settings.seed)
         model, initial = models.build(
             settings.model, dataset, hidden=settings.hidden, key=key
         )
-        for name in settings.optimizers:
-            _check_contender(name, model, initial, settings.damping)
-        size = Layout.of(initial).size
-        if size > MAX_PARAMETERS:
-            raise ValueError(
-                f"This model has {size} parameters and the comparison forms matrices "
-                f"of their number squared; at most {MAX_PARAMETERS}. Use a smaller "
-                "--hidden."
-            )
+        optimizers = _racers(settings, model, initial)
+        settings = dataclasses.replace(
+            settings, approximations=names, optimizers=optimizers
+        )
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
         return cls(settings, dataset, model, initial, params, all_named)
 
@@ -147,12 +147,15 @@ class Experiment:
     def yardstick(self) -> Yardstick:
         """The exact Fisher over all training data, at `params`."""
         settings = self.settings
+        effort = Effort(repeats=settings.repeats, charts=settings.charts)
+        if Layout.of(self.params).size > MAX_PARAMETERS:
+            effort = dataclasses.replace(effort, memory=_LARGE_MODEL_BYTES)
         instruments = Instruments(
             self.model,
             factories(settings.approximations),
             reference=settings.reference,
             damping=settings.damping,
-            effort=Effort(repeats=settings.repeats, charts=settings.charts),
+            effort=effort,
         )
         key = jax.random.PRNGKey(settings.seed)
         return Yardstick.at(instruments, self.params, *self.dataset.train, key)
@@ -216,15 +219,33 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _check_contender(name: str, model: Model, params: Params, damping: float) -> None:
-    """Does it exist, and can it read the model?"""
-    entrant = contenders.contender(name, model, damping)
+def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]:
+    """The optimizers that fit the model; a ValueError where one that must does not."""
+    fitting = []
+    for name in dict.fromkeys(settings.optimizers):
+        entrant = contenders.contender(name, model, settings.damping)
+        reason = _does_not_fit(entrant, params)
+        if not reason:
+            fitting.append(name)
+        elif not settings.leave_out:
+            raise ValueError(f"{name} {reason} Name others with --optimizers.")
+    return tuple(fitting)
+
+
+def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
+    """Why an optimizer cannot train this model; empty if it can."""
     try:
-        jax.eval_shape(entrant.make(1.0).init, params)
+        state = jax.eval_shape(entrant.make(1.0).init, params)
     except NotCapturedError as error:
-        raise ValueError(
-            f"{name} cannot read this model: {error} Name others with --optimizers."
-        ) from error
+        return f"cannot read this model: {error}"
+    largest = max((leaf.size for leaf in jax.tree.leaves(state)), default=0)
+    if largest > MAX_PARAMETERS**2:
+        return (
+            f"keeps a matrix of {largest} numbers for this model of "
+            f"{Layout.of(params).size} parameters; at most {MAX_PARAMETERS}² here. "
+            "Use a smaller --hidden."
+        )
+    return ""
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -83,7 +83,11 @@ def add_fidelity(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"some of {', '.join(CURVATURES)} (default: all that fit)",
     )
-    add("--reference", metavar="NAME", help="what counts as exact (default: dense)")
+    add(
+        "--reference",
+        metavar="NAME",
+        help="what counts as exact (default: dense, or matrix_free for large models)",
+    )
 
 
 def add_race(parser: argparse.ArgumentParser, optimizers: tuple[str, ...]) -> None:
@@ -94,7 +98,7 @@ def add_race(parser: argparse.ArgumentParser, optimizers: tuple[str, ...]) -> No
         nargs="+",
         metavar="NAME",
         help=f"who races: approximations, {', '.join(BASELINES)} "
-        f"(default: {' '.join(optimizers)})",
+        f"(default: what fits of {' '.join(optimizers)})",
     )
     add("--steps", type=int, help="of each training run (default: 30)")
     add("--batch-size", type=int, metavar="N", help="examples a step (default: 256)")
@@ -139,5 +143,7 @@ def _settings(arguments: argparse.Namespace, defaults: dict) -> Settings:
         for name, value in given.items()
         if value is not None
     }
+    if "optimizers" in given:
+        given["leave_out"] = False
     base = QUICK if arguments.quick else Settings()
     return dataclasses.replace(base, **{**defaults, **given})
