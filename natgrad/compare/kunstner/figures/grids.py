@@ -69,7 +69,7 @@ def _map(axis: Any, grid: Grid, scale: Any) -> Any:
         "*k",
         markersize=11,
         linestyle="",
-        label="published choice",
+        label="smallest last loss",
     )
     if best.chaotic and grid.steady is not None:
         axis.plot(
