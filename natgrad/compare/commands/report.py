@@ -71,7 +71,8 @@ def register(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     go = lambda experiment: ReportPage(experiment, arguments.output).run()
-    return options.start(arguments, go, {"optimizers": _OPTIMIZERS})
+    charts = 0 if arguments.quick else 1
+    return options.start(arguments, go, {"optimizers": _OPTIMIZERS, "charts": charts})
 
 
 class ReportPage(Session):
