@@ -128,7 +128,7 @@ def test_command_writes_tables_json_and_pictures(tmp_path, capsys):
         ("--model logistic --data diabetes", "Use mlp or linear"),
         ("--damping -1", "--damping"),
         ("--steps 0", "--steps"),
-        ("--hidden 1000", "--hidden"),
+        ("--hidden 1000 --optimizers dense", "--hidden"),
         ("--seed x", "--seed"),
     ],
 )

@@ -1,9 +1,8 @@
-"""What the terminal shows: tables with rich, what they mean, and progress."""
+"""What the terminal shows: tables with rich, and what they mean."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from natgrad.compare import columns, tables
@@ -13,41 +12,16 @@ from natgrad.compare.extras import require
 from natgrad.compare.standings import Race
 from natgrad.compare.tables import Table, figure
 
-# (what is being done now, how many parts were finished since the last call).
-Advance = Callable[[str, int], None]
-
 # Characters a line from which columns stand further apart.
 _WIDE = 100
 
 
 class Report:
-    """Prints to standard output; progress goes to standard error."""
+    """Prints to standard output."""
 
     def __init__(self):
         console = require("rich.console").Console
         self._out = console(highlight=False)
-        self._err = console(stderr=True, highlight=False)
-
-    @contextlib.contextmanager
-    def progress(self, total: int) -> Iterator[Advance]:
-        """A bar with the time left, on a terminal; nothing elsewhere."""
-        rich = require("rich.progress")
-        columns = (
-            rich.TextColumn("{task.description}", markup=False),
-            rich.BarColumn(bar_width=None),
-            rich.MofNCompleteColumn(),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("left"),
-            rich.TimeRemainingColumn(),
-        )
-        with rich.Progress(
-            *columns,
-            console=self._err,
-            transient=True,
-            disable=not self._err.is_terminal,
-        ) as bar:
-            task = bar.add_task("starting", total=total)
-            yield lambda text, parts: bar.update(task, description=text, advance=parts)
 
     def opening(self, experiment: Experiment, surroundings: dict[str, Any]) -> None:
         """What is compared, on what."""
@@ -104,6 +78,12 @@ class Report:
                 *tables.legend(columns.RACE),
             ]
         )
+
+    def verdict(self, headline: str, points: Iterable[str]) -> None:
+        """Which approximation to use."""
+        self._heading(headline)
+        for point in points:
+            self._line(f"- {point}")
 
     def closing(self, written: Iterable[str], seconds: float) -> None:
         """Which files there are now."""
