@@ -8,7 +8,15 @@ import math
 import jax
 import pytest
 
-from benchmarks import conjugate_gradients, sample_space, solvers, timing
+from benchmarks import (
+    conjugate_gradients,
+    problems,
+    sample_space,
+    solvers,
+    stages,
+    step_cost,
+    timing,
+)
 
 TASK = {"seconds", "fastest_seconds", "cpu_seconds", "compile_seconds"}
 
@@ -72,3 +80,28 @@ def test_conjugate_gradients_count_iterations(tmp_path):
     (row,) = report["rows"]
     assert row["difference"] < 0.1  # both stop at a residual of 1e-4
     assert 0 < row["kronecker"] < row["identity"]
+
+
+@pytest.mark.slow
+def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):
+    x = jax.random.normal(jax.random.PRNGKey(0), (4, 12))
+    toy = lambda: problems.classified(
+        problems.dense_apply, problems.dense_layers([12, 9, 10]), x
+    )
+    monkeypatch.setattr(step_cost, "MODELS", {"toy": toy})
+    monkeypatch.setattr(step_cost, "RESULTS", tmp_path)
+    arguments = ["--against", "kfac rows", "--rounds", "1", "--write"]
+    with jax.numpy_rank_promotion("allow"):
+        report = step_cost.main(arguments)
+    assert json.loads((tmp_path / "step_cost.json").read_text()) == report
+    found = report["models"]["toy"]
+    assert set(found["stages"]) == set(stages.PARTS)
+    for stage in found["stages"].values():
+        assert stage["operations"] > 0
+        rate = found["operations_per_cpu_second"]
+        assert math.isclose(stage["floor_seconds"], stage["operations"] / rate)
+    factors = 13**3 + 9**3 + 10**3 + 10**3  # with the biases' rows
+    assert found["stages"]["inverse"]["operations"] == factors
+    page = (tmp_path / "step_cost.md").read_text()
+    assert "### toy: 217 parameters" in page
+    assert "| kfac rows |" in page
