@@ -35,7 +35,7 @@ from natgrad.compare.kunstner.vector_field import POINTS, vector_field
 from natgrad.compare.progress import Advance, progress
 
 _DEFAULT = ("BreastCancer", "Wine")
-# Of the published grids, for a look: every so manieth setting.
+# Of the published grids, for a look: one setting in so many.
 _QUICK_STRIDE = 8
 _QUICK_STEPS = 1000
 # What the vector field, the misspecification and Adam take, about.
