@@ -46,9 +46,7 @@ OPTIMIZERS = {
     "adam": (lambda _: optax.with_extra_args_support(optax.adam(RATE)), False),
     "kfac": (lambda model: ng.kfac(RATE, model, damping=DAMPING), False),
     "kfac every 5": (
-        lambda model: ng.kfac(
-            RATE, model, damping=DAMPING, refresh=ng.Refresh(1, 5), sub_batch=1
-        ),
+        lambda model: ng.kfac(RATE, model, damping=DAMPING, refresh=ng.Refresh(1, 5)),
         False,
     ),
     "kfac 5 and 5": (

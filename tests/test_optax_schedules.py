@@ -75,7 +75,7 @@ def test_an_alias_takes_schedules_of_damping_and_learning_rate(alias, tolerance)
     def both(params, state, rate, damping):
         grads, batch = gradient_of(params), {"inputs": X, "targets": Y}
         constant = ALIASES[alias](rate, MODEL, damping=damping)
-        as_constant = (state[0], optax.EmptyState())
+        as_constant = (state[0], *constant.init(params)[1:])
         expected, _ = constant.update(grads, as_constant, params, **batch)
         updates, state = scheduled.update(grads, state, params, **batch)
         return updates, state, expected

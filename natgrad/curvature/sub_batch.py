@@ -49,7 +49,8 @@ class SubBatch(Delegate):
         if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(
                 "SubBatch(curvature, every) uses one example in `every`, an integer "
-                f">= 1, got {self.every!r}."
+                f">= 1, got {self.every!r}. Under optax.inject_hyperparams name it in "
+                "static_args."
             )
         if self.curvature.instantaneous:
             raise ValueError(

@@ -86,7 +86,7 @@ def kfac(
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
-    sub_batch: int = 1,
+    sub_batch: int | None = None,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
@@ -110,8 +110,8 @@ def kfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
-        sub_batch: k: the statistics are those of every k-th example of the batch. Four
-            does no harm where the batch has hundreds.
+        sub_batch: k: the statistics are those of every k-th example of the batch; None
+            for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
@@ -137,7 +137,7 @@ def ekfac(
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
-    sub_batch: int = 1,
+    sub_batch: int | None = None,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
@@ -154,8 +154,8 @@ def ekfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
-        sub_batch: k: the statistics are those of every k-th example of the batch. Four
-            does no harm where the batch has hundreds.
+        sub_batch: k: the statistics are those of every k-th example of the batch; None
+            for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: George et al. (2018), Fast approximate natural gradient descent in a
@@ -176,5 +176,5 @@ def _trust(radius, learning_rate) -> TrustRegion | None:
     return None if radius is None else TrustRegion(radius, learning_rate)
 
 
-def _part(curvature: Curvature, every: int) -> Curvature:
-    return curvature if every == 1 else SubBatch(curvature, every)
+def _part(curvature: Curvature, every: int | None) -> Curvature:
+    return curvature if every is None else SubBatch(curvature, every)

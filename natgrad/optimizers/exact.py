@@ -36,7 +36,7 @@ def natural_gradient(
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
-    curvature: Callable[[Model], Curvature] = Automatic,
+    curvature: Callable[[Model], Curvature] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The exact natural gradient: −η (F + λI)⁻¹ g with the whole Fisher information.
 
@@ -51,11 +51,12 @@ def natural_gradient(
         decay: of the moving average of F; 0 uses the current batch alone. More needs a
             matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
-            MatrixFree of `natgrad.curvature`.
+            MatrixFree of `natgrad.curvature`; None for Automatic.
 
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
-    return descend(curvature(model), learning_rate, damping, decay)
+    form = Automatic if curvature is None else curvature
+    return descend(form(model), learning_rate, damping, decay)
 
 
 def gram(
@@ -90,7 +91,7 @@ def spring(
     damping: ArrayLike | Damping = 1e-3,
     momentum: ArrayLike = 0.99,
     constraint: ArrayLike = 1e-3,
-    curvature: Callable[[Model], Curvature] = Gram,
+    curvature: Callable[[Model], Curvature] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), and |η φ|² at most c.
 
@@ -100,13 +101,14 @@ def spring(
         damping: λ, or a schedule.
         momentum: μ.
         constraint: c.
-        curvature: model -> curvature.
+        curvature: model -> curvature; None for Gram.
 
     Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to
     accelerate the optimization of neural network wavefunctions.
     """
+    form = Gram if curvature is None else curvature
     return optax.chain(
-        scale_by_spring(curvature(model), damping=damping, momentum=momentum),
+        scale_by_spring(form(model), damping=damping, momentum=momentum),
         scale_by_norm_constraint(learning_rate, constraint),
         optax.scale_by_learning_rate(learning_rate),
     )
