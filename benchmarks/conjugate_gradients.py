@@ -23,7 +23,7 @@ import optax
 from sklearn.datasets import load_digits, load_wine
 
 import natgrad as ng
-from benchmarks.step_cost import dense_apply, dense_layers
+from benchmarks.problems import dense_apply, dense_layers
 from benchmarks.timing import environment
 from natgrad.curvature import Identity, Jacobi, Kronecker, MatrixFree, Nystrom
 from natgrad.krylov import Residual

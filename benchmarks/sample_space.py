@@ -28,8 +28,8 @@ import numpy as np
 import optax
 
 import natgrad as ng
+from benchmarks.problems import autoencoder, classified, dense_apply, dense_layers
 from benchmarks.solvers import normal, paired
-from benchmarks.step_cost import autoencoder, classified, dense_apply, dense_layers
 from benchmarks.timing import compiled, environment, interleaved
 from natgrad.curvature import Dense, Gram, Sampled
 from natgrad.jacobian import Jacobian

@@ -1,22 +1,22 @@
-"""What does a K-FAC step cost, in Adam steps?
+"""What does a K-FAC step cost, in Adam steps, and which stage does it go to?
 
-One training step (gradient, update, new parameters) of Adam, K-FAC and EKFAC, compiled
-ahead of time, with statistics in every step and each layer's inverse every ten. What is
-kept is renewed in one step of ten, so a period is run and divided by ten; the rounds of
-all tasks are interleaved. And for each model the stages of K-FAC by themselves:
+One training step (gradient, update, new parameters; parameters and state donated) of
+Adam and of natural gradients, compiled ahead of time:
 
-    gradient     loss and gradient
-    statistics   loss, gradient and factors, less the gradient
-    inverse      one refresh of all layers (divide by ten for its share of a step)
-    apply        the kept inverse times a gradient
+    kfac            `natgrad.kfac` as it comes
+    kfac every 5    statistics in every step, inverses every five
+    kfac 5 and 5    both every five, statistics of every fourth example
+    kfac rows       the same, the gradient of narrow batches as rows
+    ekfac           `natgrad.ekfac` as it comes
 
-The operations of gradient, statistics and apply over those of the gradient alone are a
-floor of K-FAC's step over Adam's where both are bound by arithmetic. Compile times are
-CPU times.
+What is kept is renewed in some steps only, so ten steps are run and divided by ten; the
+rounds of all tasks are interleaved. `benchmarks.stages` times the stages of K-FAC and
+their floors. Compile times are CPU times, tracing too.
 
 See `benchmarks.timing` for how time is taken and which thread settings matter.
 
     python -m benchmarks.step_cost --models classifier --json step_cost.json
+    python -m benchmarks.step_cost --write        # to benchmarks/results/
 """
 
 from __future__ import annotations
@@ -33,235 +33,186 @@ import numpy as np
 import optax
 
 import natgrad as ng
-from benchmarks.timing import compiled, environment, interleaved
-from natgrad.curvature import KFAC, Sampled
-from natgrad.kronecker import FactoredTikhonov
+from benchmarks.problems import MODELS
+from benchmarks.stages import PARTS, matmul_rate, stages
+from benchmarks.timing import environment, interleaved
+from natgrad.curvature import KFAC
 
-PERIOD, DAMPING = 10, 1e-2
-ALIASES = {"kfac": ng.kfac, "ekfac": ng.ekfac}
+STEPS, RATE, DAMPING = 10, 1e-3, 1e-2
+RESULTS = Path(__file__).parent / "results"
+THRIFTY = {"refresh": ng.Refresh(5, 5), "sub_batch": 4}
+# name -> (model -> optimizer, is the gradient given as rows too?)
+OPTIMIZERS = {
+    "adam": (lambda _: optax.with_extra_args_support(optax.adam(RATE)), False),
+    "kfac": (lambda model: ng.kfac(RATE, model, damping=DAMPING), False),
+    "kfac every 5": (
+        lambda model: ng.kfac(
+            RATE, model, damping=DAMPING, refresh=ng.Refresh(1, 5), sub_batch=1
+        ),
+        False,
+    ),
+    "kfac 5 and 5": (
+        lambda model: ng.kfac(RATE, model, damping=DAMPING, **THRIFTY),
+        False,
+    ),
+    "kfac rows": (
+        lambda model: ng.kfac(RATE, model, damping=DAMPING, **THRIFTY),
+        True,
+    ),
+    "ekfac": (lambda model: ng.ekfac(RATE, model, damping=DAMPING), False),
+}
+AGAINST = [name for name in OPTIMIZERS if name != "adam"]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--against", nargs="*", choices=ALIASES, default=list(ALIASES))
+    parser.add_argument("--against", nargs="*", choices=AGAINST, default=AGAINST)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--write", action="store_true", help=f"figures and tables to {RESULTS}"
+    )
     options = parser.parse_args(argv)
     report = {"environment": environment(), "models": {}}
     for name in options.models:
         problem = MODELS[name]()
         report["models"][name] = cost(*problem, options.against, options.rounds)
-        show(name, report["models"][name])
+        print(table({name: report["models"][name]}), flush=True)
+    text = json.dumps(report, indent=2) + "\n"
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(text)
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "step_cost.json").write_text(text)
+        (RESULTS / "step_cost.md").write_text(page(report))
     return report
 
 
 def cost(model, params, x, y, against, rounds: int) -> dict[str, Any]:
-    """Seconds of every task, and the steps over Adam's."""
-    optimizers = {"adam": optax.with_extra_args_support(optax.adam(1e-3))}
-    for name in against:
-        optimizers[name] = ALIASES[name](1e-3, model, damping=DAMPING)
+    """Seconds of every task, steps over Adam's, stages and their floors."""
     tasks, seconds = {}, {}
-    for name, tx in optimizers.items():
-        tasks[name] = training(tx, model, params, x, y)
+    for name in ("adam", *against):
+        make, narrow = OPTIMIZERS[name]
+        tasks[name] = training(make(model), narrow, model, params, x, y)
         seconds[name] = tasks[name][1]
-    parts, operations = stages(model, params, x, y)
-    timings = interleaved({**tasks, **parts}, rounds)
+    parts, operations = stages(model, params, x, y, DAMPING)
+    rate_task, rate_operations = matmul_rate()
+    timings = interleaved({**tasks, **parts, "product": rate_task}, rounds)
     found = {name: timing.summary() for name, timing in timings.items()}
-    for name in optimizers:
-        found[name]["seconds"] /= PERIOD
-        found[name]["fastest_seconds"] /= PERIOD
-        found[name]["cpu_seconds"] /= PERIOD
-    paired = lambda name: np.median(
-        np.array(timings[name].cpu) / np.array(timings["adam"].cpu)
-    )
-    gradient = found["gradient"]["seconds"]
-    found["statistics"] = {"seconds": found.pop("pass")["seconds"] - gradient}
+    for name in seconds:
+        for figure in ("seconds", "fastest_seconds", "cpu_seconds"):
+            found[name][figure] /= STEPS
+
+    def paired(name, clock):
+        both = (np.array(getattr(timings[n], clock)) for n in (name, "adam"))
+        return float(np.median(np.divide(*both)))
+
+    rate = rate_operations / found["product"]["cpu_seconds"]
+    gradient = found["gradient"]["cpu_seconds"]
+    split = {name: {"cpu_seconds": found[name]["cpu_seconds"]} for name in parts}
+    for name in ("statistics", "statistics of 1/4"):  # shared with the gradient's pass
+        split[name]["cpu_seconds"] -= gradient
+    for name in parts:
+        split[name] |= {"operations": operations[name]}
+        split[name]["floor_seconds"] = operations[name] / rate
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "tasks": found,
-        "over_adam": {
-            n: found[n]["seconds"] / found["adam"]["seconds"] for n in seconds
-        },
-        "cpu_over_adam": {name: float(paired(name)) for name in seconds},
+        "over_adam": {name: paired(name, "wall") for name in seconds},
+        "cpu_over_adam": {name: paired(name, "cpu") for name in seconds},
         "compile_over_adam": {n: seconds[n] / seconds["adam"] for n in seconds},
-        "operations": operations,
-        "operations_over_gradient": (operations["pass"] + operations["apply"])
-        / operations["gradient"],
+        "operations_per_cpu_second": rate,
+        "stages": split,
+        "floors_over_adam": floors(split, found["adam"]["cpu_seconds"]),
     }
 
 
-def training(tx, model, params, x, y):
-    """A task of PERIOD steps from a state that has left its first step behind."""
+def floors(split, adam: float) -> dict[str, float]:
+    """Steps at the measured rate of products, the gradient as measured, over Adam's."""
+    floor = {name: stage["floor_seconds"] for name, stage in split.items()}
+    apply = min(floor["apply"], floor["apply rows"])
+    every = floor["statistics"] + floor["inverse"] / 5 + floor["apply"]
+    thrifty = (floor["statistics of 1/4"] + floor["inverse"]) / 5
+    return {
+        "kfac every 5": 1 + every / adam,
+        "kfac 5 and 5": 1 + (thrifty + floor["apply"]) / adam,
+        "kfac rows": 1 + (thrifty + apply) / adam,
+    }
+
+
+def training(tx, narrow, model, params, x, y):
+    """A task of STEPS steps from a state that has left its first step behind."""
 
     def step(params, state, x, y):
-        gradient = jax.grad(model.loss)(params, x, y)
-        updates, state = tx.update(gradient, state, params, inputs=x)
+        if narrow:
+            _, gradient, rows = KFAC(model).value_grad_and_rows(params, x, y)
+            given = {"inputs": x, "rows": rows}
+        else:
+            gradient, given = jax.grad(model.loss)(params, x, y), {"inputs": x}
+        updates, state = tx.update(gradient, state, params, **given)
         return optax.apply_updates(params, updates), state
 
+    params = jax.tree.map(jnp.copy, params)  # these are donated
     state = tx.init(params)
     begun = time.process_time()
-    program = jax.jit(step).lower(params, state, x, y).compile()
+    whole = jax.jit(step, donate_argnums=(0, 1))
+    program = whole.lower(params, state, x, y).compile()
     seconds = time.process_time() - begun
     carry = [program(params, state, x, y)]
 
     def run():
-        for _ in range(PERIOD):
+        for _ in range(STEPS):
             carry[0] = program(*carry[0], x, y)
         return carry[0]
 
     return run, seconds
 
 
-def stages(model, params, x, y) -> tuple[dict[str, Any], dict[str, float]]:
-    """The parts of a step as tasks of their own, and their operations."""
-    curvature, solver = KFAC(model, Sampled(1)), FactoredTikhonov()
-    key = jax.random.PRNGKey(0)
-    shared = lambda p, x, y: curvature.value_and_grad(p, x, y, key)
-    metric = jax.jit(curvature.at)(params, x, None, key)
-    count = range(solver.pieces(metric))
-    prepare = lambda metric: tuple(solver.prepare(metric, jnp.float32(DAMPING), count))
-    kept = jax.jit(prepare)(metric)
-    apply = lambda m, kept, v: solver.apply(m, kept, v, jnp.float32(DAMPING)).value
-    programs = {
-        "gradient": (jax.value_and_grad(model.loss), params, x, y),
-        "pass": (shared, params, x, y),
-        "inverse": (prepare, metric),
-        "apply": (apply, metric, kept, params),
-    }
-    tasks, operations = {}, {}
-    for name, (function, *args) in programs.items():
-        tasks[name] = compiled(function, *args)
-        operations[name] = flops(function, *args)
-    return tasks, operations
+def table(models: dict[str, Any]) -> str:
+    """Two Markdown tables a model: steps over Adam's, and stages over their floors."""
+    lines = []
+    for name, found in models.items():
+        lines += [f"### {name}: {found['parameters']} parameters", ""]
+        heads = ("CPU ms", "CPU / Adam", "floor", "wall / Adam", "compile / Adam")
+        lines += [f"| step | {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+        for task, over in found["cpu_over_adam"].items():
+            floor = found["floors_over_adam"].get(task)
+            cells = [
+                f"{1e3 * found['tasks'][task]['cpu_seconds']:.2f}",
+                f"{over:.2f}",
+                "" if floor is None else f"{floor:.2f}",
+                f"{found['over_adam'][task]:.2f}",
+                f"{found['compile_over_adam'][task]:.1f}",
+            ]
+            lines += [f"| {task} | " + " | ".join(cells) + " |"]
+        rate = found["operations_per_cpu_second"] / 1e9
+        lines += ["", f"| stage | CPU ms | floor at {rate:.0f} GFLOP/s, ms |"]
+        lines += ["|---|---|---|"]
+        for part in PARTS:
+            stage = found["stages"][part]
+            seconds = (1e3 * stage[f] for f in ("cpu_seconds", "floor_seconds"))
+            lines += [f"| {part} | " + " | ".join(f"{s:.2f}" for s in seconds) + " |"]
+        lines += [""]
+    return "\n".join(lines)
 
 
-def flops(function, *args) -> float:
-    """Floating-point operations by XLA's count; loops and LAPACK are not in it."""
-    return jax.jit(function).lower(*args).cost_analysis()["flops"]
-
-
-def show(name: str, found: dict[str, Any]) -> None:
-    over, cpu = found["over_adam"], found["cpu_over_adam"]
-    print(f"{name}: {found['parameters']} parameters")
-    for task in over:
-        seconds = 1e3 * found["tasks"][task]["seconds"]
-        print(
-            f"  {task:6} {seconds:9.2f} ms a step  x{over[task]:.2f} of Adam, "
-            f"x{cpu[task]:.2f} in CPU time, compile x"
-            f"{found['compile_over_adam'][task]:.2f}"
-        )
-    parts = ("gradient", "statistics", "inverse", "apply")
-    split = (f"{p} {1e3 * found['tasks'][p]['seconds']:.2f}" for p in parts)
-    print("  stages (ms): " + ", ".join(split))
-    print(
-        "  operations of a step between refreshes over the gradient's: "
-        f"x{found['operations_over_gradient']:.2f}",
-        flush=True,
-    )
-
-
-# Models: (model, params, x, y) ------------------------------------------------------
-
-
-def dense_layers(sizes, seed=0):
-    keys = jax.random.split(jax.random.PRNGKey(seed), len(sizes))
-    return [
-        {"w": jax.random.normal(k, (n, o)) / np.sqrt(n), "b": jnp.zeros(o)}
-        for k, n, o in zip(keys, sizes, sizes[1:], strict=False)
+def page(report: dict[str, Any]) -> str:
+    """The report as Markdown: what is measured, where, and the tables."""
+    where = report["environment"]
+    load = where["load_average"]
+    about = [
+        f"- {where['device']}, {where['processor']}, {where['cores']} cores",
+        "- load average "
+        + ("unknown" if load is None else ", ".join(f"{one:.1f}" for one in load)),
+        "- " + ", ".join(f"{k} {v}" for k, v in where["versions"].items() if v),
+        "- " + ", ".join(f"{k}={v}" for k, v in where["threads"].items() if v),
+        f"- commit {where['commit']}",
     ]
+    head, rest = __doc__.split("\n\n", 1)
+    rest = rest.split("\n\nSee `benchmarks.timing`")[0]
+    return "\n".join([f"# {head}", "", rest, "", *about, "", table(report["models"])])
 
-
-def dense_apply(params, x):
-    for i, p in enumerate(params):
-        x = x @ p["w"] + p["b"]
-        x = jnp.tanh(x) if i < len(params) - 1 else x
-    return x
-
-
-def autoencoder(batch):
-    """784-1000-500-250-30 and back, Bernoulli pixels."""
-    half = [784, 1000, 500, 250, 30]
-    x = jax.random.bernoulli(jax.random.PRNGKey(1), 0.3, (batch, 784))
-    y, x = x.astype(jnp.int32), x.astype(jnp.float32)
-    model = ng.Model(dense_apply, ng.families.Bernoulli(), example_inputs=x[:1])
-    return model, dense_layers(half + half[-2::-1]), x, y
-
-
-def classified(apply, params, x):
-    model = ng.Model(apply, ng.families.Categorical(), example_inputs=x[:1])
-    return model, params, x, jnp.arange(x.shape[0]) % 10
-
-
-def classifier(batch=256):
-    """784-512-512-10."""
-    x = jax.random.normal(jax.random.PRNGKey(1), (batch, 784))
-    return classified(dense_apply, dense_layers([784, 512, 512, 10]), x)
-
-
-def cnn(batch=64):
-    """Two strided 3×3 convolutions of a 28×28 image, then a dense layer."""
-    keys = jax.random.split(jax.random.PRNGKey(0), 2)
-    params = {
-        "conv": [
-            0.3 * jax.random.normal(keys[0], (3, 3, 1, 16)),
-            0.1 * jax.random.normal(keys[1], (3, 3, 16, 32)),
-        ],
-        "dense": dense_layers([7 * 7 * 32, 10]),
-    }
-
-    def apply(params, x):
-        for w in params["conv"]:
-            names = ("NHWC", "HWIO", "NHWC")
-            x = jnp.tanh(
-                jax.lax.conv_general_dilated(
-                    x, w, (2, 2), "SAME", dimension_numbers=names
-                )
-            )
-        return dense_apply(params["dense"], x.reshape(x.shape[0], -1))
-
-    x = jax.random.normal(jax.random.PRNGKey(1), (batch, 28, 28, 1))
-    return classified(apply, params, x)
-
-
-def transformer(batch=32, length=32, width=64, depth=2):
-    """Two layers of one-headed attention and an MLP, pooled."""
-
-    def layer(seed):
-        sizes = {"qkv": [width, 3 * width], "out": [width, width]}
-        mlp = {"up": [width, 4 * width], "down": [4 * width, width]}
-        return {
-            name: dense_layers(pair, seed)[0] for name, pair in (sizes | mlp).items()
-        }
-
-    params = {
-        "layers": [layer(i) for i in range(depth)],
-        "head": dense_layers([width, 10]),
-    }
-    affine = lambda p, x: x @ p["w"] + p["b"]
-
-    def apply(params, x):
-        for p in params["layers"]:
-            q, k, v = jnp.split(affine(p["qkv"], jax.nn.standardize(x)), 3, axis=-1)
-            weights = jax.nn.softmax(q @ k.mT / np.sqrt(width))
-            x = x + affine(p["out"], weights @ v)
-            hidden = jax.nn.gelu(affine(p["up"], jax.nn.standardize(x)))
-            x = x + affine(p["down"], hidden)
-        return dense_apply(params["head"], jnp.mean(x, axis=1))
-
-    x = jax.random.normal(jax.random.PRNGKey(1), (batch, length, width))
-    return classified(apply, params, x)
-
-
-MODELS = {
-    "autoencoder 256": lambda: autoencoder(256),
-    "autoencoder 1000": lambda: autoencoder(1000),
-    "classifier": classifier,
-    "cnn": cnn,
-    "transformer": transformer,
-}
 
 if __name__ == "__main__":
     main()

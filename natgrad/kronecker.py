@@ -14,13 +14,14 @@ cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.
     (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹,     π² = (tr A/dim A) / (tr G/dim G),
 
 as explicit inverses (`natgrad.inverse`). It inverts (A + π√λ I) ⊗ (G + √λ/π I), which
-is F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ.
+is F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ. Where a gradient is
+known as rows, V = Xᵀ C, fewer than the factors are large, (X A⁻¹)ᵀ (C G⁻¹) is cheaper.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, final
 
 import jax
@@ -164,7 +165,13 @@ class FactoredTikhonov(KeptInverse):
 
     λ is that of the last refresh. A factor without trace has π = 1, so that the step
     stays finite for λ > 0.
+
+    Attributes:
+        rows: block's name -> its gradient as rows, V = Xᵀ G, which is then not read
+            from the gradient: see `natgrad.curvature.KFAC.value_grad_and_rows`.
     """
+
+    rows: Mapping[str, Mapping[str, Array]] | None = None
 
     def pieces(self, metric: KroneckerMetric) -> int:
         """One a block."""
@@ -192,10 +199,19 @@ class FactoredTikhonov(KeptInverse):
     ) -> Solution:
         """The products A⁻¹ V G⁻¹; V/λ for parameters that no block reads."""
         damping = jnp.asarray(damping, metric.layout.dtype)
-        value = metric.blockwise(
-            v, [sandwich(a, g) for a, g in prepared], lambda x: x / damping
-        )
+        rows = self.rows or {}
+        functions = [
+            from_rows(a, g, block, rows[block.name])
+            if block.name in rows
+            else sandwich(a, g)
+            for block, (a, g) in zip(metric.blocks, prepared, strict=True)
+        ]
+        value = metric.blockwise(v, functions, lambda x: x / damping)
         return Solution(value, jnp.zeros((), bool))
+
+    def reading(self, rows: Mapping[str, Mapping[str, Array]]) -> FactoredTikhonov:
+        """This solver for gradients that are Xᵀ G of these rows."""
+        return dataclasses.replace(self, rows=rows)
 
 
 def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
@@ -206,6 +222,31 @@ def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
         if a.ndim < g.ndim:
             return a[..., :, None] * v
         return jnp.matmul(a, v, precision=HIGHEST)
+
+    return apply
+
+
+def from_rows(
+    a: Array, g: Array, block: Block, rows: Mapping[str, Array]
+) -> Callable[[Array], Array]:
+    """The same of V = Xᵀ C, which is not read: (X A)ᵀ (C G), for symmetric A.
+
+    Args:
+        a: A, [lead..., I(+1), I(+1)].
+        g: G, [lead..., O, O].
+        block: whose rows.
+        rows: X [lead..., N, T, I] as "x" and C [lead..., N, T, O] as "g".
+    """
+    flat = lambda m: m.reshape((*m.shape[:-3], -1, m.shape[-1])).astype(g.dtype)
+    x, c = flat(rows["x"]), flat(rows["g"])
+    if block.bias:
+        one = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        x = jnp.concatenate([x, one], axis=-1)
+
+    def apply(_):
+        left = jnp.matmul(x, a, precision=HIGHEST)
+        right = jnp.matmul(c, g, precision=HIGHEST)
+        return jnp.matmul(left.mT, right, precision=HIGHEST)
 
     return apply
 

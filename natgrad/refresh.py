@@ -26,11 +26,9 @@ from natgrad.solvers import (
     Recalling,
     Solution,
     Solver,
-    any_member,
-    turns,
 )
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params, Statistics
+from natgrad.typing import Array, Params
 
 
 @final
@@ -43,13 +41,22 @@ class Refresh:
         inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
             needs a solver that is a `natgrad.solvers.KeptInverse`.
         staggered: whether the pieces take turns, or are refreshed in one step.
+        warm_up: for so many steps at the start both are renewed in every step. The
+            average of a few small estimates is far from full rank, and its inverse far
+            too long in what they miss.
     """
 
     statistics: int = 1
     inverses: int = 1
     staggered: bool = False
+    warm_up: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ValueError(
+                "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
+                f"{self.warm_up!r}."
+            )
         for name in ("statistics", "inverses"):
             period = getattr(self, name)
             if not isinstance(period, int) or period < 1:
@@ -102,6 +109,16 @@ def check(refresh: Refresh, solver: Solver | None) -> None:
         )
 
 
+def reading(solver: Solver | None, rows: Any) -> Solver:
+    """The solver for gradients that are given as rows too; or a ValueError."""
+    if isinstance(solver, KeptInverse):
+        return solver.reading(rows)
+    raise ValueError(
+        "rows= are of use to solvers that keep their inverse, such as "
+        f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
+    )
+
+
 def nothing_kept(
     refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
 ) -> Any:
@@ -121,23 +138,10 @@ def nothing_kept(
     return Kept(jnp.full((), -1, jnp.int32), zeros)
 
 
-def observed(
-    refresh: Refresh, curvature: Curvature, state: Any, *batch: Any
-) -> tuple[Statistics, Array]:
-    """(an estimate from the batch, is it due?); the old average where it is not."""
-    estimate = lambda: curvature.following(state.statistics).estimate(*batch)
-    if refresh.statistics == 1:
-        return estimate(), jnp.array(True)
-    due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
-    due = any_member(due)
-    return jax.lax.cond(due, estimate, lambda: state.statistics), due
-
-
 def solve(
     refresh: Refresh,
     solver: Solver | None,
     metric: Metric,
-    before: Metric,
     kept: Any,
     gradient: Params,
     damping: Array,
@@ -149,8 +153,7 @@ def solve(
         refresh: how often.
         solver: of the transformation.
         metric: F, with this step's statistics.
-        before: F, as the step found it.
-        kept: the inverse of the steps before; () where none is kept.
+        kept: what is kept of the steps before, an inverse renewed where it was due.
         gradient: g.
         damping: λ.
         usable: are gradient, statistics and damping finite?
@@ -168,31 +171,12 @@ def solve(
             solution = Solution(value, jnp.zeros((), bool))
         return Solved(*_finite(solution, usable), kept, jnp.array(True), 1)
 
-    first = kept.age < 0
-    pieces, period = kept.pieces, refresh.inverses
-    for turn, group in turns(len(pieces), period, refresh.staggered):
-        due = first | ((kept.age > 0) & (kept.age % period == turn))
-        made = lambda group=group: tuple(
-            solver.prepare(tree.where(first, metric, before), damping, group)
-        )
-        pieces = _renewed(made, pieces, group, usable & due, first)
-    solution = solver.apply(metric, pieces, gradient, damping)
+    solution = solver.apply(metric, kept.pieces, gradient, damping)
     solution, usable = _finite(solution, usable)
     age = kept.age + usable.astype(kept.age.dtype)
-    measured = usable & (age % period == 0)
-    return Solved(solution, usable, Kept(age, pieces), measured, period)
-
-
-def _renewed(made, pieces, group, due, first):
-    """The pieces, those of the group renewed if due and, but for the first, finite."""
-    old = tuple(pieces[i] for i in group)
-
-    def renew():
-        new = made()
-        return tree.where(first | tree.all_finite(new), new, old)
-
-    new = iter(jax.lax.cond(any_member(due), renew, lambda: old))
-    return tuple(next(new) if i in group else p for i, p in enumerate(pieces))
+    measured = usable & (age % refresh.inverses == 0)
+    kept = kept._replace(age=age)
+    return Solved(solution, usable, kept, measured, refresh.inverses)
 
 
 def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:

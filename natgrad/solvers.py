@@ -96,6 +96,18 @@ class KeptInverse(abc.ABC):
     ) -> Solution:
         """The solution from the factorisations of all pieces, be they old."""
 
+    def reading(self, rows: Any) -> KeptInverse:
+        """This solver for gradients that are given as rows too.
+
+        Raises:
+            ValueError: it has no use for them.
+        """
+        del rows
+        raise ValueError(
+            f"{self!r} cannot use rows= of the gradient: leave them out, or take "
+            "solver=natgrad.kronecker.FactoredTikhonov()."
+        )
+
     @final
     def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
         """Both at once: a plain solver."""

@@ -10,6 +10,7 @@ is 0, the statistics stay what they were, and `health` says so.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from natgrad.state import (
 )
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Inputs, Params
+from natgrad.upkeep import kept_up
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
@@ -53,6 +55,7 @@ def scale_by_curvature(
         tx.update(grads, state, params, inputs=x)               # labels that need none
         tx.update(grads, state, params, inputs=x, targets=y)    # Empirical labels
         tx.update(grads, state, params, statistics=statistics)  # from value_and_grad
+        tx.update(grads, state, params, inputs=x, rows=rows)    # value_grad_and_rows
         tx.update(grads, state, params)                         # after natgrad.observe
 
     and, inside `optax.masked` or `optax.multi_transform`, `model_params=` with the
@@ -96,6 +99,7 @@ def scale_by_curvature(
         inputs=MISSING,
         targets=None,
         statistics=None,
+        rows=None,
         model_params=None,
         **extra_args,
     ):
@@ -111,31 +115,33 @@ def scale_by_curvature(
         _check_arguments(here, state, inputs, statistics)
         state = state._replace(decay=jnp.asarray(decay, layout.dtype))
         key, draw = jax.random.split(state.key)
-        due = jnp.array(True)
-        if statistics is None and inputs is not MISSING:
-            statistics, due = refreshing.observed(
-                refresh, here, state, params, inputs, targets, draw
-            )
         strength = jnp.asarray(damping(state.count), layout.dtype)
-        usable = tree.all_finite((updates, statistics))
-        usable = usable & (strength >= 0) & jnp.isfinite(strength)
-        before = state
-        if statistics is None:
-            usable = usable & (state.estimates > 0)
-        else:
-            state = average(here, state, statistics, usable & due)
-        batch = (params, None if inputs is MISSING else inputs, targets)
-        metric = here.metric(state.statistics, *batch)
-        found = (
-            here.metric(before.statistics, *batch) if refresh.inverses > 1 else metric
-        )
-        gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
+        usable = tree.all_finite(updates) & (strength >= 0) & jnp.isfinite(strength)
         safe_strength = jnp.where(usable, strength, 1)
+        batch = (params, None if inputs is MISSING else inputs, targets)
+        often, estimate = refresh, None
+        if statistics is not None:
+            often = dataclasses.replace(refresh, statistics=1)
+            estimate = lambda _: statistics
+        elif inputs is not MISSING:
+            estimate = lambda here: here.estimate(*batch, draw)
+        before = state
+        state, usable = kept_up(
+            often,
+            solver,
+            here,
+            state,
+            estimate,
+            lambda statistics: here.metric(statistics, *batch),
+            safe_strength,
+            usable,
+        )
+        metric = here.metric(state.statistics, *batch)
+        gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         solved = refreshing.solve(
             refresh,
-            solver,
+            solver if rows is None else refreshing.reading(solver, rows),
             metric,
-            found,
             state.inverse,
             gradient,
             safe_strength,

@@ -20,13 +20,12 @@ def matrices(seed, *shape, condition=1e3):
 
 
 @pytest.fixture
-def sweeps(monkeypatch):
-    """Blocks of 16 rows, so that small matrices are swept more than once."""
+def halves(monkeypatch):
+    """LAPACK up to 16 rows only, so that small matrices are halved more than once."""
     monkeypatch.setattr(inverse, "_SMALL", 16)
-    monkeypatch.setattr(inverse, "_BLOCK", 16)
 
 
-def test_many_sizes_are_inverted_together(sweeps):
+def test_many_sizes_are_inverted_together(halves):
     """Size 37 shares a program with 41, and [2, 3, d, d] is six matrices."""
     given = [matrices(i, *s) for i, s in enumerate([(41,), (37,), (2, 3, 20), (70,)])]
     found = jax.jit(inverse.inverses)([jnp.asarray(m) for m in given])
@@ -41,23 +40,24 @@ def test_equal_and_near_sizes_share_one_program():
 
 
 def test_large_matrices_are_inverted_as_precisely_as_by_cholesky():
-    """In float32, at a condition of 10⁴, at the size at which sweeps begin."""
+    """In float32, at a condition of 10⁴, at the size at which halving begins."""
     matrix = matrices(0, inverse._SMALL + 6, condition=1e4).astype(np.float32)
     exact = np.linalg.inv(matrix.astype(np.float64))
     error = lambda m: np.linalg.norm(m - exact) / np.linalg.norm(exact)
-    swept = jax.jit(inverse.spd_inverse)(matrix)
-    assert swept.dtype == jnp.float32
-    whole = jax.jit(inverse._by_cholesky)(matrix)
-    assert error(swept) < 5 * error(whole) < 1e-2
+    halved = jax.jit(inverse.spd_inverse)(matrix)
+    assert halved.dtype == jnp.float32
+    lower = jnp.linalg.cholesky(matrix)
+    whole = jax.scipy.linalg.cho_solve((lower, True), np.eye(len(matrix), dtype="f"))
+    assert error(halved) < 5 * error(whole) < 1e-2
 
 
-def test_derivatives_are_those_of_the_inverse(sweeps):
+def test_derivatives_are_those_of_the_inverse(halves):
     matrix = jnp.asarray(matrices(0, 35, condition=10))
     symmetric = lambda m: inverse.spd_inverse((m + m.T) / 2)
     check_grads(symmetric, (matrix,), order=2, modes=["fwd", "rev"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("row", [0, 34])
-def test_what_is_not_positive_definite_is_not_finite(sweeps, row):
+def test_what_is_not_positive_definite_is_not_finite(halves, row):
     matrix = jnp.asarray(matrices(0, 35)).at[row, row].set(-1.0)
     assert not jnp.isfinite(inverse.spd_inverse(matrix)).all()

@@ -85,6 +85,22 @@ def test_statistics_are_estimated_when_they_are_due():
     assert [int(state.estimates) for _, state in seen] == [1, 1, 1, 2, 2, 2, 3]
 
 
+def test_a_warm_up_renews_both_in_every_step():
+    """Three steps of it, then every three: step 2 uses the factors after step 1, and
+    so on, steps 3 and 4 those after step 2, steps 5 to 7 those after step 4."""
+    solver = FactoredTikhonov()
+    refresh = ng.Refresh(statistics=3, inverses=3, warm_up=3)
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL), damping=0.1, decay=0.5, solver=solver, refresh=refresh
+    )
+    seen = states(tx, 7)
+    assert [int(s.estimates) for _, s in seen] == [1, 2, 3, 4, 4, 4, 5]
+    for step, source in enumerate([0, 0, 1, 1, 3, 3, 3]):
+        factors = seen[source][1].statistics
+        expected = solver(KFAC(MODEL).metric(factors, PARAMS), PARAMS, 0.1)
+        assert relative_error(ravel(seen[step][0]), ravel(expected)) < 1e-10, step
+
+
 @NAMES
 def test_periods_of_one_are_every_step(name):
     """Nothing kept, nothing stale: the average's own metric, solved."""
@@ -170,6 +186,8 @@ def test_a_refresh_must_be_possible():
         ng.scale_by_curvature(Dense(MODEL), refresh=ng.Refresh(inverses=2))
     with pytest.raises(ValueError, match="integer >= 1"):
         ng.Refresh(statistics=0)
+    with pytest.raises(ValueError, match="integer >= 0"):
+        ng.Refresh(warm_up=-1)
 
 
 @pytest.mark.parametrize("alias", [ng.kfac, ng.ekfac])

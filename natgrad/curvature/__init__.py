@@ -28,6 +28,7 @@ from natgrad.curvature.labels import (
 from natgrad.curvature.layer_diagonal import LayerDiagonal
 from natgrad.curvature.matrix_free import MatrixFree, WarmStart
 from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystrom
+from natgrad.curvature.sub_batch import SubBatch
 from natgrad.model import Model
 
 CURVATURES: dict[str, Callable[[Model], Curvature]] = {
@@ -82,6 +83,7 @@ __all__ = [
     "OfTheBatch",
     "Sampled",
     "ScoreColumns",
+    "SubBatch",
     "WarmStart",
     "by_name",
 ]

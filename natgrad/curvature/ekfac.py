@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.eigenbasis import EigenbasisMetric, eigenbases, rotate
+from natgrad.inplace import renewed
 from natgrad.layers import Expand, ProjectedSquares
 from natgrad.solvers import HIGHEST, any_member, turns
 from natgrad.tree import Layout
@@ -111,8 +112,7 @@ class EKFAC(LayerCurvature):
         if self.previous is None:
             bases = own()
         else:
-            first = any_member(self.previous.age == 0)
-            bases = jax.lax.cond(first, own, self._turned)
+            bases = renewed(self.previous.age == 0, lambda _: own(), self._turned())
         names = [block.name for block in self.captured(params, inputs).blocks]
         pairs = dict(zip(names, zip(*bases, strict=True), strict=True))
 
@@ -174,11 +174,8 @@ class EKFAC(LayerCurvature):
         for turn, group in turns(len(right), self.period):
             mine = KroneckerFactors(*(tuple(f[i] for i in group) for f in factors))
             old = Bases(*(tuple(b[i] for i in group) for b in (left, right)))
-            new = jax.lax.cond(
-                any_member(age % self.period == turn),
-                lambda mine=mine: bases_of(mine),
-                lambda old=old: old,
-            )
+            due = (age > 0) & (age % self.period == turn)
+            new = renewed(due, lambda _, mine=mine: bases_of(mine), old)
             for i, u_a, u_g in zip(group, *new, strict=True):
                 left[i], right[i] = u_a, u_g
         return Bases(tuple(left), tuple(right))

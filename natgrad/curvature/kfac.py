@@ -32,6 +32,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, final
 
+import jax
 import jax.numpy as jnp
 
 from natgrad import layers
@@ -86,6 +87,35 @@ class KFAC(LayerCurvature):
         weights = self.example_weights(params, inputs)
         sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
         return {"factors": sharing}, normalised
+
+    def value_grad_and_rows(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params, Mapping[str, Mapping[str, Array]]]:
+        """(loss, gradient, rows): the gradient of narrow batches as Xᵀ C too.
+
+        For `update(gradient, state, params, inputs=inputs, rows=rows)`, which applies
+        kept inverses to the rows of each layer where that is cheaper: where these are
+        fewer than about half of the layer's width. The gradient must reach `update` as
+        it is. The rows are the activations and their gradients, which exist anyway.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+            targets: its labels.
+        """
+        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        few = lambda block: (
+            {"rows": layers.RowFactors()} if layers.RowFactors.are_few(block) else {}
+        )
+        z, pullback = self.captured(params, inputs).pull(few, params, inputs)
+        head = dataclasses.replace(self.model, apply=lambda z, _: z)
+        loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
+        gradient, found = pullback(cotangent)
+        return (
+            loss,
+            gradient,
+            {name: each["rows"] for name, each in found.items() if each},
+        )
 
     def kept_metric(
         self,

@@ -10,7 +10,7 @@ and `evaluate`, which hands a single equation back to JAX.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +74,16 @@ def as_function(jaxpr: Jaxpr):
     """A closed or open jaxpr as a function of its operands."""
     jaxpr, constants = opened(jaxpr)
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
+
+
+def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
+    """(run, constants): run(*constants, *operands) is function(*operands), all flat.
+
+    The constants are the arrays that the function closes over, traced ones too.
+    """
+    jaxpr, constants = opened(jax.make_jaxpr(function)(*operands))
+    alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
+    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, [])), constants
 
 
 def called(equation: Equation) -> Jaxpr:

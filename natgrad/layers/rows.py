@@ -135,9 +135,12 @@ class Rows:
 
     def input_moment(self) -> Array:
         """Σ x xᵀ with the bias's coordinate, [batch..., I(+1), I(+1)]."""
-        x = self.x.reshape((*self.x.shape[:-3], -1, self.x.shape[-1]))
+        # Of few rows a column of ones is less to write than a row and a column of XᵀX.
+        few = self.count < self.x.shape[-1]
+        x = self.homogeneous if few else self.x
+        x = x.reshape((*x.shape[:-3], -1, x.shape[-1]))
         moment = contract("...ni,...nj->...ij", x, x)
-        if self.bias is None:
+        if self.bias is None or few:
             return moment
         # [[XᵀX, Xᵀ1], [1ᵀX, n]] without writing a column of ones.
         edge = float(self.bias) * jnp.sum(x, axis=-2)[..., None]

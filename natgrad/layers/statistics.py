@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.rows import LookupRows, Rows
+from natgrad.layers.rows import LookupRows, Rows, contract
 from natgrad.typing import Array
 
 
@@ -222,8 +222,8 @@ class ProjectedSquares(PerExample):
             left = jnp.eye(block.rows, dtype=block.dtype)
         if block.once:
             return rows.projected_squares(left, right)
-        each = jnp.einsum("n...io,...op->n...ip", rows.per_example(), right)
-        return each if left is None else jnp.einsum("n...io,...ij->n...jo", each, left)
+        each = contract("n...io,...op->n...ip", rows.per_example(), right)
+        return each if left is None else contract("n...io,...ij->n...jo", each, left)
 
     def finish(self, block: Block, total: Array) -> Array:
         """Σ_n (Lᵀ V_n R)²."""
@@ -247,6 +247,16 @@ class RowFactors(PerExample):
         positions = block.uses[0].positions
         size = block.rows + block.outputs
         return block.looks_up or positions**2 * size < block.rows * block.outputs
+
+    @staticmethod
+    def are_few(block: Block) -> bool:
+        """Does R (I² + O² + I O) < I O (I + O) hold, R = N T, for its one use?"""
+        plain = block.once and block.separate and not block.diagonal_inputs
+        if not isinstance(block, LayerBlock) or not plain:
+            return False
+        i, o, rows = block.rows, block.outputs, block.uses[0].positions
+        rows *= block.examples or 1
+        return rows * (i * i + o * o + i * o) < i * o * (i + o)
 
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""

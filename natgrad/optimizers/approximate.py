@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optax
 
-from natgrad.curvature import EKFAC, KFAC, Dense, Diagonal, Empirical, Sampled
+from natgrad.curvature import (
+    EKFAC,
+    KFAC,
+    Dense,
+    Diagonal,
+    Empirical,
+    Sampled,
+    SubBatch,
+)
+from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion
 from natgrad.kronecker import FactoredTikhonov
 from natgrad.model import Model
@@ -74,6 +85,7 @@ def kfac(
     decay: ArrayLike = 0.95,
     refresh: Refresh = EVERY_TEN,
     trust_region: ArrayLike | Damping | None = 0.1,
+    sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
@@ -95,6 +107,7 @@ def kfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
+        sub_batch: k: the statistics are those of every k-th example of the batch.
         then: what comes between the direction and the learning rate.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
@@ -102,7 +115,7 @@ def kfac(
     `scale_by_curvature` with `natgrad.kronecker.Eigenbasis()`.
     """
     direction = scale_by_curvature(
-        KFAC(model, Sampled(1)),
+        _part(KFAC(model, Sampled(1)), sub_batch),
         damping=damping,
         decay=decay,
         solver=FactoredTikhonov(),
@@ -120,6 +133,7 @@ def ekfac(
     decay: ArrayLike = 0.95,
     refresh: Refresh = EVERY_TEN,
     trust_region: ArrayLike | Damping | None = 0.1,
+    sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
@@ -136,16 +150,17 @@ def ekfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
+        sub_batch: k: the statistics are those of every k-th example of the batch.
         then: what comes between the direction and the learning rate.
 
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.
     """
     direction = scale_by_curvature(
-        EKFAC(model, Sampled(1), period=refresh.inverses),
+        _part(EKFAC(model, Sampled(1), period=refresh.inverses), sub_batch),
         damping=damping,
         decay=decay,
-        refresh=Refresh(statistics=refresh.statistics),
+        refresh=dataclasses.replace(refresh, inverses=1, staggered=False),
         trust_region=_trust(trust_region, learning_rate),
     )
     return chain(direction, then, learning_rate)
@@ -153,3 +168,7 @@ def ekfac(
 
 def _trust(radius, learning_rate) -> TrustRegion | None:
     return None if radius is None else TrustRegion(radius, learning_rate)
+
+
+def _part(curvature: Curvature, every: int) -> Curvature:
+    return curvature if every == 1 else SubBatch(curvature, every)

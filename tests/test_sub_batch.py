@@ -1,0 +1,81 @@
+"""Statistics of a part of each batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import CASES, ravel, relative_error
+
+import natgrad as ng
+from natgrad.curvature import EKFAC, KFAC, Empirical, Gram, SubBatch
+
+MODEL, PARAMS, X, Y = CASES["categorical"].problem()
+N = X.shape[0]
+KEYS = jax.random.split(jax.random.PRNGKey(0), 200)
+
+
+def parts(every):
+    """Every choice of first example, by NumPy."""
+    rows = [(first + every * np.arange(max(1, N // every))) % N for first in range(N)]
+    return [sorted(chosen) for chosen in rows]
+
+
+@pytest.mark.parametrize("every", [3, 2])
+def test_the_estimate_is_one_of_a_part_and_unbiased(every):
+    """Each key gives the factors of one part, all parts come, their mean is the
+    batch's: input factors are exact for every part by NumPy."""
+    curvature = SubBatch(KFAC(MODEL), every)
+    estimate = jax.jit(jax.vmap(lambda key: curvature.estimate(PARAMS, X, None, key)))
+    given = estimate(KEYS).inputs[0]
+    x = np.concatenate([X, np.ones((N, 1))], axis=1)[:, : given.shape[-1]]
+    expected = np.stack([x[rows].T @ x[rows] / len(rows) for rows in parts(every)])
+    distance = np.abs(given[:, None] - expected[None]).max((2, 3))
+    assert distance.min(1).max() < 1e-10
+    assert distance.min(0).max() < 1e-10
+    np.testing.assert_allclose(expected.mean(0), x.T @ x / N, atol=1e-12)
+
+
+def test_without_a_key_it_is_every_kth_from_the_first():
+    for form in (lambda: KFAC(MODEL, Empirical()), lambda: EKFAC(MODEL, Empirical())):
+        count = N // 3
+        rows = 3 * np.arange(count)
+        expected = form().estimate(PARAMS, X[rows], Y[rows])
+        given = SubBatch(form(), 3).estimate(PARAMS, X, Y)
+        scales = lambda s: ravel(getattr(s, "scales", s))
+        assert relative_error(scales(given), scales(expected)) < 1e-10
+
+
+def test_gradient_and_loss_are_the_whole_batchs():
+    loss, gradient, _ = SubBatch(KFAC(MODEL), 2).value_and_grad(PARAMS, X, Y)
+    expected, right = jax.value_and_grad(MODEL.loss)(PARAMS, X, Y)
+    assert loss == expected
+    assert relative_error(ravel(gradient), ravel(right)) == 0
+
+
+def test_the_alias_takes_a_part_and_steps():
+    """Statistics in the state are those of the part that the state's key draws."""
+    tx = ng.kfac(0.1, MODEL, sub_batch=3)
+    state = tx.init(PARAMS)
+    _, after = jax.jit(lambda s: tx.update(PARAMS, s, PARAMS, inputs=X))(state)
+    given = after[0].statistics.inputs[0]
+    x = np.concatenate([X, np.ones((N, 1))], axis=1)[:, : given.shape[-1]]
+    errors = [np.abs(x[r].T @ x[r] / len(r) - given).max() for r in parts(3)]
+    assert min(errors) < 1e-10
+
+
+def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="integer >= 1"):
+        SubBatch(KFAC(MODEL), 0)
+    with pytest.raises(ValueError, match="keeps no statistics"):
+        SubBatch(Gram(MODEL), 2)
+    with pytest.raises(ValueError, match="leading axis"):
+        SubBatch(KFAC(MODEL, Empirical()), 2).estimate(PARAMS, X, Y[:-1])
+    whole = ng.Model(
+        lambda p, _: p["w"] @ jnp.ones((2, 3)),
+        ng.families.NormalMean(),
+        example_inputs={},
+    )
+    with pytest.raises(ValueError, match="no leaf of the inputs"):
+        SubBatch(KFAC(whole), 2).estimate({"w": jnp.ones((1, 2))}, {})
