@@ -19,7 +19,7 @@ residuals) and vmc (the energy). The last four take all examples in every step.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,9 @@ FIRST_ORDER = ("adam", "sgd", "muon", "sophia", "lbfgs")
 LAYERED = (*FIRST_ORDER, "kfac", "ekfac", "gram", "kfac_adaptive")
 SMALL = (*FIRST_ORDER, "natural_gradient", "gram")
 CODE_WIDTH, CONTEXT, WIDTH, CHARACTERS = 30, 32, 64, 128
+
+
+Pick = np.ndarray | None  # which examples; None for all
 
 
 class Problem(NamedTuple):
@@ -65,15 +68,20 @@ class Problem(NamedTuple):
     inputs: Callable[[Any, Any], Any] = lambda _, x: x
     x64: bool = False
 
-    def drawn(self, seed: int):
+    def picks(self, seed: int) -> Iterator[Pick]:
         """Batches without end, the same for the same seed."""
-        if self.batch is None:
-            while True:
-                yield self.x, self.y
-        order, count = np.random.default_rng(seed), len(self.y)
+        random, count = np.random.default_rng(seed), len(self.y)
         while True:
-            some = order.choice(count, min(self.batch, count), replace=False)
-            yield jax.tree.map(lambda leaf, some=some: leaf[some], (self.x, self.y))
+            if self.batch is None:
+                yield None
+            else:
+                yield random.choice(count, min(self.batch, count), replace=False)
+
+    def examples(self, pick: Pick) -> tuple[Any, Any]:
+        """Inputs and targets of a batch."""
+        if pick is None:
+            return self.x, self.y
+        return jax.tree.map(lambda leaf: leaf[pick], (self.x, self.y))
 
 
 def autoencoder(path: Path | None = None, batch: int = 256) -> Problem:
