@@ -122,7 +122,7 @@ def section(name: str, found: dict[str, Any]) -> str:
     rows = [
         (
             optimizer,
-            ", ".join(cell(value) for value in entry["setting"]) or "as it comes",
+            ", ".join(cell(value) for value in entry["setting"]) or "–",
             quartiles(entry["last"]),
             *(quartiles(entry["reached"][clock]) for clock in ("step", "wall", "cpu")),
             *(quartiles(entry["over_adam"][clock]) for clock in ("wall", "cpu")),

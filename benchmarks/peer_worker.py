@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import kfac_jax
 import numpy as np
 
+BURN_IN = 10
+
 
 class Dense:
     """A dense network with tanh units and its loss in nats."""
@@ -65,6 +67,13 @@ class Dense:
             kfac_jax.register_categorical_predictive_distribution(z, y)
         return self.of_logits(z, y)
 
+    def drawn(self, count):
+        """Batches for statistics, 256 examples each."""
+        random = np.random.default_rng(1)
+        for _ in range(count):
+            pick = random.choice(len(self.x), 256)
+            yield self.x[pick], self.y[pick]
+
     def loss(self, params):
         """Of the first examples."""
         some = self.x[: self.evaluated], self.y[: self.evaluated]
@@ -72,14 +81,18 @@ class Dense:
 
 
 class KfacJax:
-    """kfac-jax; `fixed` is what its step is told, `made` what it is made with."""
+    """kfac-jax; `fixed` is what its step is told, `made` what it is made with.
 
-    def __init__(self, problem, made, fixed):
-        self.fixed = fixed
+    Burning in, as is its habit: ten batches of statistics before the first step.
+    """
+
+    def __init__(self, problem, made, fixed, burns_in):
+        self.problem, self.fixed, self.burns_in = problem, fixed, burns_in
         self.optimizer = kfac_jax.Optimizer(
             jax.value_and_grad(problem.registered),
             l2_reg=0.0,
             inverse_update_period=5,
+            num_burnin_steps=BURN_IN if burns_in else 0,
             **made,
         )
 
@@ -89,15 +102,21 @@ class KfacJax:
 
     def step(self, params, state, key, batch, number):
         """New parameters and state."""
+        before = self.problem.drawn(BURN_IN) if number == 0 and self.burns_in else ()
         params, state, _ = self.optimizer.step(
-            params, state, key, batch=batch, global_step_int=number, **self.fixed
+            params,
+            state,
+            key,
+            data_iterator=iter((*before, batch)),
+            global_step_int=number,
+            **self.fixed,
         )
         return params, state
 
 
 def fixed(problem):
     given = {"learning_rate": 0.03, "momentum": 0.9, "damping": 1e-2}
-    return KfacJax(problem, {"num_burnin_steps": 0}, given)
+    return KfacJax(problem, {}, given, burns_in=False)
 
 
 def adaptive(problem):
@@ -108,7 +127,7 @@ def adaptive(problem):
         "initial_damping": 15.0,
         "min_damping": 1e-6,
     }
-    return KfacJax(problem, made, {})
+    return KfacJax(problem, made, {}, burns_in=True)
 
 
 class Somax:

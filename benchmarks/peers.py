@@ -44,6 +44,7 @@ from benchmarks.training import PROBLEMS, Pick, Problem
 
 WORKER = Path(__file__).parent / "peer_worker.py"
 ENVIRONMENT = Path(tempfile.gettempdir()) / "natgrad-peers"
+JAX = "0.9.1"
 REQUIREMENTS = ("kfac-jax==0.0.8", "python-somax")
 SETTING = ((0.03, 1e-2),)
 CODES = {"autoencoder": 3, "curves": 5, "classifier": -1}
@@ -120,7 +121,7 @@ def race(problem: Problem, code: int, worker, scratch: Path, options):
                 print("somax has no preset for Bernoulli outputs: left out")
                 continue
             runners[name] = Remote(worker, name, problem, scratch)
-            entries[name] = {"setting": [], "runs": []}
+            entries[name] = {"setting": [], "compile_cpu_seconds": None, "runs": []}
         for seed in range(1, options.seeds + 1):
             runs = together(problem, runners, seed, options.steps, options.every)
             for name, run in runs.items():
@@ -199,12 +200,16 @@ def prepared(folder: Path) -> Path:
     python = folder / (
         "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     )
-    probe = [python, "-c", "import kfac_jax, somax"]
+    probe = [
+        python,
+        "-c",
+        f"import jax, kfac_jax, somax; assert jax.__version__ == {JAX!r}",
+    ]
     if python.exists() and not subprocess.run(probe, capture_output=True).returncode:
         return python
     print(f"Installing kfac-jax and Somax into {folder} ...", flush=True)
     extra = "[cuda12]" if jax.default_backend() == "gpu" else ""
-    wanted = [f"jax{extra}==0.9.1", *REQUIREMENTS]
+    wanted = [f"jax{extra}=={JAX}", *REQUIREMENTS]
     for command in (
         [sys.executable, "-m", "venv", folder],
         [python, "-m", "pip", "install", "--quiet", *wanted],
