@@ -2,7 +2,8 @@
 
 Both are tuned over a grid of equal size (K-FAC: 3 learning rates × 2 dampings, all else
 as `natgrad.kfac` comes; Adam: 6 learning rates), each setting for the same steps on the
-same batches; the setting with the lowest last loss is shown. The loss is that of the
+same batches; the setting with the lowest last loss is shown. `natgrad.kfac_adaptive`
+runs once, as it comes. The loss is that of the
 whole training set, in nats an image, taken outside the clock. Compilation is not
 counted.
 
@@ -11,6 +12,7 @@ Data: the 1,797 digits of scikit-learn, enlarged to 28×28; or any images [N, 78
 range are 1, the others 0.
 
     python -m benchmarks.autoencoder --steps 80 --json autoencoder.json
+    python -m benchmarks.autoencoder --hidden 200 100 50 20 --json small.json
     python -m benchmarks.autoencoder --data mnist.npz --batch 1000 --steps 500
 
 Model: Hinton & Salakhutdinov (2006), Reducing the dimensionality of data with neural
@@ -34,8 +36,7 @@ import optax
 import natgrad as ng
 from benchmarks.timing import environment
 
-HALF = [784, 1000, 500, 250, 30]
-CODE = len(HALF) - 2  # the layer whose output is the code
+PIXELS, HIDDEN = 784, [1000, 500, 250, 30]
 KFAC_GRID = list(itertools.product([0.1, 0.3, 1.0], [1e-3, 1e-2]))
 ADAM_GRID = [(rate,) for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)]
 
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
     parser.add_argument("--every", type=int, default=10, help="steps between losses")
     parser.add_argument("--settings", type=int, help="only so many of each grid")
     parser.add_argument("--data", type=Path, help="an .npz file with images `x`")
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             KFAC_GRID,
             lambda rate, damping: ng.kfac(rate, model, damping=damping),
         ),
+        "adaptive": ([()], lambda: ng.kfac_adaptive(model)),
         "adam": (ADAM_GRID, lambda rate: with_inputs(optax.adam(rate))),
     }
     report = {"environment": environment(), "images": len(images), "runs": {}}
@@ -74,11 +77,13 @@ def tuned(name, grid, make, model, images, options) -> list[dict[str, Any]]:
 
     def step(hyper, params, state, x):
         tx = make(*hyper)
-        gradient = jax.grad(model.loss)(params, x, x.astype(jnp.int32))
-        updates, state = tx.update(gradient, state, params, inputs=x)
+        y = x.astype(jnp.int32)
+        value, gradient = jax.value_and_grad(model.loss)(params, x, y)
+        more = {"targets": y, "value": value, "value_fn": model.loss}
+        updates, state = tx.update(gradient, state, params, inputs=x, **more)
         return optax.apply_updates(params, updates), state
 
-    params, order = initial(), np.random.default_rng(0)
+    params, order = initial(options.hidden), np.random.default_rng(0)
     batches = [
         images[order.choice(len(images), options.batch, replace=False)]
         for _ in range(options.steps)
@@ -117,23 +122,26 @@ def show(runs: dict[str, list[dict[str, Any]]]) -> None:
     for points in zip(*(run["curve"] for run in best.values()), strict=True):
         cells = (f"{p['loss']:.2f}  ({p['wall']:.1f}, {p['cpu']:.1f})" for p in points)
         print(f"{points[0]['step']:4}" + "".join(f"{cell:>34}" for cell in cells))
-    goal = best["adam"]["curve"][-1]
-    reached = next(
-        (p for p in best["kfac"]["curve"] if p["loss"] <= goal["loss"]), None
-    )
+    for name, other in (("kfac", "adam"), ("adaptive", "adam"), ("adaptive", "kfac")):
+        print(compared(name, best[name]["curve"], other, best[other]["curve"]))
+
+
+def compared(name, curve, other, curve_of_other) -> str:
+    """How long one takes to the last loss of the other."""
+    goal = curve_of_other[-1]
+    reached = next((p for p in curve if p["loss"] <= goal["loss"]), None)
     if reached is None:
-        print("K-FAC did not reach Adam's last loss")
-    else:
-        print(
-            f"Adam's last loss takes K-FAC {reached['step']} of {goal['step']} steps, "
-            f"{reached['wall'] / goal['wall']:.2f} of its wall and "
-            f"{reached['cpu'] / goal['cpu']:.2f} of its CPU time"
-        )
+        return f"{name} did not reach the last loss of {other}"
+    return (
+        f"{name} takes {reached['step']} of {goal['step']} steps to the last loss of "
+        f"{other}, {reached['wall'] / goal['wall']:.2f} of its wall and "
+        f"{reached['cpu'] / goal['cpu']:.2f} of its CPU time"
+    )
 
 
-def initial(seed: int = 0) -> list[dict[str, jax.Array]]:
+def initial(hidden: list[int], seed: int = 0) -> list[dict[str, jax.Array]]:
     """Weights of variance 1/I, no biases."""
-    sizes = HALF + HALF[-2::-1]
+    sizes = [PIXELS, *hidden, *hidden[-2::-1], PIXELS]
     keys = jax.random.split(jax.random.PRNGKey(seed), len(sizes) - 1)
     return [
         {"w": jax.random.normal(key, (n, o)) / np.sqrt(n), "b": jnp.zeros(o)}
@@ -143,9 +151,10 @@ def initial(seed: int = 0) -> list[dict[str, jax.Array]]:
 
 def autoencoder(params, x):
     """Logits of the pixels, [N, 784]."""
+    code = len(params) // 2 - 1  # the layer whose output is the code
     for i, p in enumerate(params):
         x = x @ p["w"] + p["b"]
-        x = x if i in (CODE, len(params) - 1) else jnp.tanh(x)
+        x = x if i in (code, len(params) - 1) else jnp.tanh(x)
     return x
 
 
@@ -170,7 +179,7 @@ def stored(path: Path) -> np.ndarray:
             raise ValueError(f"{path} has no array 'x', only {sorted(file)}.")
         x = file["x"].astype(np.float32)
     x = x.reshape(len(x), -1)
-    if x.shape[1] != HALF[0]:
+    if x.shape[1] != PIXELS:
         raise ValueError(f"x must hold 784 pixels an image, got shape {x.shape}.")
     return np.asarray(x > (x.min() + x.max()) / 2, np.float32)
 

@@ -22,6 +22,7 @@ Loss and F are means over the batch, in nats; damping adds λI to F.
 """
 
 from natgrad import (
+    adaptive,
     curvature,
     damping,
     families,
@@ -35,6 +36,13 @@ from natgrad import (
     tree,
 )
 from natgrad._version import __version__
+from natgrad.adaptive import (
+    geodesic_acceleration,
+    levenberg_marquardt,
+    scale_by_factored_curvature,
+    scale_by_kl_trust_region,
+    scale_by_quadratic_model,
+)
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
 from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
@@ -45,6 +53,7 @@ from natgrad.optimizers import (
     empirical_fisher,
     gram,
     kfac,
+    kfac_adaptive,
     matrix_free,
     natural_gradient,
     spring,
@@ -60,6 +69,7 @@ __all__ = [
     "Model",
     "Refresh",
     "__version__",
+    "adaptive",
     "compare",
     "curvature",
     "damping",
@@ -68,20 +78,26 @@ __all__ = [
     "ekfac",
     "empirical_fisher",
     "families",
+    "geodesic_acceleration",
     "geometry",
     "gram",
     "inference",
     "kfac",
+    "kfac_adaptive",
     "kronecker",
     "krylov",
     "layers",
+    "levenberg_marquardt",
     "matrix_free",
     "mirror_descent",
     "natural_gradient",
     "observe",
     "scale_by_curvature",
     "scale_by_dual",
+    "scale_by_factored_curvature",
+    "scale_by_kl_trust_region",
     "scale_by_norm_constraint",
+    "scale_by_quadratic_model",
     "scale_by_spring",
     "solvers",
     "spread",

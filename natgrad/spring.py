@@ -91,17 +91,18 @@ def scale_by_spring(
             jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, *, damping=None, **extra_args):
         dtype = state.solve.health.damping.dtype
-        pull = jnp.asarray(rule(state.solve.count), dtype) * jnp.asarray(
-            momentum, dtype
-        )
+        strength = rule(state.solve.count) if damping is None else damping
+        pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
         pulled = jax.tree.map(
             lambda g, d: g + pull.astype(g.dtype) * d.astype(g.dtype),
             updates,
             state.direction,
         )
-        direction, solve = inner.update(pulled, state.solve, params, **extra_args)
+        direction, solve = inner.update(
+            pulled, state.solve, params, damping=strength, **extra_args
+        )
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 

@@ -58,8 +58,9 @@ def scale_by_curvature(
         tx.update(grads, state, params, inputs=x, rows=rows)    # value_grad_and_rows
         tx.update(grads, state, params)                         # after natgrad.observe
 
-    and, inside `optax.masked` or `optax.multi_transform`, `model_params=` with the
-    whole parameter tree, of which `params` is then a part.
+    `damping=` in place of the rule's λ where something else adapts it and, inside
+    `optax.masked` or `optax.multi_transform`, `model_params=` with the whole parameter
+    tree, of which `params` is then a part.
 
     Args:
         curvature: the approximation of the Fisher information.
@@ -73,7 +74,7 @@ def scale_by_curvature(
     Raises:
         ValueError: for impossible arguments, here or at the first `update`.
     """
-    damping = as_damping(damping)
+    rule = as_damping(damping)
     _check_decay(decay, curvature)
     refreshing.check(refresh, solver)
 
@@ -101,6 +102,7 @@ def scale_by_curvature(
         statistics=None,
         rows=None,
         model_params=None,
+        damping=None,
         **extra_args,
     ):
         del extra_args  # other transformations' of the same chain
@@ -115,7 +117,8 @@ def scale_by_curvature(
         _check_arguments(here, state, inputs, statistics)
         state = state._replace(decay=jnp.asarray(decay, layout.dtype))
         key, draw = jax.random.split(state.key)
-        strength = jnp.asarray(damping(state.count), layout.dtype)
+        strength = rule(state.count) if damping is None else damping
+        strength = jnp.asarray(strength, layout.dtype)
         usable = tree.all_finite(updates) & (strength >= 0) & jnp.isfinite(strength)
         safe_strength = jnp.where(usable, strength, 1)
         batch = (params, None if inputs is MISSING else inputs, targets)

@@ -17,6 +17,7 @@ LAYERS = (
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
     {"state", "refresh", "upkeep", "transform", "spring"},
+    {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},
     {"compare"},
@@ -40,6 +41,7 @@ STOP_GRADIENT = {
 OPTAX = {
     "natgrad.transform": "is the optax code of the library",
     "natgrad.spring": "puts a momentum around it",
+    "natgrad.adaptive": "adapts its damping and the length of its steps",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.mirror": "mirror descent is an optimizer of optax",
     "natgrad.inference.ivon": "is an optimizer of optax",

@@ -93,7 +93,7 @@ def hidden_stop_gradients(modules):
 
 def optax_imports(modules):
     """Curvatures, metrics and models do not know of optax."""
-    packages = ("natgrad.compare", "natgrad.optimizers")
+    packages = ("natgrad.adaptive", "natgrad.compare", "natgrad.optimizers")
     users = {
         next((p for p in packages if under(module.name, p)), module.name)
         for module in modules.values()

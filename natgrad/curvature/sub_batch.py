@@ -20,7 +20,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch
+from natgrad import batch, tree
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.labels import Labels
 from natgrad.metric import Metric
@@ -76,9 +76,9 @@ class SubBatch(Delegate):
     ) -> Statistics:
         """Those of a part of the batch."""
         first = 0
-        if key is not None:
-            key, draw = jax.random.split(key)
-            first = jax.random.randint(draw, (), 0, self._count(inputs, targets))
+        if key is not None:  # its bits: a random program takes long to compile
+            bits = tree.raw_key(key).reshape(-1)[-1]
+            first = (bits % self._count(inputs, targets)).astype(jnp.int32)
         inputs, targets = self._part(inputs, targets, first)
         return self.curvature.estimate(params, inputs, targets, key)
 

@@ -12,6 +12,7 @@ For other labels, solvers or momentum, compose `scale_by_curvature` with optax's
 pieces; that is all these functions do.
 """
 
+from natgrad.optimizers.adaptive import kfac_adaptive
 from natgrad.optimizers.approximate import (
     diagonal_fisher,
     ekfac,
@@ -26,6 +27,7 @@ __all__ = [
     "empirical_fisher",
     "gram",
     "kfac",
+    "kfac_adaptive",
     "matrix_free",
     "natural_gradient",
     "spring",

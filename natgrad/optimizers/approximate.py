@@ -24,8 +24,9 @@ from natgrad.refresh import Refresh
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
 
-# Statistics in every step, each layer's inverse every ten.
-EVERY_TEN = Refresh(inverses=10)
+# As many steps to a training loss as with statistics in every step, and cheaper ones;
+# without the warm-up the first inverses are of too few examples.
+SPARING = Refresh(statistics=5, inverses=10, warm_up=20)
 
 
 def diagonal_fisher(
@@ -83,15 +84,16 @@ def kfac(
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
     sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
 
-    Factors from labels sampled once, averaged, and inverted every few steps. Momentum
-    and weight decay are optax's:
+    Factors from labels sampled once, averaged, and inverted every few steps: by default
+    factors are estimated every 5 steps and inverted every 10, both in each of the first
+    20. Momentum and weight decay are optax's:
 
         kfac(0.1, model, then=optax.trace(0.9))
         kfac(0.1, model, then=optax.add_decayed_weights(1e-4))
@@ -103,11 +105,13 @@ def kfac(
         model: the statistical model.
         damping: λ, or a schedule.
         decay: of the moving averages of A and G.
-        refresh: how often, in steps, factors and inverses are renewed.
+        refresh: how often, in steps, factors and inverses are renewed;
+            `natgrad.Refresh(inverses=10)` estimates factors in every step.
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
-        sub_batch: k: the statistics are those of every k-th example of the batch.
+        sub_batch: k: the statistics are those of every k-th example of the batch. Four
+            does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
@@ -131,7 +135,7 @@ def ekfac(
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = 0.1,
     sub_batch: int = 1,
     then: optax.GradientTransformation | None = None,
@@ -150,14 +154,16 @@ def ekfac(
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
             shrunk to it, which an old inverse needs while F still changes fast; None
             for none, and one product with F less.
-        sub_batch: k: the statistics are those of every k-th example of the batch.
+        sub_batch: k: the statistics are those of every k-th example of the batch. Four
+            does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.
     """
+    period = max(1, refresh.inverses // refresh.statistics)  # in estimates
     direction = scale_by_curvature(
-        _part(EKFAC(model, Sampled(1), period=refresh.inverses), sub_batch),
+        _part(EKFAC(model, Sampled(1), period=period), sub_batch),
         damping=damping,
         decay=decay,
         refresh=dataclasses.replace(refresh, inverses=1, staggered=False),

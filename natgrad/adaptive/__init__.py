@@ -1,0 +1,49 @@
+"""Steps that look after themselves: damping, length and momentum from a model of them.
+
+Pieces that optax's `chain` puts together with any curvature. All of them judge a step d
+by the quadratic model of the loss at the parameters,
+
+    M(d) = ⟨g, d⟩ + ½ ⟨d, F d⟩,
+
+F the exact Fisher information of the batch, in which ⟨d, F d⟩ takes one forward
+derivative of the outputs and no backward pass.
+"""
+
+from natgrad.adaptive.factored import (
+    FactoredState,
+    Trials,
+    scale_by_factored_curvature,
+)
+from natgrad.adaptive.geodesic import (
+    GeodesicAccelerationState,
+    geodesic_acceleration,
+)
+from natgrad.adaptive.levenberg_marquardt import (
+    LevenbergMarquardtState,
+    levenberg_marquardt,
+)
+from natgrad.adaptive.quadratic import (
+    QuadraticModelState,
+    fisher_forms,
+    scale_by_quadratic_model,
+)
+from natgrad.adaptive.rules import LossFloor, Nielsen, Rule, Thresholds
+from natgrad.adaptive.trust_region import scale_by_kl_trust_region
+
+__all__ = [
+    "FactoredState",
+    "GeodesicAccelerationState",
+    "LevenbergMarquardtState",
+    "LossFloor",
+    "Nielsen",
+    "QuadraticModelState",
+    "Rule",
+    "Thresholds",
+    "Trials",
+    "fisher_forms",
+    "geodesic_acceleration",
+    "levenberg_marquardt",
+    "scale_by_factored_curvature",
+    "scale_by_kl_trust_region",
+    "scale_by_quadratic_model",
+]

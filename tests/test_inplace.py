@@ -1,0 +1,57 @@
+"""A renewal that leaves what is not due where it is."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from natgrad.inplace import renewed
+
+X = jnp.linspace(0.5, 2.0, 4)
+
+
+def step(due, scale, kept):
+    """{"a": 3 s a², "n": n + 1} where due; the scale is closed over."""
+    renew = lambda k: {"a": 3 * scale * k["a"] ** 2, "n": k["n"] + 1}
+    return renewed(due, renew, kept)
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_values_and_derivatives_are_the_conditional_s(due):
+    """d/ds and d/da of Σ 3 s a² by hand, in both modes; of Σ a where it is not due."""
+    total = lambda scale, a: jnp.sum(
+        step(jnp.array(due), scale, {"a": a, "n": jnp.array(0)})["a"]
+    )
+    value = jax.jit(total)(2.0, X)
+    assert abs(value - (6 * jnp.sum(X**2) if due else jnp.sum(X))) < 1e-12
+    by_scale = 3 * jnp.sum(X**2) if due else 0.0
+    by_a = 12 * X if due else jnp.ones(4)
+    for mode in (jax.grad, jax.jacfwd):
+        found = jax.jit(mode(total, argnums=(0, 1)))(2.0, X)
+        assert abs(found[0] - by_scale) < 1e-12
+        np.testing.assert_allclose(found[1], by_a, rtol=1e-12)
+    twice = jax.jit(jax.hessian(total, argnums=1))(2.0, X)
+    np.testing.assert_allclose(twice, 12 * np.eye(4) * due, atol=1e-12)
+
+
+def test_members_of_a_batch_renew_together_and_only_where_one_is_due():
+    batched = jax.jit(jax.vmap(step, (0, None, 0)))
+    kept = {"a": jnp.stack([X, 2 * X]), "n": jnp.zeros(2, jnp.int32)}
+    for due, count in (([True, False], 1), ([False, False], 0)):
+        found = batched(jnp.array(due), 2.0, kept)
+        np.testing.assert_array_equal(found["n"], [count, count])
+        expected = 6 * kept["a"] ** 2 if count else kept["a"]
+        np.testing.assert_allclose(found["a"], expected)
+
+
+def test_nothing_is_copied_where_it_is_donated():
+    """The program needs no second buffer for the matrix, and reuses the first."""
+    matrix = jnp.ones((300, 300), jnp.float32)
+    program = jax.jit(lambda due, m: renewed(due, lambda m: m * 2, m), donate_argnums=1)
+    memory = program.lower(True, matrix).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= matrix.nbytes
+    assert memory.temp_size_in_bytes < matrix.nbytes
+    program(False, matrix)
+    assert matrix.is_deleted()
