@@ -108,4 +108,4 @@ def regression(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name not in loaders:
         raise ValueError(f"regression is one of {sorted(loaders)}, got {name!r}.")
     x, y = loaders[name](return_X_y=True)
-    return np.hstack([x, np.ones((len(x), 1))]).astype(np.float32), y
+    return np.hstack([x, np.ones((len(x), 1))]), y

@@ -7,7 +7,7 @@ with ours: the same parameters, batches and loss, `--every` steps each.
 
     adam                 learning rate 1e-3
     kfac every 5         learning rate 0.03, momentum 0.9, λ = 0.01, inverses every 5
-    kfac                 the same as `natgrad.kfac` comes: inverses every 10
+    kfac                 the same, but as often as `natgrad.kfac` comes
     kfac_adaptive        as it comes
     kfac-jax             learning rate 0.03, momentum 0.9, λ = 0.01, inverses every 5
     kfac-jax adaptive    learning rate, momentum and damping adapted, from λ = 15

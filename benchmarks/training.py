@@ -5,8 +5,8 @@
     classifier    784-512-512-10, images of digits
     cnn           two strided convolutions and a dense layer, images of digits
     transformer   two blocks on characters of Python's own library: which comes next?
-    linear        least squares on the wines, from zero, raw features
-    logistic      breast cancer, from zero, raw features
+    linear        least squares on the wines, from zero, raw features, in float64
+    logistic      breast cancer, from zero, raw features, in float64
     pinn          Poisson's equation of examples/08_pinn.py, in float64
     vmc           the ten spins of examples/09_variational_monte_carlo.py, in float64
 
@@ -186,22 +186,21 @@ def language(params, codes):
 
 def linear() -> Problem:
     x, y = data.regression("wine")
-    y = y[:, None].astype(np.float32)
     return from_zero(x, y, ng.families.NormalMean(), "scikit-learn's wines")
 
 
 def logistic() -> Problem:
     x, y = data.regression("breast cancer")
-    y = y[:, None].astype(np.int32)
     return from_zero(x, y, ng.families.Bernoulli(), "scikit-learn's breast cancer")
 
 
 def from_zero(x, y, family, about: str) -> Problem:
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    apply = lambda params, x: x @ params["w"]
-    model = ng.Model(apply, family, example_inputs=x[:1])
-    start = lambda _: {"w": jnp.zeros((x.shape[1], 1), jnp.float32)}
-    return Problem(model, start, x, y, None, model.loss, SMALL, about)
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(x, jnp.float64), jnp.asarray(y)[:, None]
+    model = ng.Model(lambda p, x: x @ p["w"], family, example_inputs=x[:1])
+    start = lambda _: {"w": jnp.zeros((x.shape[1], 1), jnp.float64)}
+    loss = model.loss
+    return Problem(model, start, x, y, None, loss, SMALL, about, x64=True)
 
 
 def pinn() -> Problem:
