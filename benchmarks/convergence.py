@@ -13,6 +13,7 @@ that does not get there counts as infinite.
 
     python -m benchmarks.convergence --problems autoencoder --steps 600 --output results
     python -m benchmarks.convergence --problems linear logistic --optimizers sgd gram
+    python -m benchmarks.convergence --problems autoencoder --data mnist.npz
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.racing import Local, measure, summarise, together
 from benchmarks.report import cell, quartiles, table, write
 from benchmarks.timing import environment
-from benchmarks.training import PROBLEMS, Problem
+from benchmarks.training import OF_IMAGES, PROBLEMS, Problem
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--settings", type=int, default=6, help="of each grid, at most")
     parser.add_argument("--batch", type=int, help="instead of the problem's own")
+    parser.add_argument("--data", type=Path, help="an .npz file with images `x`, `y`")
     parser.add_argument("--output", type=Path, help="write files to this folder")
     options = parser.parse_args(argv)
     names = ["adam", *(n for n in options.optimizers if n != "adam")]
@@ -53,7 +55,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     text, figures = [f"# {__doc__.splitlines()[0]}", ""], {}
     for name in options.problems:
-        problem = PROBLEMS[name]()
+        own_data = name in OF_IMAGES and options.data is not None
+        problem = PROBLEMS[name](options.data) if own_data else PROBLEMS[name]()
         if options.batch is not None and problem.batch is not None:
             problem = problem._replace(batch=options.batch)
         with jax.enable_x64(problem.x64):

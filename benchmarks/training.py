@@ -32,6 +32,7 @@ from benchmarks import data
 from benchmarks.problems import cnn as cnn_model
 from benchmarks.problems import dense_apply, dense_layers
 
+OF_IMAGES = ("autoencoder", "classifier", "cnn")  # these take a file of images
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FIRST_ORDER = ("adam", "sgd", "muon", "sophia", "lbfgs")
 LAYERED = (*FIRST_ORDER, "kfac", "ekfac", "gram", "kfac_adaptive")
