@@ -129,17 +129,11 @@ def scale_by_curvature(
         elif inputs is not MISSING:
             estimate = lambda here: here.estimate(*batch, draw)
         before = state
+        metric_of = lambda statistics: here.metric(statistics, *batch)
         state, usable = kept_up(
-            often,
-            solver,
-            here,
-            state,
-            estimate,
-            lambda statistics: here.metric(statistics, *batch),
-            safe_strength,
-            usable,
+            often, solver, here, state, estimate, metric_of, safe_strength, usable
         )
-        metric = here.metric(state.statistics, *batch)
+        metric = metric_of(state.statistics)
         gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
         solved = refreshing.solve(
             refresh,
