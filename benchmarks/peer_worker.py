@@ -116,7 +116,8 @@ class KfacJax:
 
 def fixed(problem):
     given = {"learning_rate": 0.03, "momentum": 0.9, "damping": 1e-2}
-    return KfacJax(problem, {}, given, burns_in=False)
+    # natgrad's trust region, ½ η² ⟨d, F d⟩ <= 0.1, in kfac-jax's terms.
+    return KfacJax(problem, {"norm_constraint": 0.2}, given, burns_in=False)
 
 
 def adaptive(problem):

@@ -9,12 +9,13 @@ with ours: the same parameters, batches and loss, `--every` steps each.
     kfac every 5         learning rate 0.03, momentum 0.9, λ = 0.01, inverses every 5
     kfac                 the same, but as often as `natgrad.kfac` comes
     kfac_adaptive        as it comes
-    kfac-jax             learning rate 0.03, momentum 0.9, λ = 0.01, inverses every 5
+    kfac-jax             as kfac every 5, with the same bound on a step's length
     kfac-jax adaptive    learning rate, momentum and damping adapted, from λ = 15
     somax                Gauss-Newton for cross-entropy, 20 iterations of CG, λ = 0.01
 
-Compile time is outside the clocks; of the peers it is not known. Nothing is tuned: this
-compares equal settings. CPU seconds are those of each one's process.
+Compile time is outside the clocks; of the peers it is not known. Nothing is tuned:
+equal settings show what a step costs, the adaptive ones how far it gets. CPU seconds
+are those of each one's process.
 
     python -m benchmarks.peers --problems autoencoder --steps 60 --output results
 """
