@@ -1,123 +1,107 @@
-"""The comparison: figures against NumPy, and broken approximations."""
+"""The comparison: figures against NumPy, broken approximations, impossible requests."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 
+import compare_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
+from compare_oracle import BLOCKS, DAMPING, STEP_SIZE, Oracle
 
 import natgrad as ng
-from natgrad.compare import tables
-from natgrad.curvature import CURVATURES, Dense
+from natgrad.compare import Effort, invariance, tables
+from natgrad.curvature import CURVATURES, KFAC, Dense
 from natgrad.metric import DenseMetric
 
-DAMPING, STEP_SIZE = 0.05, 0.7
-CLOSED_FORMS = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal")
-
-
-def apply(params, inputs):
-    return inputs @ params["w"] + params["b"][None]
+QUICK = Effort(repeats=1, charts=0)
+NAMES = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal", "kfac")
+NAMES = (*NAMES, "empirical")
 
 
 @pytest.fixture(scope="module")
 def problem():
-    """Three-class logistic regression: (model, params, inputs, targets)."""
-    draw = np.random.default_rng(3)
-    params = {"b": draw.normal(size=3), "w": draw.normal(size=(2, 3))}
-    params = jax.tree.map(jnp.asarray, params)
-    inputs = jnp.asarray(draw.normal(size=(12, 2)))
-    targets = jnp.asarray(draw.integers(0, 3, size=12))
-    return ng.Model(apply, ng.families.Categorical()), params, inputs, targets
+    return compare_oracle.problem()
+
+
+@pytest.fixture(scope="module")
+def oracle(problem):
+    return Oracle(*problem[1:])
 
 
 @pytest.fixture(scope="module")
 def comparison(problem):
-    names = [*CLOSED_FORMS, "empirical"]
-    return ng.compare(
-        *problem, approximations=names, damping=DAMPING, step_size=STEP_SIZE, repeats=1
-    )
+    given = {"damping": DAMPING, "step_size": STEP_SIZE}
+    return ng.compare(*problem, approximations=NAMES, effort=Effort(repeats=1), **given)
 
 
-class Oracle:
-    """The same problem in NumPy, parameters in ravel_pytree order: b, then w."""
-
-    def __init__(self, params, inputs, targets):
-        self.x, self.y = np.asarray(inputs), np.asarray(targets)
-        self.theta = np.concatenate([np.ravel(params["b"]), np.ravel(params["w"])])
-        p = self.probabilities(self.theta)
-        rows = np.concatenate([np.ones((len(self.x), 1)), self.x], axis=1)
-        jacobian = np.stack([np.kron(row, np.eye(3)) for row in rows])  # [N, C, P]
-        residual = np.eye(3)[self.y] - p
-        scores = np.einsum("ncp,nc->np", jacobian, residual)
-        count = len(self.x)
-        f_z = np.einsum("nc,cd->ncd", p, np.eye(3)) - np.einsum("nc,nd->ncd", p, p)
-        self.gradient = -scores.mean(axis=0)
-        exact = np.einsum("ncp,ncd,ndq->pq", jacobian, f_z, jacobian) / count
-        blocks = np.zeros_like(exact)
-        blocks[:3, :3], blocks[3:, 3:] = exact[:3, :3], exact[3:, 3:]
-        self.matrices = {
-            **dict.fromkeys(("dense", "kl_hessian", "matrix_free"), exact),
-            "block_diagonal": blocks,
-            "diagonal": np.diag(np.diag(exact)),
-            "empirical": scores.T @ scores / count,
-        }
-
-    def probabilities(self, theta):
-        z = self.x @ theta[3:].reshape(2, 3) + theta[:3]
-        e = np.exp(z - z.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
-
-    def loss(self, theta):
-        p = self.probabilities(theta)
-        return -np.mean(np.log(p[np.arange(len(self.y)), self.y]))
-
-    def figures(self, name):
-        exact, matrix = self.matrices["dense"], self.matrices[name]
-        solve = lambda m: np.linalg.solve(m + DAMPING * np.eye(len(m)), self.gradient)
-        d_exact, d = STEP_SIZE * solve(exact), STEP_SIZE * solve(matrix)
-        p, q = self.probabilities(self.theta), self.probabilities(self.theta - d)
-        kl, own_kl = d @ exact @ d / 2, d @ matrix @ d / 2
-        norm = np.linalg.norm
-        return {
-            "relative_error": norm(matrix - exact) / norm(exact),
-            "step_cosine": d @ d_exact / norm(d) / norm(d_exact),
-            "step_norm_ratio": norm(d) / norm(d_exact),
-            "predicted_loss_decrease": self.gradient @ d - kl,
-            "own_predicted_loss_decrease": self.gradient @ d - own_kl,
-            "actual_loss_decrease": self.loss(self.theta) - self.loss(self.theta - d),
-            "predicted_kl": kl,
-            "own_predicted_kl": own_kl,
-            "actual_kl": np.mean(np.sum(p * np.log(p / q), axis=1)),
-        }
+def assert_equal(found, expected):
+    for name, value in expected.items():
+        given = getattr(found, name)
+        assert given == pytest.approx(value, rel=1e-8, abs=1e-9), name
 
 
-@pytest.mark.parametrize("name", [*CLOSED_FORMS, "empirical"])
-def test_figures_equal_an_independent_computation(problem, comparison, name):
-    _, *arrays = problem
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_equal_an_independent_computation(oracle, comparison, name):
     row = comparison[name]
-    for figure, expected in Oracle(*arrays).figures(name).items():
-        assert getattr(row, figure) == pytest.approx(expected, rel=1e-8, abs=1e-10), (
-            figure
-        )
+    assert_equal(row, oracle.figures(name))
+    assert_equal(row, oracle.point(name, STEP_SIZE))
+    assert [block.name for block in row.blocks] == list(BLOCKS)
+    for block, place in zip(row.blocks, BLOCKS.values(), strict=True):
+        assert_equal(block, oracle.figures(name, place))
+    for factor, point in zip(QUICK.factors, row.path, strict=True):
+        assert_equal(point, oracle.point(name, factor * STEP_SIZE))
+    values = np.linalg.eigvalsh(oracle.matrices[name])[::-1]
+    ranks = np.array(row.spectrum.ranks, int)
+    assert row.spectrum.values == pytest.approx(values[ranks - 1], abs=1e-12)
     assert row.agrees == (name in ("dense", "kl_hessian", "matrix_free"))
     assert row.residual < 1e-10
     assert not row.fallback
 
 
-def test_comparison_says_where_it_was_taken(problem, comparison):
-    _, params, *arrays = problem
-    oracle = Oracle(params, *arrays)
-    assert comparison.parameters == 9
+@pytest.mark.parametrize("name", NAMES)
+def test_the_invariance_defect_is_that_of_the_matrix(problem, oracle, comparison, name):
+    """θ = T φ with T made of the L; every matrix here is known in closed form."""
+    key = jax.random.split(jax.random.PRNGKey(0), 1)[0]
+    chart = invariance.recombination(*problem[:3], key)
+    one, two = (np.asarray(chart.matrices[w]) for w in ("one/w", "two/w"))
+    eye = np.eye
+    change = scipy.linalg.block_diag(
+        eye(2), np.kron(one, eye(2)), eye(3), np.kron(two, eye(3))
+    )
+    pulled = change.T @ oracle.matrices["dense"] @ change
+    expected = change.T @ oracle.matrices[name] @ change
+    there = np.diag(np.diag(pulled)) if name == "diagonal" else expected
+    defect = np.linalg.norm(there - expected) / np.linalg.norm(expected)
+    row = comparison[name]
+    assert row.invariance_defect == pytest.approx(defect, abs=1e-10)
+    assert (defect > 0.1) == (name == "diagonal")
+    inverse = lambda m: np.linalg.inv(m + DAMPING * eye(15))
+    own = inverse(oracle.matrices[name]) @ oracle.gradient
+    moved = change @ inverse(there) @ change.T @ oracle.gradient
+    step_defect = np.linalg.norm(moved - own) / np.linalg.norm(own)
+    assert row.step_invariance_defect == pytest.approx(step_defect, rel=1e-8)
+
+
+def test_the_verdict_on_labels_compares_traces(oracle, comparison):
+    found = comparison.misspecification
+    traces = [np.trace(oracle.matrices[name]) for name in ("empirical", "dense")]
+    assert found.trace_ratio == pytest.approx(traces[0] / traces[1], rel=1e-8)
+    assert found.directions == 0
+
+
+def test_comparison_says_where_it_was_taken(oracle, comparison):
+    assert comparison.parameters == 15
     assert comparison.examples == 12
     assert comparison.loss == pytest.approx(oracle.loss(oracle.theta), rel=1e-12)
     assert comparison["empirical"].uses_targets
     assert not comparison["empirical"].uses_key
-    assert comparison["dense"].statistics_bytes == 9 * 9 * 8
-    assert comparison["diagonal"].statistics_bytes == 9 * 8
+    assert comparison["dense"].statistics_bytes == 15 * 15 * 8
+    assert comparison["diagonal"].statistics_bytes == 15 * 8
     assert all(row.cost.run_seconds > 0 for row in comparison.rows)
     record = json.loads(json.dumps(comparison.to_dict()))
     assert record["rows"][0]["name"] == "dense"
@@ -136,34 +120,82 @@ class WrongScale(Dense):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SwappedAxes(Dense):
+    """Takes the second weight for its transpose."""
+
     def metric(self, statistics, params, inputs=None, targets=None):
         layout = ng.tree.Layout.of(params)
-        order = np.concatenate([np.arange(3), np.arange(3, 9).reshape(2, 3).T.ravel()])
+        swapped = np.arange(9, 15).reshape(2, 3).T.ravel()
+        order = np.concatenate([np.arange(9), swapped])
         return DenseMetric(layout, statistics[np.ix_(order, order)])
 
 
-def test_a_wrong_scale_is_flagged(problem, monkeypatch):
-    monkeypatch.setitem(CURVATURES, "broken", WrongScale)
-    row = ng.compare(*problem, approximations=["broken"], damping=1e-9).rows[0]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unnormalised(Dense):
+    """K-FAC that forgot to divide one layer's input factor by N."""
+
+    def metric(self, statistics, params, inputs=None, targets=None):
+        found = KFAC(self.model).at(params, inputs)
+        first, *others = found.inputs
+        count = inputs.shape[0]
+        return dataclasses.replace(found, inputs=(count * first, *others))
+
+
+BROKEN = {"scale": WrongScale, "axes": SwappedAxes, "factor": Unnormalised}
+
+
+@pytest.fixture(scope="module")
+def broken(problem):
+    names = {"dense": Dense, "kfac": KFAC, **BROKEN}
+    return ng.compare(*problem, approximations=names, damping=DAMPING, effort=QUICK)
+
+
+def test_a_wrong_scale_is_flagged(oracle, broken):
+    row = broken["scale"]
     assert row.relative_error == pytest.approx(1, rel=1e-10)
+    assert row.spectral_error == pytest.approx(1, rel=1e-10)
+    assert row.trace_ratio == pytest.approx(2, rel=1e-10)
     assert row.own_predicted_kl == pytest.approx(2 * row.predicted_kl, rel=1e-10)
-    assert row.step_norm_ratio == pytest.approx(0.5, rel=1e-5)
+    solve = lambda m: np.linalg.solve(m + DAMPING * np.eye(15), oracle.gradient)
+    exact = oracle.matrices["dense"]
+    shorter = np.linalg.norm(solve(2 * exact)) / np.linalg.norm(solve(exact))
+    assert row.step_norm_ratio == pytest.approx(shorter, rel=1e-8)
+    assert shorter < 0.8
+    top = np.linalg.eigvalsh(exact)[-1]
+    highest = (2 * top + DAMPING) / (top + DAMPING)
+    assert row.highest_ratio == pytest.approx(highest, rel=1e-8)
+    assert row.lowest_ratio == pytest.approx(1, abs=1e-8)  # where F is 0
     assert not row.agrees
 
 
-def test_a_swapped_axis_is_flagged(problem, monkeypatch):
-    monkeypatch.setitem(CURVATURES, "broken", SwappedAxes)
-    row = ng.compare(*problem, approximations=["broken"]).rows[0]
-    assert row.relative_error > 0.1
-    assert row.step_cosine < 0.99
+def test_a_swapped_axis_is_flagged(broken):
+    """In the block where it is, and only by directions: trace and spectrum fit."""
+    row = broken["axes"]
+    first, second = row.blocks
+    assert first.relative_error == 0
+    assert second.relative_error > 0.1
+    assert row.trace_ratio == pytest.approx(1, rel=1e-10)
+    assert row.spectrum.values == pytest.approx(broken["dense"].spectrum.values)
+    assert row.divergence > 0.01
+    assert row.step_cosine < 0.999
     assert not row.agrees
+
+
+def test_an_unnormalised_factor_is_flagged(broken):
+    first, second = broken["factor"].blocks
+    right = broken["kfac"].blocks
+    assert second.relative_error == pytest.approx(right[1].relative_error)
+    assert second.trace_ratio == pytest.approx(right[1].trace_ratio)
+    assert first.trace_ratio == pytest.approx(12 * right[0].trace_ratio, rel=1e-8)
+    assert first.relative_error > 5
+    assert first.step_norm_ratio < 0.5 * right[0].step_norm_ratio
 
 
 def test_the_registry_is_what_is_compared(problem, monkeypatch):
+    for name in CURVATURES.keys() - {"dense", "kfac"}:
+        monkeypatch.delitem(CURVATURES, name)
     monkeypatch.setitem(CURVATURES, "mine", Dense)
-    names = [row.name for row in ng.compare(*problem, repeats=1).rows]
-    assert names == list(CURVATURES)
-    assert names[-1] == "mine"
+    names = [row.name for row in ng.compare(*problem, effort=QUICK).rows]
+    assert names == ["dense", "kfac", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -171,10 +203,14 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
     [
         ({"approximations": ["diagnal"]}, "Did you mean 'diagonal'"),
         ({"approximations": []}, "nothing to compare"),
+        ({"approximations": {"mine": 3}}, "must be a function model -> Curvature"),
         ({"reference": "dens"}, "Did you mean 'dense'"),
         ({"damping": -1.0}, "damping must be finite and at least 0"),
         ({"step_size": float("inf")}, "step_size must be finite"),
-        ({"repeats": 0}, "repeats"),
+        (
+            {"approximations": ["dense"], "effort": Effort(memory=1000)},
+            "dense needs 1.8 kB of statistics",
+        ),
     ],
 )
 def test_impossible_arguments_are_refused(problem, arguments, message):
@@ -182,10 +218,33 @@ def test_impossible_arguments_are_refused(problem, arguments, message):
         ng.compare(*problem, **arguments)
 
 
-def test_a_loss_that_is_not_finite_is_refused(problem):
-    model, params, inputs, targets = problem
-    with pytest.raises(ValueError, match="no step to compare"):
-        ng.compare(model, params, inputs.at[0].set(jnp.nan), targets)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, x, y: (p, x.at[0].set(jnp.nan), y), "inputs must be finite"),
+        (lambda p, x, y: (jax.tree.map(lambda a: a / 0, p), x, y), "params must be"),
+        (lambda p, x, y: (p, x[:0], y[:0]), "batch is empty"),
+        (lambda p, x, y: (p, x, y[:5]), "targets must have shape"),
+        (lambda p, x, y: (p, x, None), "targets are needed"),
+        (lambda p, x, y: (p, x, y + 7), "impossible"),
+        (
+            lambda p, x, y: (jax.tree.map(lambda a: a * 1e200, p), 1e200 * x, y),
+            "finite",
+        ),
+    ],
+)
+def test_impossible_arrays_are_refused(problem, change, message):
+    model, *arrays = problem
+    with pytest.raises(ValueError, match=message):
+        ng.compare(model, *change(*arrays))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"probes": 1}, {"charts": -1}, {"factors": (float("nan"),)}]
+)
+def test_impossible_efforts_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        Effort(**arguments)
 
 
 def test_figures_are_written_in_seven_characters():

@@ -8,18 +8,31 @@ and is imported when used.
     fidelity -> Comparison      training -> Race      tables, report, plots show them
 """
 
+from natgrad.compare.along import Trace, along
 from natgrad.compare.comparison import Comparison, Row
-from natgrad.compare.fidelity import Yardstick, compare
+from natgrad.compare.effort import Effort
+from natgrad.compare.fidelity import compare
+from natgrad.compare.figures import Figures
+from natgrad.compare.misspecification import Misspecification
+from natgrad.compare.repetition import Repeated, repeated
 from natgrad.compare.standings import Entry, Race, Run
 from natgrad.compare.training import race
+from natgrad.compare.yardstick import Yardstick
 
 __all__ = [
     "Comparison",
+    "Effort",
     "Entry",
+    "Figures",
+    "Misspecification",
     "Race",
+    "Repeated",
     "Row",
     "Run",
+    "Trace",
     "Yardstick",
+    "along",
     "compare",
     "race",
+    "repeated",
 ]

@@ -1,10 +1,11 @@
-"""Data sets that ship inside scikit-learn, split and scaled for a comparison.
+"""Data sets that ship inside scikit-learn, or a person's own, split and scaled.
 
-Read from scikit-learn's own CSV files: nothing is downloaded and nothing unpickled.
-A quarter is held out, by a permutation that the seed fixes. Inputs have mean 0 and
-standard deviation 1 over the training data; the pixels of digits, which share a unit,
-are divided by one standard deviation. A column that never changes becomes 0. Numbers to
-predict are standardised too, so that their loss is in units of their spread.
+Read from scikit-learn's own CSV files, or from an .npz file: nothing is downloaded and
+nothing unpickled. A quarter is held out, by a permutation that the seed fixes. Inputs
+have mean 0 and standard deviation 1 over the training data; the pixels of digits, which
+share a unit, and inputs of more than one axis are divided by one standard deviation. A
+column that never changes becomes 0. Numbers to predict are standardised too, so that
+their loss is in units of their spread.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad.compare import archive
 from natgrad.compare.extras import require
 from natgrad.compare.names import choose
 from natgrad.families import Categorical, Family, NormalMean
 from natgrad.typing import Array
 
 _HELD_OUT = 0.25
+
+# Rows without which there is nothing to hold out.
+FEWEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Dataset:
 
     Attributes:
         name: of the source.
-        train: (inputs [N, D], targets).
+        train: (inputs [N, D] or [N, ...], targets).
         test: (inputs, targets).
         family: the law of the targets.
         outputs: C, outputs the model must have.
@@ -63,7 +68,7 @@ class Dataset:
     @property
     def features(self) -> int:
         """D."""
-        return self.train[0].shape[1]
+        return self.train[0][0].size
 
     @property
     def classes(self) -> bool:
@@ -90,16 +95,21 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     """The data set called `name`.
 
     Args:
-        name: in `SOURCES`.
+        name: in `SOURCES`, or the path of an .npz file; see `natgrad.compare.archive`.
         seed: of the split.
         limit: rows to keep before the split; None for all.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, and a file that is not as it should be.
         MissingExtra: where scikit-learn is not installed.
     """
-    source = choose(SOURCES, name, "data set")
+    source = _source(name)
     inputs, targets = source.load()
+    if len(inputs) < FEWEST:
+        raise ValueError(
+            f"{name} has {len(inputs)} rows; at least {FEWEST} are needed, of which "
+            "a quarter is held out."
+        )
     order = np.random.default_rng(seed).permutation(len(inputs))[:limit]
     held_out = max(1, round(_HELD_OUT * len(order)))
     test, train = order[:held_out], order[held_out:]
@@ -109,8 +119,9 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
         family, outputs = Categorical(), int(targets.max()) + 1
         score_name, score = "accuracy", accuracy
     else:
-        targets = _standardised(targets[:, None], train, one_unit=False)
-        family, outputs = NormalMean(), 1
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        targets = _standardised(targets, train, one_unit=False)
+        family, outputs = NormalMean(), targets.shape[1]
         score_name, score = "R²", r_squared
     split = lambda rows: (jnp.asarray(inputs[rows]), jnp.asarray(targets[rows]))
     return Dataset(
@@ -121,6 +132,17 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
         outputs=outputs,
         score_name=score_name,
         score=score,
+    )
+
+
+def _source(name: str) -> Source:
+    if not name.endswith(".npz"):
+        return choose(SOURCES, name, "data set")
+    inputs, targets = archive.read(name)
+    return Source(
+        lambda: (inputs, targets),
+        classes=targets.dtype.kind in "iu",
+        one_unit=inputs.ndim > 2,
     )
 
 

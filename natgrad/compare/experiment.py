@@ -14,17 +14,23 @@ import optax
 from natgrad._version import __version__
 from natgrad.compare import contenders, data, models
 from natgrad.compare.data import Dataset
-from natgrad.compare.fidelity import Yardstick, approximation_names
+from natgrad.compare.effort import Effort
+from natgrad.compare.fidelity import approximation_names, factories
+from natgrad.compare.instruments import Instruments
+from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import by_name
+from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
 # Of Adam, which leads from initial parameters to those compared at.
-_APPROACH_RATE = 0.01
+APPROACH_RATE = 0.01
 
-# Above this the matrices [P, P] and what makes them take too much memory and time.
-MAX_PARAMETERS = 4000
+# Above so many parameters matrices [P, P] take too much memory and time: what needs
+# them does not race, and is compared only if asked for by name or small enough.
+MAX_PARAMETERS = 4096
+_LARGE_MODEL_BYTES = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +45,18 @@ class Settings:
         damping: λ, of the comparison and of the race.
         at_step: full-batch steps of Adam before comparing.
         approximations: names in `natgrad.CURVATURES`; None for all.
-        reference: what counts as exact.
+        reference: what counts as exact; None for the exact Fisher as a matrix, or as
+            an operator where a matrix would be too large.
         repeats: timed runs of each approximation.
+        charts: random coordinates in which invariance is tested; each compiles every
+            approximation once more.
         optimizers: who races.
+        leave_out: leave out optimizers that do not fit the model, instead of refusing?
         steps: of each run of the race.
         batch_size: examples a step.
         rates: learning rates in each grid.
+        repeat: further runs of each optimizer at its best rate, from other seeds.
+        along: steps of a run of Adam at which to compare.
         seed: of split, weights, batches and sampled labels.
     """
 
@@ -55,18 +67,28 @@ class Settings:
     damping: float = 1e-3
     at_step: int = 20
     approximations: tuple[str, ...] | None = None
-    reference: str = "dense"
+    reference: str | None = None
     repeats: int = 3
+    charts: int = 0
     optimizers: tuple[str, ...] = contenders.DEFAULT
+    leave_out: bool = True
     steps: int = 30
     batch_size: int = 256
     rates: int = 6
+    repeat: int = 0
+    along: tuple[int, ...] = ()
     seed: int = 0
 
 
 # Small enough for a look or a test.
 QUICK = Settings(
-    hidden=(4,), examples=200, repeats=1, steps=10, batch_size=64, rates=3, at_step=10
+    hidden=(4,),
+    examples=200,
+    repeats=1,
+    steps=10,
+    batch_size=64,
+    rates=3,
+    at_step=10,
 )
 
 
@@ -80,6 +102,8 @@ class Experiment:
         model: the statistical model.
         initial: parameters where the race starts.
         params: parameters where approximations are compared.
+        all_named: were the approximations chosen by name? Otherwise those that do not
+            fit may be left out.
     """
 
     settings: Settings
@@ -87,6 +111,7 @@ class Experiment:
     model: Model
     initial: Params
     params: Params
+    all_named: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Experiment:
@@ -95,39 +120,45 @@ class Experiment:
         Raises:
             ValueError: for unknown names and impossible settings.
         """
+        all_named = settings.approximations is not None
         names = approximation_names(settings.approximations)
-        by_name(settings.reference)
-        settings = dataclasses.replace(settings, approximations=names)
+        if settings.reference is not None:
+            by_name(settings.reference)
         _check_numbers(settings)
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
         key = jax.random.PRNGKey(settings.seed)
         model, initial = models.build(
             settings.model, dataset, hidden=settings.hidden, key=key
         )
-        for name in settings.optimizers:
-            contenders.contender(name, model, settings.damping)
-        size = Layout.of(initial).size
-        if size > MAX_PARAMETERS:
-            raise ValueError(
-                f"This model has {size} parameters and the comparison forms matrices "
-                f"of their number squared; at most {MAX_PARAMETERS}. Use a smaller "
-                "--hidden."
-            )
+        optimizers = _racers(settings, model, initial)
+        settings = dataclasses.replace(
+            settings, approximations=names, optimizers=optimizers
+        )
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
-        return cls(settings, dataset, model, initial, params)
+        return cls(settings, dataset, model, initial, params, all_named)
+
+    def initial_from(self, seed: int) -> Params:
+        """Initial parameters from another seed."""
+        settings, key = self.settings, jax.random.PRNGKey(seed)
+        return models.build(
+            settings.model, self.dataset, hidden=settings.hidden, key=key
+        )[1]
 
     def yardstick(self) -> Yardstick:
         """The exact Fisher over all training data, at `params`."""
         settings = self.settings
-        return Yardstick.of(
+        effort = Effort(repeats=settings.repeats, charts=settings.charts)
+        if Layout.of(self.params).size > MAX_PARAMETERS:
+            effort = dataclasses.replace(effort, memory=_LARGE_MODEL_BYTES)
+        instruments = Instruments(
             self.model,
-            self.params,
-            *self.dataset.train,
+            factories(settings.approximations),
             reference=settings.reference,
             damping=settings.damping,
-            key=jax.random.PRNGKey(settings.seed),
-            repeats=settings.repeats,
+            effort=effort,
         )
+        key = jax.random.PRNGKey(settings.seed)
+        return Yardstick.at(instruments, self.params, *self.dataset.train, key)
 
     def describe(self) -> dict[str, Any]:
         """What was compared, as plain Python values."""
@@ -155,7 +186,7 @@ def approach(
     At initial parameters the predictions are nearly uniform and approximations look
     alike; at the end of training the gradient is gone.
     """
-    optimizer = optax.adam(_APPROACH_RATE)
+    optimizer = optax.adam(APPROACH_RATE)
 
     def step(carry, _):
         params, state = carry
@@ -188,15 +219,46 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]:
+    """The optimizers that fit the model; a ValueError where one that must does not."""
+    fitting = []
+    for name in dict.fromkeys(settings.optimizers):
+        entrant = contenders.contender(name, model, settings.damping)
+        reason = _does_not_fit(entrant, params)
+        if not reason:
+            fitting.append(name)
+        elif not settings.leave_out:
+            raise ValueError(f"{name} {reason} Name others with --optimizers.")
+    return tuple(fitting)
+
+
+def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
+    """Why an optimizer cannot train this model; empty if it can."""
+    try:
+        state = jax.eval_shape(entrant.make(1.0).init, params)
+    except NotCapturedError as error:
+        return f"cannot read this model: {error}"
+    largest = max((leaf.size for leaf in jax.tree.leaves(state)), default=0)
+    if largest > MAX_PARAMETERS**2:
+        return (
+            f"keeps a matrix of {largest} numbers for this model of "
+            f"{Layout.of(params).size} parameters; at most {MAX_PARAMETERS}² here. "
+            "Use a smaller --hidden."
+        )
+    return ""
+
+
 def _check_numbers(settings: Settings) -> None:
-    lowest = {"at_step": 0, "repeats": 1, "steps": 1, "batch_size": 1, "rates": 1}
-    for name, bound in {**lowest, "seed": 0}.items():
+    lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
+    for name, bound in {**lowest, "batch_size": 1, "rates": 1, "repeat": 0}.items():
         value = getattr(settings, name)
         if value < bound:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {bound}, got {value}.")
     if settings.examples is not None and settings.examples < 8:
         raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
+    if any(step < 0 for step in settings.along):
+        raise ValueError(f"--along must be steps >= 0, got {settings.along}.")
     if not 0 <= settings.damping < float("inf"):
         raise ValueError(
             f"--damping must be finite and at least 0, got {settings.damping}."

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+# What no extra installs.
+_OUTSIDE = frozenset({"pandas"})
+
 
 class MissingExtra(ImportError):
     """A package of the `report` extra is not installed."""
@@ -21,7 +24,7 @@ def require(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         package = (error.name or module).partition(".")[0]
         package = {"sklearn": "scikit-learn"}.get(package, package)
+        what = package if package in _OUTSIDE else "'natgrad[report]'"
         raise MissingExtra(
-            f"This needs {package}, which is not installed: "
-            "pip install 'natgrad[report]'"
+            f"This needs {package}, which is not installed: pip install {what}"
         ) from error

@@ -1,7 +1,7 @@
-"""Models for a comparison, in plain JAX: a linear map, and a multilayer perceptron.
+"""Models for a comparison: a linear map, a multilayer perceptron, or a person's own.
 
-Parameters are {"layer0": {"weight": [I, O], "bias": [O]}, "layer1": …}; weights start
-as N(0, 1/I), biases at 0.
+The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias": [O]},
+"layer1": …}; weights start as N(0, 1/I), biases at 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from natgrad.compare import imported
 from natgrad.compare.data import Dataset
 from natgrad.compare.names import choose
 from natgrad.model import Model
@@ -46,7 +47,7 @@ def build(
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`.
+        name: in `MODELS`, or module:function; see `natgrad.compare.imported`.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
         key: of the initial weights.
@@ -54,6 +55,8 @@ def build(
     Raises:
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
+    if ":" in name:
+        return imported.build(name, dataset, key)
     architecture = choose(MODELS, name, "model")
     kind = "classes" if dataset.classes else "numbers"
     if not getattr(architecture, kind):
@@ -66,7 +69,9 @@ def build(
     if any(width < 1 for width in widths):
         raise ValueError(f"Hidden layers need at least 1 unit each, got {widths}.")
     sizes = (dataset.features, *widths, dataset.outputs)
-    return Model(apply, dataset.family), initial(sizes, key, dataset.train[0].dtype)
+    inputs = dataset.train[0]
+    model = Model(apply, dataset.family, example_inputs=inputs[:1])
+    return model, initial(sizes, key, inputs.dtype)
 
 
 def initial(sizes: Sequence[int], key: Key, dtype: jnp.dtype) -> Params:
@@ -85,7 +90,7 @@ def initial(sizes: Sequence[int], key: Key, dtype: jnp.dtype) -> Params:
 
 def apply(params: Params, inputs: Array) -> Array:
     """z [N, C]: affine layers with tanh between them."""
-    z = inputs
+    z = inputs.reshape(len(inputs), -1)
     for index in range(len(params)):
         layer = params[f"layer{index}"]
         z = (jnp.tanh(z) if index else z) @ layer["weight"] + layer["bias"][None]

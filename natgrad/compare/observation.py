@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from natgrad.compare import timing
+import jax
+import jax.numpy as jnp
+
+from natgrad.compare import tables, timing
+from natgrad.compare.effort import Effort
 from natgrad.compare.timing import Cost
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
+from natgrad.krylov import conjugate_gradients
 from natgrad.metric import Metric
-from natgrad.typing import Params
+from natgrad.solvers import Solution
+from natgrad.typing import Array, Inputs, Key, Params
+
+# (metric, gradient, λ) -> (F + λI)⁻¹ g
+Solve = Callable[[Metric, Params, float], Solution]
+
+
+class DoesNotFitError(ValueError):
+    """An approximation needs more memory than it may have."""
+
+
+class Batch(NamedTuple):
+    """Where to measure: θ, a batch, its labels, and a key for sampled ones."""
+
+    params: Params
+    inputs: Inputs
+    targets: Array
+    key: Key
 
 
 class Observation(NamedTuple):
@@ -32,33 +55,94 @@ class Observation(NamedTuple):
     labels: Labels
 
 
-def observe(
-    curvature: Curvature, batch: tuple, gradient: Params, damping: float, repeats: int
-) -> Observation:
-    """Estimate `curvature` on a batch and solve for its damped step, timed.
+class Observer:
+    """A curvature and its compiled step, which later observations use again.
 
-    Args:
-        curvature: what to observe.
-        batch: (params, inputs, targets, key).
-        gradient: g.
-        damping: λ.
-        repeats: timed runs.
+    Attributes:
+        curvature: what is observed.
     """
-    params, inputs, targets, key = batch
 
-    def step(params, inputs, targets, key, gradient, damping):
-        statistics = curvature.estimate(params, inputs, targets, key)
-        metric = curvature.metric(statistics, params, inputs, targets)
-        return metric.solution(gradient, damping), statistics
+    def __init__(self, name: str, curvature: Curvature, solve: Solve):
+        self.curvature = curvature
+        self._name, self._solve = name, solve
+        self._compiled: dict = {}
 
-    (solution, statistics), cost = timing.measure(
-        step, params, inputs, targets, key, gradient, damping, repeats=repeats
-    )
-    return Observation(
-        metric=curvature.metric(statistics, params, inputs, targets),
-        direction=solution.value,
-        fallback=bool(solution.fallback),
-        statistics_bytes=timing.size_in_bytes(statistics),
-        cost=cost,
-        labels=curvature.labels,
-    )
+    def observe(
+        self, batch: Batch, gradient: Params, damping: float, effort: Effort
+    ) -> Observation:
+        """Estimate on a batch and solve for the damped step, timed.
+
+        Args:
+            batch: where.
+            gradient: g.
+            damping: λ.
+            effort: timed runs, and the memory that may be taken.
+
+        Raises:
+            DoesNotFitError: before anything is allocated.
+        """
+        given = (*batch, gradient, jnp.asarray(damping))
+        executable, seconds = self._executable(given, effort)
+        (solution, statistics), run = timing.measure(
+            executable, *given, repeats=effort.repeats
+        )
+        params, inputs, targets, _ = batch
+        return Observation(
+            metric=self.curvature.metric(statistics, params, inputs, targets),
+            direction=solution.value,
+            fallback=bool(solution.fallback),
+            statistics_bytes=timing.size_in_bytes(statistics),
+            cost=Cost(seconds, run, timing.temporary(executable)),
+            labels=self.curvature.labels,
+        )
+
+    def _executable(self, given: tuple, effort: Effort) -> tuple[Callable, float]:
+        leaves, structure = jax.tree.flatten(given)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves))
+        if (structure, shapes) not in self._compiled:
+            params, inputs, targets, key, *_ = given
+            estimate = self.curvature.estimate
+            kept = jax.eval_shape(estimate, params, inputs, targets, key)
+            self._check("statistics", timing.size_in_bytes(kept), effort)
+            executable, seconds = timing.compiled(self._step, *given)
+            temporary = timing.temporary(executable) or 0
+            self._check("temporary arrays", temporary, effort)
+            self._compiled[structure, shapes] = executable, seconds
+        return self._compiled[structure, shapes]
+
+    def _step(self, params, inputs, targets, key, gradient, damping):
+        statistics = self.curvature.estimate(params, inputs, targets, key)
+        metric = self.curvature.metric(statistics, params, inputs, targets)
+        return self._solve(metric, gradient, damping), statistics
+
+    def _check(self, what: str, needed: int, effort: Effort) -> None:
+        if needed > effort.memory:
+            raise DoesNotFitError(
+                f"{self._name} needs {tables.size(needed)} of {what}, and "
+                f"effort.memory is {tables.size(effort.memory)}. Leave it out, or "
+                "allow more with effort=Effort(memory=...)."
+            )
+
+
+def own_solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
+    """The metric's own solution."""
+    return metric.solution(gradient, damping)
+
+
+def by_conjugate_gradients(effort: Effort) -> Solve:
+    """The solution from products alone, as exact as `effort.stop` says."""
+
+    def solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
+        layout = metric.layout
+        product = lambda x: layout.ravel(metric.mv(layout.unravel(x)))
+        damping = damping.astype(layout.dtype)
+        value, iterations = conjugate_gradients(
+            lambda x: product(x) + damping * x,
+            layout.ravel(gradient),
+            lambda x: x,
+            effort.stop,
+        )
+        nothing = jnp.zeros((), bool)
+        return Solution(layout.unravel(value), nothing, iterations=iterations)
+
+    return solve

@@ -1,53 +1,27 @@
-"""What the terminal shows: tables with rich, what they mean, and progress."""
+"""What the terminal shows: tables with rich, and what they mean."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from natgrad.compare import tables
+from natgrad.compare import columns, tables
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.experiment import Experiment
 from natgrad.compare.extras import require
 from natgrad.compare.standings import Race
 from natgrad.compare.tables import Table, figure
 
-# (what is being done now, how many parts were finished since the last call).
-Advance = Callable[[str, int], None]
-
 # Characters a line from which columns stand further apart.
 _WIDE = 100
 
 
 class Report:
-    """Prints to standard output; progress goes to standard error."""
+    """Prints to standard output."""
 
     def __init__(self):
         console = require("rich.console").Console
         self._out = console(highlight=False)
-        self._err = console(stderr=True, highlight=False)
-
-    @contextlib.contextmanager
-    def progress(self, total: int) -> Iterator[Advance]:
-        """A bar with the time left, on a terminal; nothing elsewhere."""
-        rich = require("rich.progress")
-        columns = (
-            rich.TextColumn("{task.description}", markup=False),
-            rich.BarColumn(bar_width=None),
-            rich.MofNCompleteColumn(),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("left"),
-            rich.TimeRemainingColumn(),
-        )
-        with rich.Progress(
-            *columns,
-            console=self._err,
-            transient=True,
-            disable=not self._err.is_terminal,
-        ) as bar:
-            task = bar.add_task("starting", total=total)
-            yield lambda text, parts: bar.update(task, description=text, advance=parts)
 
     def opening(self, experiment: Experiment, surroundings: dict[str, Any]) -> None:
         """What is compared, on what."""
@@ -74,13 +48,15 @@ class Report:
             f"{figure(comparison.reference_norm)}; damping λ = {comparison.damping:g}; "
             f"step d = {comparison.step_size:g} · (A + λI)⁻¹g."
         )
-        step, cost = tables.FIDELITY
-        self._table(step, comparison.rows, lambda row: row.agrees)
-        used = {mark for row in comparison.rows for mark in tables.marks(row)}
-        notes = [note for note in tables.NOTES if note[0] in used]
+        step, *others = columns.FIGURES
+        self._table(step, comparison.rows)
+        used = {mark for row in comparison.rows for mark in columns.marks(row)}
+        notes = [note for note in columns.NOTES if note[0] in used]
         self._legend([*notes, *tables.legend(step)])
-        self._table(cost, comparison.rows)
-        self._legend(tables.legend(cost))
+        for table in others:
+            self._table(table, comparison.rows)
+            self._legend(tables.legend(table))
+        self._line(f"Labels: {comparison.misspecification.verdict}.")
 
     def race(self, race: Race, experiment: Experiment) -> None:
         """The table of optimizers."""
@@ -90,7 +66,7 @@ class Report:
             f"{experiment.settings.rates} learning rates half a decade apart, the best "
             "chosen by training loss."
         )
-        self._table(tables.RACE, race.entries)
+        self._table(columns.RACE, race.entries)
         baselines = "sgd and adam are optax's"
         self._legend(
             [
@@ -99,9 +75,15 @@ class Report:
                     "a curvature's name: the step −η (A + λI)⁻¹g with A of the current "
                     f"batch and λ = {race.damping:g}, which was not tuned; {baselines}",
                 ),
-                *tables.legend(tables.RACE),
+                *tables.legend(columns.RACE),
             ]
         )
+
+    def verdict(self, headline: str, points: Iterable[str]) -> None:
+        """Which approximation to use."""
+        self._heading(headline)
+        for point in points:
+            self._line(f"- {point}")
 
     def closing(self, written: Iterable[str], seconds: float) -> None:
         """Which files there are now."""
@@ -115,27 +97,8 @@ class Report:
     def _line(self, text: str, style: str = "") -> None:
         self._out.print(text, style=style, markup=False, soft_wrap=False)
 
-    def _table(
-        self,
-        columns: Table,
-        rows: Sequence[Any],
-        agrees: Callable[[Any], bool] | None = None,
-    ) -> None:
-        rich = require("rich.table")
-        box = require("rich.box").SIMPLE_HEAD
-        body = tables.cells(columns, rows)
-        wide = int(self._out.width >= _WIDE)
-        table = rich.Table(box=box, padding=(0, wide, 0, 0))
-        first, *others = columns
-        table.add_column(first.title, overflow="fold")
-        for index, column in enumerate(others, start=1):
-            lines = [*column.title.split("\n"), *(cells[index] for cells in body)]
-            table.add_column(
-                column.title, justify="right", min_width=max(map(len, lines))
-            )
-        for row, cells in zip(rows, body, strict=True):
-            table.add_row(*cells, style="green" if agrees and agrees(row) else "")
-        self._out.print(table)
+    def _table(self, columns: Table, rows: Sequence[Any]) -> None:
+        self._out.print(tables.rich(columns, rows, int(self._out.width >= _WIDE)))
 
     def _legend(self, entries: Iterable[tuple[str, str]]) -> None:
         grid = require("rich.table").Table.grid(padding=(0, 2))

@@ -1,7 +1,4 @@
-"""Tables: which figure stands in which column, how it is written, what it means.
-
-Plain text here; `report` shows the same columns with rich.
-"""
+"""Tables: how figures are written, as plain text or with rich."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from natgrad.compare.extras import require
 
 MISSING = "–"
 
@@ -47,6 +46,14 @@ def figure(value: float | None) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def estimate(value: float, noise: float) -> str:
+    """A figure and its standard error, where that can be seen."""
+    if math.isnan(value):
+        return MISSING
+    visible = math.isfinite(noise) and noise > 1e-3 * abs(value)
+    return figure(value) + (f"±{noise:.0g}" if visible else "")
+
+
 def size(count: int | None) -> str:
     """Bytes, with a decimal unit."""
     if count is None:
@@ -66,121 +73,6 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 2}f} ms"
 
 
-def marks(row: Any) -> str:
-    """† for the data's own labels, ‡ for random ones; see `NOTES`."""
-    return "†" * row.uses_targets + "‡" * row.uses_key
-
-
-NOTES = (
-    (
-        "†",
-        "made of the data's own labels: not the Fisher information, even where close",
-    ),
-    ("‡", "made of labels drawn from the model: the figures are those of one draw"),
-)
-
-
-def _of(name: str) -> Callable[[Any], str]:
-    return lambda row: figure(getattr(row, name))
-
-
-_NAME = Column("approximation", lambda row: row.name + marks(row))
-
-_STEP: Table = (
-    _NAME,
-    Column(
-        "rel.\nerror",
-        _of("relative_error"),
-        "‖A − F‖ / ‖F‖ in the Frobenius norm; 0 is exact",
-    ),
-    Column(
-        "step\ncosine",
-        _of("step_cosine"),
-        "between the steps (A + λI)⁻¹g and (F + λI)⁻¹g; 1 is the same direction",
-    ),
-    Column("step\nlength", _of("step_norm_ratio"), "its length over the exact step's"),
-    Column(
-        "loss ↓\nby F",
-        _of("predicted_loss_decrease"),
-        "fall of the loss that the quadratic model with F predicts for A's step (nats)",
-    ),
-    Column(
-        "loss ↓\nby A",
-        _of("own_predicted_loss_decrease"),
-        "the same with A itself: what an optimizer that has only A believes (nats)",
-    ),
-    Column(
-        "loss ↓\nactual",
-        _of("actual_loss_decrease"),
-        "what the loss really falls by; negative where the full step overshoots (nats)",
-    ),
-    Column("KL\nby F", _of("predicted_kl"), "½⟨d, F d⟩ along A's step d (nats)"),
-    Column("KL\nby A", _of("own_predicted_kl"), "½⟨d, A d⟩ (nats)"),
-    Column("KL\nactual", _of("actual_kl"), "mean KL(p_θ ‖ p_{θ−d}) (nats)"),
-)
-
-_COST: Table = (
-    _NAME,
-    Column(
-        "run",
-        lambda row: duration(row.cost.run_seconds),
-        "estimate A from the batch and solve for one step; median, gradient given",
-    ),
-    Column(
-        "compile",
-        lambda row: duration(row.cost.compile_seconds),
-        "of the same, once",
-    ),
-    Column(
-        "kept",
-        lambda row: size(row.statistics_bytes),
-        "the statistics that an optimizer carries from step to step",
-    ),
-    Column(
-        "temporary",
-        lambda row: size(row.cost.temporary_bytes),
-        "what XLA allocates beside them during the step",
-    ),
-    Column(
-        "residual",
-        lambda row: figure(row.residual) + "!" * row.fallback,
-        "|(A + λI)d − g| / |g|; ! where the solver fell back on its second choice",
-    ),
-)
-
-FIDELITY: tuple[Table, ...] = (_STEP, _COST)
-
-_BEST = lambda name: lambda entry: figure(entry.best and getattr(entry.best, name))
-
-RACE: Table = (
-    Column("optimizer", lambda entry: entry.name),
-    Column(
-        "best\nrate",
-        lambda entry: (
-            f"{entry.best.learning_rate:g}{'*' if entry.on_edge else ''}"
-            if entry.best
-            else "none"
-        ),
-        "learning rate with the lowest final train loss; * on the edge of its grid",
-    ),
-    Column("train\nloss", _BEST("final_train_loss"), "over all training data (nats)"),
-    Column("test\nloss", _BEST("final_test_loss"), "on held-out data (nats)"),
-    Column("test\nscore", _BEST("final_score"), "accuracy of classes, R² of numbers"),
-    Column(
-        "time\na step",
-        lambda entry: duration(entry.seconds_a_step),
-        "median over the runs, compiling and evaluating left out",
-    ),
-    Column("compile", lambda entry: duration(entry.compile_seconds), "once"),
-    Column(
-        "failed",
-        lambda entry: f"{len(entry.failed)} of {len(entry.runs)}",
-        "learning rates whose run was not finite or ended above its first loss; "
-        "shown, and never the best",
-    ),
-)
-
-
 def cells(table: Table, rows: Iterable[Any]) -> list[list[str]]:
     """The text of every cell, row by row."""
     return [[column.text(row) for column in table] for row in rows]
@@ -193,6 +85,33 @@ def legend(table: Sequence[Column]) -> list[tuple[str, str]]:
         for column in table
         if column.meaning
     ]
+
+
+def rich(table: Table, rows: Iterable[Any], spread: int = 1) -> Any:
+    """A table of rich, the first column left, the others right.
+
+    Args:
+        table: the columns.
+        rows: what stands in them; what agrees with the reference is green.
+        spread: spaces between columns, beside the one that is always there.
+    """
+    box = require("rich.box").SIMPLE_HEAD
+    found = require("rich.table").Table(box=box, padding=(0, spread, 0, 0))
+    rows = list(rows)
+    body = cells(table, rows)
+    for index, column in enumerate(table):
+        lines = [*column.title.split("\n"), *(cells[index] for cells in body)]
+        found.add_column(
+            column.title,
+            justify="right" if index else "left",
+            overflow="fold",
+            min_width=max(map(len, lines)) if index else None,
+        )
+    text = require("rich.text").Text
+    for row, line in zip(rows, body, strict=True):
+        style = "green" if getattr(row, "agrees", False) else ""
+        found.add_row(*map(text, line), style=style)
+    return found
 
 
 def plain(table: Table, rows: Iterable[Any]) -> str:

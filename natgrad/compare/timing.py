@@ -44,19 +44,19 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def measure(function: Callable, *args: Any, repeats: int) -> tuple[Any, Cost]:
-    """Compile, run once to warm up, then time `repeats` runs, fewer if they are slow.
+def measure(executable: Callable, *args: Any, repeats: int) -> tuple[Any, float]:
+    """Run once to warm up, then time `repeats` runs, fewer if they are slow.
+
+    A first run that takes long is itself the time: warming up takes little of it.
 
     Returns:
-        What the function gave, and its cost.
+        What the function gave, and the median of the seconds.
     """
-    executable, compile_seconds = compiled(function, *args)
-    result = jax.block_until_ready(executable(*args))
-    seconds = []
+    result, first = timed(executable, *args)
+    seconds = [first] if first > _PATIENCE else []
     while len(seconds) < repeats and sum(seconds) < _PATIENCE:
         seconds.append(timed(executable, *args)[1])
-    cost = Cost(compile_seconds, statistics.median(seconds), _temporary(executable))
-    return result, cost
+    return result, statistics.median(seconds)
 
 
 def size_in_bytes(tree: Any) -> int:
@@ -64,6 +64,7 @@ def size_in_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _temporary(executable: Any) -> int | None:
+def temporary(executable: Any) -> int | None:
+    """The bytes that XLA allocates beside arguments and results, where it says."""
     analysis = executable.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

@@ -68,23 +68,36 @@ class Course:
             count: learning rates in the grid.
             evaluate: `self.evaluate`, compiled once for all.
         """
+        compile_seconds, run = self.runner(entrant, evaluate)
+        of = lambda rate: run(rate, self.params, self.batches)
+        return compile_seconds, map(of, entrant.rates(count))
+
+    def runner(
+        self, entrant: Contender, evaluate: Callable
+    ) -> tuple[float, Callable[[float, Params, Array], Run]]:
+        """The seconds of compiling, and a function from rate, start and batches to Run.
+
+        Args:
+            entrant: who runs.
+            evaluate: `self.evaluate`, compiled once for all.
+        """
         dtype = Layout.of(self.params).dtype
-        segment = max(d for d in range(1, _SEGMENT + 1) if len(self.batches) % d == 0)
-        segments = self.batches.reshape(-1, segment, self.batches.shape[1])
+        steps, batch_size = self.batches.shape
+        segment = max(d for d in range(1, _SEGMENT + 1) if steps % d == 0)
         start = jax.jit(lambda params: (params, entrant.make(1.0).init(params)))
         advance, compile_seconds = timing.compiled(
             lambda *args: self._advance(entrant, *args),
             jnp.asarray(1.0, dtype),
             start(self.params),
-            segments[0],
+            self.batches[:segment],
             self.train,
         )
-        stacked = jax.tree.map(lambda leaf: leaf[None], self.params)
-        first = evaluate(stacked, self.train, self.test)
 
-        def run(rate):
-            carry, seconds, figures = start(self.params), [0.0], [first]
-            for indices in segments:
+        def run(rate, params, batches):
+            stacked = jax.tree.map(lambda leaf: leaf[None], params)
+            first = evaluate(stacked, self.train, self.test)
+            carry, seconds, figures = start(params), [0.0], [first]
+            for indices in batches.reshape(-1, segment, batch_size):
                 (carry, iterates), elapsed = timing.timed(
                     advance, jnp.asarray(rate, dtype), carry, indices, self.train
                 )
@@ -96,7 +109,7 @@ class Course:
             ]
             return Run(rate, seconds, *columns)
 
-        return compile_seconds, map(run, entrant.rates(count))
+        return compile_seconds, run
 
     def _advance(self, entrant, rate, carry, indices, train):
         """Some steps, and the parameters after each: (carry, [steps, ...])."""
@@ -168,6 +181,7 @@ def race(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("rates", rates)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    model = with_example(model, train[0])
     entrants = [contender(name, model, damping) for name in dict.fromkeys(names)]
     count = jnp.shape(train[1])[0]
     batch_size = min(batch_size, count)
@@ -177,7 +191,7 @@ def race(
         train=train,
         test=test,
         score=score,
-        batches=_batches(count, batch_size, steps, seed),
+        batches=batch_order(count, batch_size, steps, seed),
         damping=damping,
     )
     evaluate = jax.jit(course.evaluate)
@@ -195,7 +209,15 @@ def race(
     return Race(tuple(entries), steps, batch_size, damping)
 
 
-def _batches(count: int, batch_size: int, steps: int, seed: int) -> Array:
+def with_example(model: Model, inputs: Any) -> Model:
+    """The model, with example inputs if it has none: layers are read before a step."""
+    if model.example_inputs is not None or model.in_axes != 0:
+        return model
+    example = jax.tree.map(lambda leaf: leaf[:1], inputs)
+    return dataclasses.replace(model, example_inputs=example)
+
+
+def batch_order(count: int, batch_size: int, steps: int, seed: Any) -> Array:
     """Row indices [steps, batch_size]: reshuffled passes, without replacement."""
     draw = np.random.default_rng(seed)
     each = count // batch_size

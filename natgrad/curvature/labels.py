@@ -185,7 +185,7 @@ class Sampled(Labels):
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
         ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
         scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
-        whole, share = _share(weights)
+        whole, share = _share(model, weights)
         if weights.ndim:
             scores = jnp.sqrt(_trailing(share, z))[None] * scores
         return ScoreColumns(scores, whole * ones / self.n)
@@ -203,7 +203,7 @@ class Empirical(Labels):
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column, the score of the example's label over all its factors."""
         scores = _scores(model, z, example.target, example.weights.ndim)
-        whole, share = _share(example.weights)
+        whole, share = _share(model, example.weights)
         if example.weights.ndim:
             scores = _trailing(share, z) * scores
         return ScoreColumns(scores[None], whole[None])
@@ -266,8 +266,10 @@ def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
     return score(z, y)
 
 
-def _share(weights: Array) -> tuple[Array, Array]:
+def _share(model: Model, weights: Array) -> tuple[Array, Array]:
     """ω = max_t w_t, and w_t/ω (0 where ω is)."""
+    if model.weights is None:  # ones, over which XLA would run a maximum to compile
+        return jnp.ones((), weights.dtype), weights
     whole = jnp.max(weights)
     safe = jnp.where(whole == 0, 1, whole)
     return whole, weights / safe

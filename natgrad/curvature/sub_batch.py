@@ -48,7 +48,7 @@ class SubBatch(Delegate):
         object.__setattr__(self, "labels", self.curvature.labels)
         if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(
-                "SubBatch(curvature, every) takes every so manieth example, an integer "
+                "SubBatch(curvature, every) uses one example in `every`, an integer "
                 f">= 1, got {self.every!r}."
             )
         if self.curvature.instantaneous:
@@ -131,7 +131,7 @@ class SubBatch(Delegate):
         return count
 
     def _part(self, inputs: Inputs, targets: Any, first: Any) -> tuple[Inputs, Any]:
-        """Every so manieth example from `first` on, of inputs and targets."""
+        """One example in `every`, from `first` on, of inputs and targets."""
         count = self._count(inputs, targets)
         number = max(1, count // self.every)
 

@@ -38,6 +38,7 @@ from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.report import report, table
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import (
@@ -65,12 +66,14 @@ __all__ = [
     "NotCapturedError",
     "PerExample",
     "ProjectedSquares",
+    "Recombined",
     "Reduce",
     "RowFactors",
     "Rows",
     "Squares",
     "Statistic",
     "capture",
+    "recombinable",
     "report",
     "table",
 ]

@@ -70,6 +70,28 @@ class Captured:
         results = walked(walk, self._traced, params, inputs, live)
         return jax.tree.unflatten(self._structure, results)
 
+    def changed(
+        self, params: Params, inputs: Inputs, change: Mapping[str, Callable]
+    ) -> Any:
+        """apply(params, inputs), with the ops of some blocks' uses replaced.
+
+        Args:
+            params: the parameters.
+            inputs: the inputs.
+            change: block's name -> (op, use) -> another op on the same operands.
+        """
+        taps = {
+            use.path: (block.name, lambda op, use, f=change[block.name]: f(op, use))
+            for block in self.blocks
+            if block.name in change
+            for use in block.uses
+        }
+        live = dict.fromkeys(change, (None, None))
+        results = walked(
+            Interpreter(self._examples, taps), self._traced, params, inputs, live
+        )
+        return jax.tree.unflatten(self._structure, results)
+
     def pull(
         self, wanted: Wanted, params: Params, inputs: Inputs
     ) -> tuple[Any, Callable[[Any], tuple[Params, dict]]]:

@@ -39,8 +39,9 @@ class Interpreter:
 
     Attributes:
         examples: the example axis of every variable.
-        taps: path -> (block's name, make), where make(operation) is the tap's `Work`;
-            empty when the walk is for finding uses.
+        taps: path -> (block's name, make), where make(op, use) is the tap's `Work`, or
+            another op where the block has no probe; empty when the walk is for finding
+            uses.
         stacked: path of a scan -> names of the blocks that it slices.
         findings: what the walk found.
     """
@@ -225,6 +226,8 @@ class Step:
         block, make = found
         op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
         probe, context = self.live[block]
+        if probe is None:  # then `make` changes the op
+            return [make(op, use)(*self.values)]
         probe = tree.varying_like(probe, self.values)
         work = make(op, use)
         scale = mark.scale

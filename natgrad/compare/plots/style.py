@@ -6,6 +6,7 @@ line styles differ too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from natgrad.compare.experiment import Experiment
@@ -19,11 +20,9 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 WIDE = 8.0
 
 
-def open_figure(title: str) -> Any:
-    """A wide figure that draws to a file."""
-    figure = require("matplotlib.figure").Figure(
-        figsize=(15, 8.4), layout="constrained"
-    )
+def open_figure(title: str, size: tuple[float, float] = (15, 8.4)) -> Any:
+    """A figure that draws to a file; its size in inches."""
+    figure = require("matplotlib.figure").Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -31,6 +30,18 @@ def open_figure(title: str) -> Any:
 def save(figure: Any, file: BinaryIO) -> None:
     """Write a figure as PNG."""
     figure.savefig(file, format="png", dpi=130)
+
+
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """name -> colour, line style and marker, told apart by two of the three."""
+    return {
+        name: {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": LINES[index % len(LINES)],
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+        for index, name in enumerate(names)
+    }
 
 
 def subject(experiment: Experiment) -> str:

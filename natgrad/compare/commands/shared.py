@@ -1,0 +1,50 @@
+"""What the commands share: exit codes, errors, and options that mean one thing."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from natgrad.compare.extras import require
+
+# Exit codes: what went wrong while running, what was asked wrongly, and Ctrl-C.
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class UsageError(Exception):
+    """The command line asks for what does not exist or cannot be."""
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """--output."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help=f"where files go (default: {default})",
+    )
+
+
+@contextlib.contextmanager
+def numerics(*, x64: bool) -> Iterator[None]:
+    """Compute in this precision, with LAPACK on one thread.
+
+    OpenBLAS's threads spin while they wait, which on a busy machine makes a
+    factorisation some ten times slower. XLA keeps its threads.
+    """
+    limits = require("threadpoolctl").threadpool_limits
+    with (
+        jax.enable_x64(x64 or jax.config.jax_enable_x64),
+        limits(1, user_api="blas"),
+    ):
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """A message without line breaks."""
+    return " ".join(str(error).split())

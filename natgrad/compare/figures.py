@@ -1,0 +1,106 @@
+"""The figures of one part of the parameters: all of them, or one block.
+
+A is the approximation, F the reference, λ the damping; d_A = (A + λI)⁻¹ g and d_F are
+steps of all parameters, of which a block sees its own entries. Inside a block A and F
+stand for their diagonal blocks. With μ_i the eigenvalues of (F + λI)⁻¹(A + λI),
+
+    KL(N(0, (F + λI)⁻¹) ‖ N(0, (A + λI)⁻¹)) = ½ Σ_i (μ_i − 1 − log μ_i)
+
+is the divergence, in nats, between the posteriors that F and A stand for (Laplace's
+approximation with prior precision λ), and Σ_i a_i/(a_i + λ) over the eigenvalues a_i of
+A its effective dimension: the directions that outweigh the damping (MacKay 1992).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """An approximation A of F on one part of the parameters.
+
+    A figure that is not known is NaN. Without matrices, figures are means over random
+    probes, whose standard errors stand in `standard_errors`; then the spectral error
+    and the extreme ratios, from Krylov spaces, are bounds from inside.
+
+    Attributes:
+        name: of the block, "" for all parameters.
+        parameters: how many.
+        relative_error: ‖A − F‖_F / ‖F‖_F.
+        spectral_error: ‖A − F‖₂ / ‖F‖₂.
+        trace_ratio: tr A / tr F.
+        divergence: KL(N(0, (F + λI)⁻¹) ‖ N(0, (A + λI)⁻¹)), nats.
+        step_cosine: between d_A and d_F.
+        step_norm_ratio: |d_A| / |d_F|.
+        lowest_ratio: the smallest eigenvalue μ of (F + λI)⁻¹(A + λI).
+        median_ratio: the middle one.
+        highest_ratio: the largest.
+        effective_dimension: Σ a/(a + λ).
+        exact_effective_dimension: the same of F.
+        standard_errors: figure -> its standard error, where it is an estimate.
+    """
+
+    name: str
+    parameters: int
+    relative_error: float
+    spectral_error: float
+    trace_ratio: float
+    divergence: float
+    step_cosine: float
+    step_norm_ratio: float
+    lowest_ratio: float
+    median_ratio: float
+    highest_ratio: float
+    effective_dimension: float
+    exact_effective_dimension: float
+    standard_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues, largest first, thinned.
+
+    Attributes:
+        ranks: values[i] is about the ranks[i]-th largest; fractions where estimated.
+        values: eigenvalues.
+    """
+
+    ranks: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Cosine and ratio of lengths of two steps."""
+    own, other = np.linalg.norm(step), np.linalg.norm(exact)
+    return {
+        "step_cosine": ratio(step @ exact, own * other),
+        "step_norm_ratio": ratio(own, other),
+    }
+
+
+def divergence(ratios: np.ndarray) -> float:
+    """½ Σ (μ − 1 − log μ); infinite where some μ is not positive."""
+    if np.isnan(ratios).any():
+        return math.nan
+    if ratios.min() <= 0:
+        return math.inf
+    # μ − 1 − log μ without cancellation near 1.
+    excess = ratios - 1
+    return float(np.sum(np.maximum(excess - np.log1p(excess), 0)) / 2)
+
+
+def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
+    """Σ a/(a + λ); the rank for λ = 0."""
+    noise = np.finfo(float).eps * len(eigenvalues) * np.abs(eigenvalues).max()
+    positive = eigenvalues[eigenvalues > noise]
+    return float(np.sum(positive / (positive + damping)))
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """numerator / denominator, NaN where the denominator is 0."""
+    return float(numerator) / float(denominator) if denominator else math.nan

@@ -1,0 +1,196 @@
+"""`natgrad report`: the page, and the verdict at its top."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from natgrad.__main__ import main
+from natgrad.compare import page
+from natgrad.compare.commands import session
+from natgrad.compare.standings import Entry, Race, Run
+from natgrad.compare.tables import Column
+from natgrad.compare.verdict import verdict
+
+
+def row(name, cosine, ratio, seconds, **more):
+    return SimpleNamespace(
+        name=name,
+        step_cosine=cosine,
+        step_norm_ratio=ratio,
+        cost=SimpleNamespace(run_seconds=seconds),
+        actual_loss_decrease=more.get("decrease", 0.1),
+        agrees=more.get("agrees", False),
+        uses_targets=more.get("targets", False),
+    )
+
+
+def comparison(*rows):
+    found = SimpleNamespace(verdict="they could have come from the model")
+    return SimpleNamespace(rows=rows, misspecification=found)
+
+
+EXACT = row("exact", 1.0, 1.0, 0.5, agrees=True)
+
+
+def test_the_quickest_that_follows_the_exact_step_is_recommended():
+    rows = [
+        EXACT,
+        row("good", 0.95, 1.2, 0.1),
+        row("better", 0.99, 1.0, 0.2),
+        row("long", 0.99, 5.0, 0.01),
+        row("labels", 0.99, 1.0, 0.001, targets=True),
+        row("poor", 0.2, 1.0, 0.002, decrease=-1.0),
+    ]
+    found = verdict(comparison(*rows), None)
+    assert "use good" in found.headline
+    assert "cosine 0.95" in found.headline
+    text = " ".join(found.points)
+    assert "If good is too slow: long" in text
+    assert "Far from the exact step (cosine below 0.5): poor (0.20)." in text
+    assert "The full step raises the loss for poor" in text
+    assert "labels is made of the data's own labels" in text
+    assert "could have come from the model" in text
+
+
+def test_where_nothing_follows_the_verdict_says_so():
+    found = verdict(comparison(row("a", 0.3, 1, 1), row("b", 0.6, 1, 2)), None)
+    assert "No approximation" in found.headline
+    assert "b comes closest (cosine 0.60)" in found.headline
+    nothing = verdict(comparison(row("nan", float("nan"), 1, 1)), None)
+    assert "No approximation" in nothing.headline
+    assert verdict(None, None).headline == "Nothing was finished."
+
+
+def run(seconds, losses):
+    return Run(0.1, seconds, losses, losses, losses)
+
+
+def test_the_race_says_who_is_first_and_who_is_lowest():
+    race = Race(
+        (
+            Entry("slow", (run([0, 5, 9], [2.0, 0.5, 0.1]),), 1.0),
+            Entry("quick", (run([0, 1, 2], [2.0, 0.9, 0.6]),), 1.0),
+            Entry("last", (run([0, 1, 2], [2.0, 1.9, 1.8]),), 1.0),
+            Entry("lost", (run([0, 1, 2], [2.0, 3.0, 9.0]),), 1.0),
+        ),
+        2,
+        8,
+        1e-3,
+    )
+    found = verdict(None, race)
+    assert "use quick: it was the first at 0.600 nats" in found.headline
+    assert "slow reached the lowest loss: 0.100 nats" in found.points[0]
+    assert "lost (1 of 1)" in found.points[-1]
+    lost = verdict(None, Race(race.entries[3:], 2, 8, 1e-3))
+    assert "every run of every optimizer failed" in lost.headline
+
+
+class Links(HTMLParser):
+    """What a page asks for, its text, and the tags that are open."""
+
+    VOID = ("meta", "img", "br", "!doctype")
+
+    def __init__(self, text):
+        super().__init__()
+        self.targets, self.open, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.targets += [v for k, v in attributes if k in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def check(text):
+    """Well formed, and asks for nothing but itself."""
+    links = Links(text)
+    assert links.open == []
+    assert all(
+        target.startswith(("data:image/png;base64,", "#")) for target in links.targets
+    )
+    assert "url(" not in text
+    assert "<script" not in text
+    assert "@import" not in text
+    return links
+
+
+def test_what_is_shown_is_escaped():
+    columns = (Column("<b>\n&", lambda row: row, "a < b"),)
+    parts = (page.paragraph("x < y"), page.table(columns, ["<script>"]))
+    text = page.page(
+        "<t>", ["<a>"], "<h>", ["<p>"], [page.Section("<s>", parts)], "<w>"
+    )
+    words = " ".join(check(text).words)
+    for piece in (
+        "<t>",
+        "<a>",
+        "<h>",
+        "<p>",
+        "<s>",
+        "<w>",
+        "x < y",
+        "<script>",
+        "a < b",
+    ):
+        assert piece in words
+
+
+FEW = """
+    report --quick --hidden 2 --at-step 1 --approximations dense diagonal empirical
+    --optimizers sgd --rates 1 --steps 2
+""".split()  # noqa: SIM905 (as it is typed)
+
+
+@pytest.fixture
+def source(tmp_path):
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(size=(24, 2))
+    path = tmp_path / "mine.npz"
+    np.savez(path, inputs=inputs, targets=(inputs[:, 0] > 0).astype(int))
+    return str(path)
+
+
+def test_the_page_holds_everything(tmp_path, capsys, source):
+    output = tmp_path / "out"
+    assert main([*FEW, "--data", source, "--output", str(output)]) == 0
+    assert sorted(p.name for p in output.iterdir()) == ["report.html", "report.json"]
+    text = (output / "report.html").read_text()
+    links = check(text)
+    assert sum(target.startswith("data:") for target in links.targets) == 5
+    words = " ".join(links.words)
+    record = json.loads((output / "report.json").read_text())
+    assert record["complete"] is True
+    assert record["verdict"]["headline"] in words
+    assert all(point in words for point in record["verdict"]["points"])
+    for name in ("dense", "diagonal", "empirical†", "sgd"):
+        assert name in links.words
+    assert "Unfinished" not in words
+    assert record["verdict"]["headline"].split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupted_report_says_that_it_is_unfinished(
+    tmp_path, capsys, monkeypatch, source
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "race", interrupt)
+    output = tmp_path / "out"
+    assert main([*FEW, "--data", source, "--output", str(output)]) == 130
+    text = (output / "report.html").read_text()
+    check(text)
+    assert "Unfinished" in text
+    assert json.loads((output / "report.json").read_text())["complete"] is False
+    assert "interrupted, kept" in capsys.readouterr().err
