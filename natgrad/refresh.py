@@ -89,14 +89,15 @@ class Solved(NamedTuple):
         usable: is it finite, from finite arguments?
         kept: for the next step.
         measured: shall the residual be measured in this step?
-        period: steps between two refreshes.
+        settled: usable steps from the start until F is taken to change slowly: the
+            warm-up and a period.
     """
 
     solution: Solution
     usable: Array
     kept: Any
     measured: Array
-    period: int
+    settled: int
 
 
 def check(refresh: Refresh, solver: Solver | None) -> None:
@@ -176,7 +177,8 @@ def solve(
     age = kept.age + usable.astype(kept.age.dtype)
     measured = usable & (age % refresh.inverses == 0)
     kept = kept._replace(age=age)
-    return Solved(solution, usable, kept, measured, refresh.inverses)
+    settled = refresh.warm_up + refresh.inverses
+    return Solved(solution, usable, kept, measured, settled)
 
 
 def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:

@@ -115,8 +115,8 @@ def examined(
 
     With inverses kept over several steps, the product F d that residual and ratio need
     is formed once a period, when the inverses are oldest; with a trust region also in
-    each step of the first period, when F changes fastest. In between, ⟨d, F d⟩ is taken
-    to be the last measured multiple of ⟨g, d⟩.
+    each step of the warm-up and of the period after it, when F changes fastest. In
+    between, ⟨d, F d⟩ is taken to be the last measured multiple of ⟨g, d⟩.
     """
     direction, fallback, remainder, iterations = solved.solution
     usable, old = solved.usable, state.health
@@ -139,7 +139,7 @@ def examined(
     else:
         due = solved.measured
         if trust_region is not None:
-            due = due | (usable & (solved.kept.age < solved.period))
+            due = due | (usable & (solved.kept.age < solved.settled))
         residual, ratio = jax.lax.cond(
             any_member(due), measure, lambda: (old.residual, old.ratio)
         )
