@@ -194,15 +194,3 @@ def test_distances_are_the_closed_forms(name):
     p, q = law(name), law(name).at(jnp.asarray(0.7))
     expected = abs(DISTANCES[name](LAWS[name].point, 0.7))
     np.testing.assert_allclose(ng.distance(p, q), expected, 1e-12)
-
-
-@pytest.mark.slow
-def test_normal_distances_of_matrices_with_one_mean():
-    """√(½ Σ log² λ_i), λ the eigenvalues of S⁻¹R, by shooting."""
-    p = law("multivariate_normal")
-    q = p.at(jnp.array([0.3, -1, 0.7, -0.3, 1.9]))
-    s, r = (np.asarray(x.coordinates)[2:][np.array([[0, 1], [1, 2]])] for x in (p, q))
-    values = np.linalg.eigvals(np.linalg.solve(s, r))
-    expected = np.sqrt(np.sum(np.log(values) ** 2) / 2)
-    actual = jax.jit(ng.shooting_distance)(p, q)
-    np.testing.assert_allclose(actual, expected, 1e-8)

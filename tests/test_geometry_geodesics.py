@@ -135,15 +135,12 @@ def test_a_distance_that_is_not_found_is_nan():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["normal", pytest.param("gamma", marks=pytest.mark.slow)]
-)
-def test_distances_are_differentiable(name):
+def test_distances_are_differentiable():
     """Through the solver, implicitly: against central differences."""
-    manifold = MANIFOLDS[name]
-    end = ng.Point(manifold.family, manifold.chart, coordinates(name, 1))
+    manifold = MANIFOLDS["normal"]
+    end = ng.Point(manifold.family, manifold.chart, coordinates("normal", 1))
     length = lambda x: ng.shooting_distance(end.at(x), end)
-    report = ng.check.derivatives(length, coordinates(name), tolerance=1e-6)
+    report = ng.check.derivatives(length, coordinates("normal"), tolerance=1e-6)
     report.raise_if_failed()
 
 
