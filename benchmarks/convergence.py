@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.curves import figure
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.racing import Local, measure, summarise, together
+from benchmarks.racing import Local, measure, raced, together
 from benchmarks.report import cell, quartiles, table, write
 from benchmarks.timing import environment
 from benchmarks.training import OF_IMAGES, PROBLEMS, Problem
@@ -87,19 +87,7 @@ def race(problem: Problem, names: list[str], options) -> dict[str, Any]:
             "compile_seconds": runner.compile_wall,
             "runs": [],
         }
-    for seed in range(1, options.seeds + 1):
-        runs = together(problem, runners, seed, options.steps, options.every)
-        for name, run in runs.items():
-            found[name]["runs"].append(run)
-        print(f"seed {seed} done", flush=True)
-    summarise(found)
-    return {
-        "data": problem.about,
-        "examples": len(problem.y),
-        "batch": problem.batch,
-        "goal": found["adam"]["last"]["median"],
-        "optimizers": found,
-    }
+    return raced(problem, runners, found, options)
 
 
 def tuned(problem, name: str, runner: Local, grid, options) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ import natgrad as ng
 from benchmarks.convergence import section
 from benchmarks.curves import figure
 from benchmarks.optimizers import OPTIMIZERS, Entry
-from benchmarks.racing import EVALUATED, Local, measure, summarise, together
+from benchmarks.racing import EVALUATED, Local, measure, raced
 from benchmarks.report import write
 from benchmarks.timing import environment
 from benchmarks.training import PROBLEMS, Pick, Problem
@@ -123,19 +123,7 @@ def race(problem: Problem, code: int, worker, scratch: Path, options):
                 continue
             runners[name] = Remote(worker, name, problem, scratch)
             entries[name] = {"setting": [], "compile_cpu_seconds": None, "runs": []}
-        for seed in range(1, options.seeds + 1):
-            runs = together(problem, runners, seed, options.steps, options.every)
-            for name, run in runs.items():
-                entries[name]["runs"].append(run)
-            print(f"seed {seed} done", flush=True)
-    summarise(entries)
-    return {
-        "data": problem.about,
-        "examples": len(problem.y),
-        "batch": problem.batch,
-        "goal": entries["adam"]["last"]["median"],
-        "optimizers": entries,
-    }
+        return raced(problem, runners, entries, options)
 
 
 class Remote:

@@ -134,6 +134,28 @@ def together(
     return {name: {"seed": seed, **curve} for name, curve in curves.items()}
 
 
+def raced(
+    problem: Problem, runners: dict[str, Runner], found: dict[str, Any], options: Any
+) -> dict[str, Any]:
+    """The record of a race over `options.seeds` seeds.
+
+    `found` holds an entry by name, to whose "runs" the curves are added.
+    """
+    for seed in range(1, options.seeds + 1):
+        runs = together(problem, runners, seed, options.steps, options.every)
+        for name, run in runs.items():
+            found[name]["runs"].append(run)
+        print(f"seed {seed} done", flush=True)
+    summarise(found)
+    return {
+        "data": problem.about,
+        "examples": len(problem.y),
+        "batch": problem.batch,
+        "goal": found["adam"]["last"]["median"],
+        "optimizers": found,
+    }
+
+
 def summarise(found: dict[str, Any]) -> None:
     """Adds last losses, when Adam's was reached, and both clocks over Adam's.
 

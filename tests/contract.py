@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -58,6 +59,11 @@ MODEL = ng.Model(
 def flat(tree):
     """A tree as a vector, leaves in the order of their names."""
     return np.concatenate([np.asarray(tree[name]).ravel() for name in sorted(tree)])
+
+
+def tree_of(vector):
+    """A tree like the parameters from a vector in the order of `flat`."""
+    return jax.flatten_util.ravel_pytree(start())[1](jnp.asarray(vector))
 
 
 class Oracle(NamedTuple):

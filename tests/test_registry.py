@@ -9,6 +9,7 @@ import pkgutil
 import subprocess
 import sys
 
+import contract
 import jax.numpy as jnp
 from modules import PACKAGE
 
@@ -43,6 +44,12 @@ def test_every_concrete_curvature_is_registered():
     assert classes == built_by(ng.CURVATURES)
     without = {name: make for name, make in ng.CURVATURES.items() if name != "diagonal"}
     assert classes - built_by(without) == {ng.curvature.Diagonal}
+
+
+def test_every_optimizer_with_a_learning_rate_meets_the_contract():
+    """The table is read off signatures: were it empty, its tests would be skipped."""
+    found = {"natural_gradient", "gram", "spring", "matrix_free", "kfac", "ekfac"}
+    assert set(contract.ALIASES) == found | {"diagonal_fisher", "empirical_fisher"}
 
 
 def test_concrete_curvatures_are_exported_and_final():
