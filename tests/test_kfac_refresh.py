@@ -244,3 +244,20 @@ def test_the_fast_path_is_the_same_step():
     for x in BATCHES[:3]:
         fast, plain, state = both(state, x)
         assert relative_error(ravel(fast), ravel(plain)) < 1e-10
+
+
+def test_a_trust_region_measures_through_the_warm_up_and_the_period_after_it():
+    """Each inverse of the warm-up is new, so an old ratio would bound nothing."""
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL),
+        damping=0.1,
+        decay=0.5,
+        solver=FactoredTikhonov(),
+        refresh=ng.Refresh(inverses=2, warm_up=4),
+        trust_region=ng.damping.TrustRegion(1e6, 1.0),
+    )
+    length = jax.jit(lambda s, d: KFAC(MODEL).metric(s, PARAMS).norm(d))
+    for step, (direction, state) in enumerate(states(tx, 5)):
+        square = length(state.statistics, direction) ** 2
+        ratio = square / ng.tree.inner(PARAMS, direction)
+        assert abs(state.health.ratio - ratio) < 1e-10 * ratio, step
