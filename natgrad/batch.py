@@ -150,3 +150,44 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
     if key.ndim > (0 if typed else 1):
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+
+
+def thinned(
+    inputs: Inputs,
+    targets: ArrayLike | None,
+    in_axes: Any,
+    every: int,
+    first: ArrayLike = 0,
+) -> tuple[Inputs, Any]:
+    """Every k-th example of inputs and targets, from `first` on.
+
+    N // k examples, and at least one; where k does not divide N they wrap around.
+    """
+    count = input_count(inputs, in_axes)
+    if count is None:
+        raise ValueError(
+            "No leaf of the inputs has an axis of examples, of which a part could be "
+            "taken: use the whole batch."
+        )
+    if targets is not None and jnp.shape(targets)[:1] != (count,):
+        raise ValueError(
+            f"targets must have a leading axis of {count} examples, as the inputs do, "
+            f"got shape {jnp.shape(targets)}."
+        )
+    if every == 1:
+        return inputs, targets
+    number = max(1, count // every)
+
+    def part(leaf):
+        leaf = jnp.asarray(leaf)
+        if number * every != count:
+            rows = (first + every * jnp.arange(number)) % count
+            return jnp.take(leaf, rows, axis=0)
+        # Examples of a device stay on it.
+        apart = leaf.reshape((number, every, *leaf.shape[1:]))
+        return jax.lax.dynamic_index_in_dim(apart, first % every, 1, keepdims=False)
+
+    batched, _ = split_inputs(inputs, in_axes)
+    mine = {id(leaf) for leaf in batched}
+    cut = lambda leaf: part(leaf) if id(leaf) in mine else leaf
+    return jax.tree.map(cut, inputs), None if targets is None else part(targets)

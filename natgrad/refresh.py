@@ -41,9 +41,10 @@ class Refresh:
         inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
             needs a solver that is a `natgrad.solvers.KeptInverse`.
         staggered: whether the pieces take turns, or are refreshed in one step.
-        warm_up: for so many steps at the start both are renewed in every step. The
-            average of a few small estimates is far from full rank, and its inverse far
-            too long in what they miss.
+        warm_up: for so many steps at the start statistics are estimated in every step,
+            and inverses renewed whenever the number of steps has doubled. The average
+            of a few small estimates is far from full rank, and its inverse far too long
+            in what they miss.
     """
 
     statistics: int = 1
@@ -64,6 +65,15 @@ class Refresh:
                     f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
                     f"{period!r}."
                 )
+
+    def warming(self, steps: Array) -> Array:
+        """Does the warm-up renew inverses after so many steps: 0, 1, 2, 4, 8 …?"""
+        doubled = (steps & (steps - 1)) == 0
+        return (steps == 0) | (doubled & (steps < self.warm_up))
+
+    def renews_inverses(self, steps: Array) -> Array:
+        """Are all inverses renewed after so many steps?"""
+        return (steps % self.inverses == 0) | self.warming(steps)
 
 
 EVERY_STEP = Refresh()

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from natgrad import refresh as refreshing
 from natgrad import tree
+from natgrad.arguments import MISSING, checked, part_of, same_shapes
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion, as_damping
 from natgrad.refresh import EVERY_STEP, Refresh
@@ -33,9 +33,6 @@ from natgrad.state import (
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Inputs, Params
 from natgrad.upkeep import kept_up
-
-# The default of `inputs=`, which may be None for a model without inputs.
-MISSING: Any = object()
 
 
 def scale_by_curvature(
@@ -106,15 +103,10 @@ def scale_by_curvature(
         **extra_args,
     ):
         del extra_args  # other transformations' of the same chain
-        if params is None:
-            raise ValueError(
-                "A curvature is computed at the parameters: call "
-                "update(gradient, state, params, inputs=x)."
-            )
-        here = _part(curvature, params, model_params)
+        here = checked(
+            curvature, updates, state, params, inputs, statistics, model_params
+        )
         layout = Layout.of(params)
-        layout.check(updates, "The gradient")
-        _check_arguments(here, state, inputs, statistics)
         state = state._replace(decay=jnp.asarray(decay, layout.dtype))
         key, draw = jax.random.split(state.key)
         strength = rule(state.count) if damping is None else damping
@@ -185,7 +177,7 @@ def observe(
     Raises:
         ValueError: if no part of the state belongs to such a curvature.
     """
-    here = _part(curvature, params, model_params)
+    here = part_of(curvature, params, model_params)
     if here.instantaneous:
         raise ValueError(
             f"{type(curvature).__name__} keeps no matrix, so there is nothing to "
@@ -193,7 +185,7 @@ def observe(
         )
     expected = jax.eval_shape(here.init, params)
     is_state = lambda node: isinstance(node, ScaleByCurvatureState)
-    matching = lambda node: is_state(node) and _same_shapes(node.statistics, expected)
+    matching = lambda node: is_state(node) and same_shapes(node.statistics, expected)
     nodes = jax.tree.leaves(state, is_leaf=is_state)
     if not any(matching(node) for node in nodes):
         raise ValueError(
@@ -226,70 +218,3 @@ def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
             "that keeps a matrix, such as natgrad.curvature.Dense or KFAC. Inside "
             "optax.inject_hyperparams keep decay static by static_args='decay'."
         )
-
-
-def _check_arguments(curvature, state, inputs, statistics) -> None:
-    """Raise where neither the batch, nor statistics, nor an observation is there.
-
-    Under jit only the running program knows whether the state was observed, so there
-    the same error is raised when it runs. A batch that was seen but not finite is no
-    reason to raise: that step is skipped.
-    """
-    if statistics is not None and not _same_shapes(statistics, state.statistics):
-        raise ValueError(
-            f"statistics must be what {type(curvature).__name__}'s value_and_grad or "
-            f"estimate gives at these params. Expected {_shapes(state.statistics)}, "
-            f"got {_shapes(statistics)}."
-        )
-    if inputs is not MISSING:
-        return
-    if curvature.instantaneous:
-        raise ValueError(
-            f"{type(curvature).__name__} is computed from the current batch: call "
-            "update(gradient, state, params, inputs=x)."
-        )
-    if statistics is not None:
-        return
-    unobserved = (state.estimates == 0) & ~state.health.skipped
-    if isinstance(unobserved, jax.core.Tracer):
-        jax.lax.cond(
-            unobserved,
-            lambda: jax.debug.callback(_raise_if_unobserved, unobserved),
-            lambda: None,
-        )
-    else:
-        _raise_if_unobserved(unobserved)
-
-
-def _raise_if_unobserved(unobserved) -> None:
-    if np.any(unobserved):
-        raise ValueError(
-            "update needs the batch: call update(gradient, state, params, inputs=x), "
-            "and targets=y too for Empirical labels. Code that cannot pass inputs "
-            "calls natgrad.observe(curvature, state, params, inputs=x) first."
-        )
-
-
-def _same_shapes(statistics, expected) -> bool:
-    return jax.tree.structure(statistics) == jax.tree.structure(expected) and (
-        _shapes(statistics) == _shapes(expected)
-    )
-
-
-def _shapes(statistics) -> Any:
-    """'float32[3, 3]' and the like in place of each leaf."""
-    describe = lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-    return jax.tree.map(describe, statistics)
-
-
-def _part(curvature, params, model_params) -> Curvature:
-    """The curvature for the parameters seen here, the others held at model_params."""
-    if model_params is not None:
-        return curvature.fixing(model_params).resolved(params)
-    if tree.has_placeholders(params):
-        raise ValueError(
-            "This transformation sees a part of the parameters only (optax.masked or "
-            "optax.multi_transform). Its model needs all of them: pass the whole tree "
-            "as update(..., model_params=params)."
-        )
-    return curvature.resolved(params)

@@ -108,9 +108,9 @@ def _groups(refresh: Refresh, inverse: Any) -> list[tuple[Array, Sequence[int]]]
     if not isinstance(inverse, Kept):
         return []
     period, age = refresh.inverses, inverse.age
-    start = max(refresh.warm_up - 1, 0)  # age is −1 before the first step
+    warming = refresh.warming(age + 1)  # age is −1 before the first step
     return [
-        ((age < start) | ((age > 0) & (age % period == turn)), group)
+        (warming | ((age > 0) & (age % period == turn)), group)
         for turn, group in turns(len(inverse.pieces), period, refresh.staggered)
     ]
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "upkeep", "transform", "spring"},
+    {"state", "refresh", "upkeep", "arguments", "transform", "spring"},
     {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},

@@ -52,7 +52,7 @@ def test_learning_rate_and_momentum_solve_the_two_dense_equations(tolerance):
         expected = -np.linalg.pinv(span.T @ matrix @ span) @ span.T @ known.gradient
         moved, state = rescaled(tree_of(u), state, params, gradient_of(params))
         rtol = tolerance("solve")
-        np.testing.assert_allclose(state.coefficients, expected, rtol, 1e-12)
+        np.testing.assert_allclose(state.coefficients[0], expected, rtol, 1e-12)
         before = span @ expected
         np.testing.assert_allclose(flat(moved), before, rtol)
         decrease = -known.gradient @ before - before @ matrix @ before / 2
@@ -69,13 +69,53 @@ def test_a_direction_that_is_no_direction_moves_nothing():
         equal(after.update, state.update, 0)
 
 
-def test_parallel_directions_leave_the_momentum_out(tolerance):
+def test_a_direction_parallel_to_the_last_step_repeats_it(tolerance):
     params, state = start(), RESCALED.init(start())
     (u,) = directions(1)
     first, state = rescaled(tree_of(u), state, params, gradient_of(params))
-    second, after = rescaled(tree_of(3 * u), state, params, gradient_of(params))
-    assert after.coefficients[1] == 0
+    second, _ = rescaled(tree_of(3 * u), state, params, gradient_of(params))
     equal(first, second, tolerance("identity"))
+
+
+def test_each_group_has_its_learning_rate_and_momentum(tolerance):
+    tx = ng.scale_by_quadratic_model(
+        MODEL, damping=LAMBDA, weight_decay=DECAY, groups={"w": "first", "b": "second"}
+    )
+    step = jax.jit(lambda u, s, p, g: tx.update(u, s, p, inputs=X, grad=g))
+    params, state = start(), tx.init(start())
+    known, before = oracle(params), np.zeros(flat(start()).size)
+    matrix = known.fisher + (LAMBDA + DECAY) * np.eye(len(before))
+    biases = flat({"w": 0 * start()["w"], "b": 0 * start()["b"] + 1}) == 1
+    for u in directions(3):
+        span = np.stack([u * biases, before * biases, u * ~biases, before * ~biases], 1)
+        expected = span @ -np.linalg.pinv(span.T @ matrix @ span) @ span.T
+        expected = expected @ known.gradient
+        moved, state = step(tree_of(u), state, params, gradient_of(params))
+        np.testing.assert_allclose(flat(moved), expected, tolerance("solve"))
+        decrease = -known.gradient @ expected - expected @ matrix @ expected / 2
+        rtol = tolerance("solve")
+        np.testing.assert_allclose(state.predicted_decrease, decrease, rtol)
+        assert state.coefficients.shape == (2, 2)
+        before = expected
+
+
+def test_a_part_of_the_batch_is_every_kth_example(tolerance):
+    tx = ng.scale_by_quadratic_model(MODEL, sub_batch=3)
+    params, (u,) = start(), directions(1)
+    state = tx.init(params)._replace(count=jnp.array(1))
+    step = jax.jit(lambda u, s, p, g: tx.update(u, s, p, inputs=X, grad=g))
+    moved, _ = step(tree_of(u), state, params, gradient_of(params))
+    fisher = oracle(params, X[1::3], Y[1::3]).fisher
+    gradient = oracle(params).gradient
+    expected = -(gradient @ u) / (u @ fisher @ u) * u
+    np.testing.assert_allclose(flat(moved), expected, tolerance("solve"))
+
+
+@pytest.mark.parametrize("groups", [{"w": 0}, [1, 2]])
+def test_groups_that_are_none_of_the_parameters_are_named(groups):
+    tx = ng.scale_by_quadratic_model(MODEL, groups=groups)
+    with pytest.raises(ValueError, match="groups must be a tree of labels"):
+        tx.init(start())
 
 
 @pytest.mark.parametrize("radius", [1e-3, 1e3])

@@ -13,6 +13,7 @@ from contract import describe
 
 import natgrad as ng
 from natgrad import adaptive
+from natgrad.adaptive.forms import of_successive_blocks
 
 N, FEATURES, OUTPUTS = 16, 4, 2
 RNG = np.random.default_rng(0)
@@ -97,34 +98,111 @@ def test_a_bad_batch_among_good_ones_is_as_if_it_had_not_come():
     assert np.all(losses[:, -1] < losses[:, 6])
 
 
-def dense_step(gamma, statistics, fisher, gradient, damping):
-    """The K-FAC step with α of the quadratic model, and M there; float64."""
+DESIGN = np.hstack([X, np.ones((N, 1))]).astype("float64")  # rows of [w; b]
+FISHER = np.kron(DESIGN.T @ DESIGN / N, np.eye(OUTPUTS)) / 0.5**2
+
+
+def matrix_of(tree):
+    return np.vstack([tree["w"], tree["b"][None]]).astype("float64")
+
+
+def inverses(statistics, gamma):
+    """(A + π γ I)⁻¹ and (G + γ/π I)⁻¹ of the one block."""
     a, g = (np.asarray(factors[0], "float64") for factors in statistics)
     pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
     left = np.linalg.inv(a + pi * gamma * np.eye(len(a)))
-    right = np.linalg.inv(g + gamma / pi * np.eye(len(g)))
-    u = (left @ gradient @ right).ravel()
-    slope = gradient.ravel() @ u
-    square = u @ (fisher + damping * np.eye(len(u))) @ u
-    return -slope / square * u, -(slope**2) / (2 * square)
+    return left, np.linalg.inv(g + gamma / pi * np.eye(len(g)))
 
 
-@pytest.mark.parametrize("damping", [1e-2, 30.0])
-def test_the_first_trial_takes_the_gamma_of_the_lowest_model(damping, tolerance):
-    (_, _), (_, params, gammas) = program()(jnp.full(3, damping, "float32"), XS)
-    design = np.hstack([X, np.ones((N, 1))]).astype("float64")  # rows of [w; b]
-    fisher = np.kron(design.T @ design / N, np.eye(OUTPUTS)) / 0.5**2
-    gradient = -design.T @ Y / N / 0.5**2
-    curvature = ng.curvature.KFAC(MODEL, ng.curvature.Sampled(1))
-    key = jax.random.split(jax.random.PRNGKey(0))[1]
-    statistics = curvature.estimate(PARAMS, X, key=key)
-    grid = np.sqrt(damping) * np.array([1, 0.5, 2])
-    found = [dense_step(g, statistics, fisher, gradient, damping) for g in grid]
-    best = np.argmin([value for _, value in found])
-    rtol = tolerance("solve", "float32")
-    np.testing.assert_allclose(gammas[0, 1], grid[best], rtol)
-    moved = np.vstack([params["w"][0, 1], params["b"][0, 1][None]])
-    np.testing.assert_allclose(moved.ravel(), found[best][0], rtol, 1e-5)
+def best_step(u, before, gradient, damping):
+    """The minimum of M over α u + μ d₀, and M there."""
+    span = np.stack([u.ravel(), before.ravel()], 1)
+    matrix = FISHER + damping * np.eye(len(span))
+    slopes = span.T @ gradient.ravel()
+    found = span @ -np.linalg.pinv(span.T @ matrix @ span) @ slopes
+    value = gradient.ravel() @ found + found @ matrix @ found / 2
+    return found.reshape(u.shape), value
+
+
+def test_directions_steps_and_gamma_are_those_of_dense_algebra(tolerance):
+    """Steepest descent first, then K-FAC with kept inverses, and γ by trials."""
+    wide = jax.tree.map(lambda leaf: leaf.astype("float64") + 0.1, PARAMS)
+    tx, rtol = optimizer(damping=30.0), tolerance("solve")
+    one = jax.jit(lambda params, state: step(tx, params, state, X.astype("float64")))
+    params, state, gammas = wide, tx.init(wide), set()
+    left, right = np.eye(FEATURES + 1), np.eye(OUTPUTS)
+    for count in range(9):
+        old, inner = state, state.inner
+        residuals = DESIGN @ matrix_of(params) - Y
+        gradient, before = (
+            DESIGN.T @ residuals / N / 0.5**2,
+            matrix_of(inner.step.update),
+        )
+        after, state = one(params, state)
+        expected, _ = best_step(
+            left @ gradient @ right, before, gradient, float(old.damping)
+        )
+        moved = matrix_of(after) - matrix_of(params)
+        np.testing.assert_allclose(moved, expected, rtol, rtol * abs(expected).max())
+        statistics, gamma = state.inner.solve.statistics, float(inner.gamma)
+        if count > 0 and count % TRIALS.period == 0:
+            grid = gamma, gamma * TRIALS.factor ** -float(inner.heading)
+            values = []
+            for each in grid:
+                a, g = inverses(statistics, each)
+                u = a @ gradient @ g
+                values.append(best_step(u, before, gradient, float(old.damping))[1])
+            gamma = grid[int(np.argmin(values))]
+            kept = float(inner.gamma) == gamma
+            assert state.inner.heading == (-1 if kept else 1) * inner.heading
+            gammas.add(gamma)
+        np.testing.assert_allclose(state.inner.gamma, gamma, rtol)
+        if count % REFRESH.inverses == 0 or count % TRIALS.period == 0:
+            left, right = inverses(statistics, gamma)
+        (pieces,) = state.inner.solve.inverse.pieces
+        np.testing.assert_allclose(pieces[0], left, rtol)
+        np.testing.assert_allclose(pieces[1], right, rtol)
+        params = after
+    assert state.rejections == 0
+    assert len(gammas) == 2
+
+
+def test_an_undone_step_has_changed_nothing_inside():
+    tx = optimizer()
+    run = jax.jit(functools.partial(step, tx))
+    params, state = run(PARAMS, tx.init(PARAMS))
+    bad = X.copy()
+    bad[2, 1] = np.nan
+    _, after = run(params, state, bad)
+    assert after.rejected
+    both = (jax.tree.leaves(each) for each in (after.inner, state.inner))
+    for new, old in zip(*both, strict=True):
+        assert np.array_equal(new, old)
+
+
+@pytest.mark.parametrize(
+    ("layers", "most", "expected"),
+    [
+        (3, 8, ((0, 1), (2, 3), (4, 5, 6))),
+        (3, 2, ((0, 1), (2, 3, 4, 5, 6))),
+        (3, 1, ((0, 1, 2, 3, 4, 5, 6),)),
+    ],
+)
+def test_groups_are_successive_layers_and_what_no_layer_reads(layers, most, expected):
+    params = {
+        "layers": [{"b": jnp.zeros(2), "w": jnp.eye(2)} for _ in range(layers)],
+        "unread": jnp.zeros(3),
+    }
+
+    def apply(params, x):
+        for layer in params["layers"]:
+            x = jnp.tanh(x @ layer["w"] + layer["b"][None])
+        return x
+
+    model = ng.Model(apply, ng.families.NormalMean(), example_inputs=jnp.zeros((1, 2)))
+    curvature = ng.curvature.KFAC(model)
+    metric = curvature.metric(curvature.init(params), params)
+    assert of_successive_blocks(metric, most) == expected
 
 
 def test_hyperparameters_can_be_injected(tolerance):

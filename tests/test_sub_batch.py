@@ -68,6 +68,8 @@ def test_the_alias_takes_a_part_and_steps():
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match="integer >= 1"):
         SubBatch(KFAC(MODEL), 0)
+    with pytest.raises(ValueError, match="number of examples"):
+        SubBatch(KFAC(MODEL), 2, fewest=0)
     with pytest.raises(ValueError, match="keeps no statistics"):
         SubBatch(Gram(MODEL), 2)
     with pytest.raises(ValueError, match="leading axis"):
@@ -77,5 +79,5 @@ def test_what_cannot_be_cut_is_refused():
         ng.families.NormalMean(),
         example_inputs={},
     )
-    with pytest.raises(ValueError, match="no leaf of the inputs"):
+    with pytest.raises(ValueError, match="No leaf of the inputs"):
         SubBatch(KFAC(whole), 2).estimate({"w": jnp.ones((1, 2))}, {})

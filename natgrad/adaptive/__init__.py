@@ -14,6 +14,7 @@ from natgrad.adaptive.factored import (
     Trials,
     scale_by_factored_curvature,
 )
+from natgrad.adaptive.forms import fisher_forms
 from natgrad.adaptive.geodesic import (
     GeodesicAccelerationState,
     geodesic_acceleration,
@@ -24,7 +25,6 @@ from natgrad.adaptive.levenberg_marquardt import (
 )
 from natgrad.adaptive.quadratic import (
     QuadraticModelState,
-    fisher_forms,
     scale_by_quadratic_model,
 )
 from natgrad.adaptive.rules import LossFloor, Nielsen, Rule, Thresholds

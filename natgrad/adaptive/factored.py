@@ -3,10 +3,17 @@
     u = (A + π γ I)⁻¹ V (G + γ/π I)⁻¹,     d = α u + μ d₀
 
 The factors are damped by γ, the quadratic model by λ, and (α, μ) minimise the model
-(`scale_by_quadratic_model`). Every T₂ steps γ ω₂, γ and γ/ω₂ are tried, each with
-inverses of its own, and that with the lowest model value stays.
+(`scale_by_quadratic_model`), for each layer or group of layers its own. Every T₂ steps
+γ is compared with γ ω₂ or γ/ω₂, each with inverses of its own, and that with the lower
+value of the model stays: the direction that was better last, and after a failure the
+other. (Martens & Grosse compare all three, for half as many inverses again.)
 
-Source: Martens & Grosse (2015), sections 6.4, 6.6 and 7.
+A step applies what is kept, is decided on (`accept=` of `levenberg_marquardt`), and
+only then are factors and inverses renewed, if it is taken: so a step that is undone
+has changed nothing, and nothing has to be copied to undo it. Before the first factors
+F is taken to be 0, so that the first step is one of steepest descent.
+
+Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 """
 
 from __future__ import annotations
@@ -19,22 +26,31 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.adaptive.quadratic import (
-    QuadraticModelState,
+from natgrad.adaptive.forms import (
+    EXACT,
     check_batch,
-    fisher_forms,
-    minimum,
+    grouped_forms,
+    of_successive_blocks,
     part,
-    scale_by_quadratic_model,
 )
+from natgrad.adaptive.quadratic import (
+    Minimum,
+    QuadraticModelState,
+    following,
+    minimum,
+    no_step_yet,
+)
+from natgrad.arguments import MISSING, checked
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
+from natgrad.inplace import renewed
 from natgrad.kronecker import FactoredTikhonov
 from natgrad.refresh import Kept, Refresh
 from natgrad.solvers import any_member
-from natgrad.state import ScaleByCurvatureState
-from natgrad.transform import MISSING, scale_by_curvature
-from natgrad.typing import Array, ArrayLike
+from natgrad.state import ScaleByCurvatureState, average
+from natgrad.transform import scale_by_curvature
+from natgrad.typing import Array, ArrayLike, Params
 
 SOLVER = FactoredTikhonov()
 
@@ -65,17 +81,19 @@ class FactoredState(NamedTuple):
     Attributes:
         count: steps that were not skipped.
         gamma: γ.
+        heading: −1 if γ ω₂ is tried next, 1 if γ/ω₂ is.
         solve: the state of `scale_by_curvature`.
         step: the state of `scale_by_quadratic_model`.
     """
 
     count: Array
     gamma: Array
+    heading: Array
     solve: ScaleByCurvatureState
     step: QuadraticModelState
 
 
-EVERY_TEN = Refresh(inverses=10)
+TWENTY = Refresh(statistics=5, inverses=20, warm_up=20)
 TRIALS = Trials()
 
 
@@ -85,35 +103,49 @@ def scale_by_factored_curvature(
     damping: ArrayLike | Damping = 1.0,
     weight_decay: ArrayLike = 0.0,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = TWENTY,
     trials: Trials = TRIALS,
+    groups: int = 8,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient by the whole update d of K-FAC with γ adapted.
 
-    `update` takes `inputs=x`, and `damping=` instead of the rule's λ.
+    `update` takes `inputs=x`, and `rows=` or `statistics=` as `scale_by_curvature`
+    does; `damping=` instead of the rule's λ; `accept=` as `levenberg_marquardt` gives
+    it. `health.residual` and `health.ratio` of the state are not measured.
 
     Args:
-        curvature: `natgrad.curvature.KFAC(model, labels)`.
+        curvature: `natgrad.curvature.KFAC(model, labels)`, or a `SubBatch` of it: then
+            the quadratic model has the F of such a part of the batch too.
         damping: λ, or a schedule of it; γ starts from √(λ + η).
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: β of the moving averages of A and G.
-        refresh: how often, in steps, factors and inverses are renewed.
+        refresh: how often, in steps, factors and inverses are renewed; not staggered.
         trials: how often γ is tried.
+        groups: G: α and μ for each of so many groups of successive layers, or for each
+            layer where there are fewer.
         seed: of the key for sampled labels.
     """
     rule = as_damping(damping)
-    direction = scale_by_curvature(
-        curvature, decay=decay, solver=SOLVER, refresh=refresh, seed=seed
-    )
-    rescaled = scale_by_quadratic_model(
-        curvature.model, damping=rule, weight_decay=weight_decay
-    )
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be an integer >= 1, got {groups!r}.")
+    if refresh.staggered:
+        raise ValueError(
+            "scale_by_factored_curvature renews all inverses with one γ: give it a "
+            f"Refresh that is not staggered, got {refresh}."
+        )
+    plain = scale_by_curvature(curvature, decay=decay, seed=seed)
+    parts = lambda metric: of_successive_blocks(metric, groups)
 
     def init(params):
-        solve, step = direction.init(params), rescaled.init(params)
+        solve = plain.init(params)
         gamma = jnp.sqrt(jnp.asarray(rule(0) + weight_decay, solve.decay.dtype))
-        return FactoredState(jnp.zeros((), jnp.int32), gamma, solve, step)
+        here = curvature.resolved(params)
+        pieces = _of_nothing(here, params, gamma)
+        solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
+        zero = jnp.zeros((), jnp.int32)
+        step = no_step_yet(params, len(parts(here.metric(solve.statistics, params))))
+        return FactoredState(zero, gamma, jnp.array(-1.0, gamma.dtype), solve, step)
 
     def update(
         updates,
@@ -123,71 +155,128 @@ def scale_by_factored_curvature(
         inputs=MISSING,
         targets=None,
         statistics=None,
+        rows=None,
         model_params=None,
         damping=None,
+        accept=None,
         **extra_args,
     ):
         del extra_args
         check_batch("scale_by_factored_curvature", params, inputs)
+        solve, count = state.solve, state.count
+        here = checked(
+            curvature, updates, solve, params, inputs, statistics, model_params
+        )
+        metric_of = lambda found: here.metric(found, params, inputs, targets)
+        metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
-        seen, fixed = {"inputs": inputs}, {"model_params": model_params}
-        u, solve = direction.update(
-            updates,
-            state.solve,
-            params,
-            targets=targets,
-            statistics=statistics,
-            damping=state.gamma**2,
-            **seen,
-            **fixed,
+        dtype, total = state.gamma.dtype, strength + weight_decay
+        # The first λ may differ from the one at init, where it follows the loss.
+        fresh = (count == 0) & (total > 0)
+        gamma = jnp.where(fresh, jnp.sqrt(jnp.where(fresh, total, 1)), state.gamma)
+        gamma = gamma.astype(dtype)
+        seen = inputs
+        if isinstance(here, SubBatch):
+            seen, _ = here.part(inputs, None, state.step.count)
+        whole, leaves = part(curvature.model, model_params), parts(metric)
+        forms = grouped_forms(whole, params, seen, EXACT, leaves)
+        solver = SOLVER if rows is None else SOLVER.reading(rows)
+
+        def proposed(pieces, gamma) -> Minimum:
+            u = solver.apply(metric, pieces, updates, gamma**2).value
+            before = state.step.update
+            return minimum(forms, strength, weight_decay, updates, u, before, leaves)
+
+        found = proposed(solve.inverse.pieces, gamma)
+        taken = found.usable
+        if accept is not None:
+            taken = taken & accept(found.step, found.undamped)
+
+        # From here on what is kept changes, and only if the step is taken.
+        key, draw = jax.random.split(solve.key)
+
+        def averaged(now):
+            old, new = solve._replace(statistics=now[0], estimates=now[1]), statistics
+            if new is None:
+                following = here.following(old.statistics)
+                new = following.estimate(params, inputs, targets, draw)
+            new = average(here, old, new, taken & tree.all_finite(new))
+            return new.statistics, new.estimates
+
+        due = (count % refresh.statistics == 0) | (count < refresh.warm_up)
+        due = taken if statistics is not None else taken & due
+        known = renewed(due, averaged, (solve.statistics, solve.estimates))
+        trial = taken & (count > 0) & (count % trials.period == 0)
+
+        def inverted(kept):
+            metric = metric_of(known[0])
+
+            def candidate(best, factor):
+                own = factor == 1
+
+                def tried():
+                    new = gamma * factor
+                    made = SOLVER.prepare(metric, new**2, range(SOLVER.pieces(metric)))
+                    made = tuple(made)
+                    value = jax.lax.cond(
+                        any_member(trial),
+                        lambda: -proposed(made, new).decrease,
+                        lambda: jnp.zeros_like(best[0]),
+                    )
+                    better = (own | (trial & (value < best[0]))) & tree.all_finite(made)
+                    return tree.where(better & taken, (value, new, made), best)
+
+                wanted = any_member(own | trial)
+                return jax.lax.cond(wanted, tried, lambda: best), None
+
+            other = jnp.asarray(trials.factor, dtype) ** -state.heading
+            start = (jnp.full((), jnp.inf, dtype), *kept)
+            grid = jnp.stack([jnp.ones((), dtype), other])
+            return jax.lax.scan(candidate, start, grid)[0][1:]
+
+        due = trial | (taken & refresh.renews_inverses(count))
+        next_gamma, pieces = renewed(due, inverted, (gamma, solve.inverse.pieces))
+        turned = trial & (next_gamma == gamma)
+        counted = jnp.array(True) if accept is None else taken
+        health = solve.health._replace(
+            damping=gamma**2,
+            predicted_decrease=found.decrease,
+            skipped=~found.usable,
+            skips=solve.health.skips + ~found.usable,
         )
-        here = curvature if model_params is None else curvature.fixing(model_params)
-        usable = ~solve.health.skipped
-
-        def tried():
-            metric = here.metric(solve.statistics, params, inputs, targets)
-            forms = fisher_forms(part(curvature.model, model_params), params, inputs)
-
-            def candidate(best, gamma):
-                square = gamma**2
-                pieces = tuple(
-                    SOLVER.prepare(metric, square, range(SOLVER.pieces(metric)))
-                )
-                u = SOLVER.apply(metric, pieces, updates, square).value
-                total = strength + weight_decay
-                _, value = minimum(forms, total, updates, (u, state.step.update))
-                kept = pieces if isinstance(solve.inverse, Kept) else ()
-                found = (value, gamma, kept, u)
-                return tree.where(value < best[0], found, best), None  # not for NaN
-
-            kept = solve.inverse.pieces if isinstance(solve.inverse, Kept) else ()
-            worst = jnp.full((), jnp.inf, state.gamma.dtype)
-            grid = state.gamma * jnp.asarray(
-                [1.0, trials.factor, 1 / trials.factor], state.gamma.dtype
-            )
-            (_, gamma, pieces, chosen), _ = jax.lax.scan(
-                candidate, (worst, state.gamma, kept, u), grid
-            )
-            return gamma, _with_pieces(solve.inverse, pieces), chosen
-
-        due = usable & (state.count % trials.period == 0)
-        gamma, inverse, chosen = jax.lax.cond(
-            any_member(due), tried, lambda: (state.gamma, solve.inverse, u)
+        return found.step, FactoredState(
+            count=count + taken,
+            gamma=jnp.where(counted, next_gamma, state.gamma),
+            heading=jnp.where(turned, -state.heading, state.heading),
+            solve=solve._replace(
+                count=solve.count + counted,
+                key=jnp.where(counted, key, solve.key),
+                statistics=known[0],
+                estimates=known[1],
+                inverse=Kept(solve.inverse.age + taken, pieces),
+                health=tree.where(counted, health, solve.health),
+            ),
+            step=following(state.step, found, taken, counted),
         )
-        gamma = jnp.where(due, gamma, state.gamma)
-        inverse = tree.where(due, inverse, solve.inverse)
-        chosen = tree.where(due, chosen, u)
-        moved, step = rescaled.update(
-            chosen, state.step, params, grad=updates, damping=strength, **seen, **fixed
-        )
-        solve = solve._replace(inverse=inverse)
-        return moved, FactoredState(state.count + usable, gamma, solve, step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _with_pieces(inverse, pieces):
-    """The kept inverse with new pieces, as old as one that was just made."""
-    if not isinstance(inverse, Kept):
-        return inverse
-    return Kept(jnp.zeros_like(inverse.age), pieces)
+def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:
+    """The inverses where F is 0: I/γ for both factors of each block."""
+
+    def prepared(params):
+        metric = curvature.metric(curvature.init(params), params)
+        one = jnp.ones((), metric.layout.dtype)
+        return tuple(SOLVER.prepare(metric, one, range(SOLVER.pieces(metric))))
+
+    scale = 1 / jnp.where(gamma > 0, gamma, 1)
+
+    def inverse(shape, diagonal):
+        one = jnp.ones(()) if diagonal else jnp.eye(shape.shape[-1])
+        return jnp.broadcast_to((scale * one).astype(shape.dtype), shape.shape)
+
+    return tuple(
+        (inverse(a, a.ndim < g.ndim), inverse(g, False))
+        for a, g in jax.eval_shape(prepared, params)
+    )

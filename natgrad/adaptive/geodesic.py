@@ -24,9 +24,9 @@ import optax
 
 from natgrad import tree
 from natgrad.adaptive.quadratic import EXACT, check_batch, part
+from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
-from natgrad.transform import MISSING
 from natgrad.typing import Array, ArrayLike, Inputs, Params
 
 

@@ -10,6 +10,11 @@ gradient or the step is not finite, or if the transformation inside skipped it. 
 update is −0, which leaves every parameter as it is bit for bit, the state inside is
 what it was, its random key included, and λ is raised.
 
+A transformation inside that keeps much can ask before it changes anything: it gets
+`accept=`, a function (step, decrease=None) -> is the step taken?, to be called with
+the step it is about to return, and with M(0) − M(d) if it knows it. Others are put back
+as they were, which reads and writes their whole state in every step.
+
 Source: Marquardt (1963), An algorithm for least-squares estimation of nonlinear
 parameters; Martens (2010), Deep learning via Hessian-free optimization, section 4.1;
 Martens & Grosse (2015), section 6.5.
@@ -18,6 +23,7 @@ Martens & Grosse (2015), section 6.5.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,15 +32,15 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.adaptive.quadratic import EXACT, check_batch, fisher_forms, part
+from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
+from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
 from natgrad.model import Model
 from natgrad.solvers import any_member
-from natgrad.transform import MISSING
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike
+from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()
 NO_FLOOR = LossFloor(0.0)
@@ -85,8 +91,8 @@ def levenberg_marquardt(
 
     `value_fn(params, ...)` is the loss of the same batch, and gets those extra
     arguments that it has parameters for, as in optax's line searches. `inner` gets all
-    of them, and `grad=` besides. Cost: a forward pass, and every `rule.period` steps a
-    forward derivative.
+    of them, and `grad=` besides. Cost: a forward pass and, unless `inner` knows
+    the decrease its model predicts, every `rule.period` steps a forward derivative.
 
     Args:
         inner: the transformation whose steps these are.
@@ -142,20 +148,41 @@ def levenberg_marquardt(
         strength = jnp.where(jnp.isfinite(strength), strength, state.damping)
         batch = extra_args | {"inputs": inputs, "model_params": model_params}
         handed = {"grad": updates} | batch | {"value": value, "damping": strength}
+        asked: list[_Decision] = []
+
+        def accept(step: Params, decrease: Array | None = None) -> Array:
+            asked.append(decided(step, decrease))
+            return asked[-1].taken
+
+        def decided(step, decrease):
+            ahead = optax.apply_updates(params, step)
+            after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
+            still = jnp.logical_not(_any_nonzero(step)) & _any_nonzero(updates)
+            taken = tree.all_finite((updates, step, before, after))
+            taken = taken & (after <= before) & ~still
+            return _Decision(step, taken, after, decrease)
+
+        handed["accept"] = accept
         handed["value_fn"] = _taking_all(value_fn, handed)
         step, inside = inner.update(updates, state.inner, params, **handed)
-        ahead = optax.apply_updates(params, step)
-        after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
-        still = jnp.logical_not(_any_nonzero(step)) & _any_nonzero(updates)
-        taken = tree.all_finite((updates, step, before, after))
-        taken = taken & (after <= before) & ~still
+        if len(asked) == 1 and _same(asked[0].step, step):
+            decision = asked[0]
+        else:
+            decision = decided(step, None)
+            inside = tree.where(decision.taken, inside, state.inner)
+        _, taken, after, decrease = decision
 
-        def measured():
+        def predicted():
+            if decrease is not None:
+                return decrease
             forms = fisher_forms(part(model, model_params), params, inputs, labels)
             square = forms((step,))[0, 0] + weight_decay * tree.inner(step, step)
-            predicted = (-tree.inner(updates, step) - square / 2).astype(dtype)
-            large = predicted > 8 * jnp.finfo(dtype).eps * jnp.abs(before)
-            ratio = (before - after) / jnp.where(large, predicted, 1)
+            return -tree.inner(updates, step) - square / 2
+
+        def measured():
+            fall = predicted().astype(dtype)
+            large = fall > 8 * jnp.finfo(dtype).eps * jnp.abs(before)
+            ratio = (before - after) / jnp.where(large, fall, 1)
             ratio = jnp.where(large, ratio, 0.5)  # rounding: no reason for a change
             return ratio, rule.accepted(strength, ratio)
 
@@ -174,11 +201,26 @@ def levenberg_marquardt(
                 ratio=ratio,
                 rejected=~taken,
                 rejections=state.rejections + ~taken,
-                inner=tree.where(taken, inside, state.inner),
+                inner=inside,
             )
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Decision(NamedTuple):
+    """A step, whether it is taken, the loss after it, and M(0) − M(step) if known."""
+
+    step: Params
+    taken: Array
+    after: Array
+    decrease: Array | None
+
+
+def _same(step: Params, other: Params) -> bool:
+    """Are they the very same arrays?"""
+    leaves, others = jax.tree.leaves(step), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(map(operator.is_, leaves, others))
 
 
 def _called(value_fn: Callable, params: Any, known: dict[str, Any]) -> Array:

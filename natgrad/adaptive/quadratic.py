@@ -1,37 +1,50 @@
-"""Learning rate and momentum from the quadratic model of the loss.
+"""Learning rates and momenta from the quadratic model of the loss.
 
     M(d) = ⟨g, d⟩ + ½ ⟨d, (F + (λ + η) I) d⟩
 
 is minimised over d = α u + μ d₀, u the direction that comes in, d₀ the update before:
-two equations in two unknowns. F is the exact Fisher information of the batch, whatever
-u was made of, and its quadratic forms need no backward pass,
+two equations in two unknowns. With the parameters in G groups, such as layers, each
+group has an α and a μ of its own, 2 G equations in 2 G unknowns: F couples the groups,
+which an approximation of it without blocks off the diagonal knows nothing of.
 
-    ⟨v, F w⟩ = (1/N) Σ_n ⟨J_n v, F_{z_n} J_n w⟩.
+F is the exact Fisher information of the batch, or of every k-th example of it, whatever
+u was made of. Cost: one forward derivative an unknown.
 
-Cost: one forward derivative a vector. Source: Martens & Grosse (2015), Optimizing
-neural networks with Kronecker-factored approximate curvature, sections 6.4 and 7.
+Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
+approximate curvature, sections 6.4 and 7, for one group; Tselepidis, Kohler & Orvieto
+(2020), Two-level K-FAC preconditioning for deep learning, for a solve with one unknown
+a layer; Vinyals & Povey (2012), Krylov subspace descent for deep learning, for steps
+from the minimum over a subspace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.curvature.labels import Exact, Labels
+from natgrad.adaptive.forms import (
+    EXACT,
+    Forms,
+    Groups,
+    check_batch,
+    check_labels,
+    grouped,
+    grouped_forms,
+    grouped_inner,
+    part,
+)
+from natgrad.arguments import MISSING
+from natgrad.batch import thinned
+from natgrad.curvature.labels import Labels
 from natgrad.damping import Damping, as_damping
 from natgrad.model import Model
-from natgrad.solvers import HIGHEST
-from natgrad.transform import MISSING
+from natgrad.solvers import HIGHEST, direct_solution
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Inputs, Params
-
-EXACT = Exact()
-Forms = Callable[[Sequence[Params]], Array]
+from natgrad.typing import Array, ArrayLike, Params
 
 
 class QuadraticModelState(NamedTuple):
@@ -40,8 +53,8 @@ class QuadraticModelState(NamedTuple):
     Attributes:
         count: steps so far, which a damping schedule sees.
         update: d of the last step that moved, like the parameters.
-        coefficients: (α, μ) of the last step, [2]; α is negative where the direction
-            points uphill.
+        coefficients: (α, μ) of each group in the last step, [G, 2]; α is negative where
+            the direction points uphill.
         predicted_decrease: −M(d) in nats, damping included.
     """
 
@@ -51,32 +64,22 @@ class QuadraticModelState(NamedTuple):
     predicted_decrease: Array
 
 
-def fisher_forms(
-    model: Model, params: Params, inputs: Inputs, labels: Labels = EXACT
-) -> Forms:
-    """(v_1 … v_K) -> the matrix ⟨v_i, F v_j⟩, [K, K], the outputs linearised once.
+class Minimum(NamedTuple):
+    """The step d where M is least.
 
-    Args:
-        model: whose Fisher information.
-        params: θ.
-        inputs: a batch.
-        labels: labels that need neither targets nor a key: `Exact()`, `Centred()`.
+    Attributes:
+        usable: is it downhill, and finite?
+        step: d in the dtypes of the parameters; 0 where not usable.
+        coefficients: (α, μ) of each group, [G, 2].
+        decrease: −M(d), in nats.
+        undamped: −M(d) without λ.
     """
-    _check_labels(labels)
-    dtype = Layout.of(params).dtype
-    outputs, examples, total = model.whole(params, inputs)
-    z, pushforward = jax.linearize(outputs, params)
 
-    def forms(vectors):
-        images = [pushforward(_like(v, params)) for v in vectors]
-        products = [labels.products(model, z, examples, total, u) for u in images]
-        rows = [
-            [jnp.vdot(u, w, precision=HIGHEST) / total for w in products]
-            for u in images
-        ]
-        return jnp.stack([jnp.stack(row) for row in rows]).astype(dtype)
-
-    return forms
+    usable: Array
+    step: Params
+    coefficients: Array
+    decrease: Array
+    undamped: Array
 
 
 def scale_by_quadratic_model(
@@ -85,6 +88,8 @@ def scale_by_quadratic_model(
     damping: ArrayLike | Damping = 0.0,
     weight_decay: ArrayLike = 0.0,
     labels: Labels = EXACT,
+    sub_batch: int = 1,
+    groups: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the direction u by the minimum of M over α u + μ d₀.
 
@@ -101,18 +106,16 @@ def scale_by_quadratic_model(
         damping: λ >= 0, or a schedule of it.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         labels: whose F, as for `fisher_forms`.
+        sub_batch: k: F is that of every k-th example of the batch.
+        groups: labels of the parameters, a tree like them or a prefix of it, such as
+            {"encoder": 0, "decoder": 1}: α and μ for each label. None for one group.
     """
     rule = as_damping(damping)
-    _check_labels(labels)
+    check_labels(labels)
+    check_sub_batch(sub_batch)
 
     def init(params):
-        dtype = Layout.of(params).dtype
-        return QuadraticModelState(
-            count=jnp.zeros((), jnp.int32),
-            update=jax.tree.map(jnp.zeros_like, params),
-            coefficients=jnp.zeros(2, dtype),
-            predicted_decrease=jnp.zeros((), dtype),
-        )
+        return no_step_yet(params, len(grouped(groups, params)))
 
     def update(
         updates,
@@ -132,80 +135,114 @@ def scale_by_quadratic_model(
                 "scale_by_quadratic_model needs the gradient beside the direction: "
                 "call update(direction, state, params, inputs=x, grad=gradient)."
             )
-        here = part(model, model_params)
-        strength = (rule(state.count) if damping is None else damping) + weight_decay
-        forms = fisher_forms(here, params, inputs, labels)
-        coefficients, value = minimum(forms, strength, grad, (updates, state.update))
-        usable = jnp.isfinite(value) & (value < 0)
-        coefficients = jnp.where(usable, coefficients, 0)
-        alpha, mu = coefficients
-        moved = jax.tree.map(
-            lambda u, d: jnp.where(
-                usable, alpha.astype(d.dtype) * u + mu.astype(d.dtype) * d, 0
-            ),
-            _like(updates, params),
-            state.update,
+        strength = rule(state.count) if damping is None else damping
+        seen, _ = thinned(inputs, None, model.in_axes, sub_batch, state.count)
+        these = grouped(groups, params)
+        forms = grouped_forms(part(model, model_params), params, seen, labels, these)
+        found = minimum(
+            forms, strength, weight_decay, grad, updates, state.update, these
         )
-        return moved, QuadraticModelState(
-            count=state.count + 1,
-            update=tree.where(usable, moved, state.update),
-            coefficients=coefficients,
-            predicted_decrease=jnp.where(usable, -value, 0),
-        )
+        return found.step, following(state, found, found.usable, jnp.array(True))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def no_step_yet(params: Params, groups: int) -> QuadraticModelState:
+    """The state before the first step."""
+    dtype = Layout.of(params).dtype
+    return QuadraticModelState(
+        count=jnp.zeros((), jnp.int32),
+        update=jax.tree.map(jnp.zeros_like, params),
+        coefficients=jnp.zeros((groups, 2), dtype),
+        predicted_decrease=jnp.zeros((), dtype),
+    )
+
+
+def following(
+    state: QuadraticModelState, found: Minimum, taken: Array, counted: Array
+) -> QuadraticModelState:
+    """The state after a step that is taken or not, and counts or leaves no trace."""
+    either = lambda new, old: jnp.where(counted, new, old)
+    return QuadraticModelState(
+        count=state.count + counted,
+        update=tree.where(taken, found.step, state.update),
+        coefficients=either(found.coefficients, state.coefficients),
+        predicted_decrease=either(found.decrease, state.predicted_decrease),
+    )
+
+
 def minimum(
-    forms: Forms, strength: ArrayLike, gradient: Params, vectors: Sequence[Params]
-) -> tuple[Array, Array]:
-    """(α, μ), [2], and M there, for d = α u + μ d₀ and F + strength · I.
+    forms: Forms,
+    damping: ArrayLike,
+    weight_decay: ArrayLike,
+    gradient: Params,
+    direction: Params,
+    before: Params,
+    groups: Groups,
+) -> Minimum:
+    """M at its minimum over d = α u + μ d₀ of each group.
 
-    Without a second direction (d₀ = 0, or parallel to u) μ is 0; without a first the
+    Where the equations are singular (d₀ = 0, or parallel to u) the coefficients are
+    those of least norm, each direction scaled to M's curvature 1. Without any u the
     model is not minimised, and M is 0.
+
+    Args:
+        forms: F's, of the same groups.
+        damping: λ.
+        weight_decay: η.
+        gradient: g.
+        direction: u.
+        before: d₀.
+        groups: the leaves of each group.
     """
-    metric = forms(vectors)
-    gram = jnp.stack([jnp.stack([tree.inner(a, b) for b in vectors]) for a in vectors])
-    matrix = metric + jnp.asarray(strength, metric.dtype) * gram.astype(metric.dtype)
-    slopes = jnp.stack([tree.inner(gradient, v) for v in vectors]).astype(metric.dtype)
-    # Both directions scaled to length 1, so that rounding shows in the correlation.
-    squares = jnp.diagonal(matrix)
-    present = squares > 0
-    root = jnp.sqrt(jnp.where(present, squares, 1))
-    first, second = jnp.where(present, slopes / root, slopes)
-    correlation = matrix[0, 1] / (root[0] * root[1])
-    rest = 1 - correlation**2
-    both = present[0] & present[1] & (rest > 8 * jnp.finfo(matrix.dtype).eps)
-    safe = jnp.where(both, rest, 1)
-    along = jnp.where(both, (first - correlation * second) / safe, first)
-    across = jnp.where(both, (second - correlation * first) / safe, 0)
-    solved = -jnp.stack([jnp.where(present[0], along, 0), across]) / root
-    bad = ~jnp.isfinite(jnp.sum(slopes) + jnp.sum(matrix))
-    value = jnp.vdot(slopes, solved, precision=HIGHEST) / 2
-    return solved, jnp.where(bad, jnp.nan, value)
+    metric = forms((direction, before))
+    dtype, count = metric.dtype, len(groups)
+    inner = lambda a, b: grouped_inner(a, b, groups).astype(dtype)
+    mixed = inner(direction, before)
+    squares = jnp.stack(
+        [inner(direction, direction), mixed, mixed, inner(before, before)], -1
+    ).reshape(count, 2, 2)
+    gram = jax.scipy.linalg.block_diag(*squares)
+    slopes = jnp.stack([inner(gradient, v) for v in (direction, before)], -1)
+    slopes = slopes.reshape(-1)
+    shared = metric + jnp.asarray(weight_decay, dtype) * gram
+    matrix = shared + jnp.asarray(damping, dtype) * gram
+    # All directions scaled to length 1, so that rounding shows in the correlations.
+    diagonal = jnp.diagonal(matrix)
+    present = diagonal > 0
+    root = jnp.sqrt(jnp.where(present, diagonal, 1))
+    finite = jnp.isfinite(jnp.sum(slopes) + jnp.sum(matrix))
+    scaled = matrix / (root[:, None] * root[None])
+    scaled = jnp.where(finite, scaled, jnp.eye(len(root), dtype=dtype))
+    towards = jnp.where(present & finite, slopes / root, 0)
+    solved = -direct_solution(scaled, towards, 0).value / root
+    slope = jnp.vdot(slopes, solved, precision=HIGHEST)
+    curved = lambda m: jnp.vdot(solved, jnp.matmul(m, solved, precision=HIGHEST))
+    decrease, undamped = (-slope - curved(m) / 2 for m in (matrix, shared))
+    usable = finite & (decrease > 0) & (jnp.sum(squares[:, 0, 0]) > 0)
+    solved, decrease, undamped = (
+        jnp.where(usable, value, 0) for value in (solved, decrease, undamped)
+    )
+    solved = solved.reshape(count, 2)
+    step = _combined(usable, solved, direction, before, groups)
+    return Minimum(usable, step, solved, decrease, undamped)
 
 
-def check_batch(name: str, params: Params | None, inputs: Inputs) -> None:
-    """Raise where parameters or inputs are missing."""
-    if params is None or inputs is MISSING:
+def _combined(usable, coefficients, direction, before, groups: Groups) -> Params:
+    """α u + μ d₀ of each group in the dtypes of d₀, or 0."""
+    us, structure = jax.tree.flatten(direction)
+    ds, out = jax.tree.leaves(before), list(us)
+    for group, (alpha, mu) in zip(groups, coefficients, strict=True):
+        for i in group:
+            u, d = us[i].astype(ds[i].dtype), ds[i]
+            moved = alpha.astype(d.dtype) * u + mu.astype(d.dtype) * d
+            out[i] = jnp.where(usable, moved, 0)
+    return jax.tree.unflatten(structure, out)
+
+
+def check_sub_batch(every: int) -> None:
+    """Raise unless every k-th example is a choice of examples."""
+    if not isinstance(every, int) or every < 1:
         raise ValueError(
-            f"{name} evaluates the model on the batch at the parameters: call "
-            "update(gradient, state, params, inputs=x)."
+            f"sub_batch takes one example in so many, an integer >= 1, got {every!r}."
         )
-
-
-def part(model: Model, model_params: Params | None) -> Model:
-    """The model of the parameters seen here, the others held at model_params."""
-    return model if model_params is None else model.fixing(model_params)
-
-
-def _check_labels(labels: Labels) -> None:
-    if labels.needs_targets or labels.needs_key:
-        raise ValueError(
-            "The quadratic model uses the Fisher information itself, over labels that "
-            f"need neither targets nor a key such as Exact(); got {labels}."
-        )
-
-
-def _like(vector: Params, params: Params) -> Params:
-    return jax.tree.map(lambda v, p: v.astype(p.dtype), vector, params)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad.adaptive.quadratic import EXACT, check_batch, fisher_forms, part
+from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
+from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
-from natgrad.transform import MISSING
 from natgrad.typing import ArrayLike
 
 

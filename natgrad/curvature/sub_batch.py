@@ -25,7 +25,7 @@ from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.labels import Labels
 from natgrad.metric import Metric
 from natgrad.model import Model
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
 @final
@@ -36,12 +36,14 @@ class SubBatch(Delegate):
     Attributes:
         curvature: of which the statistics are; one that keeps a matrix.
         every: a whole number k >= 1; N // k examples are used, and at least one.
+        fewest: a smaller k is taken for batches of which fewer would be left.
     """
 
     model: Model = dataclasses.field(init=False)
     labels: Labels = dataclasses.field(init=False)
     curvature: Curvature
     every: int
+    fewest: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "model", self.curvature.model)
@@ -51,6 +53,11 @@ class SubBatch(Delegate):
                 "SubBatch(curvature, every) uses one example in `every`, an integer "
                 f">= 1, got {self.every!r}. Under optax.inject_hyperparams name it in "
                 "static_args."
+            )
+        if not isinstance(self.fewest, int) or self.fewest < 1:
+            raise ValueError(
+                "SubBatch(fewest=...) is a number of examples, an integer >= 1, got "
+                f"{self.fewest!r}."
             )
         if self.curvature.instantaneous:
             raise ValueError(
@@ -62,7 +69,7 @@ class SubBatch(Delegate):
     def resolved(self, params: Params) -> Curvature:
         """The choice made for these parameters, of a part of the batch."""
         chosen = self.curvature.resolved(params)
-        return self if chosen is self.curvature else SubBatch(chosen, self.every)
+        return self if chosen is self.curvature else self._of(chosen)
 
     def init(self, params: Params) -> Statistics:
         """Those of the curvature."""
@@ -78,9 +85,10 @@ class SubBatch(Delegate):
         """Those of a part of the batch."""
         first = 0
         if key is not None:  # its bits: a random program takes long to compile
+            count = batch.input_count(inputs, self.model.in_axes) or 1
             bits = tree.raw_key(key).reshape(-1)[-1]
-            first = (bits % self._count(inputs, targets)).astype(jnp.int32)
-        inputs, targets = self._part(inputs, targets, first)
+            first = (bits % count).astype(jnp.int32)
+        inputs, targets = self.part(inputs, targets, first)
         return self.curvature.estimate(params, inputs, targets, key)
 
     def metric(
@@ -92,7 +100,7 @@ class SubBatch(Delegate):
     ) -> Metric:
         """That of the curvature."""
         if inputs is not None:
-            inputs, targets = self._part(inputs, targets, 0)
+            inputs, targets = self.part(inputs, targets, 0)
         return self.curvature.metric(statistics, params, inputs, targets)
 
     def value_and_grad(
@@ -104,7 +112,7 @@ class SubBatch(Delegate):
 
     def following(self, statistics: Statistics) -> SubBatch:
         """The curvature's, of a part of the batch."""
-        return SubBatch(self.curvature.following(statistics), self.every)
+        return self._of(self.curvature.following(statistics))
 
     def accumulate(
         self, statistics: Statistics, estimate: Statistics, weight: Array
@@ -114,39 +122,19 @@ class SubBatch(Delegate):
 
     def fixing(self, model_params: Params) -> SubBatch:
         """The curvature's, of a part of the batch."""
-        return SubBatch(self.curvature.fixing(model_params), self.every)
+        return self._of(self.curvature.fixing(model_params))
 
-    def _count(self, inputs: Inputs, targets: Array | None) -> int:
-        """N."""
-        count = batch.input_count(inputs, self.model.in_axes)
-        if count is None:
-            raise ValueError(
-                "SubBatch takes a part of the examples, but no leaf of the inputs has "
-                "an axis of them: use the curvature itself."
-            )
-        if targets is not None and jnp.shape(targets)[:1] != (count,):
-            raise ValueError(
-                f"targets must have a leading axis of {count} examples, as the inputs "
-                f"do, got shape {jnp.shape(targets)}."
-            )
-        return count
+    def part(
+        self, inputs: Inputs, targets: Array | None, first: ArrayLike
+    ) -> tuple[Inputs, Any]:
+        """The part of inputs and targets, from example `first` on."""
+        every = self._every(inputs)
+        return batch.thinned(inputs, targets, self.model.in_axes, every, first)
 
-    def _part(self, inputs: Inputs, targets: Any, first: Any) -> tuple[Inputs, Any]:
-        """One example in `every`, from `first` on, of inputs and targets."""
-        count = self._count(inputs, targets)
-        number = max(1, count // self.every)
+    def _of(self, curvature: Curvature) -> SubBatch:
+        return SubBatch(curvature, self.every, self.fewest)
 
-        def part(leaf):
-            if number * self.every != count:
-                rows = (first + self.every * jnp.arange(number)) % count
-                return jnp.take(leaf, rows, axis=0)
-            # Examples of a device stay on it.
-            apart = leaf.reshape((number, self.every, *leaf.shape[1:]))
-            start = first % self.every
-            return jax.lax.dynamic_index_in_dim(apart, start, 1, keepdims=False)
-
-        batched, _ = batch.split_inputs(inputs, self.model.in_axes)
-        mine = {id(leaf) for leaf in batched}
-        cut = lambda leaf: part(jnp.asarray(leaf)) if id(leaf) in mine else leaf
-        targets = None if targets is None else part(jnp.asarray(targets))
-        return jax.tree.map(cut, inputs), targets
+    def _every(self, inputs: Inputs) -> int:
+        """k, or less, so that `fewest` examples remain."""
+        count = batch.input_count(inputs, self.model.in_axes) or 1
+        return max(1, min(self.every, count // self.fewest))

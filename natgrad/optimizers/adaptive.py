@@ -5,32 +5,33 @@ from __future__ import annotations
 import optax
 
 from natgrad.adaptive.factored import (
-    EVERY_TEN,
     TRIALS,
+    TWENTY,
     Trials,
     scale_by_factored_curvature,
 )
-from natgrad.adaptive.levenberg_marquardt import (
-    NO_FLOOR,
-    THRESHOLDS,
-    levenberg_marquardt,
-)
+from natgrad.adaptive.levenberg_marquardt import THRESHOLDS, levenberg_marquardt
 from natgrad.adaptive.rules import LossFloor, Rule
-from natgrad.curvature import KFAC, Sampled
+from natgrad.curvature import KFAC, Sampled, SubBatch
 from natgrad.model import Model
 from natgrad.refresh import Refresh
 from natgrad.typing import ArrayLike
+
+# A thousandth of the loss, in its units, suited losses between 0.1 and 500 nats.
+FLOOR = LossFloor(1e-3)
+# Statistics and quadratic model are of every fourth example, but of 64 at least.
+EVERY, FEWEST = 4, 64
 
 
 def kfac_adaptive(
     model: Model,
     *,
-    damping: ArrayLike = 1e-3,
+    damping: ArrayLike = 1e-6,
     weight_decay: ArrayLike = 0.0,
     decay: ArrayLike = 0.95,
-    refresh: Refresh = EVERY_TEN,
+    refresh: Refresh = TWENTY,
     rule: Rule = THRESHOLDS,
-    floor: LossFloor = NO_FLOOR,
+    floor: LossFloor = FLOOR,
     trials: Trials = TRIALS,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC that finds its own step length, momentum and damping.
@@ -41,31 +42,34 @@ def kfac_adaptive(
             grads, state, params, inputs=x, targets=y, value=loss, value_fn=model.loss
         )
 
-    Learning rate and momentum minimise the quadratic model of the loss, λ follows from
-    how far that model is right, γ of the factors from which is best; a step that raises
-    the loss of its own batch, or is not finite, is undone. Steps fit one batch as well
-    as they can, so batches should be large or grow. A step costs, beside K-FAC's, two
-    forward derivatives and a forward pass.
+    Learning rates and momenta, of each layer its own (of eight groups of layers, where
+    there are more), minimise the quadratic model of the loss; λ follows from how far
+    that model is right, γ of the factors from which is best; a step that raises the
+    loss of its own batch, or is not finite, is undone. Statistics and quadratic model
+    are of every fourth example, of 64 at least. Steps fit one batch as well as they
+    can, so batches should be large or grow. A step costs, beside K-FAC's, sixteen
+    forward derivatives of a part of the batch and a forward pass of all;
+    `rows=` of `KFAC(model).value_grad_and_rows` saves a part of that.
 
     Args:
         model: the statistical model; needs `example_inputs`.
-        damping: λ of the first step, γ² too. Too large costs steps, for λ falls by a
-            quarter every five; too small a few rejected ones.
+        damping: λ of the first step, where it is above the floor.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed.
         rule: how the reduction ratio changes λ.
-        floor: what λ does not fall below.
+        floor: what λ does not fall below: a thousandth of the loss. γ starts from √λ.
         trials: how often γ is tried.
 
     Raises:
         ValueError: where `inputs=`, `value=` or `value_fn=` is missing in `update`.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
-    approximate curvature, sections 6 and 7.
+    approximate curvature, sections 6 to 8, but for the groups: see
+    `scale_by_quadratic_model`.
     """
     inner = scale_by_factored_curvature(
-        KFAC(model, Sampled(1)),
+        SubBatch(KFAC(model, Sampled(1)), EVERY, FEWEST),
         damping=damping,
         weight_decay=weight_decay,
         decay=decay,
