@@ -1,8 +1,8 @@
 """The optimizers of a race, and the grid each is tuned over.
 
 Every grid has six settings, the most likely ones first, but for `kfac_adaptive`, which
-runs as it comes. What is not in a grid is the optimizer's default, and for K-FAC and
-EKFAC a momentum of 0.9, which Adam and Muon have too.
+runs as it comes. What is not in a grid is the optimizer's default: no momentum for
+K-FAC and EKFAC, whose trust region bounds each step; 0.9 or so for Adam and Muon.
 
     adam, sgd (momentum 0.9), muon, sophia    learning rate
     lbfgs      the largest step of optax's zoom line search, at most ten evaluations
@@ -25,10 +25,17 @@ ADAM_RATES = (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2)
 
 
 class Entry(NamedTuple):
-    """grid: settings, each a tuple of numbers; make: (model, *setting) -> optax's."""
+    """An optimizer.
+
+    Attributes:
+        grid: settings, each a tuple of numbers.
+        make: (model, *setting) -> optax's.
+        rows: is the gradient given as rows too, where layers are wide?
+    """
 
     grid: tuple[tuple[float, ...], ...]
     make: Callable[..., optax.GradientTransformation]
+    rows: bool = False
 
 
 def rates(*values: float) -> tuple[tuple[float, ...], ...]:
@@ -46,11 +53,11 @@ def lbfgs(model: ng.Model, largest: Any):
 
 
 def kfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.kfac(rate, model, damping=damping, then=optax.trace(0.9))
+    return ng.kfac(rate, model, damping=damping, sub_batch=4)
 
 
 def ekfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.ekfac(rate, model, damping=damping, then=optax.trace(0.9))
+    return ng.ekfac(rate, model, damping=damping, sub_batch=4)
 
 
 def stochastic_reconfiguration(model: ng.Model, rate: Any, damping: Any):
@@ -73,8 +80,8 @@ OPTIMIZERS = {
         rates(*ADAM_RATES), lambda _, rate: contrib.sophia(rate, weight_decay=0.0)
     ),
     "lbfgs": Entry(rates(1.0, 0.3, 3.0, 0.1, 0.03, 10.0), lbfgs),
-    "kfac": Entry(pairs((0.03, 0.1, 0.01), (1e-2, 1e-3)), kfac),
-    "ekfac": Entry(pairs((0.03, 0.1, 0.01), (1e-2, 1e-3)), ekfac),
+    "kfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), kfac, rows=True),
+    "ekfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), ekfac),
     "gram": Entry(
         pairs((0.3, 0.1, 1.0), (1e-2, 1e-1)),
         lambda model, rate, damping: ng.gram(rate, model, damping=damping),
@@ -86,5 +93,5 @@ OPTIMIZERS = {
     "stochastic_reconfiguration": Entry(
         pairs((0.1, 0.3, 0.03), (4e-3, 1e-2)), stochastic_reconfiguration
     ),
-    "kfac_adaptive": Entry(((),), lambda model: ng.kfac_adaptive(model)),
+    "kfac_adaptive": Entry(((),), lambda model: ng.kfac_adaptive(model), rows=True),
 }

@@ -7,7 +7,7 @@ with ours: the same parameters, batches and loss, `--every` steps each.
 
     adam                 learning rate 1e-3
     kfac every 5         learning rate 0.03, momentum 0.9, λ = 0.01, inverses every 5
-    kfac                 the same, but as often as `natgrad.kfac` comes
+    kfac                 the same rate and λ, else as in `benchmarks.optimizers`
     kfac_adaptive        as it comes
     kfac-jax             as kfac every 5, with the same bound on a step's length
     kfac-jax adaptive    learning rate, momentum and damping adapted, from λ = 15
@@ -61,7 +61,7 @@ OURS = {
             then=optax.trace(0.9),
         ),
     ),
-    "kfac": Entry(SETTING, OPTIMIZERS["kfac"].make),
+    "kfac": Entry(SETTING, OPTIMIZERS["kfac"].make, rows=True),
     "kfac_adaptive": OPTIMIZERS["kfac_adaptive"],
 }
 PEERS = ("kfac-jax", "kfac-jax adaptive", "somax")

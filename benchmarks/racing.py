@@ -17,6 +17,7 @@ import optax
 
 from benchmarks.optimizers import Entry
 from benchmarks.training import Pick, Problem
+from natgrad.curvature import KFAC
 
 EVALUATED = 1024
 CLOCKS = ("step", "wall", "cpu")
@@ -40,6 +41,7 @@ class Local:
 
     def __init__(self, problem: Problem, entry: Entry, measured):
         self.problem, self.measured, self.setting = problem, measured, entry.grid[0]
+        self.rows = entry.rows
         self.make = lambda hyper: optax.with_extra_args_support(
             entry.make(problem.model, *hyper)
         )
@@ -60,7 +62,12 @@ class Local:
             del inputs, targets, obj_fn  # optax's line search insists on handing them
             return loss(params)
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        given = {}
+        if self.rows:
+            curvature = KFAC(self.problem.model)
+            value, gradient, given["rows"] = curvature.value_grad_and_rows(params, x, y)
+        else:
+            value, gradient = jax.value_and_grad(loss)(params)
         updates, state = self.make(hyper).update(
             gradient,
             state,
@@ -71,6 +78,7 @@ class Local:
             grad=gradient,
             value_fn=value_fn,
             obj_fn=loss,
+            **given,
         )
         return optax.apply_updates(params, updates), state
 
