@@ -85,19 +85,19 @@ def test_statistics_are_estimated_when_they_are_due():
     assert [int(state.estimates) for _, state in seen] == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_a_warm_up_renews_both_in_every_step():
-    """Three steps of it, then every three: step 2 uses the factors after step 1, and
-    so on, steps 3 and 4 those after step 2, steps 5 to 7 those after step 4."""
+def test_a_warm_up_renews_statistics_in_every_step_and_inverses_as_steps_double():
+    """Step k applies inverses made after step k − 1 where k is 1, 2, 4, 8: the factors
+    after steps 0, 1, 3, 7; between these it applies older ones."""
     solver = FactoredTikhonov()
-    refresh = ng.Refresh(statistics=3, inverses=3, warm_up=3)
+    refresh = ng.Refresh(statistics=3, inverses=100, warm_up=9)
     tx = ng.scale_by_curvature(
         KFAC(MODEL), damping=0.1, decay=0.5, solver=solver, refresh=refresh
     )
-    seen = states(tx, 7)
-    assert [int(s.estimates) for _, s in seen] == [1, 2, 3, 4, 4, 4, 5]
-    for step, source in enumerate([0, 0, 1, 1, 3, 3, 3]):
-        factors = seen[source][1].statistics
-        expected = solver(KFAC(MODEL).metric(factors, PARAMS), PARAMS, 0.1)
+    seen = states(tx, 10)
+    assert [int(s.estimates) for _, s in seen] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    solve = jax.jit(lambda s: solver(KFAC(MODEL).metric(s, PARAMS), PARAMS, 0.1))
+    for step, source in enumerate([0, 0, 1, 1, 3, 3, 3, 3, 7, 7]):
+        expected = solve(seen[source][1].statistics)
         assert relative_error(ravel(seen[step][0]), ravel(expected)) < 1e-10, step
 
 

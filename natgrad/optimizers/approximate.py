@@ -92,10 +92,11 @@ def kfac(
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
 
     Factors from labels sampled once, averaged, and inverted every few steps: by default
-    factors are estimated every 5 steps and inverted every 10, both in each of the first
-    20. Momentum and weight decay are optax's:
+    factors are estimated every 5 steps and inverted every 10; during the first 20 they
+    are estimated in each and inverted whenever the number of steps has doubled.
+    Momentum and weight decay are optax's:
 
-        kfac(0.1, model, then=optax.trace(0.9))
+        kfac(0.1, model, then=optax.trace(0.9), trust_region=1e-3)
         kfac(0.1, model, then=optax.add_decayed_weights(1e-4))
 
     The model needs `example_inputs`. Memory about 3 Σ (I² + O²) over layers.
@@ -108,8 +109,9 @@ def kfac(
         refresh: how often, in steps, factors and inverses are renewed;
             `natgrad.Refresh(inverses=10)` estimates factors in every step.
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
-            shrunk to it, which an old inverse needs while F still changes fast; None
-            for none, and one product with F less.
+            shrunk to it, which an old inverse needs while F still changes fast. With
+            a momentum β after it the sum of steps is up to 1/(1 − β) times as long:
+            take δ (1 − β)². None for none, and one product with F less.
         sub_batch: k: the statistics are those of every k-th example of the batch; None
             for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
@@ -152,8 +154,9 @@ def ekfac(
         decay: of the moving averages of factors and scales.
         refresh: how often, in steps, statistics and bases are renewed.
         trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
-            shrunk to it, which an old inverse needs while F still changes fast; None
-            for none, and one product with F less.
+            shrunk to it, which an old inverse needs while F still changes fast. With
+            a momentum β after it the sum of steps is up to 1/(1 − β) times as long:
+            take δ (1 − β)². None for none, and one product with F less.
         sub_batch: k: the statistics are those of every k-th example of the batch; None
             for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
