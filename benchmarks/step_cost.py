@@ -8,6 +8,8 @@ Adam and of natural gradients, compiled ahead of time:
     kfac 5 and 5    both every five, statistics of every fourth example
     kfac rows       the same, the gradient of narrow batches as rows
     ekfac           `natgrad.ekfac` as it comes
+    kfac_adaptive   `natgrad.kfac_adaptive` as it comes, with rows
+    gram            `natgrad.gram` as it comes, with one sampled label an example
 
 What is kept is renewed in some steps only, so ten steps are run and divided by ten; the
 rounds of all tasks are interleaved. `benchmarks.stages` times the stages of K-FAC and
@@ -58,6 +60,8 @@ OPTIMIZERS = {
         True,
     ),
     "ekfac": (lambda model: ng.ekfac(RATE, model, damping=DAMPING), False),
+    "kfac_adaptive": (lambda model: ng.kfac_adaptive(model), True),
+    "gram": (lambda model: ng.gram(RATE, model, damping=DAMPING), False),
 }
 AGAINST = [name for name in OPTIMIZERS if name != "adam"]
 
@@ -143,11 +147,12 @@ def training(tx, narrow, model, params, x, y):
     """A task of STEPS steps from a state that has left its warm-up behind."""
 
     def step(params, state, x, y):
+        given = {"inputs": x, "targets": y, "value_fn": model.loss}
         if narrow:
-            _, gradient, rows = KFAC(model).value_grad_and_rows(params, x, y)
-            given = {"inputs": x, "rows": rows}
+            found = KFAC(model).value_grad_and_rows(params, x, y)
+            given["value"], gradient, given["rows"] = found
         else:
-            gradient, given = jax.grad(model.loss)(params, x, y), {"inputs": x}
+            given["value"], gradient = jax.value_and_grad(model.loss)(params, x, y)
         updates, state = tx.update(gradient, state, params, **given)
         return optax.apply_updates(params, updates), state
 
