@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # LAPACK's threads spin at their barriers where cores are shared.
@@ -19,6 +20,16 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes many objects and few cycles; the modules are there to the end.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish():
+    """Keep what is imported out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
 
 # Of the families these stand for all on the newest JAX; the oldest runs every one.
 QUICK_FAMILIES = {"bernoulli", "categorical", "normal_mean_log_scale", "gamma"}
