@@ -205,14 +205,9 @@ def test_rows_are_written_out_where_layers_are_not_understood():
 # Layers -------------------------------------------------------------------------------
 
 QUICK = {"plain", "linen cnn", "norms", "tied embedding", "scan over layers"}
-# The same kinds of layer once more, in another library or another spelling: that their
-# uses are found is tested with the layers.
-AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
-AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
-AGAIN |= {"gru by scan", "pinn forwards"}
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, zoo.ZOO, without=AGAIN))
+@pytest.mark.parametrize("name", slow_but(QUICK, zoo.ZOO, without=zoo.AGAIN))
 def test_it_equals_per_example_gradients_for_every_layer(name):
     """Squares of outputs as likelihood: F = Σ_n,c J_nc J_ncᵀ by a plain Jacobian."""
     apply, params, inputs, in_axes = zoo.ZOO[name]()

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import zoo
+from problems import slow_but
 from sklearn.datasets import load_digits
 
 import natgrad as ng
@@ -82,13 +83,7 @@ def test_an_autoencoder_trains_faster_than_with_adam(alias):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("plain", "scan and remat")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in zoo.ZOO
-    ],
+    "name", slow_but({"plain", "scan and remat"}, zoo.ZOO, without=zoo.AGAIN)
 )
 def test_ten_steps_lower_the_loss_of_zoo_models(name):
     apply, params, inputs, in_axes = zoo.ZOO[name]()

@@ -346,7 +346,9 @@ ZOO = {
     "linen conv 3d": lambda: of_linen(LinenConvs(3), normal(9, N, 3, 3, 3, 2)),
     "equinox cnn": lambda: of_equinox(EquinoxCNN, normal(9, N, 2, 4, 4)),
     "equinox conv 1d": lambda: of_equinox(lambda: EquinoxConv(1), normal(9, N, 2, 3)),
-    "equinox conv 3d": lambda: of_equinox(lambda: EquinoxConv(3), normal(9, N, 2, 3, 3, 3)),
+    "equinox conv 3d": lambda: of_equinox(
+        lambda: EquinoxConv(3), normal(9, N, 2, 3, 3, 3)
+    ),
     "norms": lambda: of_linen(Norms(), normal(9, N, 2, 3)),
     "batch norm": batch_norm,
     "embedding": lambda: of_linen(Embedded(tied=False), TOKENS),
@@ -372,3 +374,9 @@ ZOO = {
 }
 # Each is made once, whichever tests want it.
 ZOO = {name: functools.cache(make) for name, make in ZOO.items()}
+
+# The same kinds of layer once more, in another library or another spelling: that their
+# uses are found is tested with the layers, and what follows from the uses need not be.
+AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
+AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
+AGAIN |= {"gru by scan", "pinn forwards"}
