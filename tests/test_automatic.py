@@ -42,7 +42,7 @@ def test_the_space_is_chosen_by_the_documented_rule(
     assert chosen.labels == ng.curvature.Exact()
 
 
-@pytest.mark.parametrize("examples", [50, 400])
+@pytest.mark.parametrize("examples", [50, pytest.param(400, marks=pytest.mark.slow)])
 def test_every_choice_gives_the_same_step(examples):
     model, params = linear(3, 200)
     x = jax.random.normal(KEY, (examples, 200))
@@ -101,7 +101,7 @@ def one_step(curvature, params, x, y, damping):
     return tx.update(gradient, tx.init(params), params, inputs=x)[0]
 
 
-@pytest.mark.parametrize("form", [Dense, Gram])
+@pytest.mark.parametrize("form", [Dense, pytest.param(Gram, marks=pytest.mark.slow)])
 def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     model, params, x, y = CASES["categorical"].problem()
     plain, constant = form(model), Constant(form(model))
@@ -122,6 +122,7 @@ def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     assert relative_error(moving, still) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_derivative_in_damping_survives_a_constant_curvature():
     model, params, x, y = CASES["categorical"].problem()
     length = lambda curvature: (
@@ -131,6 +132,7 @@ def test_the_derivative_in_damping_survives_a_constant_curvature():
     assert relative_error(given, jax.grad(length(Dense(model)))(0.1)) < 1e-9
 
 
+@pytest.mark.slow
 def test_constant_hands_on_what_it_wraps():
     model, params, x, y = CASES["categorical"].problem()
     constant = Constant(Automatic(model))

@@ -54,12 +54,12 @@ def block_masked(metric, fisher):
 @pytest.mark.parametrize(
     "name",
     [
-        "plain",
         "tied",
-        "scan and remat",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
+                "plain",
+                "scan and remat",
                 "equinox conv 1d",
                 "linen conv 1d",
                 "tied embedding",
@@ -95,6 +95,7 @@ def test_ekfac_is_nearer_to_the_fisher_in_every_block(name):
     assert gain > 1e-3 * np.linalg.norm(masked)
 
 
+@pytest.mark.slow
 def test_ekfac_is_kfac_before_its_scales_are_measured(tolerance):
     model, params, x, _ = CASES["poisson"].problem()
     kfac, ekfac = KFAC(model), EKFAC(model)
@@ -131,6 +132,7 @@ def test_the_diagonal_from_taps_is_the_diagonal_of_zoo_models(name, tolerance):
     assert relative_error(given, expected) < tolerance("identity")
 
 
+@pytest.mark.slow
 def test_the_diagonal_from_taps_forms_no_gradient_of_an_example():
     """Compiled temporary memory stays far below N P numbers."""
     params = {"w": jnp.zeros((64, 64)), "v": jnp.zeros((64, 64))}

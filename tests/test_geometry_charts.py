@@ -146,6 +146,7 @@ def test_points_pass_through_jit_vmap_and_grad():
     assert jax.tree.unflatten(structure, leaves).point.chart is p.chart
 
 
+@pytest.mark.slow
 def test_float32_stays_float32():
     p = ng.Point(nf.Normal(), "mean/sd", jnp.array([0.3, 1.2], jnp.float32))
     v = ng.natural_gradient(lambda q: q.kl(p), p.to("expectation"))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from manifolds import NAMES, law, normal
+from problems import slow_but
 
 import natgrad.families as nf
 from natgrad import geometry as ng
@@ -22,6 +23,7 @@ def to_goal(q):
 # By hand -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bernoulli_by_hand():
     """∇_η L = p − ȳ and ∇_p L = (p − ȳ)/(p(1 − p)) for the mean label ȳ."""
     y_bar, h, p = 0.8, 0.3, 0.3
@@ -126,7 +128,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("step", ORDERS)
+@pytest.mark.parametrize("step", slow_but({"natural_step"}, ORDERS))
 def test_the_spread_between_charts_falls_with_the_order_of_the_step(step):
     """KL(q ‖ N(1, 0.5²)) from N(−1, 1.5²), over time 1."""
     function, order, counts = ORDERS[step]

@@ -180,6 +180,7 @@ def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     assert counts["nystrom"] < counts["identity"]
 
 
+@pytest.mark.slow
 def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     """What K-FAC knows exactly: the second moments of a layer's inputs."""
     model, params, x, y = CASES["normal_mean"].problem(examples=40)
@@ -232,6 +233,7 @@ def test_a_training_run_reports_iterations_and_starts_where_it_was():
     assert health.iterations[6:].sum() < cold_health.iterations[6:].sum()
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_refused_where_nothing_iterates():
     model, params, x, _ = CASES["categorical"].problem()
     tx = ng.scale_by_curvature(

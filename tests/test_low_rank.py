@@ -72,6 +72,7 @@ def fast(params, state, x):
     return TX.update(gradient, state, params, inputs=x, rows=rows)
 
 
+@pytest.mark.slow
 def test_a_step_from_rows_is_the_step_of_the_gradient():
     state = TX.init(FEW.params)
     for _ in range(2):

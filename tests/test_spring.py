@@ -37,6 +37,7 @@ def path(tx, model, params, x, y):
     return jax.jit(run)(params, x, y)
 
 
+@pytest.mark.slow
 def test_each_step_minimises_the_pulled_quadratic_model():
     """Σ over rows of (B φ − e)² + λ |φ − μ φ_before|² by least squares, g = Bᵀ e."""
     model = CASE.model()
