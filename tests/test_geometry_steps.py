@@ -29,12 +29,18 @@ def test_bernoulli_by_hand():
     y_bar, h, p = 0.8, 0.3, 0.3
     logit = np.log(p / (1 - p))
     loss = lambda q: -(y_bar * q.log_prob(1) + (1 - y_bar) * q.log_prob(0))
+
+    @jax.jit
+    def found(q):
+        in_logit = q.to("natural")
+        steps = [ng.natural_step(loss, q, h).coordinates for q in (q, in_logit)]
+        return *steps, ng.gradient(loss, in_logit).components
+
     q = ng.Point(nf.Bernoulli(), "probability", jnp.array(p))
-    in_p = ng.natural_step(loss, q, h).coordinates
+    in_p, in_logit, gradient = found(q)
     np.testing.assert_allclose(in_p, p - h * (p - y_bar), 1e-12)
-    in_logit = ng.natural_step(loss, q.to("natural"), h).coordinates
     np.testing.assert_allclose(in_logit, logit - h * (p - y_bar) / (p * (1 - p)), 1e-12)
-    np.testing.assert_allclose(ng.gradient(loss, q.to("natural")).components, p - y_bar)
+    np.testing.assert_allclose(gradient, p - y_bar)
 
 
 @pytest.mark.parametrize("name", NAMES)
