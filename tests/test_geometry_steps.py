@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from manifolds import NAMES, law, normal
-from problems import slow_but
 
 import natgrad.families as nf
 from natgrad import geometry as ng
@@ -134,7 +133,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("step", slow_but({"natural_step"}, ORDERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ORDERS)
 def test_the_spread_between_charts_falls_with_the_order_of_the_step(step):
     """KL(q ‖ N(1, 0.5²)) from N(−1, 1.5²), over time 1."""
     function, order, counts = ORDERS[step]
@@ -182,6 +182,7 @@ def test_damping_by_identity_breaks_affine_invariance_and_by_a_metric_does_not(
             report.raise_if_failed()
 
 
+@pytest.mark.slow
 def test_the_geodesic_step_follows_the_geodesic_to_second_order():
     v = ng.natural_gradient(to_goal, FAR.to("mean/log sd")) * -0.1
 

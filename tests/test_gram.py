@@ -99,7 +99,8 @@ def test_it_equals_the_dense_fisher_for_every_family_and_label(family, labels):
 DRAWN = {"beta", "multivariate_normal"}
 
 
-@pytest.mark.parametrize("name", slow_but({"multivariate_normal"}, LAWS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
 def test_it_equals_the_dense_fisher_for_every_other_law(name):
     """Near points of each domain, which shrinking every coordinate does not leave."""
     points = jnp.asarray(LAWS[name].points)
@@ -151,6 +152,7 @@ def test_float32_steps_are_accurate_where_a_dense_solve_is_not(family):
         assert relative_error(x_given, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_it_says_of_its_residual_is_true():
     model, params, x, y = CASES["categorical"].problem()
     metric = jax.jit(Gram(model).at)(params, x)
@@ -177,6 +179,7 @@ def test_a_singular_fisher_without_damping_gives_the_least_norm_step():
     assert relative_error(ravel(found.value), expected) < 1e-8
 
 
+@pytest.mark.slow
 def test_weights_and_masks_count_as_in_the_dense_fisher():
     weights = lambda inputs: jnp.abs(inputs[:, 0]) * (inputs[:, 1] > -0.5)
     model, params, x, y = CASES["categorical"].problem(weights=weights)
@@ -246,7 +249,8 @@ def test_it_equals_per_example_gradients_for_every_layer(name):
 # Steps --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", slow_but({"empirical"}, LABELS))
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", LABELS)
 def test_twenty_steps_are_those_of_the_dense_fisher(labels):
     model, params, x, y = CASES["categorical"].problem()
 

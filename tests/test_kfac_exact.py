@@ -198,6 +198,7 @@ def test_layers_must_be_known_before_the_first_batch():
             make(model).init(params)
 
 
+@pytest.mark.slow
 def test_a_hand_declared_block_is_exact(tolerance):
     model, params, x, _ = CASES["categorical"].problem()
     whole = dense(Dense(model), params, x)

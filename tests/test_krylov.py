@@ -203,6 +203,7 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     assert scaled < 0.7 * plain
 
 
+@pytest.mark.slow
 def test_a_training_run_reports_iterations_and_starts_where_it_was():
     model, params, x, y = CASES["categorical"].problem()
     stop = Residual(1e-3)

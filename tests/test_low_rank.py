@@ -45,6 +45,7 @@ def case(examples):
 FEW, MANY = case(5), case(64)
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_gradient():
     """Σ x gᵀ with a row of ones for the bias, by NumPy, is JAX's gradient; loss too."""
     loss, gradient, rows = KFAC(FEW.model).value_grad_and_rows(FEW.params, FEW.x, FEW.y)
