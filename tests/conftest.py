@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # LAPACK's threads spin at their barriers where cores are shared.
@@ -20,17 +21,56 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Of the families these stand for all on the newest JAX; the oldest runs every one.
-QUICK_FAMILIES = {"bernoulli", "categorical", "normal_mean_log_scale", "gamma"}
+# Tracing makes many objects and few cycles; the modules are there to the end.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish():
+    """Keep what is imported out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+# On the newest JAX these files are left out: mathematics and tools whose code is of the
+# same kinds as that of the files beside them.
+SLOW_FILES = {
+    "test_benchmarks",
+    "test_benchmarks_suite",
+    "test_compare",
+    "test_compare_along",
+    "test_compare_facts",
+    "test_compare_products",
+    "test_examples",
+    "test_families_built",
+    "test_families_custom",
+    "test_families_product",
+    "test_geometry_check",
+    "test_geometry_connections",
+    "test_geometry_duality",
+    "test_geometry_steps",
+    "test_geometry_trust",
+    "test_inference_conjugate",
+    "test_inference_expectations",
+    "test_inference_logistic",
+    "test_invariance",
+    "test_kunstner",
+    "test_kunstner_adam",
+    "test_mirror",
+}
+# Of the families these stand for all there; the oldest runs every one.
+QUICK_FAMILIES = {"categorical", "normal_mean_log_scale"}
+QUICK_MANIFOLDS = {"categorical", "normal", "multivariate_normal"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the other families slow, before `-m "not slow"` selects."""
+    """Mark those files and the other families slow, before `-m "not slow"` selects."""
+    quick = {"test_families": QUICK_FAMILIES, "test_geometry": QUICK_MANIFOLDS}
     for item in items:
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-        of_families = item.path.name.startswith("test_families")
-        if of_families and name is not None and name not in QUICK_FAMILIES:
+        few = quick.get("_".join(item.path.stem.split("_")[:2]))
+        other = few is not None and name is not None and name not in few
+        if other or item.path.stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
 
 

@@ -135,7 +135,7 @@ ALIASES = {
     and function.__module__.startswith(optimizers.__name__)
     and list(inspect.signature(function).parameters)[:2] == ["learning_rate", "model"]
 }
-EVERY_ALIAS = pytest.mark.parametrize("alias", list(ALIASES))
+EVERY_ALIAS = pytest.mark.parametrize("alias", slow_but({"kfac", "gram"}, ALIASES))
 TARGETS_TOO = {"empirical_fisher"}
 # Alias -> the curvature it stands for; those with exact oracles.
 STANDS_FOR = {

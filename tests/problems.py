@@ -95,8 +95,11 @@ def relative_error(given, expected):
 
 
 def ravel(tree):
-    """The leaves of a tree as one vector."""
-    return jax.flatten_util.ravel_pytree(tree)[0]
+    """The leaves of a tree as one vector; of arrays, there is nothing to compile."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return jax.flatten_util.ravel_pytree(tree)[0]
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
 LABELS = {"exact": Exact(), "sampled": Sampled(3), "empirical": Empirical()}
@@ -113,4 +116,5 @@ def slow_but(quick, names, without=()):
     Slow ones run where everything runs; on the newest JAX one of each kind is enough.
     """
     mark = lambda name: [] if name in quick else [pytest.mark.slow]
-    return [pytest.param(n, marks=mark(n)) for n in names if n not in without]
+    values = lambda name: name if isinstance(name, tuple) else (name,)
+    return [pytest.param(*values(n), marks=mark(n)) for n in names if n not in without]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from problems import CASES, dense_of, ravel, relative_error
@@ -42,7 +43,7 @@ def test_the_space_is_chosen_by_the_documented_rule(
     assert chosen.labels == ng.curvature.Exact()
 
 
-@pytest.mark.parametrize("examples", [50, 400])
+@pytest.mark.parametrize("examples", [50, pytest.param(400, marks=pytest.mark.slow)])
 def test_every_choice_gives_the_same_step(examples):
     model, params = linear(3, 200)
     x = jax.random.normal(KEY, (examples, 200))
@@ -101,7 +102,7 @@ def one_step(curvature, params, x, y, damping):
     return tx.update(gradient, tx.init(params), params, inputs=x)[0]
 
 
-@pytest.mark.parametrize("form", [Dense, Gram])
+@pytest.mark.parametrize("form", [Dense, pytest.param(Gram, marks=pytest.mark.slow)])
 def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     model, params, x, y = CASES["categorical"].problem()
     plain, constant = form(model), Constant(form(model))
@@ -109,33 +110,37 @@ def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     @jax.jit
     def both(params, v):
         step = lambda curvature: lambda p: ravel(one_step(curvature, p, x, y, 0.1))
-        return [jax.jvp(step(c), (params,), (v,)) for c in (plain, constant)]
+        hessian_v = jax.jvp(lambda p: jax.grad(model.loss)(p, x, y), (params,), (v,))
+        moved = [jax.jvp(step(c), (params,), (v,)) for c in (plain, constant)]
+        return ravel(hessian_v[1]), *moved
 
     v = jax.tree.map(jnp.cos, params)
-    (value, moving), (same, still) = both(params, v)
+    hessian_v, (value, moving), (same, still) = both(params, v)
     assert relative_error(same, value) < 1e-12
     # With F held fixed the step's derivative is that of the gradient, preconditioned.
-    hessian_v = jax.jvp(lambda p: jax.grad(model.loss)(p, x, y), (params,), (v,))[1]
     matrix = dense_of(Dense(model), params, x)
-    damped = matrix + 0.1 * jnp.eye(len(matrix))
-    assert relative_error(still, jnp.linalg.solve(damped, ravel(hessian_v))) < 1e-9
+    damped = matrix + 0.1 * np.eye(len(matrix))
+    assert relative_error(still, np.linalg.solve(damped, hessian_v)) < 1e-9
     assert relative_error(moving, still) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_derivative_in_damping_survives_a_constant_curvature():
     model, params, x, y = CASES["categorical"].problem()
     length = lambda curvature: (
         lambda damping: jnp.sum(ravel(one_step(curvature, params, x, y, damping)) ** 2)
     )
-    given = jax.grad(length(Constant(Dense(model))))(0.1)
-    assert relative_error(given, jax.grad(length(Dense(model)))(0.1)) < 1e-9
+    both = [jax.grad(length(c)) for c in (Constant(Dense(model)), Dense(model))]
+    given, expected = jax.jit(lambda damping: [f(damping) for f in both])(0.1)
+    assert relative_error(given, expected) < 1e-9
 
 
+@pytest.mark.slow
 def test_constant_hands_on_what_it_wraps():
     model, params, x, y = CASES["categorical"].problem()
     constant = Constant(Automatic(model))
     assert type(constant.resolved(params)) is Constant
-    loss, gradient, statistics = constant.value_and_grad(params, x, y)
+    loss, gradient, statistics = jax.jit(constant.value_and_grad)(params, x, y)
     assert relative_error(loss, model.loss(params, x, y)) < 1e-12
     expected = jax.grad(model.loss)(params, x, y)
     assert relative_error(ravel(gradient), ravel(expected)) < 1e-12

@@ -21,6 +21,7 @@ from benchmarks import (
 TASK = {"seconds", "fastest_seconds", "cpu_seconds", "compile_seconds"}
 
 
+@pytest.mark.slow
 def test_solvers_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "solvers.json"
     arguments = ["--sizes", "40", "70", "--rounds", "2", "--batch", "3", "4"]
@@ -71,6 +72,7 @@ def test_sample_space_writes_its_figures(tmp_path):
     assert report["autoencoder"][0]["memory_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_count_iterations(tmp_path):
     path = tmp_path / "cg.json"
     arguments = ["--models", "regression", "--steps", "0", "--dampings", "1e-1"]

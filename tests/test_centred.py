@@ -9,7 +9,7 @@ import pytest
 from problems import dense_of, ravel, relative_error
 
 import natgrad as ng
-from natgrad.curvature import Centred, Dense, Gram
+from natgrad.curvature import Centred, Dense, Gram, KLHessian
 
 KEY = jax.random.PRNGKey(1)
 
@@ -32,7 +32,10 @@ def spins():
     return params, jnp.asarray(x)
 
 
-@pytest.mark.parametrize("form", [Gram, Dense, ng.curvature.KLHessian])
+SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in (Dense, KLHessian)]
+
+
+@pytest.mark.parametrize("form", [Gram, *SLOW])
 def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
     """One categorical law over all configurations is the independent definition."""
     params, x = spins()
@@ -44,14 +47,20 @@ def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
         ng.families.Unnormalized(),
         weights=lambda inputs: inputs["law"],
     )
-    metric = jax.jit(form(model, Centred()).at)(params, {"x": x, "law": law})
-    assert relative_error(metric.dense(), expected) < 1e-10
     v = jax.tree.map(jnp.ones_like, params)
-    given = ravel(metric.solve(v, 1e-3))
+
+    @jax.jit
+    def found(params):
+        metric = form(model, Centred()).at(params, {"x": x, "law": law})
+        return metric.dense(), ravel(metric.solve(v, 1e-3))
+
+    matrix, given = found(params)
+    assert relative_error(matrix, expected) < 1e-10
     damped = expected + 1e-3 * np.eye(len(expected))
     assert relative_error(given, np.linalg.solve(damped, ravel(v))) < 1e-9
 
 
+@pytest.mark.slow
 def test_centred_scores_without_weights_are_a_covariance():
     params, x = spins()
     x = x[:7]

@@ -144,6 +144,7 @@ def test_own_data_are_split_and_scaled(folder):
     assert classes.outputs == 2
 
 
+@pytest.mark.slow
 def test_spectrum_of_an_own_model(folder, capsys):
     command = "spectrum --data mine.npz --model own_models:linear --at-step 0 --x64"
     names = ["--approximations", "dense", "diagonal", "--output", "out"]
@@ -159,6 +160,7 @@ def test_spectrum_of_an_own_model(folder, capsys):
     np.testing.assert_allclose(values[3:], 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_race_of_an_own_model_and_its_seed(folder, capsys):
     def losses(seed):
         command = "race --data mine.npz --model own_models:linear --steps 2 --rates 1"

@@ -47,6 +47,7 @@ def trace(problem):
     return found
 
 
+@pytest.mark.slow
 def test_a_trace_is_taken_where_the_optimizer_passes(problem, trace):
     """Gradient descent in NumPy; parameters in the order b, w."""
     _, _, x, y = problem
@@ -67,6 +68,7 @@ def test_a_trace_is_taken_where_the_optimizer_passes(problem, trace):
     assert trace.names == ("dense", "empirical")
 
 
+@pytest.mark.slow
 def test_a_trace_is_plain_data(trace):
     record = json.loads(json.dumps(trace.to_dict()))
     assert record["steps"] == [0, 1, 3]
@@ -78,6 +80,7 @@ def test_a_trace_is_plain_data(trace):
     assert all(set(row) <= set(rows[0]) for row in blocks)
 
 
+@pytest.mark.slow
 def test_pandas_gets_the_records_where_it_is_installed(trace, monkeypatch):
     frame = types.SimpleNamespace(from_records=lambda rows: ("frame", rows))
     pandas = types.SimpleNamespace(DataFrame=frame)
@@ -143,6 +146,7 @@ def written(figure) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_pictures_show_the_figures(trace, repetitions):
     comparison = trace.comparisons[-1]
     row = comparison["empirical"]

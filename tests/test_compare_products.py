@@ -55,6 +55,7 @@ def oracle():
     return Oracle(*compare_oracle.problem()[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_estimates_are_within_their_standard_errors(found, oracle, name):
     row = found[name]
@@ -74,6 +75,7 @@ def test_estimates_are_within_their_standard_errors(found, oracle, name):
             assert getattr(figures, figure) == pytest.approx(exact[figure], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_estimated_and_what_is_not(found, oracle):
     assert not found.formed
     assert found.reference == "matrix_free"
@@ -99,6 +101,7 @@ def test_few_iterations_give_bounds_from_inside(oracle):
     assert row.invariance_defect > 0.1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_unless_asked_for(monkeypatch):
     """300 parameters: a matrix takes 720 kB, a diagonal 2.4 kB."""
     for name in ng.CURVATURES.keys() - {"dense", "diagonal", "matrix_free"}:

@@ -63,7 +63,7 @@ def directions():
 
 
 # The others take longer; CI runs them all.
-QUICK = {"dense", "matrix_free"}
+QUICK = {"dense"}
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES, without={"sampled"}))

@@ -73,6 +73,7 @@ def test_natural_inverts_mean_from_afar_and_reports_failure():
     assert np.all(np.isnan(run(SERIES.natural, jnp.array([0.5, 1.0]))))
 
 
+@pytest.mark.slow
 def test_natural_is_differentiable_twice():
     mu = run(GAMMA.mean, Z[0])
     jacobian = run(jax.jacrev(GAMMA.natural), mu)

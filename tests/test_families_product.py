@@ -40,6 +40,7 @@ def log_prob_of(parts, z, y):
     return jax.jit(lambda: sum(f.log_prob(z[s], y[t]) for f, s, t in parts))()
 
 
+@pytest.mark.slow
 def test_a_product_is_the_sum_of_its_blocks(tolerance):
     z, z2 = BLOCKS_Z, BLOCKS_Z * jnp.linspace(0.8, 1.1, 8)
     y = run(BLOCKS.sample, jax.random.PRNGKey(0), z)
@@ -61,6 +62,7 @@ def test_a_product_is_the_sum_of_its_blocks(tolerance):
     np.testing.assert_allclose(run(BLOCKS.natural, mu), z, 1e-9)
 
 
+@pytest.mark.slow
 def test_three_definitions_of_the_information_of_a_product_agree(tolerance):
     z = BLOCKS_Z
     expected = np.zeros((8, 8))

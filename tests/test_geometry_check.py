@@ -129,6 +129,7 @@ def test_merging_and_noise_lose_information(kernel):
     assert not check.sufficient(p, through(kernel)).passed
 
 
+@pytest.mark.slow
 def test_splitting_in_a_fixed_ratio_keeps_information_and_distances():
     p = law("categorical")
     image = through(SPLIT)

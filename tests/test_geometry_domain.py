@@ -190,6 +190,7 @@ def test_nan_is_not_hidden():
     assert np.any(np.isnan(end.coordinates))
 
 
+@pytest.mark.slow
 def test_without_the_saturation_the_same_steps_leave():
     """The straight step is out for the examples above: the tests are not empty."""
     family = MANIFOLDS["normal"].family

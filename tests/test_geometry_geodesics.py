@@ -128,6 +128,7 @@ def test_gamma_distances_against_an_independent_integrator():
     np.testing.assert_allclose(backwards, actual, 1e-8)
 
 
+@pytest.mark.slow
 def test_a_distance_that_is_not_found_is_nan():
     """The ends are too far apart for this many steps, which is not hidden."""
     p, q = law("normal", (0.0, 1.0)), law("normal", (1e6, 1.0))
@@ -175,6 +176,7 @@ def test_e_and_m_geodesics_join_their_ends():
         np.testing.assert_allclose(middle, expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_exponential_and_logarithm_are_inverse_and_speed_is_constant():
     p = law("gamma", (2.0, 3.0)).to("log shape/log rate")
     v = p.tangent(jnp.array([1.0, 0.4]))

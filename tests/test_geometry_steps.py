@@ -22,17 +22,24 @@ def to_goal(q):
 # By hand -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bernoulli_by_hand():
     """∇_η L = p − ȳ and ∇_p L = (p − ȳ)/(p(1 − p)) for the mean label ȳ."""
     y_bar, h, p = 0.8, 0.3, 0.3
     logit = np.log(p / (1 - p))
     loss = lambda q: -(y_bar * q.log_prob(1) + (1 - y_bar) * q.log_prob(0))
+
+    @jax.jit
+    def found(q):
+        in_logit = q.to("natural")
+        steps = [ng.natural_step(loss, q, h).coordinates for q in (q, in_logit)]
+        return *steps, ng.gradient(loss, in_logit).components
+
     q = ng.Point(nf.Bernoulli(), "probability", jnp.array(p))
-    in_p = ng.natural_step(loss, q, h).coordinates
+    in_p, in_logit, gradient = found(q)
     np.testing.assert_allclose(in_p, p - h * (p - y_bar), 1e-12)
-    in_logit = ng.natural_step(loss, q.to("natural"), h).coordinates
     np.testing.assert_allclose(in_logit, logit - h * (p - y_bar) / (p * (1 - p)), 1e-12)
-    np.testing.assert_allclose(ng.gradient(loss, q.to("natural")).components, p - y_bar)
+    np.testing.assert_allclose(gradient, p - y_bar)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,6 +133,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ORDERS)
 def test_the_spread_between_charts_falls_with_the_order_of_the_step(step):
     """KL(q ‖ N(1, 0.5²)) from N(−1, 1.5²), over time 1."""
@@ -174,6 +182,7 @@ def test_damping_by_identity_breaks_affine_invariance_and_by_a_metric_does_not(
             report.raise_if_failed()
 
 
+@pytest.mark.slow
 def test_the_geodesic_step_follows_the_geodesic_to_second_order():
     v = ng.natural_gradient(to_goal, FAR.to("mean/log sd")) * -0.1
 

@@ -31,8 +31,10 @@ def trained(name, hyper, steps=5, period=3):
 @pytest.mark.parametrize(
     "name",
     [
-        "tikhonov",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("eigen", "ekfac")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("tikhonov", "eigen", "ekfac")
+        ),
     ],
 )
 def test_hypergradients_through_five_steps_equal_central_differences(name):

@@ -198,6 +198,7 @@ def test_layers_must_be_known_before_the_first_batch():
             make(model).init(params)
 
 
+@pytest.mark.slow
 def test_a_hand_declared_block_is_exact(tolerance):
     model, params, x, _ = CASES["categorical"].problem()
     whole = dense(Dense(model), params, x)
@@ -210,6 +211,7 @@ def test_a_hand_declared_block_is_exact(tolerance):
         assert relative_error(given[size:, size:], last) < tolerance("identity")
 
 
+@pytest.mark.slow
 def test_blocks_keep_their_order_with_many_layers(tolerance):
     """Eleven layers: as text '10' comes before '2'."""
     params = [normal(i, 1 + (i + 1) % 3, 1 + (i + 2) % 3) for i in range(11)]

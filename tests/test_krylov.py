@@ -161,7 +161,7 @@ def test_nystrom_finds_the_whole_of_a_matrix_of_low_rank():
 @pytest.mark.parametrize("family", ["categorical", "normal_mean", "bernoulli"])
 def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     model, params, x, y = CASES[family].problem()
-    gradient = jax.grad(model.loss)(params, x, y)
+    gradient = jax.jit(jax.grad(model.loss))(params, x, y)
     counts = {}
     expected = np.linalg.solve(
         dense_of(ng.curvature.Dense(model), params, x)
@@ -180,6 +180,7 @@ def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     assert counts["nystrom"] < counts["identity"]
 
 
+@pytest.mark.slow
 def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     """What K-FAC knows exactly: the second moments of a layer's inputs."""
     model, params, x, y = CASES["normal_mean"].problem(examples=40)
@@ -202,6 +203,7 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     assert scaled < 0.7 * plain
 
 
+@pytest.mark.slow
 def test_a_training_run_reports_iterations_and_starts_where_it_was():
     model, params, x, y = CASES["categorical"].problem()
     stop = Residual(1e-3)
@@ -232,6 +234,7 @@ def test_a_training_run_reports_iterations_and_starts_where_it_was():
     assert health.iterations[6:].sum() < cold_health.iterations[6:].sum()
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_refused_where_nothing_iterates():
     model, params, x, _ = CASES["categorical"].problem()
     tx = ng.scale_by_curvature(

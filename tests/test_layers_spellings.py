@@ -119,7 +119,7 @@ def nnx_mlp():
 
 
 def equinox_mlp():
-    net = eqx.nn.MLP(I, O, H, 1, activation=jnp.tanh, key=jax.random.key(0))
+    net = lambda: eqx.nn.MLP(I, O, H, 1, activation=jnp.tanh, key=jax.random.key(0))
     case, p = zoo.of_equinox(net, X), zoo.mlp_params()
     leaves = [p["w1"].T, p["b1"], p["w2"].T, p["b2"]]
     return case.apply, jax.tree.unflatten(jax.tree.structure(case.params), leaves)

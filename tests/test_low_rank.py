@@ -45,6 +45,7 @@ def case(examples):
 FEW, MANY = case(5), case(64)
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_gradient():
     """Σ x gᵀ with a row of ones for the bias, by NumPy, is JAX's gradient; loss too."""
     loss, gradient, rows = KFAC(FEW.model).value_grad_and_rows(FEW.params, FEW.x, FEW.y)
@@ -72,6 +73,7 @@ def fast(params, state, x):
     return TX.update(gradient, state, params, inputs=x, rows=rows)
 
 
+@pytest.mark.slow
 def test_a_step_from_rows_is_the_step_of_the_gradient():
     state = TX.init(FEW.params)
     for _ in range(2):

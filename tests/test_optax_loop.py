@@ -39,7 +39,7 @@ x32 = jnp.asarray(X, jnp.float32)
 @EVERY_ALIAS
 def test_the_loop_of_the_readme_trains(alias):
     net, x, y = Net(), x32, jnp.asarray(Y)
-    params = net.init(jax.random.key(0), x)
+    params = jax.jit(net.init)(jax.random.key(0), x)
     more = {"targets": y} if alias in TARGETS_TOO else {}
     traces = 0
 

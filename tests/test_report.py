@@ -161,6 +161,7 @@ def source(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything(tmp_path, capsys, source):
     output = tmp_path / "out"
     assert main([*FEW, "--data", source, "--output", str(output)]) == 0

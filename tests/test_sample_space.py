@@ -155,15 +155,22 @@ def test_derivatives_are_those_of_the_solution(count):
         rows.T @ rows + damping * jnp.eye(5), v
     )
     arguments = (rows, v, 0.3)
-    for argument in range(3):
-        expected = jax.jacrev(exact, argument)(*arguments)
-        for derivative in (jax.jacrev, jax.jacfwd):
-            found = jax.jit(derivative(given, argument))(*arguments)
-            assert relative_error(found, expected) < 1e-9
-    found = jax.jit(jax.jacfwd(jax.jacrev(given, 2), 0))(*arguments)
-    expected = jax.jacfwd(jax.jacrev(exact, 2), 0)(*arguments)
-    assert relative_error(found, expected) < 1e-8
-    check_grads(lambda r, d: given(r, v, d), (rows, 0.3), order=1, modes=["rev"])
+
+    @jax.jit
+    def derivatives(*arguments):
+        first = lambda way, f: [way(f, argument)(*arguments) for argument in range(3)]
+        twice = lambda f: jax.jacfwd(jax.jacrev(f, 2), 0)(*arguments)
+        expected = first(jax.jacrev, exact)
+        found = [first(way, given) for way in (jax.jacrev, jax.jacfwd)]
+        return expected, found, twice(given), twice(exact)
+
+    expected, found, twice, twice_expected = derivatives(*arguments)
+    for way in found:
+        for one, other in zip(way, expected, strict=True):
+            assert relative_error(one, other) < 1e-9
+    assert relative_error(twice, twice_expected) < 1e-8
+    compiled = jax.jit(lambda r, d: given(r, v, d))
+    check_grads(compiled, (rows, 0.3), order=1, modes=["rev"])
 
 
 # Pieces: each says of itself what its rows say -------------------------------------

@@ -52,13 +52,13 @@ def plain():
     return Case(mlp, mlp_params(), normal(9, N, 3))
 
 
-def of_linen(module, inputs, **kwargs):
-    params = widened(module.init(jax.random.key(0), inputs, **kwargs))
+def of_linen(module, inputs):
+    params = widened(jax.jit(module.init)(jax.random.key(0), inputs))
     return Case(module.apply, params, inputs)
 
 
-def of_equinox(module, inputs):
-    params, static = eqx.partition(module, eqx.is_inexact_array)
+def of_equinox(make, inputs):
+    params, static = eqx.partition(eqx.filter_jit(make)(), eqx.is_inexact_array)
     apply = lambda p, x: jax.vmap(eqx.combine(p, static))(x)
     return Case(apply, widened(params), inputs)
 
@@ -71,7 +71,7 @@ def of_nnx(module, inputs):
 
 def of_haiku(function, inputs):
     transformed = hk.without_apply_rng(hk.transform(function))
-    params = widened(transformed.init(jax.random.key(0), inputs))
+    params = widened(jax.jit(transformed.init)(jax.random.key(0), inputs))
     return Case(transformed.apply, params, inputs)
 
 
@@ -160,7 +160,7 @@ class BatchNormed(nn.Module):
 
 def batch_norm():
     x = normal(9, N, 3)
-    variables = widened(BatchNormed().init(jax.random.key(0), x))
+    variables = widened(jax.jit(BatchNormed().init)(jax.random.key(0), x))
     stats = jax.tree.map(lambda a: a + 0.3, variables["batch_stats"])
     apply = lambda p, inputs: BatchNormed().apply(
         {"params": p, "batch_stats": inputs["stats"]}, inputs["x"]
@@ -335,7 +335,7 @@ ZOO = {
     "linen": lambda: of_linen(LinenMLP(), normal(9, N, 3)),
     "nnx": lambda: of_nnx(NnxMLP(), normal(9, N, 3)),
     "equinox": lambda: of_equinox(
-        eqx.nn.MLP(3, 2, 5, 2, activation=jnp.tanh, key=jax.random.key(0)),
+        lambda: eqx.nn.MLP(3, 2, 5, 2, activation=jnp.tanh, key=jax.random.key(0)),
         normal(9, N, 3),
     ),
     "haiku": lambda: of_haiku(
@@ -344,16 +344,18 @@ ZOO = {
     "linen cnn": lambda: of_linen(LinenCNN(), normal(9, N, 6, 6, 2)),
     "linen conv 1d": lambda: of_linen(LinenConvs(1), normal(9, N, 4, 2)),
     "linen conv 3d": lambda: of_linen(LinenConvs(3), normal(9, N, 3, 3, 3, 2)),
-    "equinox cnn": lambda: of_equinox(EquinoxCNN(), normal(9, N, 2, 4, 4)),
-    "equinox conv 1d": lambda: of_equinox(EquinoxConv(1), normal(9, N, 2, 3)),
-    "equinox conv 3d": lambda: of_equinox(EquinoxConv(3), normal(9, N, 2, 3, 3, 3)),
+    "equinox cnn": lambda: of_equinox(EquinoxCNN, normal(9, N, 2, 4, 4)),
+    "equinox conv 1d": lambda: of_equinox(lambda: EquinoxConv(1), normal(9, N, 2, 3)),
+    "equinox conv 3d": lambda: of_equinox(
+        lambda: EquinoxConv(3), normal(9, N, 2, 3, 3, 3)
+    ),
     "norms": lambda: of_linen(Norms(), normal(9, N, 2, 3)),
     "batch norm": batch_norm,
     "embedding": lambda: of_linen(Embedded(tied=False), TOKENS),
     "tied embedding": lambda: of_linen(Embedded(tied=True), TOKENS),
     "attention": lambda: of_linen(Attention(), normal(9, N, 3, 4)),
     "attention by einsum": attention_by_einsum,
-    "equinox transformer": lambda: of_equinox(EquinoxTransformer(), TOKENS),
+    "equinox transformer": lambda: of_equinox(EquinoxTransformer, TOKENS),
     "lstm": lambda: of_linen(
         Recurrent(nn.LSTMCell(2, param_dtype=jnp.float64)), normal(9, N, 3, 3)
     ),
@@ -370,3 +372,11 @@ ZOO = {
     "tied": tied,
     "fused projection": fused_projection,
 }
+# Each is made once, whichever tests want it.
+ZOO = {name: functools.cache(make) for name, make in ZOO.items()}
+
+# The same kinds of layer once more, in another library or another spelling: that their
+# uses are found is tested with the layers, and what follows from the uses need not be.
+AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
+AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
+AGAIN |= {"gru by scan", "pinn forwards"}
