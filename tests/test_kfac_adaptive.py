@@ -180,6 +180,19 @@ def test_an_undone_step_has_changed_nothing_inside():
         assert np.array_equal(new, old)
 
 
+def test_what_follows_it_in_a_chain_is_judged_with_it():
+    """It was asked about another step than the one that is returned."""
+    factored = ng.scale_by_factored_curvature(ng.curvature.KFAC(MODEL), damping=1.0)
+    tx = ng.levenberg_marquardt(optax.chain(factored, optax.scale(100.0)), MODEL)
+    state = tx.init(PARAMS)
+    params, after = jax.jit(functools.partial(step, tx))(PARAMS, state)
+    assert after.rejected
+    assert all(np.array_equal(params[name], PARAMS[name]) for name in PARAMS)
+    both = (jax.tree.leaves(each) for each in (after.inner, state.inner))
+    for new, old in zip(*both, strict=True):
+        assert np.array_equal(new, old)
+
+
 @pytest.mark.parametrize(
     ("layers", "most", "expected"),
     [
