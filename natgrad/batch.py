@@ -152,6 +152,15 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
+def check_every(name: str, every: int) -> None:
+    """Raise unless `every`, the argument of that name, is a k for `thinned`."""
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(
+            f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
+            "Under optax.inject_hyperparams name it in static_args."
+        )
+
+
 def thinned(
     inputs: Inputs,
     targets: ArrayLike | None,

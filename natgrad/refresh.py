@@ -138,15 +138,22 @@ def nothing_kept(
         return solver.first(Layout.of(params))
     if refresh.inverses == 1:
         return ()
+    shapes = shapes_of_pieces(solver, curvature, params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Kept(jnp.full((), -1, jnp.int32), zeros)
+
+
+def shapes_of_pieces(
+    solver: KeptInverse, curvature: Curvature, params: Params
+) -> tuple[Any, ...]:
+    """Shapes and dtypes of what the solver prepares for these parameters."""
 
     def prepared(params):
         metric = curvature.metric(curvature.init(params), params)
         one = jnp.ones((), metric.layout.dtype)
         return tuple(solver.prepare(metric, one, range(solver.pieces(metric))))
 
-    shapes = jax.eval_shape(prepared, params)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return Kept(jnp.full((), -1, jnp.int32), zeros)
+    return jax.eval_shape(prepared, params)
 
 
 def solve(

@@ -144,6 +144,7 @@ def test_directions_steps_and_gamma_are_those_of_dense_algebra(tolerance):
         )
         moved = matrix_of(after) - matrix_of(params)
         np.testing.assert_allclose(moved, expected, rtol, rtol * abs(expected).max())
+        np.testing.assert_allclose(state.ratio, 1, 1e-6)  # the loss is quadratic
         statistics, gamma = state.inner.solve.statistics, float(inner.gamma)
         if count > 0 and count % TRIALS.period == 0:
             grid = gamma, gamma * TRIALS.factor ** -float(inner.heading)
@@ -167,17 +168,46 @@ def test_directions_steps_and_gamma_are_those_of_dense_algebra(tolerance):
     assert len(gammas) == 2
 
 
-def test_an_undone_step_has_changed_nothing_inside():
-    tx = optimizer()
-    run = jax.jit(functools.partial(step, tx))
-    params, state = run(PARAMS, tx.init(PARAMS))
-    bad = X.copy()
-    bad[2, 1] = np.nan
-    _, after = run(params, state, bad)
+@pytest.mark.parametrize("bad", ["batch", "step"])
+def test_an_undone_step_has_changed_nothing_inside(bad):
+    """NaN in the batch, or a loss that is said to have been lower than it was."""
+    tx, spoiled = optimizer(), X.copy()
+    spoiled[2, 1] = np.nan
+
+    @jax.jit
+    def run(params, state, x, less):
+        value, grads = jax.value_and_grad(MODEL.loss)(params, x, Y)
+        batch = {"inputs": x, "targets": Y, "value_fn": MODEL.loss}
+        return tx.update(grads, state, params, value=value - less, **batch)
+
+    updates, state = run(PARAMS, tx.init(PARAMS), X, 0.0)
+    params = optax.apply_updates(PARAMS, updates)
+    x, less = (spoiled, 0.0) if bad == "batch" else (X, 1e3)
+    updates, after = run(params, state, x, less)
     assert after.rejected
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
     both = (jax.tree.leaves(each) for each in (after.inner, state.inner))
     for new, old in zip(*both, strict=True):
         assert np.array_equal(new, old)
+    assert not run(params, state, X, 0.0)[1].rejected
+
+
+def test_statistics_that_are_handed_over_enter_the_average():
+    curvature = ng.curvature.KFAC(MODEL)
+    tx = ng.scale_by_factored_curvature(curvature, refresh=ng.Refresh(5, 5), decay=0.5)
+    given = [curvature.estimate(PARAMS, scale * X) for scale in (1, 2)]
+
+    @jax.jit
+    def run(state, statistics):
+        gradient = jax.grad(MODEL.loss)(PARAMS, X, Y)
+        return tx.update(gradient, state, PARAMS, inputs=X, statistics=statistics)[1]
+
+    state = run(run(tx.init(PARAMS), given[0]), given[1])
+    assert state.solve.estimates == 2
+    for kept, first, second in zip(
+        *map(jax.tree.leaves, (state.solve.statistics, *given)), strict=True
+    ):
+        np.testing.assert_allclose(kept, (first + 2 * second) / 3, 1e-5, 1e-7)
 
 
 def test_what_follows_it_in_a_chain_is_judged_with_it():

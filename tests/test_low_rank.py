@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,36 +58,44 @@ def test_the_rows_are_the_gradient():
     assert relative_error(g.sum(0), expected[1]["first"]["b"]) < 1e-12
 
 
-TX = ng.kfac(0.1, FEW.model)
+OPTIMIZERS = {
+    "kfac": ng.kfac(0.1, FEW.model),
+    "adaptive": ng.scale_by_factored_curvature(KFAC(FEW.model, Sampled(1))),
+}
 
 
-@jax.jit
-def whole(params, state, x):
+def whole(params, state, x, tx):
     gradient = jax.grad(FEW.model.loss)(params, x, FEW.y)
-    return TX.update(gradient, state, params, inputs=x)
+    return tx.update(gradient, state, params, inputs=x)
 
 
-@jax.jit
-def fast(params, state, x):
+def fast(params, state, x, tx):
     curvature = KFAC(FEW.model, Sampled(1))
     _, gradient, rows = curvature.value_grad_and_rows(params, x, FEW.y)
-    return TX.update(gradient, state, params, inputs=x, rows=rows)
+    return tx.update(gradient, state, params, inputs=x, rows=rows)
 
 
 @pytest.mark.slow
-def test_a_step_from_rows_is_the_step_of_the_gradient():
-    state = TX.init(FEW.params)
-    for _ in range(2):
-        results = [step(FEW.params, state, FEW.x) for step in (whole, fast)]
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_from_rows_is_the_step_of_the_gradient(name):
+    tx = OPTIMIZERS[name]
+    steps = [jax.jit(functools.partial(step, tx=tx)) for step in (whole, fast)]
+    state = tx.init(FEW.params)
+    for _ in range(3):
+        results = [step(FEW.params, state, FEW.x) for step in steps]
         assert relative_error(*(ravel(update) for update, _ in results)) < 1e-9
         state = results[0][1]
-    count = lambda f: f.lower(FEW.params, state, FEW.x).cost_analysis()["flops"]
-    assert count(fast) < count(whole)
+    slow, quick = (
+        step.lower(FEW.params, state, FEW.x).cost_analysis()["flops"] for step in steps
+    )
+    assert quick < slow
 
 
 def test_a_step_that_is_not_finite_is_skipped():
     bad = FEW.x.at[0, 0].set(jnp.nan)
-    update, after = fast(FEW.params, TX.init(FEW.params), bad)
+    tx = OPTIMIZERS["kfac"]
+    step = jax.jit(functools.partial(fast, tx=tx))
+    update, after = step(FEW.params, tx.init(FEW.params), bad)
     assert after[0].health.skipped
     assert not ravel(update).any()
 

@@ -47,6 +47,19 @@ def test_without_a_key_it_is_every_kth_from_the_first():
         assert relative_error(scales(given), scales(expected)) < 1e-10
 
 
+def test_a_smaller_part_than_the_fewest_is_not_taken():
+    """Of N examples at least `fewest`: every second where every third are too few."""
+    few = N // 2
+    assert few > N // 3
+    given = SubBatch(KFAC(MODEL, Empirical()), 3, fewest=few).estimate(PARAMS, X, Y)
+    rows = 2 * np.arange(few)
+    expected = KFAC(MODEL, Empirical()).estimate(PARAMS, X[rows], Y[rows])
+    assert relative_error(ravel(given), ravel(expected)) < 1e-10
+    given = SubBatch(KFAC(MODEL, Empirical()), 3, fewest=2 * N).estimate(PARAMS, X, Y)
+    expected = KFAC(MODEL, Empirical()).estimate(PARAMS, X, Y)
+    assert relative_error(ravel(given), ravel(expected)) < 1e-10
+
+
 def test_gradient_and_loss_are_the_whole_batchs():
     loss, gradient, _ = SubBatch(KFAC(MODEL), 2).value_and_grad(PARAMS, X, Y)
     expected, right = jax.value_and_grad(MODEL.loss)(PARAMS, X, Y)

@@ -19,6 +19,7 @@ Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import jax
@@ -45,8 +46,8 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
 from natgrad.inplace import renewed
-from natgrad.kronecker import FactoredTikhonov
-from natgrad.refresh import Kept, Refresh
+from natgrad.kronecker import FactoredTikhonov, KroneckerMetric
+from natgrad.refresh import Kept, Refresh, shapes_of_pieces
 from natgrad.solvers import any_member
 from natgrad.state import ScaleByCurvatureState, average
 from natgrad.transform import scale_by_curvature
@@ -198,8 +199,8 @@ def scale_by_factored_curvature(
         def averaged(now):
             old, new = solve._replace(statistics=now[0], estimates=now[1]), statistics
             if new is None:
-                following = here.following(old.statistics)
-                new = following.estimate(params, inputs, targets, draw)
+                mine = here.following(old.statistics)
+                new = mine.estimate(params, inputs, targets, draw)
             new = average(here, old, new, taken & tree.all_finite(new))
             return new.statistics, new.estimates
 
@@ -207,32 +208,12 @@ def scale_by_factored_curvature(
         due = taken if statistics is not None else taken & due
         known = renewed(due, averaged, (solve.statistics, solve.estimates))
         trial = taken & (count > 0) & (count % trials.period == 0)
+        factors = jnp.stack([1.0, trials.factor**-state.heading]).astype(dtype)
+        value_of = lambda pieces, gamma: -proposed(pieces, gamma).decrease
 
         def inverted(kept):
             metric = metric_of(known[0])
-
-            def candidate(best, factor):
-                own = factor == 1
-
-                def tried():
-                    new = gamma * factor
-                    made = SOLVER.prepare(metric, new**2, range(SOLVER.pieces(metric)))
-                    made = tuple(made)
-                    value = jax.lax.cond(
-                        any_member(trial),
-                        lambda: -proposed(made, new).decrease,
-                        lambda: jnp.zeros_like(best[0]),
-                    )
-                    better = (own | (trial & (value < best[0]))) & tree.all_finite(made)
-                    return tree.where(better & taken, (value, new, made), best)
-
-                wanted = any_member(own | trial)
-                return jax.lax.cond(wanted, tried, lambda: best), None
-
-            other = jnp.asarray(trials.factor, dtype) ** -state.heading
-            start = (jnp.full((), jnp.inf, dtype), *kept)
-            grid = jnp.stack([jnp.ones((), dtype), other])
-            return jax.lax.scan(candidate, start, grid)[0][1:]
+            return _best(metric, factors, value_of, taken, trial, kept)
 
         due = trial | (taken & refresh.renews_inverses(count))
         next_gamma, pieces = renewed(due, inverted, (gamma, solve.inverse.pieces))
@@ -262,14 +243,51 @@ def scale_by_factored_curvature(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _best(
+    metric: KroneckerMetric,
+    factors: Array,
+    value_of: Callable[[tuple, Array], Array],
+    taken: Array,
+    trial: Array,
+    kept: tuple[Array, tuple],
+) -> tuple[Array, tuple]:
+    """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
+
+    Args:
+        metric: what is inverted.
+        factors: of γ, the first of them 1.
+        value_of: M at its minimum, of inverses and their γ.
+        taken: is anything to change? Under `vmap` not for every member.
+        trial: are the other factors tried?
+        kept: (γ, inverses) so far, which stay where none is finite.
+    """
+    gamma, _ = kept
+    every = range(SOLVER.pieces(metric))
+
+    def candidate(best, factor):
+        own = factor == 1
+
+        def tried():
+            new = gamma * factor
+            made = tuple(SOLVER.prepare(metric, new**2, every))
+            value = jax.lax.cond(
+                any_member(trial),
+                lambda: value_of(made, new),
+                lambda: jnp.zeros_like(new),
+            )
+            better = own | (trial & (value < best[0]))
+            better = better & taken & tree.all_finite(made)
+            return tree.where(better, (value, new, made), best)
+
+        return jax.lax.cond(any_member(own | trial), tried, lambda: best), None
+
+    worst = jnp.full_like(gamma, jnp.inf)
+    (_, gamma, pieces), _ = jax.lax.scan(candidate, (worst, *kept), factors)
+    return gamma, pieces
+
+
 def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:
     """The inverses where F is 0: I/γ for both factors of each block."""
-
-    def prepared(params):
-        metric = curvature.metric(curvature.init(params), params)
-        one = jnp.ones((), metric.layout.dtype)
-        return tuple(SOLVER.prepare(metric, one, range(SOLVER.pieces(metric))))
-
     scale = 1 / jnp.where(gamma > 0, gamma, 1)
 
     def inverse(shape, diagonal):
@@ -278,5 +296,5 @@ def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:
 
     return tuple(
         (inverse(a, a.ndim < g.ndim), inverse(g, False))
-        for a, g in jax.eval_shape(prepared, params)
+        for a, g in shapes_of_pieces(SOLVER, curvature, params)
     )

@@ -38,7 +38,7 @@ from natgrad.adaptive.forms import (
     part,
 )
 from natgrad.arguments import MISSING
-from natgrad.batch import thinned
+from natgrad.batch import check_every, thinned
 from natgrad.curvature.labels import Labels
 from natgrad.damping import Damping, as_damping
 from natgrad.model import Model
@@ -112,7 +112,7 @@ def scale_by_quadratic_model(
     """
     rule = as_damping(damping)
     check_labels(labels)
-    check_sub_batch(sub_batch)
+    check_every("scale_by_quadratic_model(sub_batch=...)", sub_batch)
 
     def init(params):
         return no_step_yet(params, len(grouped(groups, params)))
@@ -238,11 +238,3 @@ def _combined(usable, coefficients, direction, before, groups: Groups) -> Params
             moved = alpha.astype(d.dtype) * u + mu.astype(d.dtype) * d
             out[i] = jnp.where(usable, moved, 0)
     return jax.tree.unflatten(structure, out)
-
-
-def check_sub_batch(every: int) -> None:
-    """Raise unless every k-th example is a choice of examples."""
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(
-            f"sub_batch takes one example in so many, an integer >= 1, got {every!r}."
-        )

@@ -48,12 +48,7 @@ class SubBatch(Delegate):
     def __post_init__(self):
         object.__setattr__(self, "model", self.curvature.model)
         object.__setattr__(self, "labels", self.curvature.labels)
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(
-                "SubBatch(curvature, every) uses one example in `every`, an integer "
-                f">= 1, got {self.every!r}. Under optax.inject_hyperparams name it in "
-                "static_args."
-            )
+        batch.check_every("SubBatch(curvature, every)", self.every)
         if not isinstance(self.fewest, int) or self.fewest < 1:
             raise ValueError(
                 "SubBatch(fewest=...) is a number of examples, an integer >= 1, got "

@@ -17,7 +17,7 @@ from natgrad.model import Model
 from natgrad.refresh import Refresh
 from natgrad.typing import ArrayLike
 
-# A thousandth of the loss, in its units, suited losses between 0.1 and 500 nats.
+# A thousandth suited first losses between 2 and 550 nats.
 FLOOR = LossFloor(1e-3)
 # Statistics and quadratic model are of every fourth example, but of 64 at least.
 EVERY, FEWEST = 4, 64
