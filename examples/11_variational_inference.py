@@ -1,4 +1,4 @@
-"""Natural-gradient variational inference, four times on real data.
+"""Natural-gradient variational inference, three times on real data.
 
 1. Bayesian logistic regression (breast cancer, 30 features, full covariance). Undamped
    steps end in a 2-cycle, which the state reports; steps that are halved where the ELBO
@@ -9,9 +9,8 @@
 3. A Gaussian-process classifier with 20 inducing points (breast cancer, two features):
    the same rule, on the whitened values at the inducing points. Length scale and
    amplitude by the gradient of the last ELBO through the fit.
-4. IVON on a network (digits, 200 images), beside Adam, judged by the 1,597 others. The
-   law is that of a posterior at a tenth of its temperature (ess = 10 N): at N a
-   diagonal Gaussian of 3,600 weights is far too wide.
+
+A network is in 13_variational_network.py.
 
     python examples/11_variational_inference.py
 
@@ -29,10 +28,6 @@ Poisson regression of chin-ups: ELBO -72.1568 nats
   rate without regressors, one step: Gamma(191, 20.5)
 Gaussian process: ELBO -121.92 -> -65.30 nats in 15 gradients through the fit,
   length scale 1.65, amplitude 7.02; accuracy 0.974 on the 190 held out
-network on 200 digits:  held-out loss   accuracy   calibration error
-  Adam                         0.207      0.935           0.006
-  IVON, mean                   0.189      0.939           0.008
-  IVON, 64 draws               0.198      0.939           0.024
 picture in figures/11_variational_inference.png
 """
 
@@ -47,17 +42,17 @@ import optax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_breast_cancer, load_digits, load_linnerud
+from sklearn.datasets import load_breast_cancer, load_linnerud
 
 from natgrad import inference
-from natgrad.families import Categorical, Gamma, MultivariateNormal
+from natgrad.families import Gamma, MultivariateNormal
 
 jax.config.update("jax_enable_x64", True)  # the ELBO is compared to 1e-6
 plt.switch_backend("Agg")
 
 FIGURE = Path("figures") / "11_variational_inference.png"
 FULL = MultivariateNormal()
-STEPS, BATCH_STEPS, NETWORK_STEPS, TUNING = 49, 400, 1000, 15
+STEPS, BATCH_STEPS, TUNING = 49, 400, 15
 INK, BLUE, ORANGE, GREEN = "#333333", "#3465a4", "#ce5c00", "#4e9a06"
 
 
@@ -248,108 +243,12 @@ def gaussian_process():
     }
 
 
-# 4. A small network ------------------------------------------------------------------
-
-
-def digits():
-    """((images, labels) of 200 examples, the same of the rest), float32."""
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(y))
-    x, y = jnp.asarray(x[order] / 16, jnp.float32), jnp.asarray(y[order])
-    return (x[:200], y[:200]), (x[200:], y[200:])
-
-
-def initial_params(key):
-    keys, sizes = jax.random.split(key, 2), (64, 48, 10)
-    return [
-        {
-            "w": jax.random.normal(k, (n, m), jnp.float32) / np.float32(np.sqrt(n)),
-            "b": jnp.zeros(m, jnp.float32),
-        }
-        for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]
-
-
-def logits(params, x):
-    first, second = params
-    return jnp.tanh(x @ first["w"] + first["b"]) @ second["w"] + second["b"]
-
-
-def network():
-    """{optimizer: probabilities of the held-out images}, and their labels."""
-    (x, y), (x_held, y_held) = digits()
-
-    def loss(params):
-        log_prob = jax.vmap(Categorical().log_prob)(logits(params, x), y)
-        return -jnp.mean(log_prob)
-
-    ivon = inference.ivon(
-        optax.cosine_decay_schedule(0.3, NETWORK_STEPS),
-        ess=10 * len(y),  # a tenth of the posterior's temperature
-        weight_decay=1e-3,
-        initial_hessian=0.1,
-        b2=0.9999,
-    )
-    adam = optax.adam(optax.cosine_decay_schedule(3e-3, NETWORK_STEPS))
-
-    def step_ivon(carry, key):
-        params, state = carry
-        weights = inference.draw_weights(key, params, state)
-        grads = jax.grad(loss)(weights)
-        updates, state = ivon.update(grads, state, params, weights=weights)
-        return (optax.apply_updates(params, updates), state), None
-
-    def step_adam(carry, key):
-        del key
-        params, state = carry
-        updates, state = adam.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    params = initial_params(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), NETWORK_STEPS)
-    run = lambda tx, step: jax.jit(
-        lambda p: jax.lax.scan(step, (p, tx.init(p)), keys)[0]
-    )(params)
-    (mean, state), (point, _) = run(ivon, step_ivon), run(adam, step_adam)
-
-    @jax.jit
-    def averaged(key):
-        one = lambda key: jax.nn.softmax(
-            logits(inference.draw_weights(key, mean, state), x_held)
-        )
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, 64)), axis=0)
-
-    laws = {
-        "Adam": jax.nn.softmax(logits(point, x_held)),
-        "IVON, mean": jax.nn.softmax(logits(mean, x_held)),
-        "IVON, 64 draws": averaged(jax.random.key(2)),
-    }
-    print("network on 200 digits:  held-out loss   accuracy   calibration error")
-    results = {}
-    for name, law in laws.items():
-        law = np.asarray(law, float)
-        right = law.argmax(1) == np.asarray(y_held)
-        nll = -np.mean(np.log(law[np.arange(len(right)), np.asarray(y_held)]))
-        bins = calibration(law.max(1), right)
-        error = sum(n * abs(c - a) for c, a, n in bins) / len(right)
-        print(f"  {name:16} {nll:17.3f} {right.mean():10.3f} {error:15.3f}")
-        results[name] = {"nll": nll, "accuracy": right.mean(), "error": error}
-        results[name]["bins"] = bins
-    return results
-
-
-def calibration(confidence, right):
-    """[(mean confidence, accuracy, number)] of ten bins of equal numbers."""
-    parts = np.array_split(np.argsort(confidence), 10)
-    return [(confidence[i].mean(), right[i].mean(), len(i)) for i in parts]
-
-
 # The picture -------------------------------------------------------------------------
 
 
-def draw(fits, best, rates, process, net, path):
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8.5), constrained_layout=True)
-    (left, right), (below, last) = axes
+def draw(fits, best, rates, process, path):
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), constrained_layout=True)
+    left, right, below = axes
     colours = ORANGE, GREEN, BLUE
     for (name, result), colour in zip(fits.items(), colours, strict=True):
         gap = np.maximum(best - np.asarray(result.elbo), 1e-9)
@@ -388,15 +287,6 @@ def draw(fits, best, rates, process, net, path):
     below.set_title("Gaussian-process classifier")
     below.legend(loc="upper right", fontsize=8)
 
-    last.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
-    for (name, result), colour in zip(net.items(), colours, strict=True):
-        confidence, accuracy, _ = np.array(result["bins"]).T
-        label = f"{name}: loss {result['nll']:.3f}"
-        last.plot(confidence, accuracy, "o-", color=colour, label=label, ms=4)
-    last.set(xlabel="confidence", ylabel="accuracy on held-out digits")
-    last.set_title("A network on 200 digits")
-    last.set(xlim=(0.45, 1.01), ylim=(0.45, 1.01))
-    last.legend(frameon=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -408,15 +298,14 @@ def draw(fits, best, rates, process, net, path):
 def main(figure=FIGURE):
     """Everything above, in order."""
     fits, best, batches = logistic_regression()
-    rates, process, net = poisson_regression(), gaussian_process(), network()
-    draw(fits, best, rates, process, net, Path(figure))
+    rates, process = poisson_regression(), gaussian_process()
+    draw(fits, best, rates, process, Path(figure))
     return {
         "fits": fits,
         "best": best,
         "batches": batches,
         "poisson": rates,
         "process": process,
-        "network": net,
     }
 
 

@@ -41,6 +41,7 @@ SLOW_FILES = {
     "test_compare_facts",
     "test_compare_products",
     "test_examples",
+    "test_examples_parts",
     "test_families_built",
     "test_families_custom",
     "test_families_product",
