@@ -74,19 +74,27 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch)
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "natgrad", "kunstner", "--output", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-    )
     record = tmp_path / "kunstner.json"
-    patience = time.monotonic() + 240
-    while not record.exists() and time.monotonic() < patience:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=120)
+    # Where Ctrl-C is ignored, as in a shell's background jobs, children ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        patience = time.monotonic() + 240
+        while not record.exists() and time.monotonic() < patience:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "natgrad kunstner: interrupted, kept" in shown
     assert "Traceback" not in shown
