@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.inplace import cleared
 from natgrad.metric import Metric
 from natgrad.solvers import (
     KeptInverse,
@@ -200,6 +201,4 @@ def solve(
 
 def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
     usable = usable & tree.all_finite(solution.value)
-    nothing = jax.tree.map(jnp.zeros_like, solution.value)
-    value = tree.where(usable, solution.value, nothing)
-    return solution._replace(value=value), usable
+    return solution._replace(value=cleared(usable, solution.value)), usable

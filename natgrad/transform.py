@@ -22,6 +22,7 @@ from natgrad import tree
 from natgrad.arguments import MISSING, checked, part_of, same_shapes
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion, as_damping
+from natgrad.inplace import cleared
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import (
@@ -126,7 +127,7 @@ def scale_by_curvature(
             often, solver, here, state, estimate, metric_of, safe_strength, usable
         )
         metric = metric_of(state.statistics)
-        gradient = tree.where(usable, updates, optax.tree.zeros_like(updates))
+        gradient = cleared(usable, updates)
         solved = refreshing.solve(
             refresh,
             solver if rows is None else refreshing.reading(solver, rows),

@@ -1,4 +1,8 @@
-"""What a step does to its state before it solves: statistics first, then inverses.
+"""What a step does to its state before it solves: inverses first, then statistics.
+
+Inverses are made of the statistics of the steps before, so they are renewed before this
+step's statistics enter the average. Only the first step has none: its turn comes twice,
+the first for the average alone and the second for the inverses of that.
 
 Estimates, averages and inverses are work, and memory to read and write, only in the
 steps in which they are due: see `natgrad.inplace`.
@@ -11,9 +15,11 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.inplace import renewed
+from natgrad.inplace import renewed, renewed_in_turn
 from natgrad.metric import Metric
 from natgrad.refresh import Kept, Refresh
 from natgrad.solvers import Solver, turns
@@ -21,19 +27,17 @@ from natgrad.state import ScaleByCurvatureState, average
 from natgrad.typing import Array, Statistics
 
 
-class Upkept(NamedTuple):
-    """What upkeep changes.
+class Averaged(NamedTuple):
+    """Statistics.
 
     Attributes:
         statistics: the average.
         estimates: how many are in it.
-        inverse: what is kept between refreshes.
         usable: are gradient, damping and, where they are new, statistics finite?
     """
 
     statistics: Statistics
     estimates: Array
-    inverse: Any
     usable: Array
 
 
@@ -60,53 +64,83 @@ def kept_up(
         damping: λ, where usable.
         usable: are gradient and damping finite?
     """
-    every = estimate is None or refresh.statistics == 1
     due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
     due = due | (state.count < refresh.warm_up)
-    groups = _groups(refresh, state.inverse)
-
-    def averaged(now: Upkept) -> Upkept:
-        found = estimate(curvature.following(now.statistics))
-        fine = now.usable & tree.all_finite(found)
-        old = state._replace(statistics=now.statistics, estimates=now.estimates)
-        new = average(curvature, old, found, fine)
-        return Upkept(new.statistics, new.estimates, now.inverse, fine)
-
-    def work(now: Upkept) -> Upkept:
-        if estimate is None:
-            new = now._replace(usable=now.usable & (now.estimates > 0))
-        else:
-            new = averaged(now) if every else renewed(due, averaged, now)
-        inverse = new.inverse
-        for turn, group in groups:
-
-            def made(group=group, ours=new.statistics):
-                found = tree.where(now.inverse.age < 0, ours, now.statistics)
-                return solver.prepare(metric(found), damping, group)
-
-            inverse = _with(inverse, made, group, new.usable & turn)
-        return new._replace(inverse=inverse)
-
-    now = Upkept(state.statistics, state.estimates, state.inverse, usable)
-    if every:
-        now = work(now)
+    now = Averaged(state.statistics, state.estimates, usable)
+    if estimate is None:
+        now, averaged = now._replace(usable=usable & (state.estimates > 0)), None
+        due = jnp.zeros_like(due)
+    elif refresh.statistics == 1:  # beside the gradient, whose forward pass is shared
+        found = estimate(curvature.following(state.statistics))
+        now = now._replace(usable=usable & tree.all_finite(found))
+        averaged = lambda now, mine: _average(curvature, state, now, found, mine)
     else:
-        anything = functools.reduce(operator.or_, (turn for turn, _ in groups), due)
-        now = renewed(anything, work, now)
-    statistics, estimates, inverse, usable = now
-    return (
-        state._replace(statistics=statistics, estimates=estimates, inverse=inverse),
-        usable,
-    )
+        averaged = lambda now, mine: renewed(
+            due & mine,
+            lambda now: _estimated(curvature, state, now, estimate, mine),
+            now,
+        )
+    if not isinstance(state.inverse, Kept):
+        now = now if averaged is None else averaged(now, jnp.array(True))
+        return _with_average(state, now), now.usable
+    return _with_inverse(refresh, solver, state, now, averaged, due, metric, damping)
 
 
-def _groups(refresh: Refresh, inverse: Any) -> list[tuple[Array, Sequence[int]]]:
+def _with_inverse(
+    refresh: Refresh,
+    solver: Solver,
+    state: ScaleByCurvatureState,
+    now: Averaged,
+    averaged: Callable[[Averaged, Array], Averaged] | None,
+    due: Array,
+    metric: Callable[[Statistics], Metric],
+    damping: Array,
+) -> tuple[ScaleByCurvatureState, Array]:
+    """The same where an inverse is kept."""
+    inverse = state.inverse
+    groups = _groups(refresh, inverse)
+    due = functools.reduce(operator.or_, (turn for turn, _ in groups), due)
+    opening = (inverse.age < 0) & (averaged is not None)
+    left = opening.astype(jnp.int32) + 1
+
+    def work(carried):
+        left, now, pieces = carried
+        ripe = now.usable & (left == 1)
+        for turn, group in groups:
+            prepare = lambda group=group: solver.prepare(
+                metric(now.statistics), damping, group
+            )
+            pieces = _replaced(pieces, prepare, group, ripe & turn, inverse.age < 0)
+        if averaged is not None:
+            now = averaged(now, left == jnp.where(opening, 2, 1))
+        return left - 1, now, pieces
+
+    _, now, pieces = renewed_in_turn([due, opening], work, (left, now, inverse.pieces))
+    state = _with_average(state, now)
+    return state._replace(inverse=inverse._replace(pieces=pieces)), now.usable
+
+
+def _estimated(curvature, state, now: Averaged, estimate, mine: Array) -> Averaged:
+    found = estimate(curvature.following(now.statistics))
+    now = now._replace(usable=now.usable & (tree.all_finite(found) | ~mine))
+    return _average(curvature, state, now, found, mine)
+
+
+def _average(curvature, state, now: Averaged, found, mine: Array) -> Averaged:
+    """One more estimate in the average, if usable and the turn is mine."""
+    new = average(curvature, _with_average(state, now), found, now.usable & mine)
+    return now._replace(statistics=new.statistics, estimates=new.estimates)
+
+
+def _with_average(state: ScaleByCurvatureState, now: Averaged) -> ScaleByCurvatureState:
+    return state._replace(statistics=now.statistics, estimates=now.estimates)
+
+
+def _groups(refresh: Refresh, inverse: Kept) -> list[tuple[Array, Sequence[int]]]:
     """(is it due?, the pieces) of the pieces of the inverse that are renewed together.
 
     At the start all are due.
     """
-    if not isinstance(inverse, Kept):
-        return []
     period, age = refresh.inverses, inverse.age
     warming = refresh.warming(age + 1)  # age is −1 before the first step
     return [
@@ -115,15 +149,18 @@ def _groups(refresh: Refresh, inverse: Any) -> list[tuple[Array, Sequence[int]]]
     ]
 
 
-def _with(inverse: Kept, make: Callable, group: Sequence[int], due: Array) -> Kept:
-    """The inverse, a group of pieces renewed if due and, but for the first, finite."""
+def _replaced(
+    pieces: tuple[Any, ...],
+    prepare: Callable[[], Sequence[Any]],
+    group: Sequence[int],
+    due: Array,
+    first: Array,
+) -> tuple[Any, ...]:
+    """The pieces, a group of them renewed if due and, but for the first, finite."""
 
     def renew(old):
-        new = tuple(make())
-        return tree.where((inverse.age < 0) | tree.all_finite(new), new, old)
+        new = tuple(prepare())
+        return tree.where(first | tree.all_finite(new), new, old)
 
-    new = iter(renewed(due, renew, tuple(inverse.pieces[i] for i in group)))
-    pieces = enumerate(inverse.pieces)
-    return inverse._replace(
-        pieces=tuple(next(new) if i in group else piece for i, piece in pieces)
-    )
+    new = iter(renewed(due, renew, tuple(pieces[i] for i in group)))
+    return tuple(next(new) if i in group else p for i, p in enumerate(pieces))

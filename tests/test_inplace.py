@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natgrad.inplace import renewed
+from natgrad.inplace import cleared, renewed, renewed_in_turn
 
 X = jnp.linspace(0.5, 2.0, 4)
 
@@ -55,3 +55,42 @@ def test_nothing_is_copied_where_it_is_donated():
     assert memory.temp_size_in_bytes < matrix.nbytes
     program(False, matrix)
     assert matrix.is_deleted()
+
+
+@pytest.mark.parametrize("due", [(True, True), (False, True), (False, False)])
+def test_turns_follow_each_other_and_have_the_derivatives_of_what_is_composed(due):
+    """s a², and s (s a²)² = s³ a⁴, by hand."""
+    total = lambda scale, a: jnp.sum(
+        renewed_in_turn([jnp.array(d) for d in due], lambda k: scale * k**2, a)
+    )
+    value, by_scale, by_a = {
+        2: lambda s: (s**3 * X**4, 3 * s**2 * X**4, 4 * s**3 * X**3),
+        1: lambda s: (s * X**2, X**2, 2 * s * X),
+        0: lambda s: (X, 0 * X, jnp.ones(4)),
+    }[sum(due)](2.0)
+    found, slopes = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(2.0, X)
+    assert abs(found - jnp.sum(value)) < 1e-12
+    assert abs(slopes[0] - jnp.sum(by_scale)) < 1e-11
+    np.testing.assert_allclose(slopes[1], by_a, rtol=1e-12)
+
+
+def test_what_is_not_due_is_not_computed():
+    """Nor before the loop, though it depends on nothing that the loop changes."""
+
+    def run(due, wide, kept):
+        return renewed(due, lambda k: k + jnp.sum(jnp.sin(wide)), kept)
+
+    text = jax.jit(run).lower(True, jnp.ones(600), 1.0).compile().as_text()
+    inside, entry = text.split("\nENTRY")
+    assert "while/body/sin" in inside
+    assert "while/body" not in entry
+
+
+def test_a_tree_is_cleared_where_it_is_not_usable():
+    tree = {"a": X * jnp.nan, "b": jnp.ones(2, jnp.float32)}
+    for usable in (True, False):
+        found = jax.jit(cleared)(jnp.array(usable), tree)
+        for name, leaf in tree.items():
+            assert found[name].dtype == leaf.dtype
+            expected = leaf if usable else np.zeros(leaf.shape)
+            np.testing.assert_array_equal(found[name], expected)
