@@ -13,7 +13,7 @@ from contract import describe
 
 import natgrad as ng
 from natgrad import adaptive
-from natgrad.adaptive.forms import of_successive_blocks
+from natgrad.adaptive.forms import merged, of_successive_blocks
 
 N, FEATURES, OUTPUTS = 16, 4, 2
 RNG = np.random.default_rng(0)
@@ -246,6 +246,58 @@ def test_groups_are_successive_layers_and_what_no_layer_reads(layers, most, expe
     curvature = ng.curvature.KFAC(model)
     metric = curvature.metric(curvature.init(params), params)
     assert of_successive_blocks(metric, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "groups", "where"),
+    [
+        (4, ((0, 2), (1,), (3,)), (0, 1, 2)),
+        (2, ((0, 2), (1, 3)), (0, 1, 1)),
+        (1, ((0, 1, 2, 3),), (0, 0, 0)),
+    ],
+)
+def test_successive_groups_merge(most, groups, where):
+    assert merged(((0, 2), (1,), (3,)), most) == (groups, where)
+
+
+def test_a_small_batch_has_one_step_length_and_a_large_one_one_for_each_layer():
+    """One group for 32 examples; the state has room for all."""
+    model = ng.Model(
+        lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"],
+        ng.families.NormalMean(0.5),
+        example_inputs=X[:1],
+    )
+    params = {"a": jnp.eye(FEATURES), "b": jnp.ones((FEATURES, OUTPUTS))}
+    tx = ng.scale_by_factored_curvature(ng.curvature.KFAC(model), damping=1.0)
+    state = tx.init(params)
+
+    @jax.jit
+    def run(x, y):
+        gradient = jax.grad(model.loss)(params, x, y)
+        return tx.update(gradient, state, params, inputs=x)[1].step.coefficients
+
+    small = run(X, Y)
+    assert small.shape == (2, 2)
+    np.testing.assert_array_equal(small[0], small[1])
+    large = run(np.tile(X, (4, 1)), np.tile(Y, (4, 1)))
+    assert abs(large[0, 0] / large[1, 0] - 1) > 1e-3
+
+
+def test_gamma_follows_the_damping_while_the_refresh_warms_up():
+    curvature = ng.curvature.KFAC(MODEL)
+    refresh = ng.Refresh(inverses=20, warm_up=3)
+    tx = ng.scale_by_factored_curvature(curvature, refresh=refresh, weight_decay=0.5)
+
+    @jax.jit
+    def run(state, damping):
+        gradient = jax.grad(MODEL.loss)(PARAMS, X, Y)
+        batch = {"inputs": X, "damping": damping}
+        return tx.update(gradient, state, PARAMS, **batch)[1]
+
+    state = tx.init(PARAMS)
+    for damping, expected in zip([4, 9, 1, 16], [4, 9, 1, 1], strict=True):
+        state = run(state, jnp.float32(damping))
+        np.testing.assert_allclose(state.gamma, np.sqrt(expected + 0.5), 1e-6)
 
 
 def test_hyperparameters_can_be_injected(tolerance):

@@ -9,11 +9,7 @@ F the exact Fisher information of the batch, in which ⟨d, F d⟩ takes one for
 derivative of the outputs and no backward pass.
 """
 
-from natgrad.adaptive.factored import (
-    FactoredState,
-    Trials,
-    scale_by_factored_curvature,
-)
+from natgrad.adaptive.factored import FactoredState, scale_by_factored_curvature
 from natgrad.adaptive.forms import fisher_forms
 from natgrad.adaptive.geodesic import (
     GeodesicAccelerationState,
@@ -28,6 +24,7 @@ from natgrad.adaptive.quadratic import (
     scale_by_quadratic_model,
 )
 from natgrad.adaptive.rules import LossFloor, Nielsen, Rule, Thresholds
+from natgrad.adaptive.trials import Trials
 from natgrad.adaptive.trust_region import scale_by_kl_trust_region
 
 __all__ = [

@@ -6,7 +6,8 @@ The factors are damped by γ, the quadratic model by λ, and (α, μ) minimise t
 (`scale_by_quadratic_model`), for each layer or group of layers its own. Every T₂ steps
 γ is compared with γ ω₂ or γ/ω₂, each with inverses of its own, and that with the lower
 value of the model stays: the direction that was better last, and after a failure the
-other. (Martens & Grosse compare all three, for half as many inverses again.)
+other. (Martens & Grosse compare all three, for half as many inverses again.) While the
+refresh warms up γ² is λ, which follows the loss.
 
 A step applies what is kept, is decided on (`accept=` of `levenberg_marquardt`), and
 only then are factors and inverses renewed, if it is taken: so a step that is undone
@@ -18,9 +19,7 @@ Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from natgrad.adaptive.forms import (
     EXACT,
     check_batch,
     grouped_forms,
+    merged,
     of_successive_blocks,
     part,
 )
@@ -41,39 +41,20 @@ from natgrad.adaptive.quadratic import (
     minimum,
     no_step_yet,
 )
+from natgrad.adaptive.trials import SOLVER, Trials, best_inverses
 from natgrad.arguments import MISSING, checked
+from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
 from natgrad.inplace import renewed
-from natgrad.kronecker import FactoredTikhonov, KroneckerMetric
 from natgrad.refresh import Kept, Refresh, shapes_of_pieces
-from natgrad.solvers import any_member
 from natgrad.state import ScaleByCurvatureState, average
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import Array, ArrayLike, Params
 
-SOLVER = FactoredTikhonov()
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Trials:
-    """When γ is tried, and how far apart.
-
-    Attributes:
-        period: T₂, in steps.
-        factor: ω₂ in (0, 1).
-    """
-
-    period: int = 20
-    factor: float = 0.95**10
-
-    def __post_init__(self):
-        if not isinstance(self.period, int) or self.period < 1:
-            raise ValueError(f"period must be an integer >= 1, got {self.period!r}.")
-        if not 0 < self.factor < 1:
-            raise ValueError(f"factor must lie in (0, 1), got {self.factor}.")
+# α and μ fit the noise of a batch, too: hardly, with as many examples for each group.
+EXAMPLES_A_GROUP = 32
 
 
 class FactoredState(NamedTuple):
@@ -118,13 +99,13 @@ def scale_by_factored_curvature(
     Args:
         curvature: `natgrad.curvature.KFAC(model, labels)`, or a `SubBatch` of it: then
             the quadratic model has the F of such a part of the batch too.
-        damping: λ, or a schedule of it; γ starts from √(λ + η).
+        damping: λ, or a schedule of it; γ = √(λ + η) while the refresh warms up.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: β of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed; not staggered.
         trials: how often γ is tried.
         groups: G: α and μ for each of so many groups of successive layers, or for each
-            layer where there are fewer.
+            layer where there are fewer; at most one group for 32 examples of a batch.
         seed: of the key for sampled labels.
     """
     rule = as_damping(damping)
@@ -172,21 +153,25 @@ def scale_by_factored_curvature(
         metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
         dtype, total = state.gamma.dtype, strength + weight_decay
-        # The first λ may differ from the one at init, where it follows the loss.
-        fresh = (count == 0) & (total > 0)
+        # λ may differ from the one at init, where it follows the loss.
+        warming = (count == 0) | (count < refresh.warm_up)
+        fresh = warming & (total > 0)
         gamma = jnp.where(fresh, jnp.sqrt(jnp.where(fresh, total, 1)), state.gamma)
         gamma = gamma.astype(dtype)
         seen = inputs
         if isinstance(here, SubBatch):
             seen, _ = here.part(inputs, None, state.step.count)
-        whole, leaves = part(curvature.model, model_params), parts(metric)
+        whole = part(curvature.model, model_params)
+        examples = input_count(inputs, whole.in_axes) or 1
+        leaves, where = merged(parts(metric), max(1, examples // EXAMPLES_A_GROUP))
         forms = grouped_forms(whole, params, seen, EXACT, leaves)
         solver = SOLVER if rows is None else SOLVER.reading(rows)
 
         def proposed(pieces, gamma) -> Minimum:
             u = solver.apply(metric, pieces, updates, gamma**2).value
             before = state.step.update
-            return minimum(forms, strength, weight_decay, updates, u, before, leaves)
+            found = minimum(forms, strength, weight_decay, updates, u, before, leaves)
+            return found._replace(coefficients=found.coefficients[jnp.array(where)])
 
         found = proposed(solve.inverse.pieces, gamma)
         taken = found.usable
@@ -207,13 +192,13 @@ def scale_by_factored_curvature(
         due = (count % refresh.statistics == 0) | (count < refresh.warm_up)
         due = taken if statistics is not None else taken & due
         known = renewed(due, averaged, (solve.statistics, solve.estimates))
-        trial = taken & (count > 0) & (count % trials.period == 0)
+        trial = taken & ~warming & (count % trials.period == 0)
         factors = jnp.stack([1.0, trials.factor**-state.heading]).astype(dtype)
         value_of = lambda pieces, gamma: -proposed(pieces, gamma).decrease
 
         def inverted(kept):
             metric = metric_of(known[0])
-            return _best(metric, factors, value_of, taken, trial, kept)
+            return best_inverses(metric, factors, value_of, taken, trial, kept)
 
         due = trial | (taken & refresh.renews_inverses(count))
         next_gamma, pieces = renewed(due, inverted, (gamma, solve.inverse.pieces))
@@ -241,49 +226,6 @@ def scale_by_factored_curvature(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _best(
-    metric: KroneckerMetric,
-    factors: Array,
-    value_of: Callable[[tuple, Array], Array],
-    taken: Array,
-    trial: Array,
-    kept: tuple[Array, tuple],
-) -> tuple[Array, tuple]:
-    """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
-
-    Args:
-        metric: what is inverted.
-        factors: of γ, the first of them 1.
-        value_of: M at its minimum, of inverses and their γ.
-        taken: is anything to change? Under `vmap` not for every member.
-        trial: are the other factors tried?
-        kept: (γ, inverses) so far, which stay where none is finite.
-    """
-    gamma, _ = kept
-    every = range(SOLVER.pieces(metric))
-
-    def candidate(best, factor):
-        own = factor == 1
-
-        def tried():
-            new = gamma * factor
-            made = tuple(SOLVER.prepare(metric, new**2, every))
-            value = jax.lax.cond(
-                any_member(trial),
-                lambda: value_of(made, new),
-                lambda: jnp.zeros_like(new),
-            )
-            better = own | (trial & (value < best[0]))
-            better = better & taken & tree.all_finite(made)
-            return tree.where(better, (value, new, made), best)
-
-        return jax.lax.cond(any_member(own | trial), tried, lambda: best), None
-
-    worst = jnp.full_like(gamma, jnp.inf)
-    (_, gamma, pieces), _ = jax.lax.scan(candidate, (worst, *kept), factors)
-    return gamma, pieces
 
 
 def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:

@@ -131,11 +131,23 @@ def of_successive_blocks(metric: BlockwiseMetric, most: int) -> Groups:
         mine = free.intersection(block.leaves)
         free -= mine
         found += [mine] if mine else []
-    count = min(most, len(found))
-    edges = [b * len(found) // count for b in range(count + 1)] if count else []
-    groups = [set().union(*found[a:b]) for a, b in itertools.pairwise(edges)] or [set()]
+    groups = [set().union(*some) for some in _divided(found, most)] or [set()]
     groups[-1] |= free
     return tuple(tuple(sorted(group)) for group in groups)
+
+
+def merged(groups: Groups, most: int) -> tuple[Groups, tuple[int, ...]]:
+    """Successive groups together, so that `most` are left, and where each one went."""
+    found = _divided(groups, most)
+    where = tuple(i for i, some in enumerate(found) for _ in some)
+    return tuple(tuple(sorted(itertools.chain(*some))) for some in found), where
+
+
+def _divided(found: Sequence, most: int) -> list[Sequence]:
+    """Successive members together in `most` parts, or fewer, of nearly equal number."""
+    count = min(most, len(found))
+    edges = [b * len(found) // count for b in range(count + 1)] if count else []
+    return [found[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def check_labels(labels: Labels) -> None:
