@@ -29,6 +29,7 @@ OPTIMIZERS = {
     "kfac": lambda model: ng.kfac(RATE, model, damping=DAMPING),
     "ekfac": lambda model: ng.ekfac(RATE, model, damping=DAMPING),
     "gram": lambda model: ng.gram(RATE, model, damping=DAMPING),
+    "kfac_adaptive": lambda model: ng.kfac_adaptive(model),
 }
 SIZES = ("temporary", "kept", "peak")
 MEGABYTE = 1e6
@@ -76,8 +77,9 @@ def memory(model, params, x, y, names: list[str]) -> dict[str, Any]:
 
 def of_step(tx, model, params, state, x, y) -> dict[str, Any]:
     def step(params, state, x, y):
-        gradient = jax.grad(model.loss)(params, x, y)
-        updates, state = tx.update(gradient, state, params, inputs=x)
+        value, gradient = jax.value_and_grad(model.loss)(params, x, y)
+        batch = {"inputs": x, "targets": y, "value": value, "value_fn": model.loss}
+        updates, state = tx.update(gradient, state, params, **batch)
         return optax.apply_updates(params, updates), state
 
     whole = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x, y)

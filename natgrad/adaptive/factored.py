@@ -6,8 +6,7 @@ The factors are damped by γ, the quadratic model by λ, and (α, μ) minimise t
 (`scale_by_quadratic_model`), for each layer or group of layers its own. Every T₂ steps
 γ is compared with γ ω₂ or γ/ω₂, each with inverses of its own, and that with the lower
 value of the model stays: the direction that was better last, and after a failure the
-other. (Martens & Grosse compare all three, for half as many inverses again.) While the
-refresh warms up γ² is λ, which follows the loss.
+other. (Martens & Grosse compare all three, for half as many inverses again.)
 
 A step applies what is kept, is decided on (`accept=` of `levenberg_marquardt`), and
 only then are factors and inverses renewed, if it is taken: so a step that is undone
@@ -54,7 +53,7 @@ from natgrad.transform import scale_by_curvature
 from natgrad.typing import Array, ArrayLike, Params
 
 # α and μ fit the noise of a batch, too: hardly, with as many examples for each group.
-EXAMPLES_A_GROUP = 32
+EXAMPLES_A_GROUP = 20
 
 
 class FactoredState(NamedTuple):
@@ -99,13 +98,13 @@ def scale_by_factored_curvature(
     Args:
         curvature: `natgrad.curvature.KFAC(model, labels)`, or a `SubBatch` of it: then
             the quadratic model has the F of such a part of the batch too.
-        damping: λ, or a schedule of it; γ = √(λ + η) while the refresh warms up.
+        damping: λ, or a schedule of it; γ starts from √(λ + η).
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: β of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed; not staggered.
         trials: how often γ is tried.
         groups: G: α and μ for each of so many groups of successive layers, or for each
-            layer where there are fewer; at most one group for 32 examples of a batch.
+            layer where there are fewer; at most one group for 20 examples of a batch.
         seed: of the key for sampled labels.
     """
     rule = as_damping(damping)
@@ -153,9 +152,8 @@ def scale_by_factored_curvature(
         metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
         dtype, total = state.gamma.dtype, strength + weight_decay
-        # λ may differ from the one at init, where it follows the loss.
-        warming = (count == 0) | (count < refresh.warm_up)
-        fresh = warming & (total > 0)
+        # The first λ may differ from the one at init, where it follows the loss.
+        fresh = (count == 0) & (total > 0)
         gamma = jnp.where(fresh, jnp.sqrt(jnp.where(fresh, total, 1)), state.gamma)
         gamma = gamma.astype(dtype)
         seen = inputs
@@ -192,7 +190,7 @@ def scale_by_factored_curvature(
         due = (count % refresh.statistics == 0) | (count < refresh.warm_up)
         due = taken if statistics is not None else taken & due
         known = renewed(due, averaged, (solve.statistics, solve.estimates))
-        trial = taken & ~warming & (count % trials.period == 0)
+        trial = taken & (count > 0) & (count % trials.period == 0)
         factors = jnp.stack([1.0, trials.factor**-state.heading]).astype(dtype)
         value_of = lambda pieces, gamma: -proposed(pieces, gamma).decrease
 

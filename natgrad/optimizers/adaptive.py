@@ -15,8 +15,8 @@ from natgrad.typing import ArrayLike
 
 # A thousandth suited first losses between 2 and 550 nats.
 FLOOR = LossFloor(1e-3)
-# Statistics and quadratic model are of every fourth example, but of 16 at least.
-EVERY, FEWEST = 4, 16
+# Statistics and quadratic model are of every fourth example, but of 64 at least.
+EVERY, FEWEST = 4, 64
 
 
 def kfac_adaptive(
@@ -39,10 +39,10 @@ def kfac_adaptive(
         )
 
     Learning rates and momenta, of each layer its own (of eight groups of layers, or one
-    for 32 examples of the batch, where there are more layers), minimise the quadratic
+    for 20 examples of the batch, where there are more layers), minimise the quadratic
     model of the loss; λ follows from how far that model is right, γ of the factors from
     which is best; a step that raises the loss of its own batch, or is not finite, is
-    undone. Statistics and quadratic model are of every fourth example, of 16 at least.
+    undone. Statistics and quadratic model are of every fourth example, of 64 at least.
     Steps fit one batch as well as they can, so batches should be large or grow. A step
     costs, beside K-FAC's, two forward derivatives a group, of a part of the batch, and
     a forward pass of all;
@@ -55,7 +55,7 @@ def kfac_adaptive(
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed.
         rule: how the reduction ratio changes λ.
-        floor: what λ does not fall below: a thousandth of the loss.
+        floor: what λ does not fall below: a thousandth of the loss. γ starts from √λ.
         trials: how often γ is tried.
 
     Raises:
