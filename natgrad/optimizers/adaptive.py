@@ -45,8 +45,7 @@ def kfac_adaptive(
     undone. Statistics and quadratic model are of every fourth example, of 64 at least.
     Steps fit one batch as well as they can, so batches should be large or grow. A step
     costs, beside K-FAC's, two forward derivatives a group, of a part of the batch, and
-    a forward pass of all;
-    `rows=` of `KFAC(model).value_grad_and_rows` saves a part of that.
+    a forward pass of all; `rows=` of `KFAC(model).value_grad_and_rows` saves some.
 
     Args:
         model: the statistical model; needs `example_inputs`.
