@@ -72,7 +72,8 @@ def _renewed(
     def turn(carried):
         left, kept = carried
         # XLA would compute what does not depend on `kept` before the loop: always.
-        left, held = jax.lax.optimization_barrier((left, constants))
+        # One by one: under shard_map what varies stays apart from what does not.
+        held = [jax.lax.optimization_barrier((left, c))[1] for c in constants]
         return left - 1, list(run(*held, *kept))
 
     return jax.lax.while_loop(lambda carried: carried[0] > 0, turn, (turns, kept))[1]
