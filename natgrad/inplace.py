@@ -67,7 +67,14 @@ def cleared(usable: Array, values: Any) -> Any:
 def _renewed(
     run: Callable, most: int, turns: Array, constants: list, kept: list
 ) -> list:
-    del most
+    if most == 1:
+
+        def once(carried):
+            due, kept = carried
+            return jnp.zeros_like(due), list(run(*constants, *kept))
+
+        start = turns > 0, kept
+        return jax.lax.while_loop(lambda carried: carried[0], once, start)[1]
 
     def turn(carried):
         left, kept = carried

@@ -74,11 +74,13 @@ def test_turns_follow_each_other_and_have_the_derivatives_of_what_is_composed(du
     np.testing.assert_allclose(slopes[1], by_a, rtol=1e-12)
 
 
-def test_what_is_not_due_is_not_computed():
+@pytest.mark.parametrize("turns", [1, 2])
+def test_what_is_not_due_is_not_computed(turns):
     """Nor before the loop, though it depends on nothing that the loop changes."""
 
     def run(due, wide, kept):
-        return renewed(due, lambda k: k + jnp.sum(jnp.sin(wide)), kept)
+        renew = lambda k: k + jnp.sum(jnp.sin(wide))
+        return renewed_in_turn([due] * turns, renew, kept)
 
     text = jax.jit(run).lower(True, jnp.ones(600), 1.0).compile().as_text()
     inside, entry = text.split("\nENTRY")
