@@ -50,8 +50,8 @@ def renewed_in_turn(
 
     run, constants = jaxprs.lifted(flat, *leaves)
     turns = sum(any_member(each).astype(jnp.int32) for each in due)
-    new = _renewed(run, len(due), turns, constants, leaves)
-    return jax.tree.unflatten(structure, new)
+    pending = [turns > i for i in range(len(due))]
+    return jax.tree.unflatten(structure, _renewed(run, pending, constants, leaves))
 
 
 def cleared(usable: Array, values: Any) -> Any:
@@ -63,38 +63,32 @@ def cleared(usable: Array, values: Any) -> Any:
     return renewed(~usable, zero, values)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _renewed(
-    run: Callable, most: int, turns: Array, constants: list, kept: list
-) -> list:
-    if most == 1:
-
-        def once(carried):
-            due, kept = carried
-            return jnp.zeros_like(due), list(run(*constants, *kept))
-
-        start = turns > 0, kept
-        return jax.lax.while_loop(lambda carried: carried[0], once, start)[1]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _renewed(run: Callable, pending: list, constants: list, kept: list) -> list:
+    """One turn for each of `pending` that holds; those that do come first."""
 
     def turn(carried):
-        left, kept = carried
-        # XLA would compute what does not depend on `kept` before the loop: always.
-        # One by one: under shard_map what varies stays apart from what does not.
-        held = [jax.lax.optimization_barrier((left, c))[1] for c in constants]
-        return left - 1, list(run(*held, *kept))
+        (now, *later), kept = carried
+        held = constants
+        if later:
+            # XLA computes what is the same in all of several turns before the loop:
+            # always, and so in the steps in which nothing is due. One by one, since
+            # under shard_map some vary and others do not.
+            held = [jax.lax.optimization_barrier((later, c))[1] for c in constants]
+        return [*later, jnp.zeros_like(now)], list(run(*held, *kept))
 
-    return jax.lax.while_loop(lambda carried: carried[0] > 0, turn, (turns, kept))[1]
+    return jax.lax.while_loop(lambda carried: carried[0][0], turn, (pending, kept))[1]
 
 
 @_renewed.defjvp
-def _renewed_jvp(run, most, primals, tangents):
-    def conditional(turns, constants, kept):
-        def turn(kept, i):
+def _renewed_jvp(run, primals, tangents):
+    def conditional(pending, constants, kept):
+        def turn(kept, now):
             new = lambda: list(run(*constants, *kept))
-            return jax.lax.cond(i < turns, new, lambda: kept), None
+            return jax.lax.cond(now, new, lambda: kept), None
 
-        if most == 1:
-            return turn(kept, 0)[0]
-        return jax.lax.scan(turn, kept, jnp.arange(most))[0]
+        if len(pending) == 1:
+            return turn(kept, pending[0])[0]
+        return jax.lax.scan(turn, kept, jnp.stack(pending))[0]
 
     return jax.jvp(conditional, primals, tangents)

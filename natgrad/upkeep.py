@@ -28,7 +28,7 @@ from natgrad.typing import Array, Statistics
 
 
 class Averaged(NamedTuple):
-    """Statistics.
+    """The average of statistics, and whether the step can be taken.
 
     Attributes:
         statistics: the average.
@@ -120,13 +120,26 @@ def _with_inverse(
     return state._replace(inverse=inverse._replace(pieces=pieces)), now.usable
 
 
-def _estimated(curvature, state, now: Averaged, estimate, mine: Array) -> Averaged:
+def _estimated(
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    now: Averaged,
+    estimate: Callable[[Curvature], Statistics],
+    mine: Array,
+) -> Averaged:
+    """A new estimate in the average, if it is finite and the turn is mine."""
     found = estimate(curvature.following(now.statistics))
     now = now._replace(usable=now.usable & (tree.all_finite(found) | ~mine))
     return _average(curvature, state, now, found, mine)
 
 
-def _average(curvature, state, now: Averaged, found, mine: Array) -> Averaged:
+def _average(
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    now: Averaged,
+    found: Statistics,
+    mine: Array,
+) -> Averaged:
     """One more estimate in the average, if usable and the turn is mine."""
     new = average(curvature, _with_average(state, now), found, now.usable & mine)
     return now._replace(statistics=new.statistics, estimates=new.estimates)
