@@ -119,13 +119,22 @@ def gamma_by_scipy(a, b):
 
 @pytest.mark.slow
 def test_gamma_distances_against_an_independent_integrator():
-    starts = [(2.0, 3.0), (2.0, 3.0), (0.5, 1.0)]
-    ends = [(0.5, 1.0), (20.0, 0.2), (3.0, 10.0)]
+    starts = [(2.0, 3.0), (2.0, 3.0), (0.5, 1.0), (5.8, 5.1)]
+    ends = [(0.5, 1.0), (20.0, 0.2), (3.0, 10.0), (14.0, 0.4)]
     actual = by_shooting("gamma")(jnp.asarray(starts), jnp.asarray(ends))
     expected = [gamma_by_scipy(a, b) for a, b in zip(starts, ends, strict=True)]
     np.testing.assert_allclose(actual, expected, 1e-8)
     backwards = by_shooting("gamma")(jnp.asarray(ends), jnp.asarray(starts))
     np.testing.assert_allclose(backwards, actual, 1e-8)
+
+
+@pytest.mark.slow
+def test_far_distances_of_normal_laws_are_the_closed_form():
+    """Where shooting at the end itself finds nothing, or a longer way."""
+    starts = jnp.array([[-15.5, 0.15], [6.5, 6.1], [-3.3, 0.3]])
+    ends = jnp.array([[4.2, 4.6], [-6.9, 0.1], [4.7, 0.1]])
+    expected = jax.vmap(distance("normal"))(starts, ends)
+    np.testing.assert_allclose(by_shooting("normal")(starts, ends), expected, 1e-8)
 
 
 @pytest.mark.slow

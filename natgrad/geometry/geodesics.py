@@ -154,8 +154,9 @@ def logarithm(
         reached = exponential(v, alpha, steps=steps)
         return (reached.coordinates - end.coordinates).ravel()
 
-    guess = (end.coordinates - start.coordinates).ravel()
-    v, residual = newton_root(miss, guess)
+    # From rest, where the map is the identity: the path of Newton's method then leads
+    # through the geodesics to the points between.
+    v, residual = newton_root(miss, jnp.zeros_like(start.coordinates).ravel())
     return Logarithm(start.tangent(v.reshape(shape)), residual)
 
 

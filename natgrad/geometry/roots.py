@@ -71,56 +71,64 @@ def newton_root(
 ) -> tuple[Array, Array]:
     """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
 
-    The start is halved until its residual is finite, a step until the norm of the
-    residual falls; the iteration ends when that or the step is at rounding. The caller
-    judges the norm.
+    The start is halved until its residual is finite, a step until the residual r(x)
+    becomes (1 − t) r(x) but for t/2 |r(x)|, t the share of it that is left. A residual
+    that only falls is not enough: the iterates must stay near the path of the exact
+    flow, x' = −J⁻¹ r, or where they end is decided by rounding. The iteration ends where
+    no step does, or where the step is at rounding. The caller judges the norm.
 
     Args:
         residual: [n] -> [n].
         start: [n]; no derivative is taken with respect to it.
         max_iterations: Newton steps at most.
+
+    Source: Deuflhard (2011), Newton Methods for Nonlinear Problems, sections 3.1 and
+    3.2: the Newton path and its monotonicity tests.
     """
 
     def solve(f, x0):
         epsilon = jnp.finfo(x0.dtype).eps
+        infinity, whole = jnp.array([jnp.inf, 1], x0.dtype)
         norm = lambda r: jnp.where(
-            jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), jnp.inf
+            jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), infinity
         )
 
         def advance(state):
-            x, _, _, k = state
+            x, _, share, _, k = state
             with_value = lambda x: 2 * (f(x),)
             jacobian, r = jax.jacfwd(with_value, has_aux=True)(x)
             step = jnp.linalg.solve(jacobian, r)
 
-            def halve(search):
+            def attempt(search):
                 t, _, i = search
                 t = t / 2
-                return t, norm(f(x - t * step)), i + 1
+                new = f(x - t * step)
+                follows = norm(new - (1 - t) * r) <= t / 2 * norm(r)
+                return t, jnp.where(follows, norm(new), infinity), i + 1
 
-            t, least, _ = jax.lax.while_loop(
-                lambda search: (search[2] < 40) & ~(search[1] < norm(r)),
-                halve,
-                (jnp.full((), 2, x.dtype), norm(r), 0),
-            )
-            moved = least < norm(r)
+            def searching(search):
+                t, least, i = search
+                # As near as this, only rounding can bend the path.
+                far = t * norm(step) > epsilon ** (2 / 3) * norm(x)
+                return jnp.isinf(least) & ((i == 0) | (far & (i < 40)))
+
+            begin = (jnp.minimum(4 * share, 2), infinity, 0)
+            t, least, _ = jax.lax.while_loop(searching, attempt, begin)
+            moved = jnp.isfinite(least)
             new = jnp.where(moved, x - t * step, x)
             small = norm(new - x) <= epsilon * norm(x)
-            return new, jnp.where(moved, least, norm(r)), small, k + 1
+            return new, jnp.where(moved, least, norm(r)), t, small, k + 1
 
         def unfinished(state):
-            return ~state[2] & (state[3] < max_iterations)
+            return ~state[3] & (state[4] < max_iterations)
 
         start, _ = jax.lax.while_loop(
             lambda c: ~jnp.isfinite(norm(f(c[0]))) & (c[1] < 30),
             lambda c: (c[0] / 2, c[1] + 1),
             (x0, 0),
         )
-        far = jnp.full((), jnp.inf, x0.dtype)
-        state = jax.lax.while_loop(
-            unfinished, advance, (start, far, jnp.array(False), jnp.array(0))
-        )
-        return state[:2]
+        begin = (start, infinity, whole, jnp.array(False), jnp.array(0))
+        return jax.lax.while_loop(unfinished, advance, begin)[:2]
 
     tangent_solve = lambda g, y: jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
     return jax.lax.custom_root(residual, start, solve, tangent_solve, has_aux=True)
