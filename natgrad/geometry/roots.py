@@ -7,6 +7,7 @@ iterations, forward and reverse and of any order, and costs one linear solve.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,23 +65,46 @@ def bracketed_root(
     return jax.lax.custom_root(function, middle, solve, tangent_solve)
 
 
+class _Search(NamedTuple):
+    """Newton's method at x: the next trial is x − share · step.
+
+    Attributes:
+        x: the last iterate whose residual was as predicted; before `begun`, the start.
+        residual: there.
+        step: J⁻¹ residual there.
+        share: of the step that is tried next.
+        begun: whether the residual at x was finite.
+        ended: whether nothing is left to try.
+        evaluations: of the residual and its Jacobian.
+    """
+
+    x: Array
+    residual: Array
+    step: Array
+    share: Array
+    begun: Array
+    ended: Array
+    evaluations: Array
+
+
 def newton_root(
     residual: Callable[[Array], Array],
     start: Array,
-    max_iterations: int = 50,
+    max_evaluations: int = 100,
 ) -> tuple[Array, Array]:
     """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
 
     The start is halved until its residual is finite, a step until the residual r(x)
     becomes (1 − t) r(x) but for t/2 |r(x)|, t the share of it that is left. A residual
     that only falls is not enough: the iterates must stay near the path of the exact
-    flow, x' = −J⁻¹ r, or where they end is decided by rounding. The iteration ends where
-    no step does, or where the step is at rounding. The caller judges the norm.
+    flow, x' = −J⁻¹ r, or where they end is decided by rounding. The iteration ends
+    where no step does, or where the step is at rounding. The caller judges the norm,
+    which is infinite where no finite residual was found.
 
     Args:
         residual: [n] -> [n].
         start: [n]; no derivative is taken with respect to it.
-        max_iterations: Newton steps at most.
+        max_evaluations: of the residual and its Jacobian at most.
 
     Source: Deuflhard (2011), Newton Methods for Nonlinear Problems, sections 3.1 and
     3.2: the Newton path and its monotonicity tests.
@@ -88,47 +112,40 @@ def newton_root(
 
     def solve(f, x0):
         epsilon = jnp.finfo(x0.dtype).eps
-        infinity, whole = jnp.array([jnp.inf, 1], x0.dtype)
-        norm = lambda r: jnp.where(
-            jnp.all(jnp.isfinite(r)), jnp.linalg.norm(r), infinity
-        )
+        norm = jnp.linalg.norm
 
-        def advance(state):
-            x, _, share, _, k = state
+        def advance(s: _Search) -> _Search:
+            # One copy of f in the program, whose compilation is most of the cost.
+            x = s.x - s.share * s.step
             with_value = lambda x: 2 * (f(x),)
             jacobian, r = jax.jacfwd(with_value, has_aux=True)(x)
             step = jnp.linalg.solve(jacobian, r)
+            off = norm(r - (1 - s.share) * s.residual)
+            follows = ~s.begun | (off <= s.share / 2 * norm(s.residual))
+            taken = jnp.isfinite(norm(r)) & follows
+            length = s.share * norm(s.step)
+            # As near as this, only rounding can bend the path.
+            near = length <= epsilon ** (2 / 3) * norm(s.x)
+            at_rounding = length <= epsilon * norm(x)
+            halved = jnp.where(s.begun, s.share / 2, s.share)
+            return _Search(
+                jnp.where(taken, x, jnp.where(s.begun, s.x, s.x / 2)),
+                jnp.where(taken, r, s.residual),
+                jnp.where(taken, step, s.step),
+                jnp.where(taken, jnp.minimum(2 * s.share, 1), halved),
+                s.begun | taken,
+                s.begun & jnp.where(taken, at_rounding, near),
+                s.evaluations + 1,
+            )
 
-            def attempt(search):
-                t, _, i = search
-                t = t / 2
-                new = f(x - t * step)
-                follows = norm(new - (1 - t) * r) <= t / 2 * norm(r)
-                return t, jnp.where(follows, norm(new), infinity), i + 1
+        def unfinished(s: _Search):
+            return ~s.ended & (s.evaluations < max_evaluations)
 
-            def searching(search):
-                t, least, i = search
-                # As near as this, only rounding can bend the path.
-                far = t * norm(step) > epsilon ** (2 / 3) * norm(x)
-                return jnp.isinf(least) & ((i == 0) | (far & (i < 40)))
-
-            begin = (jnp.minimum(4 * share, 2), infinity, 0)
-            t, least, _ = jax.lax.while_loop(searching, attempt, begin)
-            moved = jnp.isfinite(least)
-            new = jnp.where(moved, x - t * step, x)
-            small = norm(new - x) <= epsilon * norm(x)
-            return new, jnp.where(moved, least, norm(r)), t, small, k + 1
-
-        def unfinished(state):
-            return ~state[3] & (state[4] < max_iterations)
-
-        start, _ = jax.lax.while_loop(
-            lambda c: ~jnp.isfinite(norm(f(c[0]))) & (c[1] < 30),
-            lambda c: (c[0] / 2, c[1] + 1),
-            (x0, 0),
-        )
-        begin = (start, infinity, whole, jnp.array(False), jnp.array(0))
-        return jax.lax.while_loop(unfinished, advance, begin)[:2]
+        nothing, no = jnp.zeros_like(x0), jnp.array(False)
+        far, whole = jnp.full_like(x0, jnp.inf), jnp.ones((), x0.dtype)
+        begin = _Search(x0, far, nothing, whole, no, no, jnp.array(0))
+        end = jax.lax.while_loop(unfinished, advance, begin)
+        return end.x, norm(end.residual)
 
     tangent_solve = lambda g, y: jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
     return jax.lax.custom_root(residual, start, solve, tangent_solve, has_aux=True)
