@@ -114,7 +114,7 @@ def section(name: str, found: dict[str, Any]) -> str:
         (
             optimizer,
             ", ".join(cell(value) for value in entry["setting"]) or "–",
-            quartiles(entry["last"]),
+            quartiles(entry["last"], 5),
             *(quartiles(entry["reached"][clock]) for clock in ("step", "wall", "cpu")),
             *(quartiles(entry["over_adam"][clock]) for clock in ("wall", "cpu")),
             1e3 * entry["cpu_per_step"]["median"],
@@ -128,7 +128,7 @@ def section(name: str, found: dict[str, Any]) -> str:
         f"## {name}",
         "",
         f"{found['data']}; batch {found['batch'] or 'all'}; {adam[0]['step'][-1]} "
-        f"steps, {len(adam)} seeds; goal {cell(found['goal'])}. Ratios are to all of "
+        f"steps, {len(adam)} seeds; goal {cell(found['goal'], 5)}. Ratios are to all of "
         "Adam's steps, seed by seed; medians (quartiles).",
         "",
         table(heads, rows),

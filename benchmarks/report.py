@@ -76,16 +76,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, float):
         plain = 1e-3 <= abs(value) < 1e5 or value == 0
-        return f"{value:.3g}" if not plain or abs(value) < 100 else f"{value:.0f}"
+        short = f"{value:.{digits}g}"
+        return f"{value:.0f}" if plain and "e" in short else short
     return str(value)
 
 
-def quartiles(found: dict[str, float]) -> str:
+def quartiles(found: dict[str, float], digits: int = 3) -> str:
     """Median and quartiles as one cell."""
-    middle, low, high = (cell(found[key]) for key in ("median", "low", "high"))
+    middle, low, high = (cell(found[key], digits) for key in ("median", "low", "high"))
     return middle if low == high == middle else f"{middle} ({low} to {high})"
