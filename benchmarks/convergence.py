@@ -128,8 +128,8 @@ def section(name: str, found: dict[str, Any]) -> str:
         f"## {name}",
         "",
         f"{found['data']}; batch {found['batch'] or 'all'}; {adam[0]['step'][-1]} "
-        f"steps, {len(adam)} seeds; goal {cell(found['goal'], 5)}. Ratios are to all of "
-        "Adam's steps, seed by seed; medians (quartiles).",
+        f"steps, {len(adam)} seeds; goal {cell(found['goal'], 5)}. Ratios are to all "
+        "of Adam's steps, seed by seed; medians (quartiles).",
         "",
         table(heads, rows),
     ]
