@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.memory import OPTIMIZERS
 from benchmarks.problems import classified, dense_apply, dense_layers
-from benchmarks.report import table, write
+from benchmarks.report import cell, table, write
 from benchmarks.timing import environment, interleaved
 
 SECTIONS = ("parameters", "examples", "devices")
@@ -144,8 +144,8 @@ def shown(section: str, found: dict[str, Any], names) -> str:
         [
             *(r[key] for key in ("width", "parameters", "examples", "devices")),
             *(
-                f"{1e3 * r['tasks'][n]['seconds']:.3g} "
-                f"({1e3 * r['tasks'][n]['cpu_seconds']:.3g})"
+                f"{cell(1e3 * r['tasks'][n]['seconds'])} "
+                f"({cell(1e3 * r['tasks'][n]['cpu_seconds'])})"
                 for n in names
             ),
         ]
