@@ -154,8 +154,8 @@ def logarithm(
         reached = exponential(v, alpha, steps=steps)
         return (reached.coordinates - end.coordinates).ravel()
 
-    # From rest, where the map is the identity: the path of Newton's method then leads
-    # through the geodesics to the points between.
+    # From rest, where the map is the identity. From end − start, which may overshoot by
+    # far, Newton's method finds longer geodesics, or none.
     v, residual = newton_root(miss, jnp.zeros_like(start.coordinates).ravel())
     return Logarithm(start.tangent(v.reshape(shape)), residual)
 

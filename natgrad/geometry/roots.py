@@ -69,11 +69,10 @@ class _Search(NamedTuple):
     """Newton's method at x: the next trial is x − share · step.
 
     Attributes:
-        x: the last iterate whose residual was as predicted; before `begun`, the start.
-        residual: there.
+        x: the last iterate whose residual fell, or the start.
+        residual: there; infinite as long as none was finite.
         step: J⁻¹ residual there.
         share: of the step that is tried next.
-        begun: whether the residual at x was finite.
         ended: whether nothing is left to try.
         evaluations: of the residual and its Jacobian.
     """
@@ -82,7 +81,6 @@ class _Search(NamedTuple):
     residual: Array
     step: Array
     share: Array
-    begun: Array
     ended: Array
     evaluations: Array
 
@@ -94,20 +92,14 @@ def newton_root(
 ) -> tuple[Array, Array]:
     """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
 
-    The start is halved until its residual is finite, a step until the residual r(x)
-    becomes (1 − t) r(x) but for t/2 |r(x)|, t the share of it that is left. A residual
-    that only falls is not enough: the iterates must stay near the path of the exact
-    flow, x' = −J⁻¹ r, or where they end is decided by rounding. The iteration ends
-    where no step does, or where the step is at rounding. The caller judges the norm,
-    which is infinite where no finite residual was found.
+    The start is halved until its residual is finite, a step until the norm of the
+    residual falls; the iteration ends when that or the step is at rounding. The caller
+    judges the norm, which is infinite where no finite residual was found.
 
     Args:
         residual: [n] -> [n].
         start: [n]; no derivative is taken with respect to it.
         max_evaluations: of the residual and its Jacobian at most.
-
-    Source: Deuflhard (2011), Newton Methods for Nonlinear Problems, sections 3.1 and
-    3.2: the Newton path and its monotonicity tests.
     """
 
     def solve(f, x0):
@@ -120,31 +112,30 @@ def newton_root(
             with_value = lambda x: 2 * (f(x),)
             jacobian, r = jax.jacfwd(with_value, has_aux=True)(x)
             step = jnp.linalg.solve(jacobian, r)
-            off = norm(r - (1 - s.share) * s.residual)
-            follows = ~s.begun | (off <= s.share / 2 * norm(s.residual))
-            taken = jnp.isfinite(norm(r)) & follows
+            begun = jnp.isfinite(norm(s.residual))
+            falls = norm(r) < norm(s.residual)
             length = s.share * norm(s.step)
-            # As near as this, only rounding can bend the path.
+            # So near a root the residual of a whole step falls, but for rounding.
             near = length <= epsilon ** (2 / 3) * norm(s.x)
             at_rounding = length <= epsilon * norm(x)
-            halved = jnp.where(s.begun, s.share / 2, s.share)
+            missed = jnp.where(begun, s.share / 2, s.share)
             return _Search(
-                jnp.where(taken, x, jnp.where(s.begun, s.x, s.x / 2)),
-                jnp.where(taken, r, s.residual),
-                jnp.where(taken, step, s.step),
-                jnp.where(taken, jnp.minimum(2 * s.share, 1), halved),
-                s.begun | taken,
-                s.begun & jnp.where(taken, at_rounding, near),
+                jnp.where(falls, x, jnp.where(begun, s.x, s.x / 2)),
+                jnp.where(falls, r, s.residual),
+                jnp.where(falls, step, s.step),
+                jnp.where(falls, jnp.minimum(2 * s.share, 1), missed),
+                begun & jnp.where(falls, at_rounding, near),
                 s.evaluations + 1,
             )
 
         def unfinished(s: _Search):
             return ~s.ended & (s.evaluations < max_evaluations)
 
-        nothing, no = jnp.zeros_like(x0), jnp.array(False)
         far, whole = jnp.full_like(x0, jnp.inf), jnp.ones((), x0.dtype)
-        begin = _Search(x0, far, nothing, whole, no, no, jnp.array(0))
-        end = jax.lax.while_loop(unfinished, advance, begin)
+        start = _Search(
+            x0, far, jnp.zeros_like(x0), whole, jnp.array(False), jnp.array(0)
+        )
+        end = jax.lax.while_loop(unfinished, advance, start)
         return end.x, norm(end.residual)
 
     tangent_solve = lambda g, y: jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
