@@ -130,13 +130,18 @@ def ivon(
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
-    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised."""
+    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised.
+
+    They have at least float32, also where the params are bfloat16 or float16: a
+    standard deviation is often below the spacing of such numbers, and the gradient must
+    be that at w, not at w rounded. So compute the loss in float32, or with sums in it.
+    """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
     def leaf(key, m, s):
         scale = jax.lax.rsqrt(state.ess.astype(s.dtype) * s)
         noise = jax.random.normal(key, m.shape, s.dtype)
-        return (m.astype(s.dtype) + scale * noise).astype(m.dtype)
+        return m.astype(s.dtype) + scale * noise
 
     return jax.tree.map(leaf, keys, params, state.precision)
