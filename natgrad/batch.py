@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.families.base import Family
 from natgrad.typing import Array, ArrayLike, Inputs, Key
 
@@ -79,13 +80,7 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
 
 def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
     """Weights [N] or [N, factors...] as an array [N, factors...] for outputs z."""
-    axes = [axis for axis in jax.typeof(z).sharding.spec if axis is not None]
-    if axes:
-        raise ValueError(
-            f"The outputs are sharded over explicit axes of the mesh, {axes}: make it "
-            "with axis_types=(jax.sharding.AxisType.Auto,), or under jax.set_mesh wrap "
-            "the step in jax.sharding.auto_axes(step, out_sharding=PartitionSpec())."
-        )
+    tree.check_sharding("The outputs are", z)
     weights = jnp.asarray(weights, z.dtype)
     if weights.shape not in (shape, shape[:1]):
         raise ValueError(

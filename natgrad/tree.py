@@ -105,8 +105,23 @@ class Layout:
             )
 
 
+def check_sharding(what: str, array: Array) -> None:
+    """Raise a ValueError where an array is sharded over explicit axes of a mesh."""
+    sharding = jax.typeof(array).sharding
+    axes = [axis for axis in sharding.spec if axis is not None]
+    if axes:
+        raise ValueError(
+            f"{what} sharded over explicit axes of the mesh, {axes}: make it with "
+            "axis_types=(jax.sharding.AxisType.Auto,), or under jax.set_mesh wrap "
+            "the step in jax.sharding.auto_axes(step, out_sharding=PartitionSpec())."
+        )
+
+
 def check_params(params: Params) -> None:
-    """Raise a ValueError unless every leaf is a real floating array."""
+    """Raise a ValueError unless every leaf is a real floating array.
+
+    Nor may one be sharded over explicit axes of a mesh.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params has no array leaves: there is nothing to optimise.")
@@ -119,6 +134,9 @@ def check_params(params: Params) -> None:
                 f"dtype {dtype}. Cast it to a floating dtype, or keep what is not "
                 "trained out of params: it can travel in inputs (see Model.in_axes)."
             )
+        if isinstance(leaf, jax.Array):
+            where = jax.tree_util.keystr(path) or "params"
+            check_sharding(f"The parameter {where} is", leaf)
 
 
 def paths(params: Params) -> list[str]:

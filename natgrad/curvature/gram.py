@@ -9,9 +9,9 @@ their rows cannot be told apart by example, B is written out by per-example pull
 in chunks: the same matrix, at M·P memory.
 
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
-and the better of the two where M < P: memory
-Σ N (I + K O) + M², time M² Σ (I + O) + M³/3 and four products with B, each as long as
-one of the gradient's three. With `Sampled(1)` labels M = N.
+and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +
+M³/3 and two products with B (four where all but a hundredth of |v|² lies in the range
+of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
 
 The metric is that of the current batch and parameters: an average of several would need
 all their rows.
