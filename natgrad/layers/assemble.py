@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from natgrad.layers.biases import join_biases
 from natgrad.layers.blocks import Block, LayerBlock, statistics_dtype
-from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallback
+from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallbacks
 from natgrad.layers.examples import Path
 from natgrad.layers.marks import Findings
 from natgrad.layers.parts import Part
@@ -49,9 +49,8 @@ def blocks_of(
             refused[leaf.index] = str(error)
     names = {leaf.index: leaf for leaf in leaves}
     join_biases(weights, names, findings.joins)
-    found: dict[int, list[Block]] = dict(weights)
-    for index, reason in refused.items():
-        found[index] = [fallback(names[index], reason, examples)]
+    left = {names[index]: reason for index, reason in refused.items()}
+    found: dict[int, list[Block]] = {**weights, **fallbacks(left, examples)}
     ordered = [block for leaf in leaves for block in found.get(leaf.index, ())]
     return (*ordered, *by_hand)
 

@@ -71,7 +71,7 @@ class Interpreter:
             The values and the marks of its results.
         """
         jaxpr, constants = jaxprs.opened(jaxpr)
-        reads = jaxprs.use_counts(jaxpr)
+        reads, numbers = jaxprs.use_counts(jaxpr), jaxprs.numbers(jaxpr)
         env = dict(zip(jaxpr.constvars, constants, strict=True))
         env |= dict(zip(jaxpr.invars, values, strict=True))
         known: dict[Any, Mark] = {}
@@ -90,7 +90,14 @@ class Interpreter:
             given = [value(v) for v in equation.invars]
             seen = [mark(v) for v in equation.invars]
             if any(m is not None for m in seen):
-                step = Step(self, jaxpr, equation, given, seen, here, path, live)
+                axes = [
+                    self.examples.axis(path, numbers.get(v))
+                    for v in (
+                        None if jaxprs.is_literal(v) else v
+                        for v in (*equation.invars, equation.outvars[0])
+                    )
+                ]
+                step = Step(self, jaxpr, equation, given, seen, here, axes, live)
                 results, found = step.take()
                 learn(equation.outvars, found)
             else:
@@ -108,7 +115,10 @@ class Interpreter:
 
 @dataclasses.dataclass
 class Step:
-    """One equation, some operand of which comes from a parameter."""
+    """One equation, some operand of which comes from a parameter.
+
+    `axes` are the example axes of its operands and, last, of its first result.
+    """
 
     walk: Interpreter
     jaxpr: Any
@@ -116,7 +126,7 @@ class Step:
     values: list
     marks: list
     here: Path
-    path: Path
+    axes: list
     live: Mapping[str, tuple]
 
     @property
@@ -189,10 +199,7 @@ class Step:
         matcher = MATCHERS.get(self.name)
         if matcher is None:
             raise NotUnderstoodError("no rule for this primitive")
-        examples, variables = self.walk.examples, self.equation.invars
-        mark = self.marks[operand]
-        axes = [examples.axis(self.path, v) for v in variables]
-        axes.append(examples.axis(self.path, self.equation.outvars[0]))
+        examples, mark, axes = self.walk.examples, self.marks[operand], self.axes
         site = Site(
             self.here,
             self.equation,
@@ -245,9 +252,7 @@ class Step:
         if self.name == "neg":
             return mark.times(jnp.asarray(-1.0), self.shape)
         other = self.values[1 - operand]
-        examples = self.walk.examples
-        axis = examples.axis(self.path, self.equation.outvars[0])
-        before = examples.size is not None and axis is None
+        before = self.walk.examples.size is not None and self.axes[-1] is None
         multiplies = self.name in {"mul", "div"}
         if self.name == "div" and operand == 1:
             return None

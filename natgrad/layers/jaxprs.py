@@ -48,6 +48,22 @@ def use_counts(jaxpr: Jaxpr) -> Counter:
     return Counter(v for v in [*reads, *jaxpr.outvars] if not is_literal(v))
 
 
+def numbers(jaxpr: Jaxpr) -> dict[Variable, int]:
+    """The variables of a jaxpr in the order in which they are made: v -> its place."""
+    made = [v for equation in jaxpr.eqns for v in equation.outvars]
+    return {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars, *made])}
+
+
+def equation_at(jaxpr: Jaxpr, path: Sequence[int]) -> tuple[Jaxpr, Equation]:
+    """The equation at a path (equation, sub-jaxpr, equation, ...), and its jaxpr."""
+    jaxpr, _ = opened(jaxpr)
+    equation, rest = jaxpr.eqns[path[0]], path[1:]
+    return equation_at(sub_jaxprs(equation)[rest[0]], rest[1:]) if rest else (
+        jaxpr,
+        equation,
+    )
+
+
 def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
     """The results of one equation of `jaxpr` on `values`, computed by JAX itself.
 

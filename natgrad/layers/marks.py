@@ -47,12 +47,14 @@ class Findings:
         joins: shift use -> (the use whose result it is added to, that result's view).
         unmatched: leaf -> reasons why a use of it was not understood.
         loops: paths of the scans of more than one step.
+        rules: custom derivative -> whether it is that of the function it replaces.
     """
 
     uses: dict[Path, Use] = dataclasses.field(default_factory=dict)
     joins: dict[Path, tuple[Path, View]] = dataclasses.field(default_factory=dict)
     unmatched: dict[int, set[str]] = dataclasses.field(default_factory=dict)
     loops: set[Path] = dataclasses.field(default_factory=set)
+    rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 
     def refuse(self, marks: Sequence[Mark | None], reason: str) -> None:
         """Notes that a use of these parameters was not understood."""

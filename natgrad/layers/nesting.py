@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.layers import jaxprs
+from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.trials import disagreement, draw, tolerance
 
 # An interpreter's `Step`: one equation, some operand of which comes from a parameter.
@@ -30,7 +31,9 @@ def _inline(step: Step) -> tuple[list, list]:
 
 def _custom(step: Step) -> tuple[list, list]:
     """A function with a derivative of its own: inlined only if that changes nothing."""
-    if same_derivative(step.jaxpr, step.equation):
+    same = same_derivative(step.jaxpr, step.equation)
+    step.walk.findings.rules[step.here] = same
+    if same:
         return _inline(step)
     reason = f"{step.name}: it has a derivative of its own"
     step.walk.findings.refuse(step.marks, reason)
@@ -154,7 +157,8 @@ def same_derivative(jaxpr, equation) -> bool:
     """Has a custom rule the derivative of the function it replaces, at random points?
 
     Compares values and pullbacks, so a rule that only rewrites a derivative more
-    accurately passes, and a straight-through or clipped gradient does not.
+    accurately passes, and a straight-through or clipped gradient does not. Compiled
+    and run once for each rule, as far as it can be told from others by its trace.
     """
     generator = np.random.default_rng(0)
     values = [
@@ -169,13 +173,31 @@ def same_derivative(jaxpr, equation) -> bool:
         plain = lambda *xs: jaxprs.as_function(called)(*xs)
         return [_pulled(function, values, cotangents) for function in (given, plain)]
 
-    mine, other = jax.jit(both).lower(values, cotangents).compile()(values, cotangents)
-    limit = tolerance(jaxprs.float_dtypes(called) | {str(v.dtype) for v in cotangents})
-    return all(
-        disagreement(a, b) < limit
-        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
-        if jnp.issubdtype(a.dtype, jnp.inexact)
-    )
+    def decide() -> bool:
+        mine, other = traced.lower().compile()(values, cotangents)
+        types = jaxprs.float_dtypes(called) | {str(v.dtype) for v in cotangents}
+        return all(
+            disagreement(a, b) < tolerance(types)
+            for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
+            if jnp.issubdtype(a.dtype, jnp.inexact)
+        )
+
+    traced = jax.jit(both).trace(values, cotangents)
+    try:
+        key = fingerprint(traced.jaxpr, values=True)
+        hash(key)
+    except TypeError:
+        return decide()
+    if key not in _DECIDED:
+        _DECIDED[key] = decide()
+        if len(_DECIDED) > _KEPT:
+            del _DECIDED[next(iter(_DECIDED))]
+    return _DECIDED[key]
+
+
+# What `same_derivative` found: the trace of a rule beside that of its function -> it.
+_DECIDED: dict[Any, bool] = {}
+_KEPT = 256
 
 
 def _pulled(function, values, cotangents) -> tuple:

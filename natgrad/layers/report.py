@@ -12,6 +12,7 @@ from natgrad.layers.blocks import Block, DeclaredBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Declared
+from natgrad.layers.proof import verify
 from natgrad.typing import Inputs, Params
 
 COLUMNS = ("parameters", "block", "uses", "factors", "sharing", "memory")
@@ -26,6 +27,8 @@ def report(
 ) -> str:
     """How each parameter of a model is captured, as a printable table.
 
+    The capture is checked by numbers too: see `verify`.
+
     Args:
         model: anything with `apply`, and perhaps `example_inputs` and `in_axes`; or a
             function apply(params, inputs).
@@ -37,9 +40,9 @@ def report(
     if inputs is None:
         inputs = getattr(model, "example_inputs", None)
     in_axes = getattr(model, "in_axes", 0)
-    return table(
-        capture(apply, params, inputs, in_axes=in_axes, declared=declared), params
-    )
+    with verify():
+        captured = capture(apply, params, inputs, in_axes=in_axes, declared=declared)
+    return table(captured, params)
 
 
 def table(captured: Captured, params: Params) -> str:
