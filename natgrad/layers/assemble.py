@@ -108,6 +108,7 @@ def _layer(
     return LayerBlock(
         name=name,
         kind=straight[0].kind,
+        parameter=leaf.name,
         leaves=(leaf.index,),
         stack=tuple(count(atoms) for atoms in part.stack),
         batch=tuple(atom.size for atom in part.batch),
@@ -117,7 +118,7 @@ def _layer(
         examples=examples,
         roles=2 if swapped else 1,
         diagonal_inputs=all(lookups),
-        note=next((use.note for use in uses if use.note), ""),
+        mixed=next((use.mixed for use in uses if use.mixed), None),
         once=len(uses) == 1 and not _repeats(uses[0], loops - stacked),
         weight=part,
         uses=tuple(uses),

@@ -37,7 +37,7 @@ def capture(
 ) -> Captured:
     """Traces `apply` and finds every use of every parameter.
 
-    It is traced at each call, so that what it reads from Python (an attribute, a global)
+    It is traced at each call, so that what it reads from Python, such as an attribute,
     counts with its value of now. What was found is kept for programs with the same
     equations. It is checked, by the trace alone, that no parameter reaches the outputs
     around the uses found. A custom derivative that a parameter goes through is compiled
@@ -148,7 +148,7 @@ def _analysed(apply, traced, params, inputs, in_axes, declared) -> Found:
         for i, (name, leaf) in enumerate(
             zip(tree.paths(params), jax.tree.leaves(params), strict=True)
         )
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf)
     ]
     blocks = blocks_of(leaves, walk.findings, declared, size)
     floats = jaxprs.float_dtypes(traced) | {leaf.dtype for leaf in leaves}

@@ -188,7 +188,7 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
         Mark(View.whole(i, jnp.shape(leaf)))
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf)
         else None
         for i, leaf in enumerate(leaves)
     ]

@@ -35,7 +35,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import View, regroup, repeated
 from natgrad.typing import Array
 
@@ -158,7 +158,7 @@ def match(site: Site) -> ConvUse:
             tuple(described[axis] for axis in order),
             site.view.stack,
         ),
-        **separability(site, example),
+        mixed=mixture(site, example),
         positions=math.prod(p.size for p in rows + spots if p.holds == POSITION),
         x_pieces=(*rows, *group, *inputs, *spots),
         g_pieces=tuple(piece for axis in order for piece in held[axis]),

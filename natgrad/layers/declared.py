@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from natgrad.layers.blocks import Block, DeclaredBlock, statistics_dtype
+from natgrad.layers.uses import Mixed
 from natgrad.layers.views import NotCapturedError
 
 # The largest parameter that is kept as an exact block when its use was not understood;
@@ -57,9 +58,7 @@ def declared_blocks(
         if taken & {leaf.index for leaf in inside}:
             raise ValueError(f"{path!r} is declared twice.")
         taken |= {leaf.index for leaf in inside}
-        blocks.append(
-            _by_hand(path or "all", inside, treatment, "declared by hand", examples)
-        )
+        blocks.append(_by_hand(path, inside, treatment, "declared by hand", examples))
     return blocks, taken
 
 
@@ -67,7 +66,8 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
     size = sum(math.prod(leaf.shape) for leaf in leaves)
     diagonal = isinstance(treatment, Diagonal)
     return DeclaredBlock(
-        name=name,
+        name=name or "all",
+        parameter=name,
         kind="diagonal" if diagonal else "exact",
         leaves=tuple(leaf.index for leaf in leaves),
         stack=(),
@@ -76,7 +76,7 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
         outputs=1 if diagonal else size,
         dtype=statistics_dtype(leaves[0].dtype),
         examples=examples,
-        note="" if examples is not None else "the inputs have no example axis",
+        mixed=Mixed.NO_EXAMPLES if examples is None else None,
         shapes=tuple(leaf.shape for leaf in leaves),
         reason=reason,
     )

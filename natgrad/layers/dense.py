@@ -27,7 +27,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import Atom, View, repeated
 from natgrad.typing import Array
 
@@ -111,7 +111,7 @@ def match(site: Site) -> DenseUse:
             tuple(batch_axes + tail_axes),
             site.view.stack,
         ),
-        **separability(site, along),
+        mixed=mixture(site, along),
         positions=math.prod(p.size for p in lead + rest if p.holds == POSITION),
         x_pieces=tuple(x_pieces),
         g_pieces=tuple(lead + tail),

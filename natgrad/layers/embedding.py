@@ -24,7 +24,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import View, repeated
 from natgrad.typing import Array
 
@@ -123,7 +123,7 @@ def match(site: Site) -> LookupUse:
             tuple(described[a] for a in order),
             site.view.stack,
         ),
-        **separability(site, example),
+        mixed=mixture(site, example),
         positions=math.prod(shape[:-1]) // (site.size if example else 1),
         index_pieces=tuple(p for spot in spots for p in spot),
         g_pieces=tuple(p for a in order for p in held[a]),

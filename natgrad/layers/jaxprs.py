@@ -58,9 +58,13 @@ def equation_at(jaxpr: Jaxpr, path: Sequence[int]) -> tuple[Jaxpr, Equation]:
     """The equation at a path (equation, sub-jaxpr, equation, ...), and its jaxpr."""
     jaxpr, _ = opened(jaxpr)
     equation, rest = jaxpr.eqns[path[0]], path[1:]
-    return equation_at(sub_jaxprs(equation)[rest[0]], rest[1:]) if rest else (
-        jaxpr,
-        equation,
+    return (
+        equation_at(sub_jaxprs(equation)[rest[0]], rest[1:])
+        if rest
+        else (
+            jaxpr,
+            equation,
+        )
     )
 
 

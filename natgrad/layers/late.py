@@ -84,6 +84,6 @@ def match(early: Use, meeting: Use) -> LateUse:
     fields = {
         field.name: getattr(early, field.name) for field in dataclasses.fields(Use)
     }
-    fields |= {"path": meeting.path, "separate": True, "note": "", "result": None}
+    fields |= {"path": meeting.path, "mixed": None, "result": None}
     fields |= {"primitive": meeting.primitive, "operand": meeting.operand}
     return LateUse(**fields, early=early, meeting=meeting)

@@ -28,7 +28,6 @@ from natgrad.layers.trials import (
 )
 from natgrad.layers.views import NotCapturedError
 
-
 _VERIFYING = contextvars.ContextVar("natgrad.layers.verify", default=False)
 
 
@@ -41,10 +40,10 @@ def verify(enabled: bool = True) -> Iterator[None]:
 
     Without it, what is checked is that every equation that reads a parameter is
     understood, and that no parameter reaches the outputs around the uses found: both by
-    the trace alone. With it the gradient is also put together from the uses and compared
-    with that of JAX, at random parameters and inputs. That compiles and runs two
-    backward passes, once for each program: about twice the time that the gradient takes
-    to compile. `natgrad.layers.report` does it always.
+    the trace alone. With it the gradient is also put together from the uses and
+    compared with that of JAX, at random parameters and inputs. That compiles and runs
+    two backward passes, once for each program: about twice the time that the gradient
+    takes to compile. `natgrad.layers.report` does it always.
 
     Args:
         enabled: whether to check by numbers.

@@ -23,8 +23,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from natgrad.layers.blocks import Block, LayerBlock
+from natgrad.layers.blocks import Block, LayerBlock, memory
+from natgrad.layers.declared import Diagonal, Exact, declaration
 from natgrad.layers.rows import LookupRows, Rows, contract
+from natgrad.layers.uses import Mixed
 from natgrad.typing import Array
 
 
@@ -71,8 +73,9 @@ class Expand(Statistic):
 
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
-        if block.note.startswith("it is computed once"):
+        if block.mixed is Mixed.BEFORE:
             raise ValueError(refusal(block, "Kronecker factors"))
+        _require_memory(block)
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
             "A": (*block.lead, *side),
@@ -280,13 +283,36 @@ class RowFactors(PerExample):
         return total
 
 
+# Kronecker factors are refused that take more than both: bytes, and times what their
+# parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.
+LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
+
+
+def _require_memory(block: Block) -> None:
+    """Raises, before anything is allocated, where factors dwarf their parameters."""
+    own = block.size * jnp.dtype(block.dtype).itemsize
+    size = block.factor_bytes
+    layered = isinstance(block, LayerBlock)
+    if layered and size > LARGEST_FACTORS and size > LARGEST_RATIO * own:
+        raise ValueError(
+            f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
+            f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
+            f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "
+            f"{declaration([block.parameter], Diagonal)}, or hold it fixed."
+        )
+
+
 def refusal(block: Block, what: str) -> str:
     """Why a statistic cannot be had."""
+    by_hand = (
+        ""
+        if block.mixed is Mixed.NO_EXAMPLES
+        else f", or declare the block: {declaration([block.parameter], Exact)}"
+    )
     return (
-        f"{what} of {block.name!r} need the rows of each example, but {block.note}. "
-        "Pass inputs with a leading axis of examples (in_axes marks those without), "
-        "compute the layer inside the batch, or declare the block: "
-        f"declared={{{block.name!r}: natgrad.layers.Exact()}}."
+        f"{what} of {block.name!r} need the rows of each example, but "
+        f"{block.mixed.value}. Pass inputs with a leading axis of examples (in_axes "
+        f"marks those without), compute the layer inside the batch{by_hand}."
     )
 
 
