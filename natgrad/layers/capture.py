@@ -16,7 +16,7 @@ from natgrad.layers import jaxprs, proof
 from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
-from natgrad.layers.captured import Captured, walked
+from natgrad.layers.captured import Captured, is_followed, walked
 from natgrad.layers.declared import Declared, Exact, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
@@ -148,7 +148,7 @@ def _analysed(apply, traced, params, inputs, in_axes, declared) -> Found:
         for i, (name, leaf) in enumerate(
             zip(tree.paths(params), jax.tree.leaves(params), strict=True)
         )
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf)
+        if is_followed(leaf)
     ]
     blocks = blocks_of(leaves, walk.findings, declared, size)
     floats = jaxprs.float_dtypes(traced) | {leaf.dtype for leaf in leaves}
