@@ -180,6 +180,21 @@ def test_a_loop_over_the_batch_says_that_examples_were_lost():
         captured.pull({"squares": layers.Squares()}, p, X)
 
 
+def test_a_loop_whose_steps_depend_on_each_other_says_that_examples_were_lost():
+    p = {"w": zoo.normal(0, 3, 2)}
+    memory = lambda p, x: jax.lax.scan(
+        lambda total, x: (total + x @ p["w"], total), jnp.zeros(2), x
+    )[1]
+    shuffled = lambda p, x: jax.lax.fori_loop(
+        0,
+        x.shape[0],
+        lambda i, z: z.at[(i + 1) % N].set(x[i] @ p["w"]),
+        jnp.zeros((x.shape[0], 2)),
+    )
+    for apply in (memory, shuffled):
+        assert "example axis could not be followed" in layers.report(apply, p, X)
+
+
 def test_a_parameter_under_stop_gradient_is_left_uncovered():
     p = zoo.mlp_params()
     frozen = lambda p, x: zoo.mlp({**p, "w1": jax.lax.stop_gradient(p["w1"])}, x)

@@ -14,7 +14,15 @@ import zoo
 from natgrad import layers
 
 REPORTS = Path(__file__).with_name("test_layers_reports.txt")
-FAST = {"plain", "linen", "scan and remat", "experts", "fused projection", "tied"}
+FAST = {
+    "plain",
+    "linen",
+    "loop over examples",
+    "scan and remat",
+    "experts",
+    "fused projection",
+    "tied",
+}
 CASES = [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
     for name in zoo.ZOO

@@ -84,6 +84,28 @@ def scan_over_layers(remat=False):
     return Case(apply, layers_params(), normal(9, N, 4))
 
 
+def map_over_examples():
+    """Two dense layers, the first over a loop of another kind each time."""
+    params = {"w": normal(0, 3, 4), "b": normal(1, 4), "o": normal(2, 4, 2)}
+
+    def apply(p, x):
+        return jax.lax.map(lambda x: jnp.tanh(x @ p["w"] + p["b"]) @ p["o"], x)
+
+    return Case(apply, params, normal(9, N, 3))
+
+
+def loop_over_examples():
+    params = {"w": normal(0, 3, 4), "o": normal(2, 4, 2)}
+
+    def apply(p, x):
+        one = lambda i, h: h.at[i].set(jnp.tanh(x[i] @ p["w"]))
+        h = jax.lax.fori_loop(0, x.shape[0], one, jnp.zeros((x.shape[0], 4)))
+        step = lambda n, h: (n + 1, n * 0.0 + h @ p["o"])
+        return jax.lax.scan(step, 0, h, reverse=True)[1]
+
+    return Case(apply, params, normal(9, N, 3))
+
+
 def experts():
     params = {"w": normal(0, 3, 4), "v": normal(1, 3, 4), "o": normal(2, 4, 2)}
 
@@ -193,6 +215,8 @@ ZOO = {
     "gru by scan": gru_by_scan,
     "scan over layers": scan_over_layers,
     "scan and remat": lambda: scan_over_layers(remat=True),
+    "map over examples": map_over_examples,
+    "loop over examples": loop_over_examples,
     "experts": experts,
     "ensemble": ensemble,
     "pinn by hessian": pinn_hessian,
@@ -207,4 +231,4 @@ ZOO = {name: functools.cache(make) for name, make in ZOO.items()}
 # uses are found is tested with the layers, and what follows from the uses need not be.
 AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
 AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
-AGAIN |= {"gru by scan", "pinn forwards"}
+AGAIN |= {"gru by scan", "pinn forwards", "map over examples"}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import batch, tree
-from natgrad.layers import jaxprs, proof
+from natgrad.layers import jaxprs, loops, proof
 from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
@@ -58,8 +58,12 @@ def capture(
         ValueError: a large parameter of two or more axes is used in a way that is not
             understood, or the uses found do not account for a gradient.
     """
-    declared = dict(declared or {})
+    declared, plain = dict(declared or {}), apply
     traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+    size = batch.input_count(inputs, in_axes)
+    if loops.has_loop(traced, size):
+        apply = _without_loops(apply, traced, params, inputs, in_axes, size)
+        traced = jax.make_jaxpr(apply)(params, inputs)
     key = _key(traced, params, inputs, in_axes, declared)
     found = _FOUND.get(key) if key is not None else None
     if found is None or not found.holds_for(traced):
@@ -69,14 +73,14 @@ def capture(
         found.uncovered,
         found.proven,
         found.precision,
-        apply,
+        plain,
         in_axes,
         traced,
         jax.tree.structure(shape),
         found.examples,
     )
     if found.proven == TRACED and proof.verifying():
-        proven = _proven(captured, apply, params, inputs, in_axes, declared)
+        proven = _proven(captured, plain, params, inputs, in_axes, declared)
         found = dataclasses.replace(found, proven=proven)
     if key is not None:
         _FOUND[key] = found
@@ -160,6 +164,13 @@ def _analysed(apply, traced, params, inputs, in_axes, declared) -> Found:
         examples,
         walk.findings.rules,
     )
+
+
+def _without_loops(apply, traced, params, inputs, in_axes, size):
+    """The function with its loops over the examples as batches; see `loops`."""
+    doubled = _doubled(apply, params, inputs, in_axes, size)
+    found = set() if doubled is None else loops.over_examples(traced, doubled, size)
+    return loops.batched(apply, found) if found else apply
 
 
 def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> None:

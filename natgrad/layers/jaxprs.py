@@ -90,6 +90,13 @@ def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
     return [None if is_dropped(v) else next(results) for v in equation.outvars]
 
 
+def run(jaxpr: Jaxpr, constants: Sequence, values: Sequence) -> list:
+    """The results of an open jaxpr on its constants and operands."""
+    alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
+    closed = jex.core.ClosedJaxpr(alone, [])
+    return jex.core.jaxpr_as_fun(closed)(*constants, *values)
+
+
 def as_function(jaxpr: Jaxpr):
     """A closed or open jaxpr as a function of its operands."""
     jaxpr, constants = opened(jaxpr)
