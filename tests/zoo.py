@@ -118,6 +118,21 @@ def experts():
     return Case(apply, params, (normal(9, N, 3), jnp.array(1)), (0, None))
 
 
+def experts_by_index():
+    """Two routings: one expert an example, and two of three for each of two tokens."""
+    params = {"w": normal(0, 3, 3, 4), "b": normal(1, 3, 4), "v": normal(2, 3, 2, 4)}
+
+    def apply(p, inputs):
+        x, one, two = inputs
+        sent = jnp.einsum("nti,nio->nto", x, p["w"][one]) + p["b"][one][:, None]
+        mixed = jnp.einsum("ntd,ntkcd->ntkc", jnp.tanh(sent), p["v"][two])
+        return jnp.sum(jnp.sin(mixed), axis=2)
+
+    inputs = normal(9, N, 2, 3), jnp.array([0, 2, 2, 0])
+    which = jnp.arange(4 * N).reshape(N, 2, 2) * 5 % 3
+    return Case(apply, params, (*inputs, which))
+
+
 def ensemble():
     params = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), mlp_params())
     members = jax.vmap(mlp, in_axes=(0, None), out_axes=1)
@@ -218,6 +233,7 @@ ZOO = {
     "map over examples": map_over_examples,
     "loop over examples": loop_over_examples,
     "experts": experts,
+    "experts by index": experts_by_index,
     "ensemble": ensemble,
     "pinn by hessian": pinn_hessian,
     "pinn forwards": pinn_forward,

@@ -13,7 +13,7 @@ from typing import final
 import jax.numpy as jnp
 
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
-from natgrad.layers.statistics import require_examples
+from natgrad.layers.required import require_examples
 from natgrad.solvers import HIGHEST
 from natgrad.typing import Array
 
@@ -51,10 +51,10 @@ class Weighted(Statistic):
             rows = rows.reduced()
         role = "_swapped" * rows.swapped
         moment = _swapped_moment if rows.swapped else _moment
-        count = jnp.sum(context) * (rows.count / context.shape[0])
+        number = jnp.broadcast_to(rows.number(context), found["rows" + role].shape)
         return found | {
             ("G" if rows.swapped else "A") + role: moment(rows, context),
-            "rows" + role: count.astype(block.dtype),
+            "rows" + role: number.astype(block.dtype),
         }
 
 

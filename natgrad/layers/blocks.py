@@ -66,6 +66,11 @@ class Block(abc.ABC):
         return False
 
     @property
+    def routed(self) -> bool:
+        """Whether some use sends each row to one of its matrices."""
+        return False
+
+    @property
     def rows(self) -> int:
         """I, plus one for a bias."""
         return self.inputs + self.bias
@@ -140,6 +145,11 @@ class LayerBlock(Block):
     def bias(self) -> bool:
         """Whether the matrix has a last row for a bias."""
         return self.shift is not None
+
+    @property
+    def routed(self) -> bool:
+        """Whether some use sends each row to one of its matrices."""
+        return any(use.routed for use in self.uses)
 
     @property
     def looks_up(self) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.layers import conv, dense, embedding, jaxprs, late, scale_shift
+from natgrad.layers import conv, dense, embedding, jaxprs, late, routed, scale_shift
+from natgrad.layers.embedding import LookupUse
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.marks import Findings, Mark
 from natgrad.layers.nesting import NESTING
@@ -164,7 +165,7 @@ class Step:
             if found is not None:
                 return self.natively(), found
             if not from_parameter:
-                return self.natively(), self.unmarked()
+                return self._of_looked_up(), self.unmarked()
             if len(from_parameter) > 1:
                 raise NotUnderstoodError("it meets another parameter")
             return self._linear(from_parameter[0])
@@ -200,16 +201,7 @@ class Step:
         if matcher is None:
             raise NotUnderstoodError("no rule for this primitive")
         examples, mark, axes = self.walk.examples, self.marks[operand], self.axes
-        site = Site(
-            self.here,
-            self.equation,
-            operand,
-            mark.view,
-            mark.scaled,
-            tuple(axes),
-            examples.size,
-        )
-        use = matcher(site)
+        use = matcher(self._site(operand))
         if mark.early is not None:
             use = late.match(mark.early[0], use)
         elif examples.size is not None and all(axis is None for axis in axes):
@@ -224,7 +216,37 @@ class Step:
         result = None
         if use.result is not None:
             result = Mark(use.result, source=self.here)
+        if isinstance(use, LookupUse):
+            whole = View.whole(mark.view.leaf, self.shape)
+            given = (use, tuple(self.values), mark.scale)
+            result = Mark(whole, source=self.here, looked_up=given)
         return self._evaluated(use, mark), [result]
+
+    def _of_looked_up(self) -> list:
+        """The results, a product of looked-up matrices being the use they are for."""
+        found = [i for i, mark in enumerate(self.marks) if mark and mark.looked_up]
+        if self.name != "dot_general" or len(found) != 1:
+            return self.natively()
+        mark = self.marks[found[0]]
+        try:
+            use = routed.match(self._site(found[0]), mark.looked_up[0])
+        except NotUnderstoodError:
+            return self.natively()
+        self.walk.findings.uses.pop(mark.source, None)
+        self.walk.findings.uses[self.here] = use
+        return self._evaluated(use, mark)
+
+    def _site(self, operand: int) -> Site:
+        mark = self.marks[operand]
+        return Site(
+            self.here,
+            self.equation,
+            operand,
+            mark.view,
+            mark.scaled,
+            tuple(self.axes),
+            self.walk.examples.size,
+        )
 
     def _evaluated(self, use: Use, mark: Mark) -> list:
         found = (self.walk.taps or {}).get(self.here)
@@ -238,8 +260,9 @@ class Step:
         probe = tree.varying_like(probe, self.values)
         work = make(op, use)
         scale = mark.scale
-        if mark.early is not None:
-            scale = (mark.scale, *mark.early[1:])
+        before = mark.early or mark.looked_up
+        if before is not None:
+            scale = (mark.scale, *before[1:])
         return [tap(work, list(self.values), scale, probe, context)]
 
     def _still_before_the_examples(self, operand: int) -> Mark | None:

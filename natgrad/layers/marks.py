@@ -18,7 +18,8 @@ class Mark:
     """A value is scale ∘ view, plus a constant; or the result of the use `source`.
 
     With `early`, (a use, its operands, its scale), the view is of the result of that
-    use, which was computed once for all examples.
+    use, which was computed once for all examples; with `looked_up`, (a lookup, its
+    operands, its scale), it is of what was looked up for each example.
     """
 
     view: View
@@ -26,6 +27,7 @@ class Mark:
     scale: Array | None = None
     source: Path | None = None
     early: tuple | None = None
+    looked_up: tuple | None = None
 
     def times(self, factor: Array, shape: Sequence[int]) -> Mark:
         """The mark of a multiple: by a scalar, or entry by entry."""

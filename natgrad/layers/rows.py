@@ -120,10 +120,11 @@ class Rows:
         """N T, the number of rows."""
         return self.x.shape[-3] * self.x.shape[-2]
 
-    def flat(self) -> Rows:
-        """The same rows, each position an example of its own."""
-        merge = lambda a: a.reshape((*a.shape[:-3], -1, 1, a.shape[-1]))
-        return dataclasses.replace(self, x=merge(self.x), g=merge(self.g))
+    def number(self, weights: Array | None = None) -> Array | float:
+        """How many rows there are, weighted by example: one for all matrices."""
+        if weights is None:
+            return float(self.count)
+        return jnp.sum(weights) * (self.count / weights.shape[0])
 
     def reduced(self) -> Rows:
         """Inputs averaged, gradients summed over the positions: T becomes 1."""
@@ -183,6 +184,34 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoutedRows(Rows):
+    """Rows each of which belongs to one matrix of the batch, and is zero in the others.
+
+    Attributes:
+        sent: one where a row belongs to a matrix, [batch..., N, T].
+    """
+
+    sent: Array | None = None
+
+    def number(self, weights: Array | None = None) -> Array:
+        """How many rows each matrix has, weighted by example: [batch...]."""
+        each = jnp.sum(self.sent, axis=-1)
+        weights = jnp.ones(each.shape[-1:], each.dtype) if weights is None else weights
+        return contract("...n,n->...", each, weights)
+
+    def reduced(self) -> Rows:
+        """Averages and sums over the positions that belong to a matrix."""
+        count = jnp.sum(self.sent, axis=-1, keepdims=True)
+        mean = jnp.sum(self.x, -2) / jnp.maximum(count, 1)
+        return dataclasses.replace(
+            self,
+            x=mean[..., None, :],
+            g=jnp.sum(self.g, axis=-2, keepdims=True),
+            sent=jnp.minimum(count, 1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class LookupRows(Rows):
     """Rows of a table lookup: each x is a row of the identity, kept as its index.
 
@@ -208,14 +237,6 @@ class LookupRows(Rows):
 
     def _written(self) -> Rows:
         return Rows(self.homogeneous, self.g, None, self.separate, self.swapped)
-
-    def flat(self) -> Rows:
-        """The same rows, each position an example of its own."""
-        return dataclasses.replace(
-            self,
-            index=self.index.reshape((-1, 1)),
-            g=self.g.reshape((-1, 1, self.g.shape[-1])),
-        )
 
     def reduced(self) -> Rows:
         """Inputs averaged, gradients summed over the positions: T becomes 1."""

@@ -23,8 +23,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from natgrad.layers.blocks import Block, LayerBlock, memory
-from natgrad.layers.declared import Diagonal, Exact, declaration
+from natgrad.layers.blocks import Block, LayerBlock
+from natgrad.layers.required import refusal, require_examples, require_memory
 from natgrad.layers.rows import LookupRows, Rows, contract
 from natgrad.layers.uses import Mixed
 from natgrad.typing import Array
@@ -66,7 +66,8 @@ class Expand(Statistic):
     """Kronecker factors, every position an example of its own.
 
     Gives {"A": [lead..., I(+1), I(+1)], "G": [lead..., O, O], "rows": [stack...]}, the
-    last being how many rows were added up. A lookup table's A is its diagonal [I]. A
+    last being how many rows were added up, [stack..., batch...] where each row belongs
+    to one matrix of the batch. A lookup table's A is its diagonal [I]. A
     block with two roles also has "A_swapped" (of the gradients x there) and
     "G_swapped", "rows_swapped": its Fisher has two Kronecker terms.
     """
@@ -75,12 +76,12 @@ class Expand(Statistic):
         """Zeros of the shapes above."""
         if block.mixed is Mixed.BEFORE:
             raise ValueError(refusal(block, "Kronecker factors"))
-        _require_memory(block)
+        require_memory(block)
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
             "A": (*block.lead, *side),
             "G": (*block.lead, block.outputs, block.outputs),
-            "rows": block.stack,
+            "rows": (*block.stack, *(block.batch if block.routed else ())),
         }
         if block.roles == 2:
             shapes["A_swapped"] = (*block.lead, block.rows, block.rows)
@@ -91,9 +92,11 @@ class Expand(Statistic):
         """A and G of one use, in its role."""
         del context
         names = [n + "_swapped" * rows.swapped for n in ("A", "G", "rows")]
-        moments = [rows.input_moment(), rows.output_moment(), float(rows.count)]
+        number = jnp.asarray(rows.number(), block.dtype)
+        if block.routed:
+            number = jnp.broadcast_to(number, block.batch)
+        moments = [rows.input_moment(), rows.output_moment(), number]
         if block.roles == 1:
-            moments[2] = jnp.asarray(moments[2], block.dtype)
             return dict(zip(names, moments, strict=True))
         total = {
             name: jnp.zeros(value.shape[len(block.stack) :], block.dtype)
@@ -281,46 +284,3 @@ class RowFactors(PerExample):
         """The same."""
         del block
         return total
-
-
-# Kronecker factors are refused that take more than both: bytes, and times what their
-# parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.
-LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
-
-
-def _require_memory(block: Block) -> None:
-    """Raises, before anything is allocated, where factors dwarf their parameters."""
-    own = block.size * jnp.dtype(block.dtype).itemsize
-    size = block.factor_bytes
-    layered = isinstance(block, LayerBlock)
-    if layered and size > LARGEST_FACTORS and size > LARGEST_RATIO * own:
-        raise ValueError(
-            f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
-            f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
-            f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "
-            f"{declaration([block.parameter], Diagonal)}, or hold it fixed."
-        )
-
-
-def refusal(block: Block, what: str) -> str:
-    """Why a statistic cannot be had."""
-    by_hand = (
-        ""
-        if block.mixed is Mixed.NO_EXAMPLES
-        else f", or declare the block: {declaration([block.parameter], Exact)}"
-    )
-    return (
-        f"{what} of {block.name!r} need the rows of each example, but "
-        f"{block.mixed.value}. Pass inputs with a leading axis of examples (in_axes "
-        f"marks those without), compute the layer inside the batch{by_hand}."
-    )
-
-
-def require_examples(block: Block, what: str) -> None:
-    """Raises where rows cannot be told apart by example.
-
-    Raises:
-        ValueError: naming the block, the reason and the cure.
-    """
-    if not block.separate:
-        raise ValueError(refusal(block, what))

@@ -110,6 +110,11 @@ class Use(abc.ABC):
         return False
 
     @property
+    def routed(self) -> bool:
+        """Does each row belong to one matrix of the batch?"""
+        return False
+
+    @property
     def entrywise(self) -> bool:
         """Does each entry of the parameter work for itself?"""
         return False
