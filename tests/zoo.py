@@ -133,6 +133,40 @@ def experts_by_index():
     return Case(apply, params, (*inputs, which))
 
 
+def low_rank():
+    """A weight with an update of low rank, merged, and a product read transposed."""
+    shapes = {
+        "w": (3, 4),
+        "a": (3, 2),
+        "b": (2, 4),
+        "c": (5, 2),
+        "d": (2, 4),
+        "o": (5,),
+    }
+    params = {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())}
+
+    def apply(p, x):
+        h = jnp.tanh(x @ (p["w"] + 0.5 * (p["a"] @ p["b"])))
+        return h @ (p["c"] @ p["d"]).T + p["o"][None]
+
+    return Case(apply, params, normal(9, N, 3))
+
+
+def masked():
+    """A weight times a constant, one over a fixed norm, one plus its transpose."""
+    params = {"w": normal(0, 3, 4), "v": normal(1, 4, 3), "s": normal(2, 3, 3)}
+    params["b"] = normal(3, 4)
+
+    def apply(p, inputs):
+        x, mask = inputs
+        norm = jnp.sqrt(jnp.sum(p["v"] ** 2, axis=0, keepdims=True))
+        h = jnp.tanh(x @ (p["w"] * mask) + p["b"][None, None])
+        h = h @ (p["v"] / jax.lax.stop_gradient(norm))
+        return jnp.tanh(h) @ (p["s"] + p["s"].T)
+
+    return Case(apply, params, (normal(9, N, 2, 3), normal(8, 3, 4)), (0, None))
+
+
 def ensemble():
     params = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), mlp_params())
     members = jax.vmap(mlp, in_axes=(0, None), out_axes=1)
@@ -234,6 +268,8 @@ ZOO = {
     "loop over examples": loop_over_examples,
     "experts": experts,
     "experts by index": experts_by_index,
+    "low rank": low_rank,
+    "masked": masked,
     "ensemble": ensemble,
     "pinn by hessian": pinn_hessian,
     "pinn forwards": pinn_forward,

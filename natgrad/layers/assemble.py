@@ -97,6 +97,8 @@ def _layer(
     examples: int | None,
 ) -> LayerBlock:
     uses = [*straight, *swapped]
+    masked = any(use.masked for use in uses)
+    require(not masked or len(uses) == 1, "it is used with and without a mask")
     lookups = [use.looks_up for use in straight]
     name = leaf.name
     if not part.is_whole:

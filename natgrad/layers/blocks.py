@@ -71,6 +71,11 @@ class Block(abc.ABC):
         return False
 
     @property
+    def masked(self) -> bool:
+        """Whether its parameter is multiplied entry by entry before it is used."""
+        return False
+
+    @property
     def rows(self) -> int:
         """I, plus one for a bias."""
         return self.inputs + self.bias
@@ -150,6 +155,11 @@ class LayerBlock(Block):
     def routed(self) -> bool:
         """Whether some use sends each row to one of its matrices."""
         return any(use.routed for use in self.uses)
+
+    @property
+    def masked(self) -> bool:
+        """Whether its parameter is multiplied entry by entry before it is used."""
+        return any(use.masked for use in self.uses)
 
     @property
     def looks_up(self) -> bool:

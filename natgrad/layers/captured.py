@@ -194,11 +194,13 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
-        Mark(View.whole(i, jnp.shape(leaf))) if is_followed(leaf) else None
+        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
         for i, leaf in enumerate(leaves)
     ]
     given = [*leaves, *rest]
-    return walk.run(traced, given, [*marks, *[None] * len(rest)], (), live)[0]
+    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
+    walk.findings.refuse(found, "it is returned as it is")
+    return results
 
 
 def _maker(block: LayerBlock, asked: Mapping[str, Statistic]):

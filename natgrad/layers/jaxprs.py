@@ -48,6 +48,26 @@ def use_counts(jaxpr: Jaxpr) -> Counter:
     return Counter(v for v in [*reads, *jaxpr.outvars] if not is_literal(v))
 
 
+def before(
+    jaxpr: Jaxpr, needed: Sequence[bool] | None, stopping: frozenset[str]
+) -> set[Variable]:
+    """The variables whose derivative matters to that of the results.
+
+    Args:
+        jaxpr: the jaxpr.
+        needed: whether each result matters; None for all.
+        stopping: primitives through which no derivative goes.
+    """
+    needed = [True] * len(jaxpr.outvars) if needed is None else needed
+    pairs = zip(jaxpr.outvars, needed, strict=True)
+    found = {v for v, need in pairs if need and not is_literal(v)}
+    for equation in reversed(jaxpr.eqns):
+        stops = equation.primitive.name in stopping
+        if not stops and any(v in found for v in equation.outvars):
+            found |= {v for v in equation.invars if not is_literal(v)}
+    return found
+
+
 def numbers(jaxpr: Jaxpr) -> dict[Variable, int]:
     """The variables of a jaxpr in the order in which they are made: v -> its place."""
     made = [v for equation in jaxpr.eqns for v in equation.outvars]

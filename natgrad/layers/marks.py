@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -40,6 +41,10 @@ class Mark:
         return dataclasses.replace(self, scaled="scalar", scale=scale)
 
 
+# Of one value: a sum comes from several parameters, or from one in several ways.
+Marks = tuple[Mark, ...]
+
+
 @dataclasses.dataclass
 class Findings:
     """What a walk found.
@@ -58,8 +63,8 @@ class Findings:
     loops: set[Path] = dataclasses.field(default_factory=set)
     rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 
-    def refuse(self, marks: Sequence[Mark | None], reason: str) -> None:
+    def refuse(self, marks: Sequence[Marks], reason: str) -> None:
         """Notes that a use of these parameters was not understood."""
-        for mark in marks:
-            if mark is not None and mark.source is None:
+        for mark in itertools.chain(*marks):
+            if mark.source is None:
                 self.unmatched.setdefault(mark.view.leaf, set()).add(reason)

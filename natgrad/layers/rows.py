@@ -184,34 +184,6 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoutedRows(Rows):
-    """Rows each of which belongs to one matrix of the batch, and is zero in the others.
-
-    Attributes:
-        sent: one where a row belongs to a matrix, [batch..., N, T].
-    """
-
-    sent: Array | None = None
-
-    def number(self, weights: Array | None = None) -> Array:
-        """How many rows each matrix has, weighted by example: [batch...]."""
-        each = jnp.sum(self.sent, axis=-1)
-        weights = jnp.ones(each.shape[-1:], each.dtype) if weights is None else weights
-        return contract("...n,n->...", each, weights)
-
-    def reduced(self) -> Rows:
-        """Averages and sums over the positions that belong to a matrix."""
-        count = jnp.sum(self.sent, axis=-1, keepdims=True)
-        mean = jnp.sum(self.x, -2) / jnp.maximum(count, 1)
-        return dataclasses.replace(
-            self,
-            x=mean[..., None, :],
-            g=jnp.sum(self.g, axis=-2, keepdims=True),
-            sent=jnp.minimum(count, 1),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class LookupRows(Rows):
     """Rows of a table lookup: each x is a row of the identity, kept as its index.
 

@@ -69,7 +69,9 @@ class Expand(Statistic):
     last being how many rows were added up, [stack..., batch...] where each row belongs
     to one matrix of the batch. A lookup table's A is its diagonal [I]. A
     block with two roles also has "A_swapped" (of the gradients x there) and
-    "G_swapped", "rows_swapped": its Fisher has two Kronecker terms.
+    "G_swapped", "rows_swapped": its Fisher has two Kronecker terms. A block of a weight
+    that is multiplied by M before its use also has Σ M as "mask", and how often it was
+    added up as "masks"; A and G are those of the product.
     """
 
     def zero(self, block: Block) -> dict[str, Array]:
@@ -83,6 +85,8 @@ class Expand(Statistic):
             "G": (*block.lead, block.outputs, block.outputs),
             "rows": (*block.stack, *(block.batch if block.routed else ())),
         }
+        if block.masked:
+            shapes |= {"mask": block.shape, "masks": block.stack}
         if block.roles == 2:
             shapes["A_swapped"] = (*block.lead, block.rows, block.rows)
             shapes["G_swapped"], shapes["rows_swapped"] = shapes["G"], shapes["rows"]
@@ -96,6 +100,15 @@ class Expand(Statistic):
         if block.routed:
             number = jnp.broadcast_to(number, block.batch)
         moments = [rows.input_moment(), rows.output_moment(), number]
+        if block.masked:
+            names, moments = (
+                [*names, "mask", "masks"],
+                [
+                    *moments,
+                    rows.whole_mask(),
+                    jnp.ones((), block.dtype),
+                ],
+            )
         if block.roles == 1:
             return dict(zip(names, moments, strict=True))
         total = {
@@ -248,7 +261,8 @@ class RowFactors(PerExample):
     @staticmethod
     def are_cheaper(block: Block) -> bool:
         """Does T² (I + O) < I O hold for its one use, or does it look up?"""
-        if not isinstance(block, LayerBlock) or not block.once:
+        layered = isinstance(block, LayerBlock) and not block.masked
+        if not layered or not block.once:
             return False
         positions = block.uses[0].positions
         size = block.rows + block.outputs
@@ -258,6 +272,7 @@ class RowFactors(PerExample):
     def are_few(block: Block) -> bool:
         """Does R (I² + O² + I O) < I O (I + O) hold, R = N T, for its one use?"""
         plain = block.once and block.separate and not block.diagonal_inputs
+        plain = plain and not block.masked
         if not isinstance(block, LayerBlock) or not plain:
             return False
         i, o, rows = block.rows, block.outputs, block.uses[0].positions

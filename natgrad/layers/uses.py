@@ -115,6 +115,11 @@ class Use(abc.ABC):
         return False
 
     @property
+    def masked(self) -> bool:
+        """Is the parameter multiplied entry by entry before?"""
+        return False
+
+    @property
     def entrywise(self) -> bool:
         """Does each entry of the parameter work for itself?"""
         return False
