@@ -14,8 +14,8 @@ replaced by the one product with the same partial traces,
     A₁ ⊗ G₁ + A₂ ⊗ G₂  ≈  Ā ⊗ Ḡ / (tr A₁ tr G₁ + tr A₂ tr G₂),
     Ā = A₁ tr G₁ + A₂ tr G₂,     Ḡ = G₁ tr A₁ + G₂ tr A₂.
 
-So is D (A ⊗ G) D, D = diag(vec M), of a weight that is used as M ∘ W, which is exact
-where M scales rows and columns:
+So is D (A ⊗ G) D, D = diag(vec M), of a weight that is used as M ∘ W (M is 1 in the row
+of the bias), which is exact where M has rank one:
 
     Ā = A ∘ (M diag(G) Mᵀ) / t,     Ḡ = G ∘ (Mᵀ diag(A) M),     t = Σ_io M_io² A_ii G_oo
 

@@ -73,5 +73,5 @@ def _swapped_moment(rows: Rows, weights: Array) -> Array:
 
 def _product(x: Array, weights: Array) -> Array:
     """Σ_n ω_n Σ_t x xᵀ of x [batch..., N, T, I]."""
-    scaled = weights[:, None, None] * x
-    return jnp.einsum("...nti,...ntj->...ij", scaled, x, precision=HIGHEST)
+    omega = weights.reshape((1,) * (x.ndim - 3) + (-1, 1, 1))
+    return jnp.einsum("...nti,...ntj->...ij", omega * x, x, precision=HIGHEST)

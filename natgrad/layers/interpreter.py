@@ -1,8 +1,8 @@
 """Walks a traced function, finds every use of every parameter, and taps it.
 
 Values that come from a parameter carry marks saying how. Equations that touch no mark,
-or whose derivative does not matter, are handed back to JAX untouched; what the others do
-is for `natgrad.layers.step` to say.
+or whose derivative does not matter, are handed back to JAX untouched; what the others
+do is for `natgrad.layers.step` to say.
 """
 
 from __future__ import annotations

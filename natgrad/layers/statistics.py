@@ -101,14 +101,8 @@ class Expand(Statistic):
             number = jnp.broadcast_to(number, block.batch)
         moments = [rows.input_moment(), rows.output_moment(), number]
         if block.masked:
-            names, moments = (
-                [*names, "mask", "masks"],
-                [
-                    *moments,
-                    rows.whole_mask(),
-                    jnp.ones((), block.dtype),
-                ],
-            )
+            names += ["mask", "masks"]
+            moments += [rows.whole_mask(), jnp.ones((), block.dtype)]
         if block.roles == 1:
             return dict(zip(names, moments, strict=True))
         total = {
