@@ -15,7 +15,7 @@ from natgrad import batch, layers
 
 REPORTS = Path(__file__).with_name("test_layers_reports.txt")
 FAST = {"plain", "linen", "scan and remat", "experts", "fused projection", "tied"}
-FAST |= {"experts by index", "loop over examples"}
+FAST |= {"experts by index", "loop over examples", "low rank", "masked"}
 CASES = [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
     for name in zoo.ZOO

@@ -59,11 +59,11 @@ def capture(
             understood, or the uses found do not account for a gradient.
     """
     declared, plain = dict(declared or {}), apply
-    traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+    traced, shape = jaxprs.trace(apply, params, inputs)
     size = batch.input_count(inputs, in_axes)
     if loops.has_loop(traced, size):
         apply = _without_loops(apply, traced, params, inputs, in_axes, size)
-        traced = jax.make_jaxpr(apply)(params, inputs)
+        traced, _ = jaxprs.trace(apply, params, inputs)
     key = _key(traced, params, inputs, in_axes, declared)
     found = _FOUND.get(key) if key is not None else None
     if found is None or not found.holds_for(traced):
@@ -235,7 +235,7 @@ def _doubled(apply, params, inputs, in_axes, size: int | None):
         batched, _ = batch.split_inputs(inputs, in_axes)
         twice = {id(leaf): jnp.concatenate([leaf, leaf]) for leaf in batched}
         inputs = jax.tree.map(lambda leaf: twice.get(id(leaf), leaf), inputs)
-        found.append(jax.make_jaxpr(apply)(params, inputs))
+        found.append(jaxprs.trace(apply, params, inputs)[0])
 
     try:
         jax.eval_shape(trace, params, inputs)

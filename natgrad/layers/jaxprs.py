@@ -27,6 +27,16 @@ REMAT = frozenset({"remat2", "remat", "checkpoint"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
+def trace(function: Callable, *operands: Any) -> tuple[Jaxpr, Any]:
+    """(closed jaxpr, shapes of the results), traced now.
+
+    `jax.make_jaxpr` keeps what it traced of a function that it has seen, with the
+    values that the function read from Python then.
+    """
+    anew = lambda *operands: function(*operands)
+    return jax.make_jaxpr(anew, return_shape=True)(*operands)
+
+
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
     """(jaxpr, constants): closed, merged and open jaxprs all read alike."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()) or ())

@@ -57,7 +57,7 @@ def batched(apply: Callable, loops: Set[Path]) -> Callable:
     """The function with these of its loops replaced by `vmap` of their bodies."""
 
     def function(params: Any, inputs: Any) -> Any:
-        traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+        traced, shape = jaxprs.trace(apply, params, inputs)
         results = _run(traced, jax.tree.leaves((params, inputs)), (), loops)
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
+from natgrad.layers import jaxprs
 from natgrad.layers.declared import Exact, declaration
 from natgrad.layers.statistics import Gradient
 from natgrad.layers.trials import (
@@ -91,7 +92,7 @@ def _drawn(apply, params, inputs, positive: bool) -> tuple:
     weight = lambda leaf: draw_parameter(generator, jax.typeof(leaf), positive)
     entry = lambda leaf: draw(generator, jax.typeof(leaf), positive)
     points, trial = jax.tree.map(weight, params), jax.tree.map(entry, inputs)
-    z = jax.eval_shape(apply, points, trial)
+    _, z = jaxprs.trace(apply, points, trial)
     return points, trial, jax.tree.map(lambda leaf: draw(generator, leaf), z)
 
 
