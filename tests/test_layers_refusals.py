@@ -11,6 +11,7 @@ from layer_problems import N, X, Z, close, statistics
 
 import natgrad
 from natgrad import layers
+from natgrad.layers import proof
 
 
 def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_paste():
@@ -123,6 +124,19 @@ def test_the_proof_catches_a_use_that_was_missed(monkeypatch):
     assert captured.proven.startswith("by the trace")
     with pytest.raises(ValueError, match="do not account for its gradient"):
         layers.report(zoo.mlp, zoo.mlp_params(), jnp.ones((7, 3)))
+
+
+def test_blocks_taken_one_example_at_a_time_are_checked_by_numbers_unasked():
+    p = {"w": zoo.normal(0, 3, 2)}
+    centred = lambda p, x: (x - jnp.mean(x, axis=0, keepdims=True)) @ jnp.exp(p["w"])
+    token = proof._VERIFYING.set(None)  # as without `verify`
+    try:
+        with pytest.raises(ValueError, match="does not treat examples separately"):
+            layers.capture(centred, p, X)
+        plain = layers.capture(lambda p, x: x @ p["w"], p, X[:3])
+    finally:
+        proof._VERIFYING.reset(token)
+    assert plain.proven.startswith("by the trace")
 
 
 @pytest.mark.parametrize("lost", ["dot_general", "tanh", "add"])

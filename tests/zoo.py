@@ -155,13 +155,17 @@ def low_rank():
 def masked():
     """A weight times a constant, one over a fixed norm, one plus its transpose."""
     params = {"w": normal(0, 3, 4), "v": normal(1, 4, 3), "s": normal(2, 3, 3)}
-    params["b"] = normal(3, 4)
+    params |= {"b": normal(3, 4), "k": normal(4, 2, 3, 3)}
 
     def apply(p, inputs):
         x, mask = inputs
         norm = jnp.sqrt(jnp.sum(p["v"] ** 2, axis=0, keepdims=True))
         h = jnp.tanh(x @ (p["w"] * mask) + p["b"][None, None])
         h = h @ (p["v"] / jax.lax.stop_gradient(norm))
+        kernel = jnp.where(mask[None, :, :3] > 0, p["k"], 0.0)
+        h = jax.lax.conv_general_dilated(
+            h, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
         return jnp.tanh(h) @ (p["s"] + p["s"].T)
 
     return Case(apply, params, (normal(9, N, 2, 3), normal(8, 3, 4)), (0, None))

@@ -42,9 +42,9 @@ def capture(
     equations. It is checked, by the trace alone, that no parameter reaches the outputs
     around the uses found. A custom derivative that a parameter goes through is compiled
     and run once, at random points, beside the function it replaces. Within
-    `natgrad.layers.verify` the gradient is put together from the uses and compared with
-    that of JAX, which compiles and runs two backward passes at random parameters, once
-    for each program.
+    `natgrad.layers.verify`, and where some block is declared or fallen back to, the
+    gradient is put together from the uses and compared with that of JAX, which compiles
+    and runs two backward passes at random parameters, once for each program.
 
     Args:
         apply: apply(params, inputs) -> z [N, ...].
@@ -79,15 +79,17 @@ def capture(
         jax.tree.structure(shape),
         found.examples,
     )
-    if found.proven == TRACED and proof.verifying():
+    if found.proven == TRACED and proof.is_due(found.blocks):
         proven = _proven(captured, plain, params, inputs, in_axes, declared)
-        found = dataclasses.replace(found, proven=proven)
+        captured = dataclasses.replace(captured, proven=proven)
+        if proven.startswith("checked"):
+            found = dataclasses.replace(found, proven=proven)
     if key is not None:
         _FOUND[key] = found
         _FOUND.move_to_end(key)
         while len(_FOUND) > _KEPT:
             _FOUND.popitem(last=False)
-    return dataclasses.replace(captured, proven=found.proven)
+    return captured
 
 
 # How `Captured.proven` says that nothing was computed.

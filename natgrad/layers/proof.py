@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 
 from natgrad import tree
 from natgrad.layers import jaxprs
+from natgrad.layers.blocks import Block, DeclaredBlock
 from natgrad.layers.declared import Exact, declaration
 from natgrad.layers.statistics import Gradient
 from natgrad.layers.trials import (
@@ -29,7 +30,9 @@ from natgrad.layers.trials import (
 )
 from natgrad.layers.views import NotCapturedError
 
-_VERIFYING = contextvars.ContextVar("natgrad.layers.verify", default=False)
+_VERIFYING: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "natgrad.layers.verify", default=None
+)
 
 
 @contextlib.contextmanager
@@ -44,10 +47,13 @@ def verify(enabled: bool = True) -> Iterator[None]:
     the trace alone. With it the gradient is also put together from the uses and
     compared with that of JAX, at random parameters and inputs. That compiles and runs
     two backward passes, once for each program: about twice the time that the gradient
-    takes to compile. `natgrad.layers.report` does it always.
+    takes to compile. `natgrad.layers.report` does it always. So does the capture of a
+    model with blocks that are declared or fallen back to, whose gradients are taken for
+    one example at a time: that is wrong where examples depend on each other, and only
+    the numbers show it.
 
     Args:
-        enabled: whether to check by numbers.
+        enabled: whether to check by numbers; False leaves it out for those too.
 
     Raises:
         ValueError: inside, a parameter's gradient is not the sum over the uses found.
@@ -59,9 +65,11 @@ def verify(enabled: bool = True) -> Iterator[None]:
         _VERIFYING.reset(token)
 
 
-def verifying() -> bool:
-    """Are captures checked by numbers here?"""
-    return _VERIFYING.get()
+def is_due(blocks: Sequence[Block]) -> bool:
+    """Is a capture with these blocks checked by numbers here?"""
+    asked = _VERIFYING.get()
+    alone = any(isinstance(block, DeclaredBlock) for block in blocks)
+    return alone if asked is None else asked
 
 
 def prove(captured: Any, apply, params, inputs) -> str:
