@@ -26,6 +26,7 @@ LAYERS = (
 
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
+    "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
     "natgrad.solvers": "factorises a constant inside lax.custom_linear_solve, which "
     "gives the derivative of the solution",
     "natgrad.kronecker": "the same, by eigenbases of constant factors",

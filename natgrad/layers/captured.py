@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -175,6 +176,12 @@ class Captured:
         return Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g)
 
 
+def is_followed(leaf) -> bool:
+    """Has a parameter entries that have a derivative?"""
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return inexact and math.prod(jnp.shape(leaf)) > 0
+
+
 def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """The results of a traced apply(params, inputs), its parameters marked.
 
@@ -187,13 +194,13 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
-        Mark(View.whole(i, jnp.shape(leaf)))
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        else None
+        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
         for i, leaf in enumerate(leaves)
     ]
     given = [*leaves, *rest]
-    return walk.run(traced, given, [*marks, *[None] * len(rest)], (), live)[0]
+    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
+    walk.findings.refuse(found, "it is returned as it is")
+    return results
 
 
 def _maker(block: LayerBlock, asked: Mapping[str, Statistic]):
