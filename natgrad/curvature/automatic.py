@@ -17,11 +17,13 @@ import dataclasses
 from typing import ClassVar, final
 
 import jax
+import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
+from natgrad.curvature.whole import column_count
 from natgrad.krylov import Residual
 from natgrad.metric import Metric
 from natgrad.tree import Layout, raw_key
@@ -102,10 +104,11 @@ class OfTheBatch(Curvature):
         """M = K·N."""
         used = targets if self.labels.needs_targets else None
 
-        def columns(params, inputs, targets):
+        def count(params, inputs, targets):
             key = jax.random.PRNGKey(0)
             outputs, examples, _ = self.model.whole(params, inputs, targets, key)
-            of = lambda z, example: self.labels.columns(self.model, z, example)
-            return jax.vmap(of)(outputs(params), examples).weights
+            z = outputs(params)
+            columns = column_count(self.model, self.labels, z, examples)
+            return jnp.zeros((columns, z.shape[0]))
 
-        return jax.eval_shape(columns, params, inputs, used).size
+        return jax.eval_shape(count, params, inputs, used).size

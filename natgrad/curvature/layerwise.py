@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.labels import whole_columns
 from natgrad.curvature.summed import SummedCurvature
+from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
 from natgrad.metric import Metric
 from natgrad.tree import Layout
@@ -123,6 +123,17 @@ class LayerCurvature(SummedCurvature):
             )
         self.labels.check(targets, key)
         jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        model = self.model
+        found = layers.dependence(model.apply, params, inputs, model.in_axes)
+        if found is layers.Dependence.OTHERS:
+            raise ValueError(
+                f"{type(self).__name__} reads the layers' rows as if each belonged to "
+                "one example, and here an example's outputs depend on the inputs of "
+                "the others (batch statistics, contrastive scores, a graph). Use "
+                "curvature=Gram, MatrixFree or Dense, which take the batch as one; or "
+                "normalise by stored statistics, passed with the inputs: "
+                "Model(..., in_axes={'x': 0, 'batch_stats': None})."
+            )
 
     def sums(
         self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
@@ -181,12 +192,11 @@ class LayerCurvature(SummedCurvature):
         return {name: sums[name] for name in names}
 
 
-def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:
-    """Σ_k of the answers to columns[k]; one pull is traced, whatever K is."""
-    pull = lambda s: pullback(s.astype(z.dtype))[1]
-    if columns.shape[0] == 1:
-        return pull(columns[0])
-    first = jax.eval_shape(pull, columns[0])
-    zeros = tree.zeros_of(first)
-    add = lambda total, column: (jax.tree.map(jnp.add, total, pull(column)), None)
-    return jax.lax.scan(add, zeros, columns)[0]
+def _over_columns(pullback: Callable, z: Array, columns: BatchColumns) -> Mapping:
+    """Σ_k of the answers to column k; one pull is traced, whatever K is."""
+    pull = lambda k: pullback(columns.column(k).astype(z.dtype))[1]
+    if columns.count == 1:
+        return pull(0)
+    zeros = tree.zeros_of(jax.eval_shape(pull, 0))
+    add = lambda total, k: (jax.tree.map(jnp.add, total, pull(k)), None)
+    return jax.lax.scan(add, zeros, jnp.arange(columns.count))[0]

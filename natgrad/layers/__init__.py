@@ -38,6 +38,7 @@ from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.report import report, table
 from natgrad.layers.rows import LookupRows, Rows
@@ -57,6 +58,7 @@ __all__ = [
     "Block",
     "Captured",
     "DeclaredBlock",
+    "Dependence",
     "Diagonal",
     "Exact",
     "Expand",
@@ -73,6 +75,7 @@ __all__ = [
     "Squares",
     "Statistic",
     "capture",
+    "dependence",
     "recombinable",
     "report",
     "table",
