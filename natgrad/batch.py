@@ -50,6 +50,10 @@ def split_inputs(
                 f"{in_axes} for inputs of shapes {jax.tree.map(jnp.shape, inputs)}."
             ) from error
         axes = jax.tree.leaves(axes, is_leaf=is_none)
+        if len(axes) != len(leaves):  # an input may be None too, and is no leaf then
+            given = jax.tree.leaves(inputs, is_leaf=is_none)
+            pairs = zip(axes, given, strict=True)
+            axes = [axis for axis, leaf in pairs if leaf is not None]
     if any(axis not in (0, None) for axis in axes):
         raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
     batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
