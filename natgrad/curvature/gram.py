@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from natgrad import layers
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.columns import root
+from natgrad.curvature.memory import require
 from natgrad.curvature.visits import visits
 from natgrad.curvature.whole import whole_columns
 from natgrad.jacobian import Jacobian
@@ -100,31 +101,43 @@ class Gram(Curvature):
             jacobian = self._written_out(statistics.key, params, inputs, targets)
         return GramMetric(jacobian.layout, jacobian)
 
-    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
-        """B from taps; None where they cannot give every example's gradient."""
+    def writes_out(self, params: Params, inputs: Inputs) -> bool:
+        """Must B be written out, for want of layers that tell examples apart?"""
+        return self._layers(params, inputs) is None
+
+    def _layers(self, params, inputs) -> layers.Captured | None:
+        """The layers; None where they cannot give every example's gradient."""
         model = self.model
         found = layers.dependence(model.apply, params, inputs, model.in_axes)
         if found is layers.Dependence.OTHERS:
             return None
         try:
             captured = layers.capture(
-                self.model.apply,
+                model.apply,
                 params,
                 inputs,
-                in_axes=self.model.in_axes,
+                in_axes=model.in_axes,
                 declared=self.declared,
             )
         except layers.NotCapturedError:
             return None
-        blocks = captured.blocks
-        if not all(block.separate and block.examples for block in blocks):
+        separate = all(block.separate and block.examples for block in captured.blocks)
+        return captured if separate else None
+
+    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
+        """B from taps; None where they cannot give it."""
+        captured = self._layers(params, inputs)
+        if captured is None:
             return None
+        blocks = captured.blocks
         z, pullback = captured.pull(_wanted, params, inputs)
         columns, total = whole_columns(
             self.model, self.labels, z, params, inputs, targets, key
         )
-        if columns.roots(0).shape[0] != z.shape[0]:
+        count = columns.roots(0).shape[0]
+        if count != z.shape[0]:
             return None
+        self._require(columns.count * count, 0, params)
 
         def pulled(k):
             return pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
@@ -151,6 +164,7 @@ class Gram(Curvature):
         """B by pullbacks of each example's columns."""
         layout = Layout.of(params)
         found = visits(self.model, self.labels, params, inputs, targets, key)
+        self._require(found.columns * found.count, layout.size, params)
 
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
@@ -163,6 +177,17 @@ class Gram(Curvature):
         scale = jnp.sqrt(found.total).astype(layout.dtype)
         centre = self._centre(roots[:, 0], found.total)
         return Jacobian(layout, None, (Explicit((rows / scale,)),), centre)
+
+    def _require(self, samples: int, row: int, params: Params) -> None:
+        layout = Layout.of(params)
+        matrix = min(samples, layout.size) ** 2
+        require(
+            matrix + samples * row,
+            layout.dtype,
+            f"Gram's matrices of M = {samples} score columns of {layout.size} "
+            f"parameters{', written out row by row' if row else ''}",
+            "Sampled(1) labels, fewer examples, or MatrixFree",
+        )
 
     def _centre(self, roots: Array, total: Array) -> Array | None:
         """√(ω_n / Σω), [N], for centred labels, whose one score is 1."""

@@ -42,6 +42,7 @@ class PullbackCurvature(SummedCurvature):
         """The batch mean of `outer`; see `Curvature.estimate`."""
         self.labels.check(targets, key)
         params, key = self.local(params, inputs, targets, key)
+        jax.eval_shape(self.init, params)  # may it be formed at all?
         used = targets if self.labels.needs_targets else None
         found = visits(self.model, self.labels, params, inputs, used, key)
         sums, _ = found.fold_columns(self._collect(Layout.of(params)))
@@ -54,6 +55,7 @@ class PullbackCurvature(SummedCurvature):
         """(loss, gradient, statistics) from one forward pass and one vjp."""
         self.labels.check(targets, key)
         params, key = self.local(params, inputs, targets, key)
+        jax.eval_shape(self.init, params)  # may it be formed at all?
         layout, model = Layout.of(params), self.model
 
         def loss(z, example):
