@@ -133,7 +133,7 @@ OTHER_MODELS = {
         NOTHING,
     ),
     "nowhere finite": (
-        lambda p, i: jnp.log(-1 - (i["x"] @ p["w"]) ** 2),
+        lambda p, i: jax.lax.map(lambda x: jnp.log(-1 - (x @ p["w"]) ** 2), i["x"]),
         {"x": X, "key": None},
         PLACE,
     ),

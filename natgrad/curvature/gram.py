@@ -137,7 +137,6 @@ class Gram(Curvature):
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:
             return None
-        self._require(columns.count * count, 0, params)
 
         def pulled(k):
             return pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
@@ -148,6 +147,9 @@ class Gram(Curvature):
             kept = lambda rows: rows["g"] if isinstance(rows, dict) else rows
             return {name: kept(rows["rows"]) for name, rows in found.items()}
 
+        one = jax.tree.leaves(jax.eval_shape(outputs_of, 0))
+        rows = columns.count * sum(leaf.size for leaf in one)
+        self._require(columns.count * count, rows, params)
         inputs_of = pulled(0)
         if columns.count == 1:
             each = jax.tree.map(lambda a: a[None], outputs_of(0))
@@ -164,7 +166,8 @@ class Gram(Curvature):
         """B by pullbacks of each example's columns."""
         layout = Layout.of(params)
         found = visits(self.model, self.labels, params, inputs, targets, key)
-        self._require(found.columns * found.count, layout.size, params)
+        samples = found.columns * found.count
+        self._require(samples, samples * layout.size, params)
 
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
@@ -178,14 +181,12 @@ class Gram(Curvature):
         centre = self._centre(roots[:, 0], found.total)
         return Jacobian(layout, None, (Explicit((rows / scale,)),), centre)
 
-    def _require(self, samples: int, row: int, params: Params) -> None:
+    def _require(self, samples: int, rows: int, params: Params) -> None:
         layout = Layout.of(params)
-        matrix = min(samples, layout.size) ** 2
         require(
-            matrix + samples * row,
+            min(samples, layout.size) ** 2 + rows,
             layout.dtype,
-            f"Gram's matrices of M = {samples} score columns of {layout.size} "
-            f"parameters{', written out row by row' if row else ''}",
+            f"Gram's rows of {samples} score columns, and their matrix",
             "Sampled(1) labels, fewer examples, or MatrixFree",
         )
 
