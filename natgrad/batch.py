@@ -76,7 +76,9 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
         raise ValueError(
             "Every leaf of inputs must have the same leading axis of examples; got "
             f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
-            "examples share with None in Model(in_axes=...)."
+            "examples share with None in Model(in_axes=...). Sets of different lengths "
+            "(points inside and on an edge) are one set with an array that tells their "
+            "kinds apart, as in docs/faq.md."
         )
     return counts.pop()[0] if counts else None
 
@@ -180,7 +182,8 @@ def thinned(
     if count is None:
         raise ValueError(
             "No leaf of the inputs has an axis of examples, of which a part could be "
-            "taken: use the whole batch."
+            "taken: use the whole batch (sub_batch=1), or pass the data in inputs with "
+            "an axis of examples, 0 in Model(in_axes=...)."
         )
     if targets is not None and jnp.shape(targets)[:1] != (count,):
         raise ValueError(

@@ -93,6 +93,64 @@ def test_kfac_of_a_linear_layer_with_dropped_inputs_is_exact():
         assert relative_error(matrix, expected) < 1e-9
 
 
+JOINT = {"closed over": (None, 0), "shared": (X, None)}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_data_that_no_axis_of_examples_tells_apart_are_one_joint_law(name):
+    inputs, in_axes = JOINT[name]
+    apply = lambda p, x: dependent.means(p, X if x is None else x)
+    model = ng.Model(apply, ng.families.Categorical(), X, in_axes=in_axes)
+    expected = dependent.brute_force(CASES["means"])
+    forms = {n: FORMS[n](model) for n in ("dense", "gram", "matrix_free", "diagonal")}
+    run = jax.jit(lambda p: {n: f.at(p, inputs).dense() for n, f in forms.items()})
+    for form, given in run(PARAMS).items():
+        kept = np.where(KEPT.get(form, True), expected, 0)
+        assert relative_error(given, kept) < 1e-9, form
+    for form in LAYERWISE if inputs is not None else ():
+        with pytest.raises(ValueError, match="axis of examples"):
+            jax.eval_shape(FORMS[form](model).estimate, PARAMS, inputs)
+
+
+def test_layers_ask_for_data_that_are_closed_over():
+    model = ng.Model(lambda p, _: dependent.hidden(p, X), ng.families.Categorical())
+    with pytest.raises(ValueError, match="closes over its data"):
+        KFAC(model).init(PARAMS)
+
+
+def test_point_sets_of_different_lengths_are_sent_to_the_documentation():
+    apply = lambda p, i: dependent.hidden(p, jnp.concatenate([i["in"], i["edge"]]))
+    model = ng.Model(apply, ng.families.NormalMean())
+    with pytest.raises(ValueError, match=r"one set with an array .* docs/faq\.md"):
+        model.outputs(PARAMS, {"in": X, "edge": X[:2]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dropout", "batch norm"])
+def test_compare_gives_figures_or_names_the_cure(name):
+    case = CASES[name]
+    compared = lambda *names: ng.compare(
+        case.model(), PARAMS, case.inputs, Y, approximations=names
+    )
+    found = compared("diagonal", "empirical", "matrix_free").to_dict()
+    assert found
+    if name == "batch norm":
+        with pytest.raises(ValueError, match="Gram, MatrixFree or Dense"):
+            compared("kfac")
+    else:
+        assert compared("kfac").to_dict()
+
+
+def test_a_state_that_is_switched_off_by_none_is_no_input():
+    model = CASES["dropout"].model()
+    off = {"x": X, "key": None}
+    apply = lambda p, i: dependent.hidden(p, i["x"]) @ p["v"]
+    plain = ng.Model(apply, model.family, in_axes=model.in_axes)
+    given = ng.curvature.Diagonal(plain).estimate(PARAMS, off)
+    case = dependent.Case(apply, off, model.in_axes, NOTHING)
+    assert relative_error(given, np.diag(dependent.brute_force(case))) < 1e-9
+
+
 # What is found out -----------------------------------------------------------------
 
 

@@ -112,7 +112,7 @@ def test_a_sample_space_that_no_machine_holds_is_refused():
 
 def test_factors_of_an_example_are_columns_of_their_own():
     """784 pixels: column t is the score of pixel t, and 0 elsewhere."""
-    model = ng.Model(lambda p, x: x * p, ng.families.Bernoulli())
+    model = ng.Model(lambda p, x: x * p[None], ng.families.Bernoulli())
     params, x = jnp.full(6, 0.3), np.random.default_rng(0).normal(size=(2, 6))
     z = x * 0.3
     p = 1 / (1 + np.exp(-z))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import layers, tree
+from natgrad import batch, layers, tree
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
@@ -122,8 +122,15 @@ class LayerCurvature(SummedCurvature):
                 "Diagonal or MatrixFree with them."
             )
         self.labels.check(targets, key)
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
         model = self.model
+        z = jax.eval_shape(model.outputs, params, inputs)  # its errors come first
+        if batch.input_count(inputs, model.in_axes) is None and z.shape[0] > 1:
+            raise ValueError(
+                f"{type(self).__name__} must know which rows of a layer belong to "
+                "which example, and no leaf of the inputs has an axis of examples, "
+                f"for outputs of shape {z.shape}. Pass the data in inputs with such an "
+                "axis, 0 in Model(in_axes=...), or use Gram, MatrixFree or Dense."
+            )
         found = layers.dependence(model.apply, params, inputs, model.in_axes)
         if found is layers.Dependence.OTHERS:
             raise ValueError(
@@ -154,7 +161,8 @@ class LayerCurvature(SummedCurvature):
             raise ValueError(
                 f"{type(self).__name__} has to know the layers before the first batch: "
                 "give the model example inputs, Model(apply, family, "
-                "example_inputs=x[:1])."
+                "example_inputs=x[:1]). A model that closes over its data must take "
+                "them as inputs, or use Gram, MatrixFree or Dense."
             )
         if tree.has_placeholders(params):
             self._check_part(params, inputs)
