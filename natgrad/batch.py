@@ -51,6 +51,10 @@ def split_inputs(
                 f"{in_axes} for inputs of shapes {jax.tree.map(jnp.shape, inputs)}."
             ) from error
         axes = jax.tree.leaves(axes, is_leaf=is_none)
+        if len(axes) != len(leaves):  # an input may be None too, and is no leaf then
+            given = jax.tree.leaves(inputs, is_leaf=is_none)
+            pairs = zip(axes, given, strict=True)
+            axes = [axis for axis, leaf in pairs if leaf is not None]
     if any(axis not in (0, None) for axis in axes):
         raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
     batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
@@ -73,7 +77,9 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
         raise ValueError(
             "Every leaf of inputs must have the same leading axis of examples; got "
             f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
-            "examples share with None in Model(in_axes=...)."
+            "examples share with None in Model(in_axes=...). Sets of different lengths "
+            "(points inside and on an edge) are one set with an array that tells their "
+            "kinds apart, as in docs/faq.md."
         )
     return counts.pop()[0] if counts else None
 
@@ -171,7 +177,8 @@ def thinned(
     if count is None:
         raise ValueError(
             "No leaf of the inputs has an axis of examples, of which a part could be "
-            "taken: use the whole batch."
+            "taken: use the whole batch (sub_batch=1), or pass the data in inputs with "
+            "an axis of examples, 0 in Model(in_axes=...)."
         )
     if targets is not None and jnp.shape(targets)[:1] != (count,):
         raise ValueError(

@@ -12,8 +12,12 @@ so that a weight of 0 does what removing that factor does, an example all of who
 factors are masked does not count, and scaling all weights changes nothing. The Fisher
 information and `kl` are weighted in the same way.
 
-Examples must not interact: z_n may depend on x_n and θ only (batch normalisation runs
-on stored statistics, which travel in `inputs`).
+z_n may depend on all that apply is given: on a dropout key that the examples share, on
+their places in the batch, on each other (batch normalisation by the batch's statistics,
+contrastive scores, nodes of a graph). The Fisher information is that of the batch's
+joint law, given which the y_n are independent:
+
+    F = (1/N) Σ_n J_nᵀ F_{z_n} J_n,     J_n = ∂z_n/∂θ, the other examples included
 """
 
 from __future__ import annotations
@@ -29,9 +33,6 @@ from natgrad import batch, tree
 from natgrad.families.base import Family
 from natgrad.typing import Apply, Array, Inputs, Key, Params
 
-# Numbers alive at once in a fold over examples, where no chunk_size is given.
-_CHUNK_ELEMENTS = 2**24
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
@@ -45,7 +46,8 @@ class Model:
         in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
             `jax.vmap`: None marks what all examples share (batch statistics, keys).
         chunk_size: examples whose per-example gradients are alive at once; None
-            chooses it so that they take about 2^24 numbers.
+            chooses it so that they take about 2^24 numbers. Score columns are taken a
+            few at a time where one example's take more.
     """
 
     apply: Apply
@@ -133,75 +135,6 @@ class Model:
 
         return dataclasses.replace(self, apply=apply)
 
-    def fold(
-        self,
-        params: Params,
-        inputs: Inputs,
-        visit: Callable[[Array, Callable, batch.Example], Any],
-        collect: Callable[[Any], Any],
-        *,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> tuple[Any, Array]:
-        """Σ over chunks of examples of collect(visited), and Σ_n max_t w_nt.
-
-        Args:
-            params: θ.
-            inputs: a batch of inputs.
-            visit: (z, pull, example) -> tree, for ONE example, where z is its output
-                and pull(ζ) = J_nᵀ ζ is a tree like params for a cotangent ζ like z.
-            collect: (what visit gave for a chunk of examples) -> what shall be summed.
-            targets: labels [N, ...], handed to visit.
-            key: a key, folded with the example's index and handed to visit.
-        """
-        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
-        visited = lambda chunk: collect(jax.vmap(one)(*chunk))
-        total = tree.sum_over_chunks(visited, examples, chunk)
-        return total, self._total(examples[-1].weights)
-
-    def stack(
-        self,
-        params: Params,
-        inputs: Inputs,
-        visit: Callable[[Array, Callable, batch.Example], Any],
-        *,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> tuple[Any, Array]:
-        """As `fold`, but what visit gave for every example, [N, ...], and no sum."""
-        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
-        each = jax.lax.map(lambda e: one(*e), examples, batch_size=chunk)
-        return each, self._total(examples[-1].weights)
-
-    def _visits(self, params, inputs, visit, targets, key) -> tuple:
-        """visit of one example's arrays, these arrays for all, and a chunk's size."""
-        z = jax.eval_shape(self.outputs, params, inputs)
-        count = self._count(inputs, z, targets)
-        target = None
-        if targets is not None:
-            target = self._targets(z, targets, count)
-        weights = self._weights(inputs, z, count)
-        batched, rebuild = batch.split_inputs(inputs, self.in_axes)
-        rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
-        keys = None if key is None else batch.example_keys(key, count)
-
-        def one(example_inputs, row, example):
-            def output(params):
-                z = self.apply(params, rebuild(example_inputs))
-                row_of_z = z[0] if example_inputs else z[row]
-                return row_of_z.astype(tree.working_dtype(row_of_z))
-
-            z, vjp = jax.vjp(output, params)
-            if example.target is not None:
-                example = self._safe_example(z, example)
-            return visit(z, lambda cotangent: vjp(cotangent)[0], example)
-
-        examples = (batched, rows, batch.Example(weights, target, keys))
-        first = jax.tree.map(lambda leaf: leaf[0], examples)
-        width = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, *first)))
-        chunk = self.chunk_size or max(1, _CHUNK_ELEMENTS // max(width, 1))
-        return one, examples, min(chunk, count)
-
     def whole(
         self,
         params: Params,
@@ -210,20 +143,38 @@ class Model:
         key: Key | None = None,
     ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
         """The batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
-        z = self.outputs(params, inputs)
-        count = self._count(inputs, z, targets)
-        weights = self._weights(inputs, z, count)
+        examples, total = self.examples(params, inputs, targets, key)
+        count = examples.weights.shape[0]
 
         def outputs(params):
-            return jnp.broadcast_to(self.outputs(params, inputs), (count, *z.shape[1:]))
+            z = self.outputs(params, inputs)
+            return jnp.broadcast_to(z, (count, *z.shape[1:]))
 
-        keys = None if key is None else batch.example_keys(key, count)
-        examples = batch.Example(weights, None, keys)
         if targets is not None:
-            target = self._targets(z, targets, count)
-            examples = examples._replace(target=target)
-            examples = jax.vmap(self._safe_example)(outputs(params), examples)
-        return outputs, examples, self._total(weights)
+            examples = jax.vmap(self.labelled)(outputs(params), examples)
+        return outputs, examples, total
+
+    def examples(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[batch.Example, Array]:
+        """What is known of the examples beside their outputs, and Σ_n max_t w_nt.
+
+        `labelled` has still to look at the labels.
+        """
+        z = jax.eval_shape(self.outputs, params, inputs)
+        count = self._count(inputs, z, targets)
+        weights = self._weights(inputs, z, count)
+        target = None if targets is None else self._targets(z, targets, count)
+        keys = None if key is None else batch.example_keys(key, count)
+        return batch.Example(weights, target, keys), self._total(weights)
+
+    def labelled(self, z: Array, example: batch.Example) -> batch.Example:
+        """One example, its label looked at: a masked one is replaced by a valid one."""
+        return example if example.target is None else self._safe_example(z, example)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""

@@ -42,6 +42,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
+from natgrad.curvature.memory import require
 from natgrad.curvature.weighted import Weighted
 from natgrad.kronecker import KroneckerMetric
 from natgrad.layers import Expand
@@ -75,7 +76,21 @@ class KFAC(LayerCurvature):
 
     def init(self, params: Params) -> KroneckerFactors:
         """Zero factors; needs `example_inputs` in the model to know the layers."""
-        zeros = [self.sharing.zero(block) for block in self.captured(params).blocks]
+        blocks = self.captured(params).blocks
+        made = lambda: [self.sharing.zero(block) for block in blocks]
+        sizes = [
+            sum(leaf.size for leaf in jax.tree.leaves(zero))
+            for zero in jax.eval_shape(made)
+        ]
+        largest = blocks[sizes.index(max(sizes))]
+        name = repr(largest.name)
+        require(
+            sum(sizes),
+            largest.dtype,
+            f"K-FAC's factors, the largest those of {name}",
+            f"declared={{{name}: natgrad.layers.Diagonal()}} or LayerDiagonal",
+        )
+        zeros = made()
         return KroneckerFactors(
             tuple(zero.get("A_swapped", zero["A"]) for zero in zeros),
             tuple(zero["G"] for zero in zeros),

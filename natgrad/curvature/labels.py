@@ -25,35 +25,22 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.batch import Example
+from natgrad.curvature.columns import (
+    Columns,
+    FactorColumns,
+    ScoreColumns,
+    score,
+    trailing,
+)
 from natgrad.families.base import Family
 from natgrad.model import Model
-from natgrad.tree import working_dtype
-from natgrad.typing import Array, Inputs, Key, Params
-
-
-class ScoreColumns(NamedTuple):
-    """Score columns of one example.
-
-    Kept apart from their weights because √w has no derivative at w = 0.
-
-    Attributes:
-        scores: s_k, [K, *z.shape].
-        weights: w_k, [K].
-    """
-
-    scores: Array
-    weights: Array
-
-    @property
-    def scaled(self) -> Array:
-        """S with S Sᵀ = Σ_k w_k s_k s_kᵀ, [K, *z.shape]."""
-        return jnp.sqrt(_trailing(self.weights, self.scores)) * self.scores
+from natgrad.typing import Array, Key
 
 
 class Labels(abc.ABC):
@@ -62,6 +49,10 @@ class Labels(abc.ABC):
     @abc.abstractmethod
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """The score columns at output z."""
+
+    def each(self, model: Model, z: Array, example: Example) -> Columns:
+        """The same columns, for whoever takes a few at a time."""
+        return self.columns(model, z, example)
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """Σ_k w_k s_k ⟨s_k, v⟩, shaped like z."""
@@ -128,17 +119,23 @@ class Exact(Labels):
 
         Independent factors give separate columns, since E[s_t s_uᵀ] = 0 for t ≠ u.
         """
-        weights = example.weights
-        factors = weights.shape
-        parameters = z.shape[len(factors) :]
-        count = math.prod(factors)
-        of_factor = jax.vmap(lambda z: _factor_columns(model.family, z))
-        scores, w = of_factor(z.reshape((count, *parameters)))  # [T, K, ...], [T, K]
-        w = weights.reshape(count, 1) * w
-        if count > 1:
-            eye = jnp.eye(count, dtype=z.dtype)[:, None, :]  # [T, 1, T]
-            scores = _trailing(eye, scores[:, :, None]) * scores[:, :, None]
-        return ScoreColumns(scores.reshape((-1, *z.shape)), w.reshape(-1))
+        each = self.each(model, z, example)
+        all_of_them = jnp.arange(each.weights.shape[0])
+        scores = jax.vmap(lambda k: score(model, each, k, z))(all_of_them)
+        return ScoreColumns(scores, each.weights)
+
+    def each(self, model: Model, z: Array, example: Example) -> FactorColumns:
+        """Nodes, or as many columns as coordinates, of each factor."""
+        family, weights = model.family, example.weights
+        factors = z.reshape((math.prod(weights.shape), *z.shape[weights.ndim :]))
+        nodes = jax.vmap(family.nodes)
+        labels = scores = None
+        if jax.eval_shape(nodes, factors)[1].shape[1] <= factors[0].size:
+            labels, w = nodes(factors)
+        else:
+            scores, w = jax.vmap(lambda z: _factor_columns(family, z))(factors)
+        w = (weights.reshape(-1, 1) * w).reshape(-1)
+        return FactorColumns(factors, labels, scores, w)
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """w_t F_{z_t} v_t by the family's own Fisher information."""
@@ -146,7 +143,7 @@ class Exact(Labels):
         per_factor = model.family.fisher_product
         for _ in range(weights.ndim):
             per_factor = jax.vmap(per_factor)
-        return _trailing(weights, z) * per_factor(z, v)
+        return trailing(weights, z) * per_factor(z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
         """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
@@ -189,7 +186,7 @@ class Sampled(Labels):
         if model.weights is not None:  # a maximum of ones would take long to compile
             whole, share = _share(weights)
         if weights.ndim:
-            scores = jnp.sqrt(_trailing(share, z))[None] * scores
+            scores = jnp.sqrt(trailing(share, z))[None] * scores
         return ScoreColumns(scores, whole * ones / self.n)
 
     @property
@@ -207,43 +204,13 @@ class Empirical(Labels):
         scores = _scores(model, z, example.target, example.weights.ndim)
         whole, share = _share(example.weights)
         if example.weights.ndim:
-            scores = _trailing(share, z) * scores
+            scores = trailing(share, z) * scores
         return ScoreColumns(scores[None], whole[None])
 
     @property
     def needs_targets(self) -> bool:
         """Yes."""
         return True
-
-
-def whole_columns(
-    model: Model,
-    labels: Labels,
-    z: Array,
-    params: Params,
-    inputs: Inputs,
-    targets: Array | None,
-    key: Key | None,
-) -> tuple[Array, Array]:
-    """The columns √w_nk s_nk of a whole batch, [K, N, ...], and Σ_n ω_n.
-
-    Args:
-        model: the model.
-        labels: over which labels.
-        z: the model's outputs, [N, ...].
-        params: θ.
-        inputs: the batch.
-        targets: its labels, where `labels` needs them.
-        key: a random key, where `labels` needs one.
-    """
-    used = targets if labels.needs_targets else None
-    _, examples, total = model.whole(params, inputs, used, key)
-    wide = z.astype(working_dtype(z))
-    scores, weights = jax.vmap(lambda z, e: labels.columns(model, z, e))(wide, examples)
-    # √w has no derivative at 0, which is where masked examples are.
-    root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
-    columns = _trailing(root, scores) * scores
-    return jnp.moveaxis(columns, 1, 0), total
 
 
 def _factor_columns(family: Family, z: Array) -> ScoreColumns:
@@ -273,8 +240,3 @@ def _share(weights: Array) -> tuple[Array, Array]:
     whole = jnp.max(weights)
     safe = jnp.where(whole == 0, 1, whole)
     return whole, weights / safe
-
-
-def _trailing(array: Array, like: Array) -> Array:
-    """`array` with axes of size 1 appended until it has as many axes as `like`."""
-    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))

@@ -39,6 +39,7 @@ from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.proof import verify
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.report import report, table
@@ -59,6 +60,7 @@ __all__ = [
     "Block",
     "Captured",
     "DeclaredBlock",
+    "Dependence",
     "Diagonal",
     "Exact",
     "Expand",
@@ -75,6 +77,7 @@ __all__ = [
     "Squares",
     "Statistic",
     "capture",
+    "dependence",
     "recombinable",
     "report",
     "table",
