@@ -132,9 +132,10 @@ class Exact(Labels):
         factors = weights.shape
         parameters = z.shape[len(factors) :]
         count = math.prod(factors)
-        of_factor = jax.vmap(lambda z: _factor_columns(model.family, z))
-        scores, w = of_factor(z.reshape((count, *parameters)))  # [T, K, ...], [T, K]
-        w = weights.reshape(count, 1) * w
+        of_factor = lambda z: _factor_columns(model.family, z)
+        flat, z_flat = weights.reshape(count), z.reshape((count, *parameters))
+        scores, w = model.at_each_factor(of_factor, flat, z_flat)  # [T, K, ...], [T, K]
+        w = flat[:, None] * w
         if count > 1:
             eye = jnp.eye(count, dtype=z.dtype)[:, None, :]  # [T, 1, T]
             scores = _trailing(eye, scores[:, :, None]) * scores[:, :, None]
@@ -142,11 +143,8 @@ class Exact(Labels):
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """w_t F_{z_t} v_t by the family's own Fisher information."""
-        weights = example.weights
-        per_factor = model.family.fisher_product
-        for _ in range(weights.ndim):
-            per_factor = jax.vmap(per_factor)
-        return _trailing(weights, z) * per_factor(z, v)
+        weights, product = example.weights, model.family.fisher_product
+        return _trailing(weights, z) * model.at_each_factor(product, weights, z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
         """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
@@ -184,7 +182,7 @@ class Sampled(Labels):
         counted = (weights != 0).astype(weights.dtype)
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
         ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
-        scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
+        scores = jax.vmap(lambda y: _scores(model, z, y, weights))(ys)
         whole, share = jnp.ones((), weights.dtype), weights
         if model.weights is not None:  # a maximum of ones would take long to compile
             whole, share = _share(weights)
@@ -204,7 +202,7 @@ class Empirical(Labels):
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column, the score of the example's label over all its factors."""
-        scores = _scores(model, z, example.target, example.weights.ndim)
+        scores = _scores(model, z, example.target, example.weights)
         whole, share = _share(example.weights)
         if example.weights.ndim:
             scores = _trailing(share, z) * scores
@@ -260,12 +258,9 @@ def _factor_columns(family: Family, z: Array) -> ScoreColumns:
     return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
 
 
-def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
+def _scores(model: Model, z: Array, y: Array, weights: Array) -> Array:
     """The score of each factor, shaped like z."""
-    score = model.family.score
-    for _ in range(factor_axes):
-        score = jax.vmap(score)
-    return score(z, y)
+    return model.at_each_factor(model.family.score, weights, z, y)
 
 
 def _share(weights: Array) -> tuple[Array, Array]:

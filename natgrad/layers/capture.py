@@ -80,7 +80,8 @@ def _cached(apply, params, inputs, in_axes, declared) -> Captured:
 
 
 def _captured(apply, params, inputs, in_axes, declared) -> tuple[Captured, bool]:
-    traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+    with batch.traceable():
+        traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
     size = batch.input_count(inputs, in_axes)
     examples = Examples(traced, _doubled(apply, params, inputs, in_axes, size), size)
     walk = Interpreter(examples)
