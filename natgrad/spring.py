@@ -24,7 +24,7 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, as_damping
+from natgrad.damping import Damping, as_damping, check_scalar
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import ScaleByCurvatureState
@@ -72,6 +72,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments.
     """
+    check_scalar("momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
     rule = as_damping(damping)
@@ -121,6 +122,7 @@ def scale_by_norm_constraint(
         constraint: c > 0.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    check_scalar("constraint", constraint)
     if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
         raise ValueError(f"constraint must be positive, got {constraint}.")
 

@@ -46,6 +46,7 @@ from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
+from natgrad.health import first_failure
 from natgrad.inplace import renewed
 from natgrad.refresh import Kept, Refresh, shapes_of_pieces
 from natgrad.state import ScaleByCurvatureState, average
@@ -207,6 +208,7 @@ def scale_by_factored_curvature(
             predicted_decrease=found.decrease,
             skipped=~found.usable,
             skips=solve.health.skips + ~found.usable,
+            reason=first_failure(tree.all_finite(updates), True, True, found.usable),
         )
         return found.step, FactoredState(
             count=count + taken,

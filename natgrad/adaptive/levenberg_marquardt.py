@@ -8,7 +8,8 @@
 A step is rejected if it raises the loss, or if the loss before it or after it, the
 gradient or the step is not finite, or if the transformation inside skipped it. Then the
 update is −0, which leaves every parameter as it is bit for bit, the state inside is
-what it was, its random key included, and λ is raised.
+what it was, its random key included, and λ is raised. Where something was not finite
+its health says so.
 
 A transformation inside that keeps much can ask before it changes anything: it gets
 `accept=`, a function (step, decrease=None) -> is the step taken?, to be called with
@@ -37,6 +38,7 @@ from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
 from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
+from natgrad.health import first_failure, noted
 from natgrad.model import Model
 from natgrad.solvers import any_member
 from natgrad.tree import Layout
@@ -171,6 +173,13 @@ def levenberg_marquardt(
             decision = decided(step, None)
             inside = tree.where(decision.taken, inside, state.inner)
         _, taken, after, decrease = decision
+        reason = first_failure(
+            tree.all_finite((updates, before)),
+            True,
+            True,
+            tree.all_finite(step) & (_any_nonzero(step) | ~_any_nonzero(updates)),
+        )
+        inside = noted(inside, reason > 0, reason)
 
         def predicted():
             if decrease is not None:
