@@ -7,7 +7,7 @@ it makes a skipped step. The state's health holds the reason as a number, and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,23 @@ REASONS = (
 SCALED = 5
 
 
+class Undone(NamedTuple):
+    """What a transformation that undoes whole steps has of a health.
+
+    Attributes:
+        reason: as of `Health`.
+        times: how often that happened so far.
+    """
+
+    reason: Array
+    times: Array
+
+    @property
+    def skips(self) -> Array:
+        """As of `Health`."""
+        return self.times
+
+
 def first_failure(*checks: ArrayLike) -> Array:
     """The number of the reason: of the first check that fails, counted from 1; or 0."""
     failed = ~jnp.stack([jnp.asarray(check) for check in checks])
@@ -46,25 +63,24 @@ def first_failure(*checks: ArrayLike) -> Array:
 
 
 def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:
-    """The state, whose health says that the step was skipped where `failed` holds."""
+    """The state, whose health says that the step was skipped where `failed` holds.
+
+    A step that was skipped before keeps its own reason.
+    """
+    late = failed
+    for health in _found(state, Health):
+        late = late & ~health.skipped
 
     def told(node):
-        if not _is_health(node):
+        if not isinstance(node, Health):
             return node
         return node._replace(
-            skipped=node.skipped | failed,
-            skips=node.skips + failed.astype(node.skips.dtype),
-            reason=jnp.where(failed, reason, node.reason),
+            skipped=node.skipped | late,
+            skips=node.skips + late.astype(node.skips.dtype),
+            reason=jnp.where(late, reason, node.reason),
         )
 
-    return jax.tree.map(told, state, is_leaf=_is_health)
-
-
-def known_health(state: Any) -> list[Health]:
-    """Every health in the state."""
-    return [
-        node for node in jax.tree.leaves(state, is_leaf=_is_health) if _is_health(node)
-    ]
+    return jax.tree.map(told, state, is_leaf=lambda node: isinstance(node, Health))
 
 
 def check_health(state: Any) -> None:
@@ -84,7 +100,7 @@ def check_health(state: Any) -> None:
         ValueError: if the last step was skipped; if no part of the state has a health;
             or under jit, where values are not known.
     """
-    found = known_health(state)
+    found = _found(state, (Health, Undone))
     if not found:
         raise ValueError(
             "No part of this state has a health: pass the state of a natural-gradient "
@@ -105,5 +121,7 @@ def check_health(state: Any) -> None:
             )
 
 
-def _is_health(node: Any) -> bool:
-    return isinstance(node, Health)
+def _found(state: Any, kinds: Any) -> list[Any]:
+    """The parts of the state that are of these kinds, from the outside inwards."""
+    is_kind = lambda node: isinstance(node, kinds)
+    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]

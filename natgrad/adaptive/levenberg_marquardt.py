@@ -8,8 +8,7 @@
 A step is rejected if it raises the loss, or if the loss before it or after it, the
 gradient or the step is not finite, or if the transformation inside skipped it. Then the
 update is −0, which leaves every parameter as it is bit for bit, the state inside is
-what it was, its random key included, and λ is raised. Where something was not finite
-its health says so.
+what it was, its random key included, and λ is raised.
 
 A transformation inside that keeps much can ask before it changes anything: it gets
 `accept=`, a function (step, decrease=None) -> is the step taken?, to be called with
@@ -38,7 +37,7 @@ from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
 from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
-from natgrad.health import first_failure, noted
+from natgrad.health import Undone, first_failure
 from natgrad.model import Model
 from natgrad.solvers import any_member
 from natgrad.tree import Layout
@@ -59,6 +58,8 @@ class LevenbergMarquardtState(NamedTuple):
         rejected: was the last step rejected?
         rejections: how many were so far.
         inner: the state of the transformation inside.
+        undone: the reason for `natgrad.check_health`, where the last step was rejected
+            since something was not finite, and how many such steps there were.
     """
 
     count: Array
@@ -68,6 +69,7 @@ class LevenbergMarquardtState(NamedTuple):
     rejected: Array
     rejections: Array
     inner: Any
+    undone: Undone
 
 
 def levenberg_marquardt(
@@ -122,6 +124,7 @@ def levenberg_marquardt(
             rejected=number(False, bool),
             rejections=number(0, jnp.int32),
             inner=inner.init(params),
+            undone=Undone(number(0, jnp.int32), number(0, jnp.int32)),
         )
 
     def update(
@@ -179,7 +182,7 @@ def levenberg_marquardt(
             True,
             tree.all_finite(step) & (_any_nonzero(step) | ~_any_nonzero(updates)),
         )
-        inside = noted(inside, reason > 0, reason)
+        undone = state.undone.times + (reason > 0)
 
         def predicted():
             if decrease is not None:
@@ -211,6 +214,7 @@ def levenberg_marquardt(
                 rejected=~taken,
                 rejections=state.rejections + ~taken,
                 inner=inside,
+                undone=Undone(reason, undone),
             )
         )
 

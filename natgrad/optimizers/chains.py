@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +9,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, check_scalar
-from natgrad.health import SCALED, known_health, noted
+from natgrad.health import SCALED, noted
 from natgrad.inplace import cleared
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
@@ -34,10 +32,7 @@ def chain(*steps: optax.GradientTransformation | None, learning_rate):
     def update(updates, state, params=None, **extra_args):
         step, state = inner.update(updates, state, params, **extra_args)
         finite = tree.all_finite(step)
-        late = functools.reduce(
-            lambda late, health: late & ~health.skipped, known_health(state), ~finite
-        )
-        return cleared(finite, step), noted(state, late, SCALED)
+        return cleared(finite, step), noted(state, ~finite, SCALED)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
