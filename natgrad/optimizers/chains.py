@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
-import jax.numpy as jnp
 import optax
 
 from natgrad import tree
@@ -24,7 +25,7 @@ def chain(*steps: optax.GradientTransformation | None, learning_rate):
     check_scalar("learning_rate", learning_rate)
     known = not callable(learning_rate)
     known = known and not isinstance(learning_rate, jax.core.Tracer)
-    if known and not jnp.isfinite(float(learning_rate)):
+    if known and not math.isfinite(float(learning_rate)):
         raise ValueError(f"learning_rate must be finite, got {learning_rate}.")
     given = [step for step in steps if step is not None]
     inner = optax.chain(*given, optax.scale_by_learning_rate(learning_rate))
