@@ -114,10 +114,10 @@ def check_health(state: Any) -> None:
             )
         reasons, skips = np.asarray(health.reason), np.asarray(health.skips)
         if np.any(reasons):
-            which = f" of {np.count_nonzero(reasons)} members" if reasons.ndim else ""
+            members = f" for {np.count_nonzero(reasons)} of {reasons.size} members"
             raise ValueError(
-                f"The last step{which} was skipped, as were {skips.max()} in all: "
-                f"{REASONS[reasons[reasons > 0].flat[0]]}."
+                f"The last step was skipped{members if reasons.ndim else ''}, as were "
+                f"{skips.max()} in all: {REASONS[reasons[reasons > 0].flat[0]]}."
             )
 
 

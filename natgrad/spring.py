@@ -93,6 +93,7 @@ def scale_by_spring(
         )
 
     def update(updates, state, params=None, *, damping=None, **extra_args):
+        tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
         strength = rule(state.solve.count) if damping is None else damping
         pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)

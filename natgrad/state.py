@@ -81,15 +81,7 @@ def average(
     usable: Array,
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
-    given, expected = (
-        jax.tree.map(jnp.shape, each) for each in (estimate, state.statistics)
-    )
-    if given != expected:
-        raise ValueError(
-            "The optimizer's state was made for other parameters than these: its "
-            f"statistics have shapes {expected}, and those of this batch {given}. Call "
-            "init(params) again when the shapes of the parameters change."
-        )
+    tree.check_kept(state.statistics, estimate)
     estimates = state.estimates + 1
     whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
     weight = (1 - state.decay) / whole

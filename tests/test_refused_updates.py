@@ -137,14 +137,28 @@ def test_model_and_learning_rate_swapped_get_a_sentence():
         ng.kfac_adaptive(0.1)
 
 
-@pytest.mark.parametrize("make", [ng.curvature.Dense, ng.curvature.KFAC])
-@pytest.mark.parametrize("compiled", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_a_state_for_parameters_of_another_shape_is_refused(make, compiled):
-    tx = ng.scale_by_curvature(make(MODEL))
+@pytest.mark.parametrize(
+    "make",
+    [ng.natural_gradient, ng.kfac, ng.spring, ng.matrix_free],
+    ids=lambda make: make.__name__,
+)
+def test_a_state_for_parameters_of_other_shapes_is_refused(make):
+    tx = make(0.1, MODEL)
     fewer = {"w": PARAMS["w"][:, :2], "b": PARAMS["b"][:2]}
-    update = compiled(lambda state: tx.update(fewer, state, fewer, inputs=X))
-    with refuses("state was made for other parameters", "Call init(params) again"):
-        update(tx.init(PARAMS))
+    state = tx.init(PARAMS)
+    words = "made for parameters of other shapes", "Call init(params) again"
+    refused(lambda: tx.update(fewer, state, fewer, inputs=X), *words)
+    if make is ng.kfac:  # after an observation
+        refused(lambda: tx.update(fewer, state, fewer), *words)
+
+
+def test_so_is_one_of_the_adaptive_optimizer():
+    tx = ng.kfac_adaptive(MODEL)
+    fewer = {"w": PARAMS["w"][:, :2], "b": PARAMS["b"][:2]}
+    batch = {"inputs": X, "value": 1.0, "value_fn": MODEL.loss, "targets": Y}
+    state = tx.init(PARAMS)
+    with refuses("made for parameters of other shapes", "Call init(params) again"):
+        tx.update(fewer, state, fewer, **batch)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def scale_by_factored_curvature(
         here = checked(
             curvature, updates, solve, params, inputs, statistics, model_params
         )
+        tree.check_kept(state.step.update, params)
         metric_of = lambda found: here.metric(found, params, inputs, targets)
         metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
