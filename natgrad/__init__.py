@@ -45,6 +45,7 @@ from natgrad.adaptive import (
 )
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
+from natgrad.health import check_health
 from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
 from natgrad.model import Model
 from natgrad.optimizers import (
@@ -70,6 +71,7 @@ __all__ = [
     "Refresh",
     "__version__",
     "adaptive",
+    "check_health",
     "compare",
     "curvature",
     "damping",

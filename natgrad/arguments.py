@@ -35,11 +35,11 @@ def checked(
         )
     here = part_of(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
-    _check_arguments(here, state, inputs, statistics)
+    _check_arguments(here, state, params, inputs, statistics)
     return here
 
 
-def _check_arguments(curvature, state, inputs, statistics) -> None:
+def _check_arguments(curvature, state, params, inputs, statistics) -> None:
     """Raise where neither the batch, nor statistics, nor an observation is there.
 
     Under jit only the running program knows whether the state was observed, so there
@@ -61,6 +61,7 @@ def _check_arguments(curvature, state, inputs, statistics) -> None:
         )
     if statistics is not None:
         return
+    tree.check_kept(state.statistics, jax.eval_shape(curvature.init, params))
     unobserved = (state.estimates == 0) & ~state.health.skipped
     if isinstance(unobserved, jax.core.Tracer):
         jax.lax.cond(

@@ -1,18 +1,20 @@
 """A batch of examples: what its inputs, weights and labels must look like.
 
-Everything here is about shapes, except `check_support`, which looks at labels where
-their values are known.
+Everything here is about shapes, except where values of labels and weights are known:
+under jit they are not, and what is impossible there makes NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from natgrad import tree
+from natgrad import masks, tree
 from natgrad.families.base import Family
 from natgrad.typing import Array, ArrayLike, Inputs, Key
 
@@ -29,6 +31,20 @@ class Example(NamedTuple):
     weights: Array
     target: Array | None
     key: Key | None
+
+
+@contextlib.contextmanager
+def traceable() -> Iterator[None]:
+    """Adds a line to JAX's own error about a function that it cannot trace."""
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        error.add_note(
+            "natgrad: Model's apply must be traceable by JAX: no Python `if` or "
+            "`while` on values of arrays (use jnp.where or jax.lax.cond), and no "
+            "NumPy, float() or .item() on them (use jax.numpy)."
+        )
+        raise
 
 
 def split_inputs(
@@ -93,26 +109,70 @@ def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
             f"weights(inputs) must have shape {shape[:1]} (one weight an example) or "
             f"{shape} (one a factor), got {weights.shape}."
         )
+    _check_weights(weights)
     missing = len(shape) - weights.ndim
+    weights = nan_unless(~(weights < 0), weights)
     return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
+
+
+def _check_weights(weights: Array) -> None:
+    """Raise for negative weights where their values are known: not under jit."""
+    if isinstance(weights, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        lowest = float(jnp.min(weights))
+    if lowest < 0:
+        raise ValueError(
+            "weights(inputs) must be at least 0: they say how much an example counts "
+            f"in the loss and in the Fisher information; got {lowest}. A factor with a "
+            "sign, such as an advantage, belongs to a loss of your own, "
+            "-jnp.mean(advantages * model.log_prob(params, x, y)), whose gradient you "
+            "give to update; leave it out of the model's weights."
+        )
+
+
+def check_some_count(weights: Array) -> None:
+    """Raise where all weights are 0 and known: not under jit."""
+    if isinstance(weights, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        some = bool(jnp.any(weights != 0))
+    if not some:
+        raise ValueError(
+            "weights(inputs) are all 0: a mean over 0 examples does not exist. Leave "
+            "such a batch out."
+        )
+
+
+def nan_unless(good: Array, weights: Array) -> Array:
+    """The weights, NaN where they are not good: what cannot raise under jit."""
+    return jnp.where(good, weights, jnp.asarray(jnp.nan, weights.dtype))
 
 
 def check_targets(family: Family, z: Any, targets: ArrayLike, count: int) -> Array:
     """The labels as an array, after a look at their shape: z [N, ...], y [N, ...]."""
     if targets is None:
         raise ValueError("targets are needed here: pass the labels y [N, ...].")
-    y = jnp.asarray(targets)
-    tail = family.label_shape(z.shape[1:])
-    given, expected = y.shape, (count, *(tail or ()))
-    if tail is None:
-        given = given[:1]
-    if given != expected:
-        named = expected if tail is not None else (count, "...")
-        raise ValueError(
-            f"targets must have shape {named} for outputs z of shape {z.shape} under "
-            f"{family}, got {y.shape}."
-        )
-    return y
+    with jax.ensure_compile_time_eval():  # values known now stay known under jit
+        y = jnp.asarray(targets)
+    shapes = [(count, *shape) for shape in family.label_shapes(z.shape[1:])]
+    if y.shape in shapes or (not shapes and y.shape[:1] == (count,)):
+        return y
+    named = " or ".join(map(str, shapes or [(count, "...")]))
+    raise ValueError(
+        f"targets must have shape {named} for outputs z of shape {z.shape} under "
+        f"{family}, got {y.shape}.{_cure(y.shape, z.shape, shapes)}"
+    )
+
+
+def _cure(given: tuple, z_shape: tuple, shapes: list[tuple]) -> str:
+    """What to do about an axis of size 1 too many, if it is that."""
+    first = lambda name, ndim: f"{name}[{', '.join([':'] * (ndim - 1))}, 0]"
+    if given[-1:] == (1,) and given[:-1] in shapes:
+        return f" Pass {first('y', len(given))}."
+    if z_shape[-1:] == (1,) and (*given, 1) in shapes:
+        return f" Let apply return {first('z', len(z_shape))}, or pass y[..., None]."
+    return ""
 
 
 def check_support(family: Family, z: Any, y: Array) -> None:
@@ -122,10 +182,39 @@ def check_support(family: Family, z: Any, y: Array) -> None:
         inside = jax.vmap(family.in_support, (None, 0))(parameters, y)
         if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
             return
+    labels, bad = np.asarray(y), np.argwhere(~np.asarray(inside)).tolist()
+    named = [f"targets{place} = {labels[tuple(place)]}" for place in bad[:3]]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise ValueError(
         f"Some targets are impossible under {family} with outputs z of shape "
-        f"{z.shape}: got values from {jnp.min(y)} to {jnp.max(y)}."
+        f"{z.shape}: {', '.join(named)}{more}. If such labels mark examples to ignore, "
+        "give these weight 0: Model(apply, family, weights=lambda inputs: "
+        'inputs["mask"]) with inputs {"x": x, "mask": y >= 0}; labels of weight 0 may '
+        "be anything."
     )
+
+
+def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Example:
+    """The example with labels that cannot do harm unseen.
+
+    A label outside the support cannot raise under jit, so it turns the weight of its
+    factor, hence the loss, its gradient and the empirical Fisher, into NaN. Where the
+    weight is 0 the label is replaced by 0, and what that gives has weight 0.
+
+    Args:
+        family: of the law.
+        z: the output of one example.
+        example: with a target.
+        masked: whether weights can be 0.
+    """
+    y, weights = example.target, example.weights
+    inside = family.in_support(z, y)
+    inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
+    if masked:
+        out = (weights == 0) & ~inside
+        y = jnp.where(masks.trailing(out, y), jnp.zeros_like(y), y)
+        inside = inside | out
+    return example._replace(target=y, weights=nan_unless(inside, weights))
 
 
 def normaliser(weights: Array) -> Array:

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import batch, masks, tree
 from natgrad.families.base import Family
 from natgrad.typing import Apply, Array, Inputs, Key, Params
 
@@ -42,7 +42,8 @@ class Model:
         apply: apply(params, inputs) -> z [N, ...], one row an example, like flax's.
         family: the law p(y | z).
         example_inputs: inputs of any batch size, for what must know shapes early.
-        weights: weights(inputs) -> [N] or [N, factors...], non-negative; None for 1.
+        weights: weights(inputs) -> [N] or [N, factors...], not negative; None for 1. A
+            factor of weight 0 never counts, whatever its label and its output hold.
         in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
             `jax.vmap`: None marks what all examples share (batch statistics, keys).
         chunk_size: examples whose per-example gradients are alive at once; None
@@ -82,7 +83,8 @@ class Model:
                 "The batch is empty: a mean over 0 examples does not exist. Got inputs "
                 f"of shapes {jax.tree.map(jnp.shape, inputs)}."
             )
-        z = self.apply(params, inputs)
+        with batch.traceable():
+            z = self.apply(params, inputs)
         if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
             raise ValueError(
                 "apply(params, inputs) must return one real floating array z [N, ...], "
@@ -107,8 +109,15 @@ class Model:
         return jax.vmap(self._log_prob)(z, weights, y)
 
     def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
-        """The mean negative log-likelihood, shape (), nats an example."""
+        """The mean negative log-likelihood, shape (), nats an example.
+
+        Raises:
+            ValueError: for labels of a wrong shape and, where values are known (not
+                under jit, where the loss is NaN), for impossible labels and negative
+                weights. All weights 0 are an error too, and under jit the loss is 0.
+        """
         z, weights, y = self._batch(params, inputs, targets)
+        batch.check_some_count(weights)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
         return -total / self._total(weights)
 
@@ -180,12 +189,16 @@ class Model:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
 
         def summed(weights, *arrays):
-            per_factor = function
-            for _ in range(weights.ndim):
-                per_factor = jax.vmap(per_factor)
-            return jnp.sum(weights * per_factor(*arrays))
+            return jnp.sum(weights * self.at_each_factor(function, weights, *arrays))
 
         return summed
+
+    def at_each_factor(
+        self, function: Callable[..., Any], weights: Array, *arrays: Array
+    ) -> Any:
+        """function(*arrays) of each factor; at weight 0 what is not finite is 0."""
+        masked = self.weights is not None
+        return masks.at_each_factor(function, weights, *arrays, masked=masked)
 
     # One example --------------------------------------------------------------------
 
@@ -194,24 +207,8 @@ class Model:
         return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
 
     def _safe_example(self, z: Array, example: batch.Example) -> batch.Example:
-        """Masked labels replaced by valid ones; an impossible label makes NaN.
-
-        A label outside the support cannot raise under jit, so it turns the weight of
-        its factor, hence the loss, its gradient and the empirical Fisher, into NaN.
-        """
-        y, weights = example.target, example.weights
-        inside = self.family.in_support(z, y)
-        nan = jnp.asarray(jnp.nan, weights.dtype)
-        if self.weights is not None:
-            counted = weights != 0
-            stand_in = self.family.sample(
-                jax.random.PRNGKey(0), jax.lax.stop_gradient(z)
-            )
-            keep = counted.reshape(counted.shape + (1,) * (y.ndim - counted.ndim))
-            y = jnp.where(keep, y, stand_in.astype(y.dtype))
-            inside = inside | ~counted
-        inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
-        return example._replace(target=y, weights=jnp.where(inside, weights, nan))
+        """Impossible labels replaced where they are masked, which else make NaN."""
+        return batch.safe_example(self.family, z, example, self.weights is not None)
 
     # The batch ----------------------------------------------------------------------
 

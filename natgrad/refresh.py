@@ -178,6 +178,7 @@ def solve(
         usable: are gradient, statistics and damping finite?
     """
     if isinstance(solver, Recalling):
+        tree.check_kept(kept, jax.eval_shape(lambda: solver.first(metric.layout)))
         solution, memory = solver.solution(metric, gradient, damping, kept)
         solution, usable = _finite(solution, usable)
         kept = tree.where(usable, memory, kept)

@@ -24,7 +24,7 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, as_damping
+from natgrad.damping import Damping, as_damping, check_scalar
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import ScaleByCurvatureState
@@ -72,6 +72,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments.
     """
+    check_scalar("momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
     rule = as_damping(damping)
@@ -92,6 +93,7 @@ def scale_by_spring(
         )
 
     def update(updates, state, params=None, *, damping=None, **extra_args):
+        tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
         strength = rule(state.solve.count) if damping is None else damping
         pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
@@ -121,6 +123,7 @@ def scale_by_norm_constraint(
         constraint: c > 0.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    check_scalar("constraint", constraint)
     if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
         raise ValueError(f"constraint must be positive, got {constraint}.")
 

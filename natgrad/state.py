@@ -37,6 +37,8 @@ class Health(NamedTuple):
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
+        reason: why the last step was skipped, a number of `natgrad.health.REASONS`;
+            `natgrad.check_health(state)` raises with the reason in words.
     """
 
     damping: Array
@@ -47,6 +49,7 @@ class Health(NamedTuple):
     predicted_decrease: Array
     skipped: Array
     skips: Array
+    reason: Array
 
 
 class ScaleByCurvatureState(NamedTuple):
@@ -78,6 +81,7 @@ def average(
     usable: Array,
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
+    tree.check_kept(state.statistics, estimate)
     estimates = state.estimates + 1
     whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
     weight = (1 - state.decay) / whole
@@ -100,6 +104,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         predicted_decrease=zero(dtype),
         skipped=zero(bool),
         skips=zero(jnp.int32),
+        reason=zero(jnp.int32),
     )
 
 
@@ -110,6 +115,7 @@ def examined(
     strength: Array,
     state: ScaleByCurvatureState,
     trust_region: TrustRegion | None,
+    reason: Array,
 ) -> tuple[Health, Params]:
     """The health of a step along what was solved for, and the step.
 
@@ -157,6 +163,7 @@ def examined(
         predicted_decrease=decrease,
         skipped=~usable,
         skips=old.skips + (~usable).astype(old.skips.dtype),
+        reason=reason,
     )
     return health, direction
 

@@ -21,7 +21,8 @@ from natgrad import refresh as refreshing
 from natgrad import tree
 from natgrad.arguments import MISSING, checked, part_of, same_shapes
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, TrustRegion, as_damping
+from natgrad.damping import Damping, TrustRegion, as_damping, check_scalar
+from natgrad.health import first_failure
 from natgrad.inplace import cleared
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
@@ -112,7 +113,9 @@ def scale_by_curvature(
         key, draw = jax.random.split(state.key)
         strength = rule(state.count) if damping is None else damping
         strength = jnp.asarray(strength, layout.dtype)
-        usable = tree.all_finite(updates) & (strength >= 0) & jnp.isfinite(strength)
+        finite = tree.all_finite(updates)
+        damped = (strength >= 0) & jnp.isfinite(strength)
+        usable = finite & damped
         safe_strength = jnp.where(usable, strength, 1)
         batch = (params, None if inputs is MISSING else inputs, targets)
         often, estimate = refresh, None
@@ -126,6 +129,7 @@ def scale_by_curvature(
         state, usable = kept_up(
             often, solver, here, state, estimate, metric_of, safe_strength, usable
         )
+        known = usable
         metric = metric_of(state.statistics)
         gradient = cleared(usable, updates)
         solved = refreshing.solve(
@@ -139,8 +143,9 @@ def scale_by_curvature(
         )
         if here.instantaneous:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)
+        reason = first_failure(finite, damped, known, solved.usable)
         health, direction = examined(
-            metric, gradient, solved, strength, state, trust_region
+            metric, gradient, solved, strength, state, trust_region, reason
         )
         state = state._replace(
             count=state.count + 1, key=key, inverse=solved.kept, health=health
@@ -202,13 +207,15 @@ def observe(
         following = here.following(node.statistics)
         statistics = following.estimate(params, inputs, targets, draw)
         usable = tree.all_finite(statistics)
-        health = node.health._replace(skipped=~usable)
+        reason = first_failure(True, True, usable)
+        health = node.health._replace(skipped=~usable, reason=reason)
         return average(here, node, statistics, usable)._replace(key=key, health=health)
 
     return jax.tree.map(refresh, state, is_leaf=is_state)
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
+    check_scalar("decay", decay)
     known = not isinstance(decay, jax.core.Tracer)
     if known and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}.")

@@ -139,6 +139,22 @@ def check_params(params: Params) -> None:
             check_sharding(f"The parameter {where} is", leaf)
 
 
+def check_kept(kept: Any, now: Any) -> None:
+    """Raise a ValueError unless what a state kept has the shapes of what is there now.
+
+    Args:
+        kept: a part of an optimizer's state.
+        now: the same part for the parameters of this step.
+    """
+    expected, given = (jax.tree.map(jnp.shape, each) for each in (kept, now))
+    if given != expected:
+        raise ValueError(
+            "The optimizer's state was made for parameters of other shapes: it keeps "
+            f"{expected}, where these parameters need {given}. Call init(params) again "
+            "when the shapes of the parameters change."
+        )
+
+
 def paths(params: Params) -> list[str]:
     """One name a leaf, such as 'dense_1/kernel', in leaf order."""
     return [

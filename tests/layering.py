@@ -8,7 +8,7 @@ LAYERS = (
     {"tree"},
     {"families"},
     {"geometry"},
-    {"batch", "model"},
+    {"masks", "batch", "model"},
     {"layers"},
     {"krylov"},
     {"solvers", "inplace", "inverse", "damping"}
@@ -16,7 +16,7 @@ LAYERS = (
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "upkeep", "arguments", "transform", "spring"},
+    {"state", "health", "refresh", "upkeep", "arguments", "transform", "spring"},
     {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},
@@ -37,7 +37,7 @@ STOP_GRADIENT = {
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",
     "natgrad.inference.draws": "score-function weights and their baseline",
-    "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
+    "natgrad.masks": "factors of weight 0 whose value is not finite",
 }
 OPTAX = {
     "natgrad.transform": "is the optax code of the library",

@@ -132,7 +132,7 @@ def restored(state, before):
     """Bit for bit, but for what the rejection is counted in."""
     assert state.rejected
     assert state.damping > before.damping
-    documented = {"damping", "growth", "rejected", "rejections"}
+    documented = {"damping", "growth", "rejected", "rejections", "undone"}
     for name in set(state._fields) - documented:
         for a, b in zip(
             jax.tree.leaves(getattr(state, name)),

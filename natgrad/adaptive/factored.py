@@ -46,6 +46,7 @@ from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
+from natgrad.health import first_failure
 from natgrad.inplace import renewed
 from natgrad.refresh import Kept, Refresh, shapes_of_pieces
 from natgrad.state import ScaleByCurvatureState, average
@@ -148,6 +149,7 @@ def scale_by_factored_curvature(
         here = checked(
             curvature, updates, solve, params, inputs, statistics, model_params
         )
+        tree.check_kept(state.step.update, params)
         metric_of = lambda found: here.metric(found, params, inputs, targets)
         metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
@@ -207,6 +209,7 @@ def scale_by_factored_curvature(
             predicted_decrease=found.decrease,
             skipped=~found.usable,
             skips=solve.health.skips + ~found.usable,
+            reason=first_failure(tree.all_finite(updates), True, True, found.usable),
         )
         return found.step, FactoredState(
             count=count + taken,

@@ -37,6 +37,7 @@ from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
 from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
+from natgrad.health import Undone, first_failure
 from natgrad.model import Model
 from natgrad.solvers import any_member
 from natgrad.tree import Layout
@@ -57,6 +58,8 @@ class LevenbergMarquardtState(NamedTuple):
         rejected: was the last step rejected?
         rejections: how many were so far.
         inner: the state of the transformation inside.
+        undone: the reason for `natgrad.check_health`, where the last step was rejected
+            since something was not finite, and how many such steps there were.
     """
 
     count: Array
@@ -66,6 +69,7 @@ class LevenbergMarquardtState(NamedTuple):
     rejected: Array
     rejections: Array
     inner: Any
+    undone: Undone
 
 
 def levenberg_marquardt(
@@ -120,6 +124,7 @@ def levenberg_marquardt(
             rejected=number(False, bool),
             rejections=number(0, jnp.int32),
             inner=inner.init(params),
+            undone=Undone(number(0, jnp.int32), number(0, jnp.int32)),
         )
 
     def update(
@@ -171,6 +176,13 @@ def levenberg_marquardt(
             decision = decided(step, None)
             inside = tree.where(decision.taken, inside, state.inner)
         _, taken, after, decrease = decision
+        reason = first_failure(
+            tree.all_finite((updates, before)),
+            True,
+            True,
+            tree.all_finite(step) & (_any_nonzero(step) | ~_any_nonzero(updates)),
+        )
+        undone = state.undone.times + (reason > 0)
 
         def predicted():
             if decrease is not None:
@@ -202,6 +214,7 @@ def levenberg_marquardt(
                 rejected=~taken,
                 rejections=state.rejections + ~taken,
                 inner=inside,
+                undone=Undone(reason, undone),
             )
         )
 

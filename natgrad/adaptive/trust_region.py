@@ -19,6 +19,7 @@ import optax
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
+from natgrad.damping import check_scalar
 from natgrad.model import Model
 from natgrad.typing import ArrayLike
 
@@ -38,6 +39,7 @@ def scale_by_kl_trust_region(
         radius: δ > 0 in nats an example, or a schedule of it.
         labels: whose F, as for `fisher_forms`.
     """
+    check_scalar("radius", radius)
     known = not callable(radius) and not isinstance(radius, jax.core.Tracer)
     if known and not float(radius) > 0:
         raise ValueError(f"radius must be positive, in nats, got {radius}.")

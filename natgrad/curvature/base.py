@@ -38,6 +38,14 @@ class Curvature(abc.ABC):
 
     instantaneous: ClassVar[bool] = False
 
+    def __post_init__(self):
+        if not isinstance(self.model, Model):
+            raise ValueError(
+                f"{type(self).__name__} is the curvature of a natgrad.Model(apply, "
+                f"family), got {self.model!r}. Optimizers take the learning rate first "
+                "and the model second: natural_gradient(0.1, model)."
+            )
+
     @abc.abstractmethod
     def init(self, params: Params) -> Statistics:
         """Zero statistics: the structure, shapes and dtypes of `estimate`'s."""

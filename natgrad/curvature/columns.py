@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.typing import Array, ArrayLike
 
@@ -74,8 +75,3 @@ def score(model: Model, columns: Columns, k: ArrayLike, like: Array) -> Array:
 def root(weights: Array) -> Array:
     """√w, with derivative 0 at 0, which is where masked examples are."""
     return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
-
-
-def trailing(array: Array, like: Array) -> Array:
-    """`array` with axes of size 1 appended until it has as many axes as `like`."""
-    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))

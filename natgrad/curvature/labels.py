@@ -24,21 +24,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from natgrad import masks
 from natgrad.batch import Example
 from natgrad.curvature.columns import (
     Columns,
     FactorColumns,
     ScoreColumns,
     score,
-    trailing,
 )
 from natgrad.families.base import Family
+from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.typing import Array, Key
 
@@ -126,24 +126,26 @@ class Exact(Labels):
 
     def each(self, model: Model, z: Array, example: Example) -> FactorColumns:
         """Nodes, or as many columns as coordinates, of each factor."""
-        family, weights = model.family, example.weights
-        factors = z.reshape((math.prod(weights.shape), *z.shape[weights.ndim :]))
+        family, weights = model.family, example.weights.reshape(-1)
+        factors = z.reshape((weights.size, *z.shape[example.weights.ndim :]))
         nodes = jax.vmap(family.nodes)
         labels = scores = None
         if jax.eval_shape(nodes, factors)[1].shape[1] <= factors[0].size:
+            if model.weights is not None:
+                chances = lambda z: family.nodes(z)[1]
+                factors = masks.zero_where_lost(chances, weights, factors)
             labels, w = nodes(factors)
         else:
-            scores, w = jax.vmap(lambda z: _factor_columns(family, z))(factors)
-        w = (weights.reshape(-1, 1) * w).reshape(-1)
-        return FactorColumns(factors, labels, scores, w)
+            columns = lambda z: _factor_columns(family, z)
+            scores, w = model.at_each_factor(columns, weights, factors)
+        return FactorColumns(
+            factors, labels, scores, (weights[:, None] * w).reshape(-1)
+        )
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """w_t F_{z_t} v_t by the family's own Fisher information."""
-        weights = example.weights
-        per_factor = model.family.fisher_product
-        for _ in range(weights.ndim):
-            per_factor = jax.vmap(per_factor)
-        return trailing(weights, z) * per_factor(z, v)
+        weights, product = example.weights, model.family.fisher_product
+        return trailing(weights, z) * model.at_each_factor(product, weights, z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
         """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
@@ -181,7 +183,7 @@ class Sampled(Labels):
         counted = (weights != 0).astype(weights.dtype)
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
         ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
-        scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
+        scores = jax.vmap(lambda y: _scores(model, z, y, weights))(ys)
         whole, share = jnp.ones((), weights.dtype), weights
         if model.weights is not None:  # a maximum of ones would take long to compile
             whole, share = _share(weights)
@@ -201,7 +203,7 @@ class Empirical(Labels):
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column, the score of the example's label over all its factors."""
-        scores = _scores(model, z, example.target, example.weights.ndim)
+        scores = _scores(model, z, example.target, example.weights)
         whole, share = _share(example.weights)
         if example.weights.ndim:
             scores = trailing(share, z) * scores
@@ -227,12 +229,9 @@ def _factor_columns(family: Family, z: Array) -> ScoreColumns:
     return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
 
 
-def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
+def _scores(model: Model, z: Array, y: Array, weights: Array) -> Array:
     """The score of each factor, shaped like z."""
-    score = model.family.score
-    for _ in range(factor_axes):
-        score = jax.vmap(score)
-    return score(z, y)
+    return model.at_each_factor(model.family.score, weights, z, y)
 
 
 def _share(weights: Array) -> tuple[Array, Array]:

@@ -176,7 +176,8 @@ def _alone(known, params, inputs, examples, total) -> Visits:
         rows, example = each
 
         def output(params):
-            z = model.apply(params, rebuild(rows))[0]
+            with batch.traceable():
+                z = model.apply(params, rebuild(rows))[0]
             return z.astype(tree.working_dtype(z))
 
         z, vjp = jax.vjp(output, params)

@@ -90,7 +90,11 @@ class Family(abc.ABC):
         return jnp.tensordot(self.fisher(z), v, axes=z.ndim)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Boolean, one entry a factor: is y a possible label?"""
+        """Boolean, one entry a factor: is `log_prob` defined at y?
+
+        For an exponential family that is where T(y) is in the closure of the domain of
+        the means: also at labels that the law never draws, such as a grey pixel.
+        """
         del z
         axes = tuple(range(y.ndim - self.label_ndim, y.ndim))
         return jnp.all(~jnp.isnan(y), axis=axes)
@@ -103,6 +107,11 @@ class Family(abc.ABC):
         if self.parameter_ndim is None or self.label_ndim != 0:
             return None
         return z_shape[: len(z_shape) - self.parameter_ndim]
+
+    def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Every shape that labels may have, that of samples first; () where unknown."""
+        shape = self.label_shape(z_shape)
+        return () if shape is None else (shape,)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -199,9 +208,13 @@ class ExponentialFamily(Family):
         return jax.grad(self.log_normalizer)(eta)
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """⟨η, T(y)⟩ − A(η) + h(y), shape ()."""
+        """⟨η, T(y)⟩ − A(η) + h(y), shape (); in the inner product 0 · ∞ is 0.
+
+        For a T(y) that is no label's but a mean of such it is minus the cross-entropy,
+        the mean of log p, but for h, which is taken at y.
+        """
         statistics = self.sufficient_statistics(y).astype(z.dtype)
-        inner = jnp.vdot(z, statistics, precision="highest")
+        inner = jnp.vdot(without_lost(z, statistics), statistics, precision="highest")
         base = self.log_base_measure(y).astype(z.dtype)
         return inner - self.log_normalizer(z) + base
 
@@ -244,3 +257,8 @@ class ExponentialFamily(Family):
     def fisher_product(self, z: Array, v: Array) -> Array:
         """∇²A(η) v by one forward derivative of `mean`, shaped like η."""
         return jax.jvp(self.mean, (z,), (v,))[1]
+
+
+def without_lost(values: Array, factors: Array) -> Array:
+    """`values`, but 0 where they are infinite and their factor is 0: 0 · ∞ is 0."""
+    return jnp.where(jnp.isinf(values) & (factors == 0), 0, values)

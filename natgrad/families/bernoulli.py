@@ -20,7 +20,11 @@ from natgrad.typing import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(ExponentialFamily):
-    """p(y = 1 | z) = σ(z): z is the logit, y is 0 or 1, each entry a factor."""
+    """p(y = 1 | z) = σ(z): z is the logit, y is 0 or 1, each entry a factor.
+
+    y may lie between, as grey pixels do: then `log_prob` is y z − log(1 + e^z), minus
+    the cross-entropy of a bit that is 1 with probability y.
+    """
 
     parameter_ndim: ClassVar[int] = 0
 
@@ -66,9 +70,9 @@ class Bernoulli(ExponentialFamily):
         return jax.random.bernoulli(key, self.mean(z)).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0 or 1."""
+        """Whether y lies in [0, 1]."""
         del z
-        return (y == 0) | (y == 1)
+        return (y >= 0) & (y <= 1)
 
 
 def binary_entropy(z: Array) -> Array:

@@ -25,6 +25,9 @@ from natgrad.typing import Array, ArrayLike, Key
 class Binomial(ExponentialFamily):
     """y ~ Binomial(n, σ(z)): z is the logit, y a count, each entry a factor.
 
+    y may be any number in [0, n], such as a mean of counts; the factorials of the
+    binomial coefficient are then gamma functions.
+
     Attributes:
         n: the number of trials, one positive integer.
     """
@@ -101,8 +104,8 @@ class Binomial(ExponentialFamily):
         return jnp.where(z > 0, n - draw, draw).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is one of 0 … n."""
-        return (y >= 0) & (y <= self._n(z)) & (y == jnp.floor(y))
+        """Whether y lies in [0, n]."""
+        return (y >= 0) & (y <= self._n(z))
 
     def _n(self, z: Array) -> Array:
         return jnp.asarray(self.n, z.dtype)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.base import ExponentialFamily
+from natgrad.families.base import ExponentialFamily, without_lost
 from natgrad.families.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
 
@@ -28,6 +28,11 @@ _FEW = 16
 @dataclasses.dataclass(frozen=True)
 class Categorical(ExponentialFamily):
     """p(y = c | z) = softmax(z)_c: z holds C logits in its last axis, y is an integer.
+
+    A label shaped like z holds probabilities q instead of a class: smoothed labels,
+    those of a teacher, mixtures of two examples, one-hot vectors. Then `log_prob` is
+    Σ_c q_c log softmax(z)_c, minus the cross-entropy. The shape alone tells the two
+    apart, not the dtype: an index has no axis of classes.
 
     Attributes:
         num_classes: C. Only `sufficient_statistics` needs it, which cannot read it from
@@ -47,9 +52,13 @@ class Categorical(ExponentialFamily):
             )
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """Σ log softmax(z)_y."""
+        """Σ log softmax(z)_y, or Σ q log softmax(z) with 0 · (−∞) = 0."""
+        y = jnp.asarray(y)
         log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
-        index = jnp.clip(jnp.asarray(y), 0, z.shape[-1] - 1).astype(jnp.int32)
+        if y.shape == z.shape:
+            q = y.astype(z.dtype)
+            return jnp.vdot(q, without_lost(log_p, q), precision="highest")
+        index = jnp.clip(y, 0, z.shape[-1] - 1).astype(jnp.int32)
         return jnp.sum(jnp.take_along_axis(log_p, index[..., None], axis=-1))
 
     def log_normalizer(self, eta: Array) -> Array:
@@ -57,7 +66,7 @@ class Categorical(ExponentialFamily):
         return jnp.sum(jax.nn.logsumexp(self._checked(eta), axis=-1))
 
     def sufficient_statistics(self, y: Array) -> Array:
-        """The one-hot vector e_y."""
+        """The one-hot vector e_y of a class."""
         if self.num_classes is None:
             raise ValueError(
                 "Categorical: num_classes is None, and the statistic e_y has one "
@@ -92,8 +101,12 @@ class Categorical(ExponentialFamily):
         return jnp.sum(log_mean_exp(log_p, d - centre[..., None]))
 
     def score(self, z: Array, y: Array) -> Array:
-        """e_y − softmax(z)."""
-        index = jnp.asarray(y, jnp.int32)
+        """e_y − softmax(z), or q − softmax(z) Σ q."""
+        y = jnp.asarray(y)
+        if y.shape == z.shape:
+            q = y.astype(z.dtype)
+            return q - self.mean(z) * jnp.sum(q, axis=-1, keepdims=True)
+        index = y.astype(jnp.int32)
         return jax.nn.one_hot(index, z.shape[-1], dtype=z.dtype) - self.mean(z)
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
@@ -108,8 +121,20 @@ class Categorical(ExponentialFamily):
         return jnp.argmax(z + noise, axis=-1).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is one of 0 … C − 1."""
+        """Whether y is one of 0 … C − 1, or is >= 0 and sums to 1 within 0.001.
+
+        Beside the 0.001 there is room for the rounding of labels in half precision.
+        """
+        y = jnp.asarray(y)
+        if y.shape == z.shape:
+            eps = jnp.finfo(y.dtype).eps if jnp.issubdtype(y.dtype, jnp.inexact) else 0
+            error = jnp.abs(jnp.sum(y, axis=-1, dtype=z.dtype) - 1)
+            return jnp.all(y >= 0, axis=-1) & (error <= 1e-3 + 4 * eps)
         return (y >= 0) & (y < z.shape[-1]) & (y == jnp.floor(y))
+
+    def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """z_shape[:-1], of classes, and z_shape, of probabilities."""
+        return (z_shape[:-1], z_shape)
 
     def _checked(self, z: Array) -> Array:
         if z.ndim == 0 or z.shape[-1] < 2:

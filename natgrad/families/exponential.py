@@ -61,6 +61,6 @@ class Exponential(ExponentialFamily):
         return -jnp.maximum(draw, jnp.finfo(z.dtype).tiny) / z
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is positive and finite."""
+        """Whether y is finite and at least 0."""
         del z
-        return (y > 0) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)

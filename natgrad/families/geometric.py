@@ -25,6 +25,7 @@ class Geometric(ExponentialFamily):
     """p(y | z) = (1 − e^z) e^{z y}, y = 0, 1, …: z is log(1 − p) < 0, p of a success.
 
     Each entry of z is a factor. For the number of trials, failures and success, add 1.
+    y may be a fraction, such as a mean of counts.
     """
 
     parameter_ndim: ClassVar[int] = 0
@@ -70,9 +71,9 @@ class Geometric(ExponentialFamily):
         return draw.astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
 
 def geometric_log_normalizer(eta: Array) -> Array:

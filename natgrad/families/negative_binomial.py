@@ -31,6 +31,8 @@ from natgrad.typing import Array, ArrayLike, Key
 class NegativeBinomial(ExponentialFamily):
     """y ~ NB(r, p): z is log(1 − p) < 0, y a count, each entry a factor.
 
+    y may be a fraction, such as a mean of counts; y! is then Γ(y + 1).
+
     Attributes:
         r: the number of successes, one positive number, not necessarily an integer.
     """
@@ -107,9 +109,9 @@ class NegativeBinomial(ExponentialFamily):
         return jax.random.poisson(key2, rate).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
     def _r(self, z: Array) -> Array:
         return jnp.asarray(self.r, z.dtype)

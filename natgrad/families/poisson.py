@@ -21,7 +21,10 @@ from natgrad.typing import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class Poisson(ExponentialFamily):
-    """y ~ Poisson(e^z): z is the log rate, y a count, each entry a factor."""
+    """y ~ Poisson(e^z): z is the log rate, y a count, each entry a factor.
+
+    y may be a fraction, such as a mean of counts; y! is then Γ(y + 1).
+    """
 
     parameter_ndim: ClassVar[int] = 0
 
@@ -81,9 +84,9 @@ class Poisson(ExponentialFamily):
         return jax.random.poisson(key, jnp.exp(z)).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
 
 def _expected_log_factorial(rate: Array) -> Array:

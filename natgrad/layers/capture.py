@@ -59,7 +59,8 @@ def capture(
             understood, or the uses found do not account for a gradient.
     """
     declared, plain = dict(declared or {}), apply
-    traced, shape = jaxprs.trace(apply, params, inputs)
+    with batch.traceable():
+        traced, shape = jaxprs.trace(apply, params, inputs)
     size = batch.input_count(inputs, in_axes)
     if loops.has_loop(traced, size):
         apply = _without_loops(apply, traced, params, inputs, in_axes, size)

@@ -71,7 +71,7 @@ def dependence(
         return Dependence.PLACE
     if size == 1:
         return Dependence.NOTHING
-    traced = jax.make_jaxpr(apply)(params, inputs)
+    traced, _ = jaxprs.trace(apply, params, inputs)
     constants = list(constants_of(traced))
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxprs.opened(traced)[0]))
     key = (

@@ -107,10 +107,10 @@ def spring(
     accelerate the optimization of neural network wavefunctions.
     """
     form = Gram if curvature is None else curvature
-    return optax.chain(
+    return chain(
         scale_by_spring(form(model), damping=damping, momentum=momentum),
         scale_by_norm_constraint(learning_rate, constraint),
-        optax.scale_by_learning_rate(learning_rate),
+        learning_rate=learning_rate,
     )
 
 
@@ -143,4 +143,4 @@ def matrix_free(
         damping=damping,
         solver=WarmStart(),
     )
-    return chain(direction, None, learning_rate)
+    return chain(direction, learning_rate=learning_rate)
