@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,18 @@ from natgrad.typing import Inputs, Params
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
+
+
+def unless_empty(update: Callable) -> Callable:
+    """`update` of a transformation, but that of no parameters changes nothing."""
+
+    @functools.wraps(update)
+    def of(updates, state, params=None, **extra_args):
+        if not jax.tree.leaves((updates, params)):
+            return updates, state
+        return update(updates, state, params, **extra_args)
+
+    return of
 
 
 def checked(
@@ -77,7 +91,7 @@ def _raise_if_unobserved(unobserved) -> None:
         raise ValueError(
             "update needs the batch: call update(gradient, state, params, inputs=x), "
             "and targets=y too for Empirical labels. Code that cannot pass inputs "
-            "calls natgrad.observe(curvature, state, params, inputs=x) first."
+            "calls natgrad.observe(tx, state, params, inputs=x) first."
         )
 
 
@@ -98,6 +112,12 @@ def part_of(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
+    if tree.has_placeholders(model_params):
+        raise ValueError(
+            "model_params must be the model's whole parameter tree; a part of it is "
+            "masked. With optax.masked(mask_compatible_extra_args=True) they are "
+            "masked as the params are: leave it False."
+        )
     if model_params is not None:
         return curvature.fixing(model_params).resolved(params)
     if tree.has_placeholders(params):

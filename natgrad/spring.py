@@ -111,7 +111,7 @@ def scale_by_spring(
 
 def scale_by_norm_constraint(
     learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike = 1e-3
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Shrink φ so that the squared length of the step, |η φ|², is at most c.
 
         φ ← φ min(1, √c / (η |φ|))
@@ -125,11 +125,11 @@ def scale_by_norm_constraint(
         raise ValueError(f"constraint must be positive, got {constraint}.")
 
     def init(params):
-        del params
+        tree.check_params(params)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
-        del params
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
         square = rate(state.count) ** 2 * tree.inner(updates, updates)
         outside = square > constraint
         shrink = jnp.where(
@@ -138,4 +138,4 @@ def scale_by_norm_constraint(
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

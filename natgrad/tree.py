@@ -24,7 +24,7 @@ def working_dtype(*trees: Any) -> jnp.dtype:
     bfloat16 and float16 leaves give float32, float64 leaves float64.
     """
     leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
-    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+    return jnp.result_type(jnp.float32, *map(jnp.result_type, leaves))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Layout:
         """The layout of `params`; raises where a leaf is not a real floating array."""
         check_params(params)
         leaves, treedef = jax.tree.flatten(params)
+        if not leaves:
+            raise ValueError("params has no array leaves: there is nothing to solve.")
         return cls(
             treedef,
             tuple(jnp.shape(leaf) for leaf in leaves),
@@ -107,10 +109,7 @@ class Layout:
 
 def check_params(params: Params) -> None:
     """Raise a ValueError unless every leaf is a real floating array."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params has no array leaves: there is nothing to optimise.")
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = jax.tree_util.keystr(path) or "params"
@@ -144,6 +143,18 @@ def fill_placeholders(params: Params, model_params: Params) -> Params:
             "model_params must be the model's whole parameter tree, of which the "
             f"params seen by this transformation are a part: {error}"
         ) from error
+
+
+def masked_like(whole: Any, params: Params) -> Any:
+    """`whole` with a placeholder wherever `params` has one: extra arguments of an
+    update inside `optax.masked` are not masked as params and gradient are."""
+    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
+    return jax.tree.map(
+        lambda node, of_it: node if is_placeholder(node) else of_it,
+        params,
+        whole,
+        is_leaf=is_placeholder,
+    )
 
 
 def has_placeholders(params: Params) -> bool:

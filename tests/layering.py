@@ -16,7 +16,7 @@ LAYERS = (
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "upkeep", "arguments", "transform", "spring"},
+    {"state", "refresh", "upkeep", "arguments", "observation", "transform", "spring"},
     {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},
@@ -39,7 +39,8 @@ STOP_GRADIENT = {
     "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
 }
 OPTAX = {
-    "natgrad.transform": "is the optax code of the library",
+    "natgrad.transform": "makes a transformation of any curvature",
+    "natgrad.observation": "finds the curvatures in a transformation by its init",
     "natgrad.spring": "puts a momentum around it",
     "natgrad.adaptive": "adapts its damping and the length of its steps",
     "natgrad.optimizers": "chains it with a learning rate",

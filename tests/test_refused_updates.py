@@ -67,7 +67,7 @@ def test_integer_parameters_are_refused_by_their_name():
     words = "['steps']['n']", "int64", "Cast it", "in_axes"
     refused(lambda: TX.init(params), *words)
     refused(lambda: TX.update(params, None, params, inputs=X), *words)
-    refused(lambda: TX.init({}), "no array leaves")
+    refused(lambda: DENSE.init({}), "no array leaves")
     refused(lambda: TX.init(jnp.ones(3, complex)), "real floating", "complex")
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, unless_empty
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
 from natgrad.typing import ArrayLike
@@ -43,7 +44,7 @@ def scale_by_kl_trust_region(
         raise ValueError(f"radius must be positive, in nats, got {radius}.")
 
     def init(params):
-        del params
+        tree.check_params(params)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(
@@ -67,4 +68,4 @@ def scale_by_kl_trust_region(
         shrunk = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return shrunk, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, unless_empty(update))

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import unless_empty
 from natgrad.typing import Array, ArrayLike, Key, Params
 
 
@@ -119,6 +120,7 @@ def ivon(
             move = -alpha * (average + weight_decay * m_) / s
             return move.astype(m.dtype), momentum, s
 
+        weights = tree.masked_like(weights, params)
         trees = updates, state.momentum, state.precision, params, weights
         results = jax.tree.map(leaf, *trees)
         moves, momentum, precision = jax.tree.transpose(
@@ -126,7 +128,7 @@ def ivon(
         )
         return moves, IvonState(count, momentum, precision, state.ess)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
