@@ -146,8 +146,11 @@ def fill_placeholders(params: Params, model_params: Params) -> Params:
 
 
 def masked_like(whole: Any, params: Params) -> Any:
-    """`whole` with a placeholder wherever `params` has one: extra arguments of an
-    update inside `optax.masked` are not masked as params and gradient are."""
+    """`whole` with a placeholder wherever `params` has one.
+
+    Inside `optax.masked` extra arguments of an update come as they are, unlike params
+    and gradient.
+    """
     is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
     return jax.tree.map(
         lambda node, of_it: node if is_placeholder(node) else of_it,
