@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
@@ -20,16 +20,28 @@ from natgrad.typing import Inputs, Params
 MISSING: Any = object()
 
 
-def unless_empty(update: Callable) -> Callable:
-    """`update` of a transformation, but that of no parameters changes nothing."""
+def transformation(
+    init: Callable, update: Callable
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation; of no parameters it changes nothing, not even its state.
 
-    @functools.wraps(update)
+    Numbers among the parameters are arrays of shape ().
+    """
+
+    def made(params):
+        return init(_arrays(params))
+
     def of(updates, state, params=None, **extra_args):
         if not jax.tree.leaves((updates, params)):
             return updates, state
-        return update(updates, state, params, **extra_args)
+        return update(_arrays(updates), state, _arrays(params), **extra_args)
 
-    return of
+    return optax.GradientTransformationExtraArgs(made, of)
+
+
+def _arrays(params: Any) -> Any:
+    array = lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return jax.tree.map(array, params)
 
 
 def checked(

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
 from natgrad.geometry.domain import displaced
@@ -137,7 +138,7 @@ def _transformation(
         moves = jax.tree.map(leaf, params, updates)
         return moves, MirrorDescentState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _over_factors(family, step, x: Array, gradient: Array, h: Array) -> Array:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, as_damping
 from natgrad.refresh import EVERY_STEP, Refresh
@@ -106,7 +107,7 @@ def scale_by_spring(
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def scale_by_norm_constraint(
@@ -138,4 +139,4 @@ def scale_by_norm_constraint(
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -20,7 +20,7 @@ import optax
 
 from natgrad import refresh as refreshing
 from natgrad import tree
-from natgrad.arguments import MISSING, checked, unless_empty
+from natgrad.arguments import MISSING, checked, transformation
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion, as_damping
 from natgrad.inplace import cleared
@@ -152,7 +152,7 @@ def scale_by_curvature(
         )
         return direction, state
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:

@@ -24,7 +24,7 @@ def working_dtype(*trees: Any) -> jnp.dtype:
     bfloat16 and float16 leaves give float32, float64 leaves float64.
     """
     leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
-    return jnp.result_type(jnp.float32, *map(jnp.result_type, leaves))
+    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,7 @@ STOP_GRADIENT = {
 }
 OPTAX = {
     "natgrad.transform": "makes a transformation of any curvature",
+    "natgrad.arguments": "makes every transformation, for no parameters too",
     "natgrad.observation": "finds the curvatures in a transformation by its init",
     "natgrad.spring": "puts a momentum around it",
     "natgrad.adaptive": "adapts its damping and the length of its steps",

@@ -107,6 +107,26 @@ def test_updates_have_the_dtypes_and_the_containers_of_the_parameters(name):
 
 
 @EVERY
+def test_a_python_number_is_a_parameter(name):
+    params = start() | {"scale": 0.5}
+    model = ng.Model(
+        lambda p, x: x @ p["w"] * p["scale"] + p["b"][None],
+        MODEL.family,
+        example_inputs=X[:1],
+    )
+    row = ROWS[name]
+
+    def step():
+        grads, tx = jax.grad(model.loss)(params, X, Y), row.tx(model)
+        extra = of_batch(params, row.needs, model)
+        return tx.update(grads, tx.init(params), params, **extra)[0]
+
+    updates = jax.eval_shape(step)
+    assert updates.keys() == params.keys()
+    assert updates["scale"].shape == ()
+
+
+@EVERY
 def test_injected_hyperparameters_are_got_and_set_by_name(name):
     row = ROWS[name]
     tx = row.injected()

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 from contract import (
-    ALIASES,
     BIAS,
     LAMBDA,
     MODEL,

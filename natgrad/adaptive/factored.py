@@ -41,7 +41,7 @@ from natgrad.adaptive.quadratic import (
     no_step_yet,
 )
 from natgrad.adaptive.trials import SOLVER, Trials, best_inverses
-from natgrad.arguments import MISSING, checked, unless_empty
+from natgrad.arguments import MISSING, checked, transformation
 from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
@@ -228,7 +228,7 @@ def scale_by_factored_curvature(
             step=following(state.step, found, taken, counted),
         )
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
 
 
 def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:

@@ -24,7 +24,7 @@ import optax
 
 from natgrad import tree
 from natgrad.adaptive.quadratic import EXACT, check_batch, part
-from natgrad.arguments import MISSING, unless_empty
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
 from natgrad.typing import Array, ArrayLike, Inputs, Params
@@ -98,7 +98,7 @@ def geodesic_acceleration(
         ratio = jnp.where(size > 0, ratio, 0).astype(state.ratio.dtype)
         return accelerated, GeodesicAccelerationState(ratio, after)
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
 
 
 def bending(

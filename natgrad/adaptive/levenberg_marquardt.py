@@ -34,7 +34,7 @@ import optax
 from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
-from natgrad.arguments import MISSING, unless_empty
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
 from natgrad.model import Model
@@ -207,7 +207,7 @@ def levenberg_marquardt(
             )
         )
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
 
 
 class _Decision(NamedTuple):

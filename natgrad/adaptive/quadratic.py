@@ -37,7 +37,7 @@ from natgrad.adaptive.forms import (
     grouped_inner,
     part,
 )
-from natgrad.arguments import MISSING, unless_empty
+from natgrad.arguments import MISSING, transformation
 from natgrad.batch import check_every, thinned
 from natgrad.curvature.labels import Labels
 from natgrad.damping import Damping, as_damping
@@ -145,7 +145,7 @@ def scale_by_quadratic_model(
         )
         return found.step, following(state, found, found.usable, jnp.array(True))
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
 
 
 def no_step_yet(params: Params, groups: int) -> QuadraticModelState:

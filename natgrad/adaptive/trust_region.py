@@ -18,7 +18,7 @@ import optax
 
 from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
-from natgrad.arguments import MISSING, unless_empty
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
 from natgrad.typing import ArrayLike
@@ -68,4 +68,4 @@ def scale_by_kl_trust_region(
         shrunk = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return shrunk, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, unless_empty(update))
+    return transformation(init, update)
