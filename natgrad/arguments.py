@@ -61,6 +61,11 @@ def checked(
         )
     here = part_of(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
+    if not isinstance(state.owner, dict):
+        raise ValueError(
+            "The state is that of init for a tree without arrays, and now there are "
+            "parameters: make it by init(params) with these."
+        )
     _check_arguments(here, state, inputs, statistics)
     return here
 
