@@ -138,7 +138,7 @@ def _uses_in(transformation: Any, params: Params) -> list[_Use]:
 def _check(
     name: str, same: list[_Use], here: Curvature, params: Params, nodes: list
 ) -> None:
-    """Raise unless it is clear which states are those of `name`, and they have a F."""
+    """Raise unless it is clear which states are those of `name`, and they keep F."""
     kind = type(same[0].curvature).__name__
     if here.instantaneous:
         raise ValueError(
@@ -148,8 +148,18 @@ def _check(
         )
     expected = jax.eval_shape(here.init, params)
     mine = [node for node in nodes if _owner_of(node) == name]
-    if not any(same_shapes(node.statistics, expected) for node in mine):
-        raise ValueError(_nobodys(name, nodes))
+    if not mine:
+        owners = ", ".join(sorted({str(_owner_of(node)) for node in nodes}))
+        raise ValueError(
+            f"No part of the optimizer state belongs to {name}. Pass transformation or "
+            "curvature, params and state of one and the same transformation. "
+            f"This state has {owners or 'nothing that can be observed'}."
+        )
+    if not all(same_shapes(node.statistics, expected) for node in mine):
+        raise ValueError(
+            f"The statistics of {name} have other shapes in this state than at these "
+            "params. Is it a batch of states? Then observe each, under jax.vmap."
+        )
     if len({id(use.curvature) for use in same}) > 1 or len(mine) > len(same):
         raise ValueError(
             f"The state has {len(mine)} parts of the kind {name}, and it cannot be "
@@ -180,15 +190,6 @@ def _owner_of(node: ScaleByCurvatureState) -> str | None:
     return next(iter(node.owner)) if isinstance(node.owner, dict) else None
 
 
-def _nobodys(name: str, nodes: list) -> str:
-    owners = sorted({str(_owner_of(node)) for node in nodes})
-    return (
-        f"No part of the optimizer state belongs to {name}. Pass the transformation or "
-        "curvature, the params and the state of one and the same transformation. "
-        f"This state has {', '.join(owners) or 'nothing that can be observed'}."
-    )
-
-
 def _name(curvature: Curvature, params: Params) -> str:
     """Such as 'Dense(model=Categorical, labels=Exact()) of b[3], w[2, 3]'.
 
@@ -207,12 +208,13 @@ def _described(value: Any) -> str:
         return type(value.family).__name__
     if isinstance(value, str | int | float | None):
         return repr(value)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         parts = [f"{k}={_described(v)}" for k, v in fields.items() if v is not None]
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {_described(v)}' for k, v in value.items())}}}"
+        parts = sorted(f"{key}: {_described(v)}" for key, v in value.items())
+        return f"{{{', '.join(parts)}}}"
     if isinstance(value, jax.Array):
         return "Array"  # traced or not
     if isinstance(value, tuple | list):

@@ -29,8 +29,11 @@ class Row(NamedTuple):
         return self.make(**self.arguments(model))
 
     def injected(self):
-        inject = optax.inject_hyperparams(self.make, self.static)
-        return inject(**self.arguments(MODEL))
+        """With hyperparameters in its state; the learning rate by a schedule."""
+        arguments = self.arguments(MODEL)
+        if "learning_rate" in arguments:
+            arguments["learning_rate"] = optax.constant_schedule(RATE)
+        return optax.inject_hyperparams(self.make, self.static)(**arguments)
 
 
 def dense(model, damping=LAMBDA):

@@ -144,6 +144,17 @@ def test_states_that_cannot_be_told_apart_are_refused():
     assert second.estimates == 0
 
 
+def test_a_batch_of_states_is_refused_outside_vmap(tolerance):
+    curvature, params = Dense(MODEL), start()
+    batch = jax.vmap(lambda _: scaled(curvature).init(params))(jnp.arange(3))
+    with pytest.raises(ValueError, match=r"batch of states.*jax\.vmap"):
+        ng.observe(curvature, batch, params, inputs=X)
+    see = lambda state: ng.observe(curvature, state, params, inputs=X)
+    each = jax.jit(jax.vmap(see))(batch).statistics
+    fisher = np.broadcast_to(oracle(params).fisher, each.shape)
+    np.testing.assert_allclose(each, fisher, tolerance("oracle"))
+
+
 def test_what_has_no_curvature_is_refused():
     params = start()
     for tx in (optax.adam(0.1), ng.mirror_descent(0.1, ng.families.Poisson())):

@@ -219,7 +219,7 @@ def masked(row, params, extra):
     return one(optax.masked(tx, HALF), params, extra | {"model_params": params})
 
 
-def part(row, params, extra):
+def part(row, params):
     """The update of a model that has these parameters alone, beside the gradient."""
     mine, grads = {"w": params["w"]}, gradient_of(params)
     model = ng.Model(
@@ -260,7 +260,7 @@ def table(name):
     @jax.jit
     def program(params):
         extra = of_batch(params, row.needs)
-        found = {"bare": one(row.tx(), params, extra), "part": part(row, params, extra)}
+        found = {"bare": one(row.tx(), params, extra), "part": part(row, params)}
         columns = COLUMNS | (SEARCHES if name in SEARCHED else {})
         for column, of in columns.items():
             try:
