@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
@@ -16,6 +18,30 @@ from natgrad.typing import Inputs, Params
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
+
+
+def transformation(
+    init: Callable, update: Callable
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation; of no parameters it changes nothing, not even its state.
+
+    Numbers among the parameters are arrays of shape ().
+    """
+
+    def made(params):
+        return init(_arrays(params))
+
+    def of(updates, state, params=None, **extra_args):
+        if not jax.tree.leaves((updates, params)):
+            return updates, state
+        return update(_arrays(updates), state, _arrays(params), **extra_args)
+
+    return optax.GradientTransformationExtraArgs(made, of)
+
+
+def _arrays(params: Any) -> Any:
+    array = lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return jax.tree.map(array, params)
 
 
 def checked(
@@ -35,6 +61,11 @@ def checked(
         )
     here = part_of(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
+    if not isinstance(state.owner, dict):
+        raise ValueError(
+            "The state is that of init for a tree without arrays, and now there are "
+            "parameters: make it by init(params) with these."
+        )
     _check_arguments(here, state, params, inputs, statistics)
     return here
 
@@ -78,7 +109,7 @@ def _raise_if_unobserved(unobserved) -> None:
         raise ValueError(
             "update needs the batch: call update(gradient, state, params, inputs=x), "
             "and targets=y too for Empirical labels. Code that cannot pass inputs "
-            "calls natgrad.observe(curvature, state, params, inputs=x) first."
+            "calls natgrad.observe(tx, state, params, inputs=x) first."
         )
 
 
@@ -99,6 +130,12 @@ def part_of(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
+    if tree.has_placeholders(model_params):
+        raise ValueError(
+            "model_params must be the model's whole parameter tree; a part of it is "
+            "masked. With optax.masked(mask_compatible_extra_args=True) they are "
+            "masked as the params are: leave it False."
+        )
     if model_params is not None:
         return curvature.fixing(model_params).resolved(params)
     if tree.has_placeholders(params):

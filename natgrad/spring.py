@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, as_damping, check_scalar
 from natgrad.refresh import EVERY_STEP, Refresh
@@ -108,12 +109,12 @@ def scale_by_spring(
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def scale_by_norm_constraint(
     learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike = 1e-3
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Shrink φ so that the squared length of the step, |η φ|², is at most c.
 
         φ ← φ min(1, √c / (η |φ|))
@@ -128,11 +129,11 @@ def scale_by_norm_constraint(
         raise ValueError(f"constraint must be positive, got {constraint}.")
 
     def init(params):
-        del params
+        tree.check_params(params)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
-        del params
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
         square = rate(state.count) ** 2 * tree.inner(updates, updates)
         outside = square > constraint
         shrink = jnp.where(
@@ -141,4 +142,4 @@ def scale_by_norm_constraint(
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+    return transformation(init, update)

@@ -20,7 +20,7 @@ from natgrad.damping import TrustRegion
 from natgrad.metric import Metric
 from natgrad.refresh import Kept, Solved
 from natgrad.solvers import any_member
-from natgrad.typing import Array, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 
 class Health(NamedTuple):
@@ -63,6 +63,7 @@ class ScaleByCurvatureState(NamedTuple):
         statistics: the average F̄_k.
         inverse: what is kept between refreshes; empty where nothing is.
         health: how the last step went.
+        owner: whose state it is, see `natgrad.observation`.
     """
 
     count: Array
@@ -72,6 +73,7 @@ class ScaleByCurvatureState(NamedTuple):
     statistics: Statistics
     inverse: Any
     health: Health
+    owner: dict[str, tuple]
 
 
 def average(
@@ -89,6 +91,25 @@ def average(
     return state._replace(
         statistics=tree.where(usable, averaged, state.statistics),
         estimates=jnp.where(usable, estimates, state.estimates),
+    )
+
+
+def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState:
+    """The state for parameters without a leaf.
+
+    `optax.tree.map_params` asks for it too: there each leaf stands for whatever lies in
+    its place in the state of real parameters.
+    """
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return ScaleByCurvatureState(
+        count=zero(),
+        key=jax.random.PRNGKey(seed),
+        decay=jnp.asarray(decay, jnp.float32),
+        estimates=zero(),
+        statistics=zero(),
+        inverse=zero(),
+        health=unknown_health(jnp.float32),
+        owner=zero(),
     )
 
 

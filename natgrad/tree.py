@@ -43,6 +43,8 @@ class Layout:
         """The layout of `params`; raises where a leaf is not a real floating array."""
         check_params(params)
         leaves, treedef = jax.tree.flatten(params)
+        if not leaves:
+            raise ValueError("params has no array leaves: there is nothing to solve.")
         return cls(
             treedef,
             tuple(jnp.shape(leaf) for leaf in leaves),
@@ -122,10 +124,7 @@ def check_params(params: Params) -> None:
 
     Nor may one be sharded over explicit axes of a mesh.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params has no array leaves: there is nothing to optimise.")
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = jax.tree_util.keystr(path) or "params"
@@ -178,6 +177,21 @@ def fill_placeholders(params: Params, model_params: Params) -> Params:
             "model_params must be the model's whole parameter tree, of which the "
             f"params seen by this transformation are a part: {error}"
         ) from error
+
+
+def masked_like(whole: Any, params: Params) -> Any:
+    """`whole` with a placeholder wherever `params` has one.
+
+    Inside `optax.masked` extra arguments of an update come as they are, unlike params
+    and gradient.
+    """
+    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
+    return jax.tree.map(
+        lambda node, of_it: node if is_placeholder(node) else of_it,
+        params,
+        whole,
+        is_leaf=is_placeholder,
+    )
 
 
 def has_placeholders(params: Params) -> bool:

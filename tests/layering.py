@@ -16,7 +16,8 @@ LAYERS = (
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "health", "refresh", "upkeep", "arguments", "transform", "spring"},
+    {"state", "health", "refresh", "upkeep", "arguments", "observation"}
+    | {"transform", "spring"},
     {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},
@@ -40,7 +41,9 @@ STOP_GRADIENT = {
     "natgrad.masks": "factors of weight 0 whose value is not finite",
 }
 OPTAX = {
-    "natgrad.transform": "is the optax code of the library",
+    "natgrad.transform": "makes a transformation of any curvature",
+    "natgrad.arguments": "makes every transformation, for no parameters too",
+    "natgrad.observation": "finds the curvatures in a transformation by its init",
     "natgrad.spring": "puts a momentum around it",
     "natgrad.adaptive": "adapts its damping and the length of its steps",
     "natgrad.optimizers": "chains it with a learning rate",

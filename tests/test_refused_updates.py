@@ -67,8 +67,24 @@ def test_integer_parameters_are_refused_by_their_name():
     words = "['steps']['n']", "int64", "Cast it", "in_axes"
     refused(lambda: TX.init(params), *words)
     refused(lambda: TX.update(params, None, params, inputs=X), *words)
-    refused(lambda: TX.init({}), "no array leaves")
+    refused(lambda: DENSE.init({}), "no array leaves")
     refused(lambda: TX.init(jnp.ones(3, complex)), "real floating", "complex")
+
+
+def test_a_state_of_no_parameters_is_refused_where_there_are_some():
+    state = TX.init({})
+    refused(lambda: TX.update(GRADS, state, PARAMS, inputs=X), "init(params)")
+
+
+@pytest.mark.parametrize("optimizer", [ng.natural_gradient, ng.spring])
+def test_a_curvature_in_place_of_a_function_of_the_model_is_refused(optimizer):
+    with refuses("model -> curvature", "type Dense", "static_args"):
+        optimizer(0.1, MODEL, curvature=DENSE)
+    injected = optax.inject_hyperparams(optimizer)
+    with refuses("model -> curvature", "type Dense", "static_args"):
+        injected(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)
+    static = optax.inject_hyperparams(optimizer, "curvature")
+    static(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)
 
 
 def test_statistics_of_another_curvature_are_refused():

@@ -41,7 +41,7 @@ from natgrad.adaptive.quadratic import (
     no_step_yet,
 )
 from natgrad.adaptive.trials import SOLVER, Trials, best_inverses
-from natgrad.arguments import MISSING, checked
+from natgrad.arguments import MISSING, checked, transformation
 from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
@@ -110,7 +110,10 @@ def scale_by_factored_curvature(
     """
     rule = as_damping(damping)
     if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be an integer >= 1, got {groups!r}.")
+        raise ValueError(
+            f"groups must be an integer >= 1, got {groups!r}. Under "
+            "optax.inject_hyperparams name it in static_args."
+        )
     if refresh.staggered:
         raise ValueError(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
@@ -122,11 +125,13 @@ def scale_by_factored_curvature(
     def init(params):
         solve = plain.init(params)
         gamma = jnp.sqrt(jnp.asarray(rule(0) + weight_decay, solve.decay.dtype))
-        here = curvature.resolved(params)
-        pieces = _of_nothing(here, params, gamma)
-        solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
-        zero = jnp.zeros((), jnp.int32)
-        step = no_step_yet(params, len(parts(here.metric(solve.statistics, params))))
+        zero, number = jnp.zeros((), jnp.int32), 0
+        if jax.tree.leaves(params):
+            here = curvature.resolved(params)
+            pieces = _of_nothing(here, params, gamma)
+            solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
+            number = len(parts(here.metric(solve.statistics, params)))
+        step = no_step_yet(params, number)
         return FactoredState(zero, gamma, jnp.array(-1.0, gamma.dtype), solve, step)
 
     def update(
@@ -226,7 +231,7 @@ def scale_by_factored_curvature(
             step=following(state.step, found, taken, counted),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:

@@ -34,13 +34,12 @@ import optax
 from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
 from natgrad.health import Undone, first_failure
 from natgrad.model import Model
 from natgrad.solvers import any_member
-from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()
@@ -114,7 +113,8 @@ def levenberg_marquardt(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        dtype = Layout.of(params).dtype
+        tree.check_params(params)
+        dtype = tree.working_dtype(params)
         number = lambda value, dtype=dtype: jnp.full((), value, dtype)
         return LevenbergMarquardtState(
             count=number(0, jnp.int32),
@@ -161,6 +161,8 @@ def levenberg_marquardt(
 
         def decided(step, decrease):
             ahead = optax.apply_updates(params, step)
+            if model_params is not None:
+                ahead = tree.fill_placeholders(ahead, model_params)
             after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
             still = jnp.logical_not(_any_nonzero(step)) & _any_nonzero(updates)
             taken = tree.all_finite((updates, step, before, after))
@@ -218,7 +220,7 @@ def levenberg_marquardt(
             )
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 class _Decision(NamedTuple):

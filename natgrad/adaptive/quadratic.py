@@ -37,13 +37,12 @@ from natgrad.adaptive.forms import (
     grouped_inner,
     part,
 )
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.batch import check_every, thinned
 from natgrad.curvature.labels import Labels
 from natgrad.damping import Damping, as_damping
 from natgrad.model import Model
 from natgrad.solvers import HIGHEST, direct_solution
-from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
 
@@ -115,7 +114,8 @@ def scale_by_quadratic_model(
     check_every("scale_by_quadratic_model(sub_batch=...)", sub_batch)
 
     def init(params):
-        return no_step_yet(params, len(grouped(groups, params)))
+        some = jax.tree.leaves(params)
+        return no_step_yet(params, len(grouped(groups, params)) if some else 0)
 
     def update(
         updates,
@@ -135,6 +135,7 @@ def scale_by_quadratic_model(
                 "scale_by_quadratic_model needs the gradient beside the direction: "
                 "call update(direction, state, params, inputs=x, grad=gradient)."
             )
+        grad = tree.masked_like(grad, params)
         strength = rule(state.count) if damping is None else damping
         seen, _ = thinned(inputs, None, model.in_axes, sub_batch, state.count)
         these = grouped(groups, params)
@@ -144,12 +145,13 @@ def scale_by_quadratic_model(
         )
         return found.step, following(state, found, found.usable, jnp.array(True))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def no_step_yet(params: Params, groups: int) -> QuadraticModelState:
     """The state before the first step."""
-    dtype = Layout.of(params).dtype
+    tree.check_params(params)
+    dtype = tree.working_dtype(params)
     return QuadraticModelState(
         count=jnp.zeros((), jnp.int32),
         update=jax.tree.map(jnp.zeros_like, params),

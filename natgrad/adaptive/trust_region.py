@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.damping import check_scalar
 from natgrad.model import Model
@@ -45,7 +46,7 @@ def scale_by_kl_trust_region(
         raise ValueError(f"radius must be positive, in nats, got {radius}.")
 
     def init(params):
-        del params
+        tree.check_params(params)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(
@@ -69,4 +70,4 @@ def scale_by_kl_trust_region(
         shrunk = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return shrunk, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

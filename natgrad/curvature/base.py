@@ -3,8 +3,8 @@
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 
 `estimate` is what a moving average runs over (K-FAC averages factors, not matrices),
-`metric` is what is solved. A curvature is a specification: a frozen dataclass that
-holds no arrays of its own.
+`metric` is what is solved. A curvature is a specification, a frozen dataclass; arrays
+are in what `following` makes of it for one estimate.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Curvature(abc.ABC):
         Args:
             statistics: of one batch, or an average of several.
             params: θ.
-            inputs: the current batch, for curvatures that hold no matrix.
+            inputs: the current batch, for curvatures that hold no matrix, and for those
+                that read the layers off the model (else off its example inputs).
             targets: its labels, for those with empirical labels.
         """
 

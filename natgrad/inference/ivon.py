@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.typing import Array, ArrayLike, Key, Params
 
 
@@ -110,7 +111,7 @@ def ivon(
 
         def leaf(gradient, momentum, s, m, w):
             dtype = s.dtype
-            gradient, m_, w = (a.astype(dtype) for a in (gradient, m, w))
+            gradient, m_, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
             estimate = gradient * (w - m_) * state.ess.astype(dtype) * s
             u = (1 - b2) * (s - weight_decay - estimate) / s
             s = s * (1 - u + u**2 / 2)
@@ -119,6 +120,7 @@ def ivon(
             move = -alpha * (average + weight_decay * m_) / s
             return move.astype(m.dtype), momentum, s
 
+        weights = tree.masked_like(weights, params)
         trees = updates, state.momentum, state.precision, params, weights
         results = jax.tree.map(leaf, *trees)
         moves, momentum, precision = jax.tree.transpose(
@@ -126,7 +128,7 @@ def ivon(
         )
         return moves, IvonState(count, momentum, precision, state.ess)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
@@ -140,6 +142,7 @@ def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
     def leaf(key, m, s):
+        m = jnp.asarray(m)
         scale = jax.lax.rsqrt(state.ess.astype(s.dtype) * s)
         noise = jax.random.normal(key, m.shape, s.dtype)
         return m.astype(s.dtype) + scale * noise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import optax
@@ -12,6 +13,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, check_scalar
 from natgrad.health import SCALED, noted
 from natgrad.inplace import cleared
+from natgrad.model import Model
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
 
@@ -36,6 +38,17 @@ def chain(*steps: optax.GradientTransformation | None, learning_rate):
         return cleared(finite, step), noted(state, ~finite, SCALED)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def curvature_of(form: Callable[[Model], Curvature], model: Model) -> Curvature:
+    """The curvature that an argument `curvature=` describes."""
+    if callable(form):
+        return form(model)
+    raise ValueError(
+        "curvature= is a function model -> curvature, such as natgrad.curvature.Dense; "
+        f"got an object of type {type(form).__name__}. Under optax.inject_hyperparams, "
+        "which takes functions for schedules, name it in static_args."
+    )
 
 
 def descend(

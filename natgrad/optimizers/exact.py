@@ -20,7 +20,7 @@ from natgrad.curvature.preconditioners import Preconditioner
 from natgrad.damping import Damping
 from natgrad.krylov import Residual, Stopping
 from natgrad.model import Model
-from natgrad.optimizers.chains import chain, descend
+from natgrad.optimizers.chains import chain, curvature_of, descend
 from natgrad.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
@@ -56,7 +56,7 @@ def natural_gradient(
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
-    return descend(form(model), learning_rate, damping, decay)
+    return descend(curvature_of(form, model), learning_rate, damping, decay)
 
 
 def gram(
@@ -108,7 +108,7 @@ def spring(
     """
     form = Gram if curvature is None else curvature
     return chain(
-        scale_by_spring(form(model), damping=damping, momentum=momentum),
+        scale_by_spring(curvature_of(form, model), damping=damping, momentum=momentum),
         scale_by_norm_constraint(learning_rate, constraint),
         learning_rate=learning_rate,
     )
