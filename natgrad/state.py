@@ -78,7 +78,7 @@ def average(
     usable: Array,
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
-    estimates = state.estimates + 1
+    estimates = tree.increment(state.estimates)
     whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
     weight = (1 - state.decay) / whole
     averaged = curvature.accumulate(state.statistics, estimate, weight)
@@ -156,7 +156,7 @@ def examined(
         ratio=ratio,
         predicted_decrease=decrease,
         skipped=~usable,
-        skips=old.skips + (~usable).astype(old.skips.dtype),
+        skips=tree.increment(old.skips, ~usable),
     )
     return health, direction
 

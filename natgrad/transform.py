@@ -143,7 +143,10 @@ def scale_by_curvature(
             metric, gradient, solved, strength, state, trust_region
         )
         state = state._replace(
-            count=state.count + 1, key=key, inverse=solved.kept, health=health
+            count=tree.increment(state.count, period=refresh.statistics),
+            key=key,
+            inverse=solved.kept,
+            health=health,
         )
         return direction, state
 

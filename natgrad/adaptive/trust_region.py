@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.arguments import MISSING
 from natgrad.curvature.labels import Labels
@@ -65,6 +66,6 @@ def scale_by_kl_trust_region(
         outside = square > bound
         shrink = jnp.where(outside, jnp.sqrt(bound / jnp.where(outside, square, 1)), 1)
         shrunk = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
-        return shrunk, optax.ScaleByScheduleState(state.count + 1)
+        return shrunk, optax.ScaleByScheduleState(tree.increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

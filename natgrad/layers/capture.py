@@ -94,7 +94,7 @@ def _captured(apply, params, inputs, in_axes, declared) -> tuple[Captured, bool]
         for i, (name, leaf) in enumerate(
             zip(tree.paths(params), jax.tree.leaves(params), strict=True)
         )
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf)
     ]
     blocks = blocks_of(leaves, walk.findings, declared, size)
     captured = Captured(

@@ -28,7 +28,7 @@ def draw_parameter(generator: np.random.Generator, aval, positive: bool = False)
     drawn = draw(generator, aval, positive=positive or len(aval.shape) < 2)
     if len(aval.shape) < 2 or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
         return drawn
-    return (drawn * float(np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
+    return (drawn * max(1.0, np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
 
 
 def tolerance(dtypes: Iterable) -> float:
