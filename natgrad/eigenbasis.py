@@ -118,18 +118,6 @@ def rotate(v: Array, left: Array | None, right: Array) -> Array:
     return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
 
 
-def eigenbases(factors: Sequence[Array]) -> list[tuple[Array, Array | None]]:
-    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
-
-    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
-    Eigenvalues are clipped at 0.
-    """
-    matrices = [factor for factor in factors if factor.ndim > 1]
-    found = iter(together(eigh, matrices))
-    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
-    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]
-
-
 @jax.custom_jvp
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues and eigenvectors; see the module for derivatives."""
@@ -148,3 +136,22 @@ def _eigh_jvp(primals, tangents):
     moved = jnp.diagonal(inner, axis1=-2, axis2=-1)
     turned = jnp.matmul(vectors, turn, precision=HIGHEST)
     return (values, vectors), (moved, turned)
+
+
+def eigenbases(
+    factors: Sequence[Array], decompose: Callable = eigh
+) -> list[tuple[Array, Array | None]]:
+    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
+
+    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
+    Eigenvalues are clipped at 0.
+
+    Args:
+        factors: symmetric matrices.
+        decompose: matrix [d, d] -> (eigenvalues, eigenvectors): `eigh`, or
+            `natgrad.spectral.eigh` where the eigenvalues have to be precise.
+    """
+    matrices = [factor for factor in factors if factor.ndim > 1]
+    found = iter(together(decompose, matrices))
+    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
+    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]

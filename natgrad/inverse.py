@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.solvers import HIGHEST, any_member
-from natgrad.spectral import damped_reciprocal
+from natgrad.spectral import damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # Up to this size LAPACK inverts: smaller blocks run faster, but take longer to compile.
@@ -67,7 +67,7 @@ def inverses(
     sound = [_bounded(m, floor) for m, floor in zip(found, floors, strict=True)]
 
     def spectral():
-        pairs = together(jnp.linalg.eigh, matrices)
+        pairs = together(eigh, matrices)
         made = [_of(*each) for each in zip(pairs, floors, strict=True)]
         whole, dropped = zip(*made, strict=True)
         mixed = [

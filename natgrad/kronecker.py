@@ -34,7 +34,7 @@ from natgrad.inverse import inverses as spd_inverses
 from natgrad.layers import Block
 from natgrad.metric import metric_pytree
 from natgrad.solvers import KeptInverse, Solution
-from natgrad.spectral import damped_reciprocal
+from natgrad.spectral import damped_reciprocal, eigh
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -132,7 +132,7 @@ class Eigenbasis(KeptInverse):
         del damping
         factors = [(metric.inputs[i], metric.outputs[i]) for i in which]
         fixed = jax.lax.stop_gradient(factors)  # implicit: see `apply`
-        found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed])
+        found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
         return [
             Decomposed(a, g, left, right)
             for (a, g), left, right in zip(

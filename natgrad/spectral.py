@@ -8,8 +8,11 @@ an eigenvalue that is rounding counts as what it is, and a negative one as 0. On
 pseudo-inverse of λ = 0 has to say which eigenvalues are 0: those at or below the
 rounding of n numbers as large as the largest.
 
-In floating point an eigenvalue is known to within about ε max s. Directions with s + λ
-below that are kept, with a relative error of about ε max s / (s + λ).
+In floating point an eigenvalue is known to within about ε max s, and where λ is below
+that, 1/(s + λ) is noise. So eigenvalues of float32 matrices are found in float64, in
+every precision that JAX is set to, and rounded then: the result is that of the float32
+matrix to a few digits less than float32 has, however ill conditioned F + λI is. (TPUs
+have no such decomposition, and find them in float32.)
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from natgrad.typing import Array, ArrayLike
 
@@ -42,6 +46,30 @@ def damped_reciprocal(
     drop = (damping == 0) & (positive <= cutoff)
     total = jnp.where(drop, 1, positive + damping)
     return jnp.where(drop, 0, 1 / total), jnp.any(drop)
+
+
+@custom_vmap
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix [n, n].
+
+    Found in float64 and given in the matrix's own dtype, at about twice the time of a
+    decomposition in float32; without a derivative.
+    """
+
+    def doubled(matrix):
+        with jax.enable_x64(True):
+            wide = jax.lax.convert_element_type(matrix, jnp.float64)
+            return tuple(leaf.astype(matrix.dtype) for leaf in jnp.linalg.eigh(wide))
+
+    plain = lambda matrix: tuple(jnp.linalg.eigh(matrix))
+    return jax.lax.platform_dependent(matrix, tpu=plain, default=doubled)
+
+
+@eigh.def_vmap
+def _eigh_vmap(axis_size, in_batched, matrices):
+    # One by one: the rules of JAX that would batch it see the precision set outside.
+    del axis_size, in_batched
+    return jax.lax.map(eigh, matrices), (True, True)
 
 
 def equilibration(diagonal: Array) -> Array:
@@ -71,7 +99,7 @@ def spectral_root(matrix: Array, damping: Array) -> tuple[Array, Array]:
     size = matrix.shape[0]
     d = equilibration(jnp.diagonal(matrix) + damping)
     scaled = d[:, None] * matrix * d[None]
-    values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
+    values, vectors = eigh(scaled)
     values = jnp.maximum(values, 0)
 
     def damped():
