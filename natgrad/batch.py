@@ -276,7 +276,7 @@ def thinned(
         )
     if every == 1:
         return inputs, targets
-    number = max(1, count // every)
+    number, first = max(1, count // every), first % count
 
     def part(leaf):
         leaf = jnp.asarray(leaf)

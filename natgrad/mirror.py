@@ -136,7 +136,7 @@ def _transformation(
             return moves.astype(x.dtype)
 
         moves = jax.tree.map(leaf, params, updates)
-        return moves, MirrorDescentState(optax.safe_increment(state.count))
+        return moves, MirrorDescentState(tree.increment(state.count))
 
     return transformation(init, update)
 

@@ -193,7 +193,7 @@ def solve(
 
     solution = solver.apply(metric, kept.pieces, gradient, damping)
     solution, usable = _finite(solution, usable)
-    age = kept.age + usable.astype(kept.age.dtype)
+    age = tree.increment(kept.age, usable, refresh.inverses)
     measured = usable & (age % refresh.inverses == 0)
     kept = kept._replace(age=age)
     settled = refresh.warm_up + refresh.inverses

@@ -140,6 +140,6 @@ def scale_by_norm_constraint(
             outside, jnp.sqrt(constraint / jnp.where(outside, square, 1)), 1
         )
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
-        return updates, optax.ScaleByScheduleState(state.count + 1)
+        return updates, optax.ScaleByScheduleState(tree.increment(state.count))
 
     return transformation(init, update)

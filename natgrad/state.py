@@ -84,7 +84,7 @@ def average(
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
     tree.check_kept(state.statistics, estimate)
-    estimates = state.estimates + 1
+    estimates = tree.increment(state.estimates)
     whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
     weight = (1 - state.decay) / whole
     averaged = curvature.accumulate(state.statistics, estimate, weight)
@@ -183,7 +183,7 @@ def examined(
         ratio=ratio,
         predicted_decrease=decrease,
         skipped=~usable,
-        skips=old.skips + (~usable).astype(old.skips.dtype),
+        skips=tree.increment(old.skips, ~usable),
         reason=reason,
     )
     return health, direction

@@ -153,7 +153,10 @@ def scale_by_curvature(
             metric, gradient, solved, strength, state, trust_region, reason
         )
         state = state._replace(
-            count=state.count + 1, key=key, inverse=solved.kept, health=health
+            count=tree.increment(state.count, period=refresh.statistics),
+            key=key,
+            inverse=solved.kept,
+            health=health,
         )
         return direction, state
 

@@ -203,14 +203,30 @@ def has_placeholders(params: Params) -> bool:
 
 def all_finite(tree: Any) -> Array:
     """A boolean scalar: does every floating leaf hold finite numbers only?"""
-    # A sum is finite if all entries are and do not overflow together, which takes the
-    # least to compile and one reading of memory.
+    # The sum is finite if all entries are, since they cannot overflow together when
+    # scaled down by more than there are of them: one reading of memory, and the least
+    # to compile.
     sums = [
-        jnp.sum(leaf, dtype=working_dtype(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        jnp.sum(2.0**-66 * leaf.astype(working_dtype(leaf)))
+        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     return jnp.isfinite(sum(sums)) if sums else jnp.array(True)
+
+
+def increment(count: Array, when: Array | bool = True, period: int = 1) -> Array:
+    """count + 1 where `when` holds, without overflow and in the dtype of `count`.
+
+    At the largest number it falls back by one period, so that count % period goes on.
+
+    Args:
+        count: an integer >= 0 (or −1), shape ().
+        when: a boolean, shape ().
+        period: of what is done every so many counts.
+    """
+    largest = jnp.iinfo(count.dtype).max
+    step = jnp.where(count == largest, 1 - period, 1)
+    return count + jnp.where(when, step, 0).astype(count.dtype)
 
 
 def where(condition: Array, tree: Any, other: Any) -> Any:

@@ -10,7 +10,7 @@ LAYERS = (
     {"geometry"},
     {"masks", "batch", "model"},
     {"layers"},
-    {"krylov"},
+    {"krylov", "spectral"},
     {"solvers", "inplace", "inverse", "damping"}
     | {"metric", "blockwise", "eigenbasis", "kronecker"},
     {"spread"},

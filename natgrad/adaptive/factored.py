@@ -18,6 +18,7 @@ Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
 from natgrad.health import first_failure
 from natgrad.inplace import renewed
+from natgrad.kronecker import Inverted
 from natgrad.refresh import Kept, Refresh, shapes_of_pieces
 from natgrad.state import ScaleByCurvatureState, average
 from natgrad.transform import scale_by_curvature
@@ -119,6 +121,7 @@ def scale_by_factored_curvature(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
             f"Refresh that is not staggered, got {refresh}."
         )
+    period = math.lcm(refresh.statistics, refresh.inverses, trials.period)
     plain = scale_by_curvature(curvature, decay=decay, seed=seed)
     parts = lambda metric: of_successive_blocks(metric, groups)
 
@@ -213,19 +216,19 @@ def scale_by_factored_curvature(
             damping=gamma**2,
             predicted_decrease=found.decrease,
             skipped=~found.usable,
-            skips=solve.health.skips + ~found.usable,
+            skips=tree.increment(solve.health.skips, ~found.usable),
             reason=first_failure(tree.all_finite(updates), True, True, found.usable),
         )
         return found.step, FactoredState(
-            count=count + taken,
+            count=tree.increment(count, taken, period),
             gamma=jnp.where(counted, next_gamma, state.gamma),
             heading=jnp.where(turned, -state.heading, state.heading),
             solve=solve._replace(
-                count=solve.count + counted,
+                count=tree.increment(solve.count, counted),
                 key=jnp.where(counted, key, solve.key),
                 statistics=known[0],
                 estimates=known[1],
-                inverse=Kept(solve.inverse.age + taken, pieces),
+                inverse=Kept(tree.increment(solve.inverse.age, taken), pieces),
                 health=tree.where(counted, health, solve.health),
             ),
             step=following(state.step, found, taken, counted),
@@ -243,6 +246,6 @@ def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:
         return jnp.broadcast_to((scale * one).astype(shape.dtype), shape.shape)
 
     return tuple(
-        (inverse(a, a.ndim < g.ndim), inverse(g, False))
-        for a, g in shapes_of_pieces(SOLVER, curvature, params)
+        Inverted(inverse(a, a.ndim < g.ndim), inverse(g, False), jnp.array(False))
+        for a, g, _ in shapes_of_pieces(SOLVER, curvature, params)
     )

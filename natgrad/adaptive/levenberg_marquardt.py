@@ -201,7 +201,8 @@ def levenberg_marquardt(
             return ratio, rule.accepted(strength, ratio)
 
         kept = lambda: (state.ratio, strength)
-        due = taken & ((state.count + 1) % rule.period == 0)
+        count = tree.increment(state.count, taken, rule.period)
+        due = taken & (count % rule.period == 0)
         ratio, eased = jax.lax.cond(any_member(due), measured, kept)
         ratio = jnp.where(due, ratio, state.ratio).astype(dtype)
         eased = jnp.where(due, eased, strength).astype(dtype)
@@ -209,12 +210,12 @@ def levenberg_marquardt(
         raised = jnp.minimum(raised, jnp.sqrt(jnp.finfo(dtype).max))
         return jax.tree.map(lambda d: jnp.where(taken, d, -0.0), step), (
             LevenbergMarquardtState(
-                count=state.count + taken,
+                count=count,
                 damping=jnp.where(taken, eased, raised).astype(dtype),
                 growth=jnp.where(taken, 2, growth).astype(dtype),
                 ratio=ratio,
                 rejected=~taken,
-                rejections=state.rejections + ~taken,
+                rejections=tree.increment(state.rejections, ~taken),
                 inner=inside,
                 undone=Undone(reason, undone),
             )

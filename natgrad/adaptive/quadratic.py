@@ -45,6 +45,9 @@ from natgrad.model import Model
 from natgrad.solvers import HIGHEST, direct_solution
 from natgrad.typing import Array, ArrayLike, Params
 
+# The largest count is followed by one so many lower, as parts of a batch take turns.
+TURNS = 2**30
+
 
 class QuadraticModelState(NamedTuple):
     """State of `scale_by_quadratic_model`.
@@ -166,7 +169,7 @@ def following(
     """The state after a step that is taken or not, and counts or leaves no trace."""
     either = lambda new, old: jnp.where(counted, new, old)
     return QuadraticModelState(
-        count=state.count + counted,
+        count=tree.increment(state.count, counted, TURNS),
         update=tree.where(taken, found.step, state.update),
         coefficients=either(found.coefficients, state.coefficients),
         predicted_decrease=either(found.decrease, state.predicted_decrease),

@@ -68,6 +68,6 @@ def scale_by_kl_trust_region(
         outside = square > bound
         shrink = jnp.where(outside, jnp.sqrt(bound / jnp.where(outside, square, 1)), 1)
         shrunk = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
-        return shrunk, optax.ScaleByScheduleState(state.count + 1)
+        return shrunk, optax.ScaleByScheduleState(tree.increment(state.count))
 
     return transformation(init, update)

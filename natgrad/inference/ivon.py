@@ -106,7 +106,7 @@ def ivon(
                 "state, params, weights=w) with w = draw_weights(key, params, state) "
                 "and grads the gradient at w."
             )
-        count = optax.safe_increment(state.count)
+        count = tree.increment(state.count)
         alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def leaf(gradient, momentum, s, m, w):

@@ -49,6 +49,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
 from natgrad.geometry.domain import displaced_part
@@ -228,14 +229,14 @@ def step(
         natural=end,
         previous=natural,
         elbo=value_there,
-        count=state.count + 1,
-        falls=state.falls + (value_there < value - rounding),
+        count=tree.increment(state.count),
+        falls=tree.increment(state.falls, value_there < value - rounding),
         rate=rho,
         kept=part,
         margin=_margin(rule, end),
         change=change,
         returned=returned,
-        cycle=jnp.where(back, state.cycle + 1, 0),
+        cycle=jnp.where(back, tree.increment(state.cycle), 0),
     )
 
 

@@ -33,7 +33,8 @@ def blocks_of(
     by_hand, taken = declared_blocks(leaves, declared, examples)
     groups: dict[int, list[Use]] = {leaf.index: [] for leaf in leaves}
     for use in findings.uses.values():
-        groups[use.view.leaf].append(use)
+        if use.view.leaf in groups:  # a leaf without entries has no block
+            groups[use.view.leaf].append(use)
     refused: dict[int, str] = {}
     weights: dict[int, list[LayerBlock]] = {}
     for leaf in leaves:

@@ -29,7 +29,7 @@ def draw_parameter(generator: np.random.Generator, aval, positive: bool = False)
     flat = len(aval.shape) < 2 or not drawn.size
     if flat or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
         return drawn
-    return (drawn * float(np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
+    return (drawn * max(1.0, np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
 
 
 def tolerance(dtypes: Iterable) -> float:
