@@ -111,11 +111,15 @@ class Model:
         return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ().
+
+        By draws that are fixed for each example, where the family must draw.
+        """
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
-        divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / self._total(weights)
+        keys = batch.factor_keys(self.family, z, weights)
+        divergence = jax.vmap(self.factor_sum(self.family.kl_under))
+        return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
@@ -177,13 +181,11 @@ class Model:
         """visit of one example's arrays, these arrays for all, and a chunk's size."""
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
-        target = None
-        if targets is not None:
-            target = self._targets(z, targets, count)
+        target = None if targets is None else self._targets(z, targets, count)
         weights = self._weights(inputs, z, count)
         batched, rebuild = batch.split_inputs(inputs, self.in_axes)
         rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
-        keys = None if key is None else batch.example_keys(key, count)
+        keys = batch.keys(self.family, key, z, count)
 
         def one(example_inputs, row, example):
             def output(params):
@@ -217,8 +219,7 @@ class Model:
         def outputs(params):
             return jnp.broadcast_to(self.outputs(params, inputs), (count, *z.shape[1:]))
 
-        keys = None if key is None else batch.example_keys(key, count)
-        examples = batch.Example(weights, None, keys)
+        examples = batch.Example(weights, None, batch.keys(self.family, key, z, count))
         if targets is not None:
             target = self._targets(z, targets, count)
             examples = examples._replace(target=target)
@@ -268,11 +269,8 @@ class Model:
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
         y = self._targets(z, targets, count)
-        return (
-            jnp.broadcast_to(z, (count, *z.shape[1:])),
-            self._weights(inputs, z, count),
-            y,
-        )
+        z = jnp.broadcast_to(z, (count, *z.shape[1:]))
+        return z, self._weights(inputs, z, count), y
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ import jax.numpy as jnp
 
 from natgrad.batch import Example
 from natgrad.families.base import Family
+from natgrad.families.expectations import root_columns
 from natgrad.model import Model
 from natgrad.tree import working_dtype
 from natgrad.typing import Array, Inputs, Key, Params
@@ -119,8 +121,15 @@ class Labels(abc.ABC):
 class Exact(Labels):
     """The whole predictive law: the Fisher information itself.
 
-    Columns come from the family's `nodes`; where these are more than the coordinates
-    of one factor they are replaced by as many columns with the same outer product.
+    Columns are the family's (`Family.columns`); where these are more than the
+    coordinates of one factor they are replaced by as many columns with the same outer
+    product.
+
+    A law of one's own that has neither a divergence nor finitely many known labels
+    (`Family.drawn`) is averaged over draws, fresh ones for each example and each key:
+    F is then an estimate, whose error falls with the number of examples times
+    `monte_carlo_samples`. Optimizers give a new key at every step. Without a key the
+    draws are those of one fixed key and the example's index, the same at every call.
     """
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
@@ -132,8 +141,11 @@ class Exact(Labels):
         factors = weights.shape
         parameters = z.shape[len(factors) :]
         count = math.prod(factors)
-        of_factor = jax.vmap(lambda z: _factor_columns(model.family, z))
-        scores, w = of_factor(z.reshape((count, *parameters)))  # [T, K, ...], [T, K]
+        keys = example.factor_keys(model.family, z)
+        if keys is not None:
+            keys = keys.reshape(count, *keys.shape[len(factors) :])
+        of_factor = jax.vmap(partial(_factor_columns, model.family))
+        scores, w = of_factor(keys, z.reshape((count, *parameters)))  # [T, K, ...]
         w = weights.reshape(count, 1) * w
         if count > 1:
             eye = jnp.eye(count, dtype=z.dtype)[:, None, :]  # [T, 1, T]
@@ -141,7 +153,9 @@ class Exact(Labels):
         return ScoreColumns(scores.reshape((-1, *z.shape)), w.reshape(-1))
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
-        """w_t F_{z_t} v_t by the family's own Fisher information."""
+        """w_t F_{z_t} v_t by the family's own Fisher information, or by draws."""
+        if model.family.drawn(z):
+            return super().product(model, z, example, v)
         weights = example.weights
         per_factor = model.family.fisher_product
         for _ in range(weights.ndim):
@@ -149,8 +163,9 @@ class Exact(Labels):
         return _trailing(weights, z) * per_factor(z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
-        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
-        return model.factor_sum(model.family.kl)(example.weights, z, z2)
+        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t)), by the same draws as `columns`."""
+        keys = example.factor_keys(model.family, z)
+        return model.factor_sum(model.family.kl_under)(example.weights, keys, z, z2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,18 +261,16 @@ def whole_columns(
     return jnp.moveaxis(columns, 1, 0), total
 
 
-def _factor_columns(family: Family, z: Array) -> ScoreColumns:
-    """The columns of one factor: at most as many as it has classes or coordinates."""
-    ys, weights = family.nodes(z)
-    scores = jax.vmap(family.score, (None, 0))(z, ys)
+def _factor_columns(family: Family, key: Key | None, z: Array) -> ScoreColumns:
+    """The columns of one factor: at most as many as it has coordinates."""
+    scores, weights = family.columns(key, z)
     if weights.shape[0] <= z.size:
         return ScoreColumns(scores, weights)
     flat = scores.reshape(-1, z.size)
     if z.size == 1:
         return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), weights @ flat**2)
-    lower = jnp.linalg.cholesky((flat * weights[:, None]).T @ flat)
-    pivots = jnp.diagonal(lower)
-    return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
+    rows, weights = root_columns((flat * weights[:, None]).T @ flat)
+    return ScoreColumns(rows.reshape(-1, *z.shape), weights)
 
 
 def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
