@@ -15,7 +15,7 @@ The same outer products have two more faces, which curvatures use that never for
 columns: `product`, v -> Σ_k w_k s_k ⟨s_k, v⟩, and `divergence`, a divergence between
 two outputs whose Hessian they are. For `Exact` these come from the family's Fisher
 information and from its KL divergence, so three definitions of the Fisher stand beside
-each other and share no code.
+each other and share no code (but for laws that must be drawn: they share the draws).
 
 Factor weights. With factor weights w_t the Fisher is Σ_t w_t F_{z_t}.
 """

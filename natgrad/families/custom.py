@@ -2,9 +2,9 @@
 
     ng.families.from_log_prob(log_prob, sample)
 
-Both read the parameters z of ONE factor. What is not given is derived: the score by
-autodiff; the divergence and the score columns as sums over the labels, where these are
-finitely many and known, else from samples. `provenance` says which.
+Both functions read the parameters z of ONE factor. What is not given is derived: the
+score by autodiff; the divergence and the score columns as sums over the labels, where
+these are finitely many and known, else from samples. `provenance` says which.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ Newton's method, each step halved until it stays in the domain and decreases the
 function (Boyd & Vandenberghe, Convex Optimization, 2004, section 9.5), with the
 derivative of the solution, F⁻¹, of every order; where it does not converge it is NaN.
 The divergence is A's Bregman divergence, or where that cancels the integral of F along
-the segment (`ExponentialFamily.kl`). Labels are needed for `sample`, for `nodes` (a
-Monte-Carlo estimate) and for the entropy's E[h]: these need `sample`.
+the segment (`ExponentialFamily.kl`), and the score columns are a root of F. Labels are
+needed for `sample`, for `nodes` (a Monte-Carlo estimate) and for the entropy's E[h]:
+these need `sample`.
 """
 
 from __future__ import annotations
