@@ -32,6 +32,12 @@ class Example(NamedTuple):
     target: Array | None
     key: Key | None
 
+    def factor_keys(self, family: Family, z: Array) -> Key | None:
+        """A key for each factor of output z; None where the family draws nothing."""
+        if not family.drawn(z):
+            return None
+        return jax.random.split(self.key, self.weights.shape)
+
 
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
@@ -240,6 +246,25 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
     if key.ndim > (0 if typed else 1):
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+
+
+def keys(family: Family, key: Key | None, z: Array, count: int) -> Key | None:
+    """One key an example of outputs z [N, ...], or None where none is needed.
+
+    A fixed key, where none was given and the family's divergence needs draws.
+    """
+    if key is None:
+        if not family.drawn(jax.ShapeDtypeStruct(z.shape[1:], z.dtype)):
+            return None
+        key = jax.random.PRNGKey(0)
+    return example_keys(key, count)
+
+
+def factor_keys(family: Family, z: Array, weights: Array) -> Key | None:
+    """The keys of all factors, [N, factors...], as of examples without a given key."""
+    each = keys(family, None, z, z.shape[0])
+    of_one = lambda z, weights, key: Example(weights, None, key).factor_keys(family, z)
+    return jax.vmap(of_one)(z, weights, each)
 
 
 def check_every(name: str, every: int) -> None:

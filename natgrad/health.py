@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad import tree
 from natgrad.state import Health
 from natgrad.typing import Array, ArrayLike
 
@@ -76,7 +77,7 @@ def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:
             return node
         return node._replace(
             skipped=node.skipped | late,
-            skips=node.skips + late.astype(node.skips.dtype),
+            skips=tree.increment(node.skips, late),
             reason=jnp.where(late, reason, node.reason),
         )
 

@@ -18,14 +18,14 @@ from natgrad.typing import Array
 
 
 def at_each_factor(
-    function: Callable[..., Any], weights: Array, *arrays: Array, masked: bool
+    function: Callable[..., Any], weights: Array, *arrays: Any, masked: bool
 ) -> Any:
     """function(*arrays) of each factor, a tree of [factors..., ...].
 
     Args:
         function: of one factor's arrays.
         weights: [factors...].
-        arrays: [factors..., ...].
+        arrays: [factors..., ...], or None.
         masked: whether weights can be 0; then what is not finite there becomes 0.
     """
     for _ in range(weights.ndim):
@@ -33,16 +33,17 @@ def at_each_factor(
     if not masked:
         return function(*arrays)
     # With identical branches XLA drops the selections, and so the second evaluation.
-    constants = [jax.lax.stop_gradient(array) for array in arrays]
+    constants = jax.lax.stop_gradient(arrays)
     finite = [
         jnp.all(jnp.isfinite(leaf.reshape((*weights.shape, -1))), axis=-1)
         for leaf in jax.tree.leaves(function(*constants))
     ]
     lost = (weights == 0) & ~jnp.all(jnp.stack(finite), axis=0)
-    held = [
-        jnp.where(trailing(lost, array), constant, array)
-        for array, constant in zip(arrays, constants, strict=True)
-    ]
+    held = jax.tree.map(
+        lambda array, constant: jnp.where(trailing(lost, array), constant, array),
+        arrays,
+        constants,
+    )
     return jax.tree.map(
         lambda leaf: jnp.where(trailing(lost, leaf), 0, leaf), function(*held)
     )

@@ -122,11 +122,15 @@ class Model:
         return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ().
+
+        By draws that are fixed for each example, where the family must draw.
+        """
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
-        divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / self._total(weights)
+        keys = batch.factor_keys(self.family, z, weights)
+        divergence = jax.vmap(self.factor_sum(self.family.kl_under))
+        return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
@@ -178,7 +182,7 @@ class Model:
         count = self._count(inputs, z, targets)
         weights = self._weights(inputs, z, count)
         target = None if targets is None else self._targets(z, targets, count)
-        keys = None if key is None else batch.example_keys(key, count)
+        keys = batch.keys(self.family, key, z, count)
         return batch.Example(weights, target, keys), self._total(weights)
 
     def labelled(self, z: Array, example: batch.Example) -> batch.Example:
@@ -216,11 +220,8 @@ class Model:
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
         y = self._targets(z, targets, count)
-        return (
-            jnp.broadcast_to(z, (count, *z.shape[1:])),
-            self._weights(inputs, z, count),
-            y,
-        )
+        z = jnp.broadcast_to(z, (count, *z.shape[1:]))
+        return z, self._weights(inputs, z, count), y
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""

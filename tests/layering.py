@@ -32,8 +32,8 @@ STOP_GRADIENT = {
     "gives the derivative of the solution",
     "natgrad.kronecker": "the same, by eigenbases of constant factors",
     "natgrad.sample_space": "the same, by Gram matrices of constant rows",
-    "natgrad.families.base": "weights p(y | z)/p(y | stop(z)) of sampled labels: value "
-    "1, derivative that of the expectation",
+    "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
+    "1, derivative that of the expectation; and a pivot's size, which cancels",
     "natgrad.curvature.labels": "the same weights, and labels are data",
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",

@@ -64,7 +64,8 @@ class Curvature(abc.ABC):
             params: θ.
             inputs: a batch of inputs.
             targets: labels, where `labels` needs them.
-            key: a random key, where `labels` needs one.
+            key: a random key, where `labels` needs one; `Exact` ones use it for
+                laws that must be drawn.
         """
 
     @abc.abstractmethod

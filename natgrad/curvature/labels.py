@@ -15,7 +15,7 @@ The same outer products have two more faces, which curvatures use that never for
 columns: `product`, v -> Σ_k w_k s_k ⟨s_k, v⟩, and `divergence`, a divergence between
 two outputs whose Hessian they are. For `Exact` these come from the family's Fisher
 information and from its KL divergence, so three definitions of the Fisher stand beside
-each other and share no code.
+each other and share no code (but for laws that must be drawn: they share the draws).
 
 Factor weights. With factor weights w_t the Fisher is Σ_t w_t F_{z_t}.
 """
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ from natgrad.curvature.columns import (
     score,
 )
 from natgrad.families.base import Family
+from natgrad.families.expectations import root_columns
 from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.typing import Array, Key
@@ -110,8 +112,15 @@ class Labels(abc.ABC):
 class Exact(Labels):
     """The whole predictive law: the Fisher information itself.
 
-    Columns come from the family's `nodes`; where these are more than the coordinates
-    of one factor they are replaced by as many columns with the same outer product.
+    Columns are the family's (`Family.columns`); where these are more than the
+    coordinates of one factor they are replaced by as many columns with the same outer
+    product.
+
+    A law of one's own that has neither a divergence nor finitely many known labels
+    (`Family.drawn`) is averaged over draws, fresh ones for each example and each key:
+    F is then an estimate, whose error falls with the number of examples times
+    `monte_carlo_samples`. Optimizers give a new key at every step. Without a key the
+    draws are those of one fixed key and the example's index, the same at every call.
     """
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
@@ -128,28 +137,32 @@ class Exact(Labels):
         """Nodes, or as many columns as coordinates, of each factor."""
         family, weights = model.family, example.weights.reshape(-1)
         factors = z.reshape((weights.size, *z.shape[example.weights.ndim :]))
-        nodes = jax.vmap(family.nodes)
         labels = scores = None
-        if jax.eval_shape(nodes, factors)[1].shape[1] <= factors[0].size:
+        if _few_nodes(family, factors):
             if model.weights is not None:
                 chances = lambda z: family.nodes(z)[1]
                 factors = masks.zero_where_lost(chances, weights, factors)
-            labels, w = nodes(factors)
+            labels, w = jax.vmap(family.nodes)(factors)
         else:
-            columns = lambda z: _factor_columns(family, z)
-            scores, w = model.at_each_factor(columns, weights, factors)
-        return FactorColumns(
-            factors, labels, scores, (weights[:, None] * w).reshape(-1)
-        )
+            keys = example.factor_keys(family, z)
+            if keys is not None:
+                keys = keys.reshape((weights.size, *keys.shape[example.weights.ndim :]))
+            columns = partial(_factor_columns, family)
+            scores, w = model.at_each_factor(columns, weights, keys, factors)
+        w = (weights[:, None] * w).reshape(-1)
+        return FactorColumns(factors, labels, scores, w)
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
-        """w_t F_{z_t} v_t by the family's own Fisher information."""
+        """w_t F_{z_t} v_t by the family's own Fisher information, or by draws."""
+        if model.family.drawn(z):
+            return super().product(model, z, example, v)
         weights, product = example.weights, model.family.fisher_product
         return trailing(weights, z) * model.at_each_factor(product, weights, z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
-        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
-        return model.factor_sum(model.family.kl)(example.weights, z, z2)
+        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t)), by the same draws as `columns`."""
+        keys = example.factor_keys(model.family, z)
+        return model.factor_sum(model.family.kl_under)(example.weights, keys, z, z2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,18 +228,24 @@ class Empirical(Labels):
         return True
 
 
-def _factor_columns(family: Family, z: Array) -> ScoreColumns:
-    """The columns of one factor: at most as many as it has classes or coordinates."""
-    ys, weights = family.nodes(z)
-    scores = jax.vmap(family.score, (None, 0))(z, ys)
+def _few_nodes(family: Family, factors: Array) -> bool:
+    """Are the columns of a factor the scores of nodes, no more than its coordinates?"""
+    if not family.has_nodes(factors[0]):
+        return False
+    count = jax.eval_shape(jax.vmap(family.nodes), factors)[1].shape[1]
+    return count <= factors[0].size
+
+
+def _factor_columns(family: Family, key: Key | None, z: Array) -> ScoreColumns:
+    """The columns of one factor: at most as many as it has coordinates."""
+    scores, weights = family.columns(key, z)
     if weights.shape[0] <= z.size:
         return ScoreColumns(scores, weights)
     flat = scores.reshape(-1, z.size)
     if z.size == 1:
         return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), weights @ flat**2)
-    lower = jnp.linalg.cholesky((flat * weights[:, None]).T @ flat)
-    pivots = jnp.diagonal(lower)
-    return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
+    rows, weights = root_columns((flat * weights[:, None]).T @ flat)
+    return ScoreColumns(rows.reshape(-1, *z.shape), weights)
 
 
 def _scores(model: Model, z: Array, y: Array, weights: Array) -> Array:

@@ -16,7 +16,8 @@ from natgrad.families.beta import Beta
 from natgrad.families.binomial import Binomial
 from natgrad.families.categorical import Categorical
 from natgrad.families.cauchy import Cauchy
-from natgrad.families.custom import from_distribution, from_log_prob
+from natgrad.families.custom import from_log_prob
+from natgrad.families.custom_distribution import from_distribution
 from natgrad.families.custom_exponential import exponential_family
 from natgrad.families.dirichlet import Dirichlet
 from natgrad.families.exponential import Exponential
