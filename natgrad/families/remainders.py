@@ -48,8 +48,11 @@ log1p_remainder.defjvps(lambda dx, _, x: x / (1 + x) * dx)
 
 @jax.custom_jvp
 def quotient(x: Array, y: Array) -> Array:
-    """x/y, elementwise, with a derivative that never squares y."""
-    return x / y
+    """x/y, elementwise, with a derivative that never squares y.
+
+    By the inverse of y: the compiler writes x/(y/w) as (x w)/y, whose product overflows.
+    """
+    return x * (1 / y)
 
 
 @quotient.defjvp
@@ -57,8 +60,8 @@ def _quotient_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (x, y), (dx, dy) = primals, tangents
-    ratio = quotient(x, y)
-    return ratio, quotient(dx, y) - ratio * quotient(dy, y)
+    ratio, inverse = quotient(x, y), quotient(jnp.ones_like(y), y)
+    return ratio, dx * inverse - ratio * (dy * inverse)
 
 
 @jax.custom_jvp
@@ -125,6 +128,28 @@ def _entropy_remainder_jvp(
         near, jnp.log1p(jnp.where(near, u, 0.0)), log_quotient(x, y)
     )
     return entropy_remainder(x, y, step), logarithm * dy - u * dx
+
+
+@jax.custom_jvp
+def poisson_deviance(y: Array, log_mean: Array) -> Array:
+    """The remainder y log(y/λ) − (y − λ) with λ = e^log_mean; elementwise for y ≥ 0."""
+    mean = jnp.exp(log_mean)
+    safe, step = jnp.maximum(y, jnp.finfo(y.dtype).tiny), y - mean
+    near = jnp.abs(step) < 0.5 * mean
+    u = jnp.where(near, step / mean, 0.0)
+    close = mean * (u * jnp.log1p(u) - log1p_remainder(u))
+    return jnp.where(near, close, y * (jnp.log(safe) - log_mean) - step)
+
+
+@poisson_deviance.defjvp
+def _poisson_deviance_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """log(y/λ) dy + (λ − y) dlog λ."""
+    (y, log_mean), (dy, d_log) = primals, tangents
+    safe = jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+    rise = (jnp.log(safe) - log_mean) * dy + (jnp.exp(log_mean) - y) * d_log
+    return poisson_deviance(y, log_mean), rise
 
 
 def taylor_remainder(second: Callable[[Array], Array], dtype: jnp.dtype) -> Array:

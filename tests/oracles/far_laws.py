@@ -21,16 +21,22 @@ def long(x):
 
 
 def panels(reach, corner, width):
-    """Gauss-Legendre points over [−reach, reach], graded towards a corner."""
+    """Gauss-Legendre points over [−reach, reach], graded towards a corner.
+
+    They are given by their distances from it, which are accurate, or from 0 where it is
+    outside of the range.
+    """
     x, w = np.polynomial.legendre.leggauss(30)
     steps = width * np.longdouble(2) ** np.arange(-3, 1400)
     steps = steps[steps < 2 * reach]
     steps = np.concatenate([[width * 0.0], steps])
-    ends = np.linspace(-reach, np.longdouble(reach), 201)
-    ends = np.unique(np.concatenate([ends, corner - steps, corner + steps]))
-    ends = ends[np.abs(ends) <= reach]
+    corner = corner if abs(corner) < reach else corner * 0
+    ends = np.linspace(-reach, np.longdouble(reach), 201) - corner
+    ends = np.unique(np.concatenate([ends, -steps, steps]))
+    ends = ends[np.abs(ends + corner) <= reach * (1 + np.longdouble(1e-15))]
     middle, half = (ends[1:] + ends[:-1]) / 2, np.diff(ends) / 2
-    return (middle[:, None] + half[:, None] * x).ravel(), (half[:, None] * w).ravel()
+    away = (middle[:, None] + half[:, None] * x).ravel()
+    return corner, away, (half[:, None] * w).ravel()
 
 
 class Law:
@@ -76,7 +82,7 @@ class Bernoulli(Scalar):
     trials = 1
 
     def grid(self):
-        sizes = [10.0**-self.reach, 1e-3, 1.0, 12.0, 80.0, 1e3, 10.0**self.reach]
+        sizes = [10.0**-self.reach, 1e-3, 1.0, 12.0, 80.0, 6e2, 10.0**self.reach]
         return [[0.0]] + [[s * x] for x in sizes for s in (1, -1)]
 
     def normalizer(self, z):
@@ -170,11 +176,20 @@ class Poisson(Scalar):
         return rate - z[0] * rate - entropy
 
 
+    def base_slope(self, z):
+        rate = mp.exp(z[0])
+        if rate < 500:
+            return super().base_slope(z)
+        c = (mp.mpf(1) / 12, mp.mpf(1) / 24, mp.mpf(19) / 360, mp.mpf(9) / 80)
+        of_entropy = 0.5 + sum((k + 1) * c[k] * rate ** -(k + 1) for k in range(4))
+        return [-rate * z[0] - of_entropy]
+
+
 class Geometric(Scalar):
     r = mp.mpf(1)
 
     def grid(self):
-        sizes = [10.0**-self.reach, 1e-8, 1e-3, 0.3, 1, 5, 80, 1e3, 10.0**self.reach]
+        sizes = [10.0**-self.reach, 1e-8, 1e-3, 0.3, 1, 5, 80, 6e2, 10.0**self.reach]
         return [[-x] for x in sizes]
 
     def normalizer(self, z):
@@ -524,8 +539,8 @@ class MultivariateNormal(Exponential):
             (f, f / 3, 0.5, 1, 0),
             (1 / f, 2 / f, -0.7, 0, 3),
             (1e4, 1e-4, 0.2, 1, 1),
-            (1, 1, 0.999, -2, 1),
-            (3, 1, -0.99, 10, 1),
+            (1, 1, 0.99, -2, 1),
+            (3, 1, -0.97, 10, 1),
             (f, 1 / f, 0.1, 1, 2),
             (2, f, 0.0, 30, 0),
         ]
@@ -694,9 +709,11 @@ class Logistic(Other):
     def of_difference(self, delta, t):
         delta, stretch, t = map(long, (delta, mp.exp(t), t))
         corner = -delta / stretch
-        e, weights = panels(95, corner, 1 / stretch)
+        origin, away, weights = panels(95, corner, 1 / stretch)
+        e = origin + away
         c = lambda x: np.abs(x) + 2 * np.log1p(np.exp(-np.abs(x)))
-        moved, mass = e * stretch + delta, weights * np.exp(-c(e))
+        moved = away * stretch + (delta if origin != corner else 0)
+        mass = weights * np.exp(-c(e))
         slope = np.tanh(moved / 2)
         values = c(moved) - c(e) - t, slope, e * stretch * slope - 1
         return [np.sum(mass * value) for value in values]
@@ -721,9 +738,12 @@ class StudentT(Other):
         constant, root = long(constant / mp.sqrt(mp.pi)), long(mp.sqrt(nu))
         delta, stretch, t, nu = map(long, (delta, mp.exp(t), t, nu))
         corner = np.arcsinh(-delta / stretch / root)
-        u, weights = panels(100 / nu + 15 / root, corner, 1 / stretch / np.cosh(corner))
+        width = 1 / stretch / np.cosh(corner)
+        origin, away, weights = panels(100 / nu + 15 / root, corner, width)
+        u = origin + away
         mass, e = weights * constant * np.cosh(u) ** -nu, root * np.sinh(u)
-        moved = e * stretch + delta
+        moved = 2 * root * stretch * np.cosh(origin + away / 2) * np.sinh(away / 2)
+        moved = moved if origin == corner else e * stretch + delta
         share = (nu + 1) * moved / (nu + moved**2)
         gap = (nu + 1) / 2 * (np.log1p(moved**2 / nu) - np.log1p(e**2 / nu))
         values = gap - t, share, share * e * stretch - 1
