@@ -93,12 +93,7 @@ class Categorical(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ log Σ p e^{d − Σ p d} with d = z2 − z, for near and far points."""
-        log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
-        log_q = jax.nn.log_softmax(self._checked(z2), axis=-1)
-        d = log_q - log_p
-        p = jnp.exp(log_p)
-        centre = jnp.einsum("...c,...c->...", p, d, precision="highest")
-        return jnp.sum(log_mean_exp(log_p, d - centre[..., None]))
+        return jnp.sum(_divergence(self._checked(z), self._checked(z2)))
 
     def score(self, z: Array, y: Array) -> Array:
         """e_y − softmax(z), or q − softmax(z) Σ q."""
@@ -148,3 +143,42 @@ class Categorical(ExponentialFamily):
                 f"num_classes={self.num_classes}. Change one of the two."
             )
         return z
+
+
+@jax.custom_jvp
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor; 0 · −∞ is 0, and it is infinite where only q is 0."""
+    return _parts(z, z2)[0]
+
+
+@_divergence.defjvp
+def _divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−p c dz + (q − p) dz2 with c = d − Σ p d and q − p = p (e^{c − KL} − 1)."""
+    (z, z2), (dz, dz2) = primals, tangents
+    kl, p, c = _parts(z, z2)
+    move = jnp.where(p > 0, c - kl[..., None], 0.0)
+    near = (jnp.abs(move) < 1) & (jnp.abs(c) < 2)
+    gap = p * jnp.expm1(jnp.where(near, move, 0.0))
+    gap = jnp.where(near & (p > 0), gap, softmax(z2) - p)
+    return _divergence(z, z2), jnp.sum(gap * dz2 - p * c * dz, axis=-1)
+
+
+def _parts(z: Array, z2: Array) -> tuple[Array, Array, Array]:
+    """KL, p and c = d − Σ p d; c is 0 where p is."""
+    impossible, lost = z == -jnp.inf, z2 == -jnp.inf
+    log_p = jax.nn.log_softmax(z, axis=-1)
+    p = jnp.exp(log_p)
+    # What is measured from the likeliest class keeps the accuracy of the others.
+    top = jnp.argmax(z, axis=-1, keepdims=True)
+    rise = lambda x: x - jnp.take_along_axis(x, top, axis=-1)
+    d = rise(jnp.where(impossible | lost, z, z2) - jnp.where(impossible, 0.0, z))
+    d = jnp.where(impossible, 0.0, d)
+    centre = jnp.einsum("...c,...c->...", p, d, precision="highest")[..., None]
+    c = jnp.where(impossible, 0.0, d - centre)
+    exponents = rise(z2) + jnp.take_along_axis(log_p, top, axis=-1) - centre
+    exponents = jnp.where(lost, -jnp.inf, exponents)
+    kl = log_mean_exp(log_p, c, exponents)
+    never = jnp.any(lost & ~impossible, axis=-1)
+    return jnp.where(never, jnp.inf, kl), p, c

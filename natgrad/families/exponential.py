@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside
-from natgrad.families.remainders import ratio_remainder
+from natgrad.families.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -35,7 +35,7 @@ class Exponential(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """The mean waiting time −1/η."""
-        return -1 / eta
+        return -quotient(jnp.ones_like(eta), eta)
 
     def natural(self, mu: Array) -> Array:
         """−1/μ; NaN unless μ is positive."""

@@ -83,11 +83,16 @@ def geometric_log_normalizer(eta: Array) -> Array:
     return -jnp.where(near, inside_near, jnp.log1p(-jnp.exp(jnp.minimum(eta, -0.7))))
 
 
+@jax.custom_jvp
 def geometric_mean(eta: Array) -> Array:
     """e^η/(1 − e^η), elementwise."""
     return jnp.exp(eta) / -jnp.expm1(eta)
 
 
+geometric_mean.defjvps(lambda d_eta, mean, eta: mean * (d_eta * (-1 / jnp.expm1(eta))))
+
+
+@jax.custom_jvp
 def geometric_divergence(z: Array, z2: Array) -> Array:
     """KL of the law with parameter z from that with z2, elementwise."""
     d, mean = z2 - z, geometric_mean(z)
@@ -96,3 +101,16 @@ def geometric_divergence(z: Array, z2: Array) -> Array:
     close = log1p_remainder(-mean * jnp.expm1(step)) + mean * expm1_remainder(step)
     gap = geometric_log_normalizer(z2) - geometric_log_normalizer(z)
     return jnp.where(near, close, gap - mean * d)
+
+
+@geometric_divergence.defjvp
+def _geometric_divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−μ (1 + μ) d dz + (μ2 − μ) dz2."""
+    (z, z2), (dz, dz2) = primals, tangents
+    d, mean = z2 - z, geometric_mean(z)
+    inverse, inverse2 = -1 / jnp.expm1(z), -1 / jnp.expm1(z2)
+    gap = -jnp.sign(d) * jnp.exp(jnp.maximum(z, z2)) * jnp.expm1(-jnp.abs(d))
+    value = geometric_divergence(z, z2)
+    return value, gap * inverse * inverse2 * dz2 - mean * (d * inverse) * dz
