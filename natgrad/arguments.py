@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.curvature.base import Curvature
 from natgrad.state import ScaleByCurvatureState
 from natgrad.tree import Layout
@@ -130,7 +130,7 @@ def part_of(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
-    if tree.has_placeholders(model_params):
+    if placeholders.has_placeholders(model_params):
         raise ValueError(
             "model_params must be the model's whole parameter tree; a part of it is "
             "masked. With optax.masked(mask_compatible_extra_args=True) they are "
@@ -138,7 +138,7 @@ def part_of(
         )
     if model_params is not None:
         return curvature.fixing(model_params).resolved(params)
-    if tree.has_placeholders(params):
+    if placeholders.has_placeholders(params):
         raise ValueError(
             "This transformation sees a part of the parameters only (optax.masked or "
             "optax.multi_transform). Its model needs all of them: pass the whole tree "

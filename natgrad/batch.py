@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad import masks, tree
+from natgrad import weights as weighting
 from natgrad.families.base import Family
 from natgrad.typing import Array, ArrayLike, Inputs, Key
 
@@ -106,55 +106,6 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
     return counts.pop()[0] if counts else None
 
 
-def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
-    """Weights [N] or [N, factors...] as an array [N, factors...] for outputs z."""
-    tree.check_sharding("The outputs are", z)
-    weights = jnp.asarray(weights, z.dtype)
-    if weights.shape not in (shape, shape[:1]):
-        raise ValueError(
-            f"weights(inputs) must have shape {shape[:1]} (one weight an example) or "
-            f"{shape} (one a factor), got {weights.shape}."
-        )
-    _check_weights(weights)
-    missing = len(shape) - weights.ndim
-    weights = nan_unless(~(weights < 0), weights)
-    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
-
-
-def _check_weights(weights: Array) -> None:
-    """Raise for negative weights where their values are known: not under jit."""
-    if isinstance(weights, jax.core.Tracer):
-        return
-    with jax.ensure_compile_time_eval():
-        lowest = float(jnp.min(weights))
-    if lowest < 0:
-        raise ValueError(
-            "weights(inputs) must be at least 0: they say how much an example counts "
-            f"in the loss and in the Fisher information; got {lowest}. A factor with a "
-            "sign, such as an advantage, belongs to a loss of your own, "
-            "-jnp.mean(advantages * model.log_prob(params, x, y)), whose gradient you "
-            "give to update; leave it out of the model's weights."
-        )
-
-
-def check_some_count(weights: Array) -> None:
-    """Raise where all weights are 0 and known: not under jit."""
-    if isinstance(weights, jax.core.Tracer):
-        return
-    with jax.ensure_compile_time_eval():
-        some = bool(jnp.any(weights != 0))
-    if not some:
-        raise ValueError(
-            "weights(inputs) are all 0: a mean over 0 examples does not exist. Leave "
-            "such a batch out."
-        )
-
-
-def nan_unless(good: Array, weights: Array) -> Array:
-    """The weights, NaN where they are not good: what cannot raise under jit."""
-    return jnp.where(good, weights, jnp.asarray(jnp.nan, weights.dtype))
-
-
 def check_targets(family: Family, z: Any, targets: ArrayLike, count: int) -> Array:
     """The labels as an array, after a look at their shape: z [N, ...], y [N, ...]."""
     if targets is None:
@@ -218,20 +169,9 @@ def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Ex
     inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
     if masked:
         out = (weights == 0) & ~inside
-        y = jnp.where(masks.trailing(out, y), jnp.zeros_like(y), y)
+        y = jnp.where(weighting.trailing(out, y), jnp.zeros_like(y), y)
         inside = inside | out
-    return example._replace(target=y, weights=nan_unless(inside, weights))
-
-
-def normaliser(weights: Array) -> Array:
-    """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
-    total = total_weight(weights)
-    return jnp.where(total == 0, 1, total)
-
-
-def total_weight(weights: Array) -> Array:
-    """Σ_n max_t w_nt for weights [N, factors...]."""
-    return jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
+    return example._replace(target=y, weights=weighting.nan_unless(inside, weights))
 
 
 def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:

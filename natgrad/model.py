@@ -29,7 +29,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, masks, tree
+from natgrad import batch, placeholders, tree
+from natgrad import weights as weighting
 from natgrad.families.base import Family
 from natgrad.typing import Apply, Array, Inputs, Key, Params
 
@@ -117,7 +118,7 @@ class Model:
                 weights. All weights 0 are an error too, and under jit the loss is 0.
         """
         z, weights, y = self._batch(params, inputs, targets)
-        batch.check_some_count(weights)
+        weighting.check_some_count(weights)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
         return -total / self._total(weights)
 
@@ -144,7 +145,9 @@ class Model:
         """
 
         def apply(part, inputs):
-            return self.apply(tree.fill_placeholders(part, model_params), inputs)
+            return self.apply(
+                placeholders.fill_placeholders(part, model_params), inputs
+            )
 
         return dataclasses.replace(self, apply=apply)
 
@@ -202,7 +205,7 @@ class Model:
     ) -> Any:
         """function(*arrays) of each factor; at weight 0 what is not finite is 0."""
         masked = self.weights is not None
-        return masks.at_each_factor(function, weights, *arrays, masked=masked)
+        return weighting.at_each_factor(function, weights, *arrays, masked=masked)
 
     # One example --------------------------------------------------------------------
 
@@ -228,13 +231,13 @@ class Model:
         ndim = self.family.parameter_ndim
         factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return batch.factor_weights(weights, (count, *factors), z)
+        return weighting.factor_weights(weights, (count, *factors), z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
         if self.weights is None:
             return jnp.asarray(weights.shape[0], weights.dtype)
-        return batch.normaliser(weights)
+        return weighting.normaliser(weights)
 
     def _targets(self, z, targets, count) -> Array:
         y = batch.check_targets(self.family, z, targets, count)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.arguments import part_of, same_shapes
 from natgrad.curvature.base import Curvature
 from natgrad.health import first_failure
@@ -101,7 +101,7 @@ def observe(
     refreshed = {}
     for name, same in known.items():
         seen, whole = same[0].params, model_params
-        if whole is None and tree.has_placeholders(seen) and seen is not params:
+        if whole is None and placeholders.has_placeholders(seen) and seen is not params:
             whole = params
         here = part_of(same[0].curvature, seen, whole)
         _check(name, same, here, seen, nodes)

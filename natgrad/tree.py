@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from natgrad.typing import Array, Key, Params
 
@@ -160,45 +159,6 @@ def paths(params: Params) -> list[str]:
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
-
-
-def fill_placeholders(params: Params, model_params: Params) -> Params:
-    """`params` with each `optax.MaskedNode` replaced by its part of `model_params`."""
-    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
-    try:
-        return jax.tree.map(
-            lambda node, full: full if is_placeholder(node) else node,
-            params,
-            model_params,
-            is_leaf=is_placeholder,
-        )
-    except ValueError as error:
-        raise ValueError(
-            "model_params must be the model's whole parameter tree, of which the "
-            f"params seen by this transformation are a part: {error}"
-        ) from error
-
-
-def masked_like(whole: Any, params: Params) -> Any:
-    """`whole` with a placeholder wherever `params` has one.
-
-    Inside `optax.masked` extra arguments of an update come as they are, unlike params
-    and gradient.
-    """
-    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
-    return jax.tree.map(
-        lambda node, of_it: node if is_placeholder(node) else of_it,
-        params,
-        whole,
-        is_leaf=is_placeholder,
-    )
-
-
-def has_placeholders(params: Params) -> bool:
-    """Is some part of `params` an `optax.MaskedNode`?"""
-    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
-    nodes = jax.tree.leaves(params, is_leaf=is_placeholder)
-    return any(is_placeholder(node) for node in nodes)
 
 
 def all_finite(tree: Any) -> Array:

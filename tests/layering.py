@@ -5,10 +5,10 @@ from __future__ import annotations
 # From the ground up: a module imports from its own line and from those before it.
 LAYERS = (
     {"_version", "typing"},
-    {"tree"},
+    {"tree", "placeholders"},
     {"families"},
     {"geometry"},
-    {"masks", "batch", "model"},
+    {"weights", "batch", "model"},
     {"layers"},
     {"krylov", "spectral"},
     {"solvers", "inplace", "inverse", "damping"}
@@ -38,7 +38,7 @@ STOP_GRADIENT = {
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",
     "natgrad.inference.draws": "score-function weights and their baseline",
-    "natgrad.masks": "factors of weight 0 whose value is not finite",
+    "natgrad.weights": "factors of weight 0 whose value is not finite",
 }
 OPTAX = {
     "natgrad.transform": "makes a transformation of any curvature",
@@ -49,7 +49,7 @@ OPTAX = {
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.mirror": "mirror descent is an optimizer of optax",
     "natgrad.inference.ivon": "is an optimizer of optax",
-    "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
+    "natgrad.placeholders": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }
 # Imports inside functions, for optional extras: (module, what it imports) -> why.

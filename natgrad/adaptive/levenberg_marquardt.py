@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
 from natgrad.arguments import MISSING, transformation
@@ -162,7 +162,7 @@ def levenberg_marquardt(
         def decided(step, decrease):
             ahead = optax.apply_updates(params, step)
             if model_params is not None:
-                ahead = tree.fill_placeholders(ahead, model_params)
+                ahead = placeholders.fill_placeholders(ahead, model_params)
             after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
             still = jnp.logical_not(_any_nonzero(step)) & _any_nonzero(updates)
             taken = tree.all_finite((updates, step, before, after))

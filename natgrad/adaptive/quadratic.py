@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.adaptive.forms import (
     EXACT,
     Forms,
@@ -138,7 +138,7 @@ def scale_by_quadratic_model(
                 "scale_by_quadratic_model needs the gradient beside the direction: "
                 "call update(direction, state, params, inputs=x, grad=gradient)."
             )
-        grad = tree.masked_like(grad, params)
+        grad = placeholders.masked_like(grad, params)
         strength = rule(state.count) if damping is None else damping
         seen, _ = thinned(inputs, None, model.in_axes, sub_batch, state.count)
         these = grouped(groups, params)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.typing import Array, ArrayLike
+from natgrad.weights import trailing
 
 
 class ScoreColumns(NamedTuple):

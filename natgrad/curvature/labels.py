@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import masks
 from natgrad.batch import Example
 from natgrad.curvature.columns import (
     Columns,
@@ -40,9 +39,9 @@ from natgrad.curvature.columns import (
 )
 from natgrad.families.base import Family
 from natgrad.families.expectations import root_columns
-from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.typing import Array, Key
+from natgrad.weights import trailing, zero_where_lost
 
 
 class Labels(abc.ABC):
@@ -141,7 +140,7 @@ class Exact(Labels):
         if _few_nodes(family, factors):
             if model.weights is not None:
                 chances = lambda z: family.nodes(z)[1]
-                factors = masks.zero_where_lost(chances, weights, factors)
+                factors = zero_where_lost(chances, weights, factors)
             labels, w = jax.vmap(family.nodes)(factors)
         else:
             keys = example.factor_keys(family, z)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, layers, tree
+from natgrad import batch, layers, placeholders, tree
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
@@ -164,7 +164,7 @@ class LayerCurvature(SummedCurvature):
                 "example_inputs=x[:1]). A model that closes over its data must take "
                 "them as inputs, or use Gram, MatrixFree or Dense."
             )
-        if tree.has_placeholders(params):
+        if placeholders.has_placeholders(params):
             self._check_part(params, inputs)
         return layers.capture(
             self.model.apply,

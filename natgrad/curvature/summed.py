@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from natgrad import batch, tree
 from natgrad.curvature.base import Curvature
 from natgrad.typing import Array, Inputs, Key, Params
+from natgrad.weights import total_weight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class SummedCurvature(Curvature):
             means = jax.tree.map(lambda mean: mean / size, means)
             return *jax.lax.psum((means, sums), axis), total * size
         _, examples, _ = self.model.whole(params, inputs)
-        weight = batch.total_weight(examples.weights)
+        weight = total_weight(examples.weights)
         weighted = jax.tree.map(lambda mean: weight * mean, means)
         weighted, sums, weight = jax.lax.psum((weighted, sums, weight), axis)
         weight = jnp.where(weight == 0, 1, weight)

@@ -9,10 +9,10 @@ import jax
 from natgrad.batch import Example
 from natgrad.curvature.columns import Columns, root, score
 from natgrad.curvature.labels import Labels
-from natgrad.masks import trailing
 from natgrad.model import Model
 from natgrad.tree import working_dtype
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
+from natgrad.weights import trailing
 
 
 @dataclasses.dataclass(frozen=True)

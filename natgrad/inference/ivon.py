@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.arguments import transformation
 from natgrad.typing import Array, ArrayLike, Key, Params
 
@@ -120,7 +120,7 @@ def ivon(
             move = -alpha * (average + weight_decay * m_) / s
             return move.astype(m.dtype), momentum, s
 
-        weights = tree.masked_like(weights, params)
+        weights = placeholders.masked_like(weights, params)
         trees = updates, state.momentum, state.precision, params, weights
         results = jax.tree.map(leaf, *trees)
         moves, momentum, precision = jax.tree.transpose(

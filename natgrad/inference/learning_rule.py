@@ -71,8 +71,7 @@ class LearningRule:
         log_prior: the rule for E_q[log p(w)], whose data are the prior's parameters;
             None: the prior is the law of `family` with natural parameters `prior`.
         halvings: of a step at most; 0 takes every step that ends at a finite ELBO.
-            Where they do not suffice the shortest step is taken all the same. The
-            default is as many as a float64 has binary orders of magnitude.
+            Where they do not suffice the shortest step is taken all the same.
     """
 
     family: ExponentialFamily
@@ -111,8 +110,7 @@ class InferenceState(NamedTuple):
         count: steps taken.
         falls: steps at whose end the ELBO was lower than at their start, by more than
             rounding.
-        rate: the ρ that was taken, after halvings; 0 where q stayed as it was, since
-            no step ends at a finite ELBO.
+        rate: the ρ that was taken, after halvings; 0 where no step has a finite ELBO.
         kept: the part of that step that the domain allowed: 1 is a straight step.
         margin: the least of η's distances from the boundary of its domain, see
             `geometry.Chart`; infinite where there is no boundary.
@@ -270,9 +268,8 @@ def _halvings(short_enough, rate: Array) -> Array:
         good = short_enough(rate * 0.5 ** count.astype(rate.dtype), count)
         return jnp.where(good, count, count + 1), good
 
-    unfinished = lambda carry: ~carry[1]
     start = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    return jax.lax.while_loop(unfinished, halve, start)[0]
+    return jax.lax.while_loop(lambda carry: ~carry[1], halve, start)[0]
 
 
 def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
