@@ -186,10 +186,8 @@ class Model:
         """visit of one example's arrays, these arrays for all, and a chunk's size."""
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
-        target = None
-        if targets is not None:
-            target = self._targets(z, targets, count)
         weights = self._weights(inputs, z, count)
+        target = None if targets is None else self._targets(z, targets, weights)
         batched, rebuild = batch.split_inputs(inputs, self.in_axes)
         rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
         keys = None if key is None else batch.example_keys(key, count)
@@ -230,7 +228,7 @@ class Model:
         keys = None if key is None else batch.example_keys(key, count)
         examples = batch.Example(weights, None, keys)
         if targets is not None:
-            target = self._targets(z, targets, count)
+            target = self._targets(z, targets, weights)
             examples = examples._replace(target=target)
             examples = jax.vmap(self._safe_example)(outputs(params), examples)
         return outputs, examples, self._total(weights)
@@ -265,12 +263,9 @@ class Model:
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
-        y = self._targets(z, targets, count)
-        return (
-            jnp.broadcast_to(z, (count, *z.shape[1:])),
-            self._weights(inputs, z, count),
-            y,
-        )
+        weights = self._weights(inputs, z, count)
+        y = self._targets(z, targets, weights)
+        return jnp.broadcast_to(z, (count, *z.shape[1:])), weights, y
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
@@ -285,10 +280,10 @@ class Model:
             return jnp.asarray(weights.shape[0], weights.dtype)
         return batch.normaliser(weights)
 
-    def _targets(self, z, targets, count) -> Array:
-        y = batch.check_targets(self.family, z, targets, count)
-        if self.weights is None:  # masked labels may be anything
-            batch.check_support(self.family, z, y)
+    def _targets(self, z, targets, weights) -> Array:
+        y = batch.check_targets(self.family, z, targets, weights.shape[0])
+        weights = None if self.weights is None else weights
+        batch.check_support(self.family, z, y, weights)
         return y
 
     def _count(self, inputs, z, targets) -> int:
