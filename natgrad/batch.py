@@ -132,11 +132,17 @@ def _cure(given: tuple, z_shape: tuple, shapes: list[tuple]) -> str:
     return ""
 
 
-def check_support(family: Family, z: Any, y: Array) -> None:
-    """Raise for impossible labels where their values are known: not under jit."""
+def check_support(family: Family, z: Any, y: Array, weights: Array | None) -> None:
+    """Raise for impossible labels where values are known: not under jit.
+
+    With weights, a label of weight 0 may be anything.
+    """
     with jax.ensure_compile_time_eval():
         parameters = jnp.zeros(z.shape[1:], z.dtype)
         inside = jax.vmap(family.in_support, (None, 0))(parameters, y)
+        if weights is not None:
+            inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
+            inside = inside | (weights == 0)
         if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
             return
     labels, bad = np.asarray(y), np.argwhere(~np.asarray(inside)).tolist()

@@ -184,7 +184,7 @@ class Model:
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
         weights = self._weights(inputs, z, count)
-        target = None if targets is None else self._targets(z, targets, count)
+        target = None if targets is None else self._targets(z, targets, weights)
         keys = batch.keys(self.family, key, z, count)
         return batch.Example(weights, target, keys), self._total(weights)
 
@@ -222,9 +222,9 @@ class Model:
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
-        y = self._targets(z, targets, count)
-        z = jnp.broadcast_to(z, (count, *z.shape[1:]))
-        return z, self._weights(inputs, z, count), y
+        weights = self._weights(inputs, z, count)
+        y = self._targets(z, targets, weights)
+        return jnp.broadcast_to(z, (count, *z.shape[1:])), weights, y
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
@@ -239,10 +239,10 @@ class Model:
             return jnp.asarray(weights.shape[0], weights.dtype)
         return weighting.normaliser(weights)
 
-    def _targets(self, z, targets, count) -> Array:
-        y = batch.check_targets(self.family, z, targets, count)
-        if self.weights is None:  # masked labels may be anything
-            batch.check_support(self.family, z, y)
+    def _targets(self, z, targets, weights) -> Array:
+        y = batch.check_targets(self.family, z, targets, weights.shape[0])
+        weights = None if self.weights is None else weights
+        batch.check_support(self.family, z, y, weights)
         return y
 
     def _count(self, inputs, z, targets) -> int:

@@ -65,6 +65,13 @@ def test_ignored_rows_count_neither_in_the_loss_nor_in_any_curvature(name, toler
         np.testing.assert_allclose(flat(given), flat(expected), rtol, rtol)
 
 
+def test_an_impossible_label_that_counts_is_named():
+    model, inputs = model_of(N + IGNORED)
+    with refuses("impossible under", "targets[1] = -1", "weight 0"):
+        model.loss(PARAMS, inputs, np.array([0, -1, 1, 1, -1, -1]))
+    assert np.isfinite(model.loss(PARAMS, inputs, np.array([0, 2, 1, 1, -1, -1])))
+
+
 def test_kl_of_a_row_that_is_masked_whole_is_0():
     model, inputs = model_of(N + IGNORED)
     fewer, first = model_of(N)

@@ -34,7 +34,7 @@ class Product(Family):
         families: one for each block.
         sizes: how many entries of z's last axis belong to each block. A family of
             scalar parameters has that many labels, one of vectors reads them as one
-            law.
+            law. A `Categorical` block has a class index, not probabilities.
     """
 
     families: tuple[Family, ...]
