@@ -18,7 +18,15 @@ from problems import relative_error, slow_but
 
 import natgrad as ng
 from natgrad import layers
-from natgrad.curvature import KFAC, Empirical, Exact, LayerDiagonal, Sampled
+from natgrad.curvature import (
+    KFAC,
+    Dense,
+    Empirical,
+    Exact,
+    LayerDiagonal,
+    Sampled,
+    SubBatch,
+)
 
 LAYERWISE = {"kfac", "ekfac", "layer_diagonal"}
 FORMS = {**ng.CURVATURES, "layer_diagonal": LayerDiagonal}
@@ -73,6 +81,12 @@ def test_layers_refuse_examples_that_interact_and_name_the_cure(name, form):
     estimate = FORMS[form](case.model()).estimate
     with pytest.raises(ValueError, match="Gram, MatrixFree or Dense"):
         jax.eval_shape(estimate, PARAMS, case.inputs)
+
+
+def test_a_part_of_examples_that_interact_is_refused():
+    part = SubBatch(Dense(CASES["batch norm"].model()), 2)
+    with pytest.raises(ValueError, match="curvature itself, of the whole batch"):
+        jax.eval_shape(part.estimate, PARAMS, X)
 
 
 def test_kfac_of_a_linear_layer_with_dropped_inputs_is_exact():
