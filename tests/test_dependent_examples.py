@@ -18,7 +18,15 @@ from problems import relative_error, slow_but
 
 import natgrad as ng
 from natgrad import layers
-from natgrad.curvature import KFAC, Empirical, Exact, LayerDiagonal, Sampled
+from natgrad.curvature import (
+    KFAC,
+    Dense,
+    Empirical,
+    Exact,
+    LayerDiagonal,
+    Sampled,
+    SubBatch,
+)
 
 LAYERWISE = {"kfac", "ekfac", "layer_diagonal"}
 FORMS = {**ng.CURVATURES, "layer_diagonal": LayerDiagonal}
@@ -73,6 +81,12 @@ def test_layers_refuse_examples_that_interact_and_name_the_cure(name, form):
     estimate = FORMS[form](case.model()).estimate
     with pytest.raises(ValueError, match="Gram, MatrixFree or Dense"):
         jax.eval_shape(estimate, PARAMS, case.inputs)
+
+
+def test_a_part_of_examples_that_interact_is_refused():
+    part = SubBatch(Dense(CASES["batch norm"].model()), 2)
+    with pytest.raises(ValueError, match="curvature itself, of the whole batch"):
+        jax.eval_shape(part.estimate, PARAMS, X)
 
 
 def test_kfac_of_a_linear_layer_with_dropped_inputs_is_exact():
@@ -239,10 +253,12 @@ def test_it_is_found_under_jit_vmap_and_with_traced_constants():
 
 
 def test_the_natural_gradient_trains_with_dropout_as_the_readme_writes_it():
-    model = CASES["dropout"].model()
-    tx = ng.natural_gradient(0.3, model, damping=0.1)
-    x = dependent.normal(11, 32, dependent.I)
-    y = (x @ dependent.normal(12, dependent.I, dependent.C)).argmax(1)
+    """With the masks of single examples the loss goes to 20 nats."""
+    model, normal = CASES["dropout"].model(), dependent.normal
+    tx = ng.natural_gradient(1.0, model, damping=3e-2)
+    x = normal(11, 64, 3)
+    y = (x @ normal(12, 3, 3)).argmax(1)
+    start = {"w": normal(0, 3, 8) / 2, "b": normal(1, 8) / 4, "v": normal(2, 8, 3) / 3}
 
     def step(carry, key):
         params, state = carry
@@ -253,9 +269,9 @@ def test_the_natural_gradient_trains_with_dropout_as_the_readme_writes_it():
 
     @jax.jit
     def train(params):
-        keys = jax.random.split(KEY, 40)
+        keys = jax.random.split(KEY, 30)
         return jax.lax.scan(step, (params, tx.init(params)), keys)[1]
 
-    losses = np.asarray(train(PARAMS))
-    assert losses[-10:].mean() < 0.6 * losses[:3].mean()
-    assert losses[3:].max() < losses[:3].max()
+    losses = np.asarray(train(start))
+    assert losses[-10:].mean() < 0.4 < 1 < losses[0]
+    assert losses.max() < 1.5 * losses[0]
