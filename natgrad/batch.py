@@ -194,16 +194,18 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
-def keys(family: Family, key: Key | None, z: Array, count: int) -> Key | None:
+def keys(
+    family: Family, key: Key | None, z: Any, count: int, first: ArrayLike = 0
+) -> Key | None:
     """One key an example of outputs z [N, ...], or None where none is needed.
 
-    A fixed key, where none was given and the family's divergence needs draws.
+    Those of a fixed key, where none was given and the family's divergence needs draws.
     """
     if key is None:
         if not family.drawn(jax.ShapeDtypeStruct(z.shape[1:], z.dtype)):
             return None
         key = jax.random.PRNGKey(0)
-    return example_keys(key, count)
+    return example_keys(key, count, first)
 
 
 def factor_keys(family: Family, z: Array, weights: Array) -> Key | None:

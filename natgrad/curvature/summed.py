@@ -65,9 +65,11 @@ class SummedCurvature(Curvature):
                 "these inputs have no axis of examples: "
                 f"{jax.tree.map(jnp.shape, inputs)}."
             )
-        if key is not None:
-            first = count * jax.lax.axis_index(self.axis_name)
-            key = batch.example_keys(key, count, first)
+        z = None
+        if key is None:
+            z = jax.eval_shape(self.model.outputs, params, inputs)
+        first = count * jax.lax.axis_index(self.axis_name)
+        key = batch.keys(self.model.family, key, z, count, first)
         return tree.varying_like(params, rows), key
 
     def everywhere(
