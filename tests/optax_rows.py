@@ -28,11 +28,10 @@ class Row(NamedTuple):
     def tx(self, model=MODEL):
         return self.make(**self.arguments(model))
 
-    def injected(self):
-        """With hyperparameters in its state; the learning rate by a schedule."""
+    def injected(self, **scheduled):
+        """With hyperparameters in its state, those with a schedule by that."""
         arguments = self.arguments(MODEL)
-        if "learning_rate" in arguments:
-            arguments["learning_rate"] = optax.constant_schedule(RATE)
+        arguments |= {k: v for k, v in scheduled.items() if k in arguments}
         return optax.inject_hyperparams(self.make, self.static)(**arguments)
 
 

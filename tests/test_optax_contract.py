@@ -154,7 +154,8 @@ def one(tx, params, extra):
 
 def transparent(row, params, extra):
     """Wrappers that change nothing, one around the other, and an unknown argument."""
-    groups = {"some": optax.masked(row.injected(), True), "nobody": row.tx()}
+    scheduled = row.injected(learning_rate=optax.constant_schedule(RATE))
+    groups = {"some": optax.masked(scheduled, True), "nobody": row.tx()}
     wrapped = optax.apply_if_finite(
         optax.named_chain(
             ("ours", optax.partition(groups, "some")), ("after", optax.identity())
