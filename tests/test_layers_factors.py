@@ -254,4 +254,10 @@ def test_experts_gathered_by_index_take_the_memory_of_stacked_ones():
     apply = lambda p, i: jnp.einsum("ni,nio->no", i[0], p[i[1]])
     with layers.verify(False):
         (block,) = layers.capture(apply, shape(8, 128, 512), inputs).blocks
+        vectors = layers.capture(
+            lambda p, i: jnp.einsum("nd,nd->n", i[0], p[i[1]])[:, None],
+            shape(1000, 128),
+            inputs,
+        )
     assert block.factor_bytes == 8 * (128**2 + 512**2) * 4
+    assert vectors.blocks[0].factor_bytes == (1000 + 128**2) * 4

@@ -210,6 +210,22 @@ def test_a_loop_whose_steps_depend_on_each_other_says_that_examples_were_lost():
         assert "example axis could not be followed" in layers.report(apply, p, X)
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [
+        lambda w: jax.lax.cond(jnp.ones(()) > 0, lambda: w, lambda: -w),
+        jax.checkpoint(lambda w: w.T.T),
+        lambda w: jax.lax.scan(lambda c, _: (c, w), 0, None, length=1)[1][0],
+        lambda w: jax.lax.scan(lambda c, _: (w, None), 0 * w, None, length=1)[0],
+    ],
+    ids=["cond", "checkpoint", "scan", "carry"],
+)
+def test_a_parameter_that_comes_out_as_it_went_in_is_named(moved):
+    p = {"w": zoo.normal(0, 3, 2)}
+    captured = layers.capture(lambda p, x: x @ moved(p["w"]), p, X)
+    assert "comes out as it went in" in captured.blocks[0].reason
+
+
 def test_a_parameter_under_stop_gradient_is_left_uncovered():
     p = zoo.mlp_params()
     frozen = lambda p, x: zoo.mlp({**p, "w1": jax.lax.stop_gradient(p["w1"])}, x)

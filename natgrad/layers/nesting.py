@@ -110,7 +110,10 @@ def _scan(step: Step) -> tuple[list, list]:
         given = [*fixed, *carry, *xs]
         path, live = (*step.here, 0), {**shared, **stacked}
         out, found = step.walk.run(sub, given, marks, path, live)
-        findings.refuse(found[carried:], "scan: it comes out as it went in")
+        same = zip(body_jaxpr.outvars, body_jaxpr.invars[constants:], strict=False)
+        unchanged = [out is v for out, v in same][:carried]
+        lost = [m for i, m in enumerate(found) if i >= carried or not unchanged[i]]
+        findings.refuse(lost, "scan: it comes out as it went in")
         return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(

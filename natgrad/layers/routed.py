@@ -6,7 +6,8 @@ Looked at alone, the lookup reads rows of I O numbers, whose second moment has (
 entries. Looked at with the product that follows, it is E dense layers, each of which
 sees the examples sent to it: x and g are zero for the others, as if all experts worked
 on all examples and the results were masked. What differs is the mean of x xᵀ, which is
-over the rows that reach the expert.
+over the rows that reach the expert. Where the factors of the table are smaller, as they
+are of vectors that are looked up and multiplied, it stays a table.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from natgrad.layers.rows import (
     positions,
 )
 from natgrad.layers.uses import Site, Use, ordered, require
-from natgrad.layers.views import Atom
+from natgrad.layers.views import Atom, count
 from natgrad.typing import Array
 
 
@@ -195,12 +196,18 @@ def match(site: Site, lookup: LookupUse) -> RoutedUse:
         for atom in result[a]
         if a not in spots
     ]
+    rows, columns = atoms(meets.values()), atoms(kept)
+    one, two, experts = count(rows), count(columns), lookup.table
+    require(
+        experts * (one**2 + two**2) <= experts + (one * two) ** 2,
+        "as a table it has smaller factors",
+    )
     return RoutedUse(
         site.path,
         site.equation.primitive.name,
         mine,
         lookup.view,
-        **ordered(lookup.inputs, atoms(meets.values()), atoms(kept)),
+        **ordered(lookup.inputs, rows, columns),
         result=None,
         mixed=None,
         positions=math.prod(p.size for p in places if p.holds == POSITION),
