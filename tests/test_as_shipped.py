@@ -159,7 +159,6 @@ def layerwise(name):
         example_inputs=np.zeros((1, *shape), np.float32),
     )
     curvatures = [c(model, Sampled(1)) for c in (KFAC, EKFAC, LayerDiagonal)]
-    kfac, *_ = curvatures
 
     @shipped
     def found(params, x, y):
@@ -178,7 +177,9 @@ def layerwise(name):
             "diagonal": metrics[2].solve(gradient, damping),
         }
 
-    blocks = kfac.captured(params, np.zeros((examples, *shape), np.float32)).blocks
+    blocks = (
+        curvatures[0].captured(params, np.zeros((examples, *shape), np.float32)).blocks
+    )
     return params, (examples, *shape), found, solved, blocks
 
 
@@ -245,34 +246,35 @@ def whole(name):
     }
     form = forms[name]
 
+    small = form.model is head
+
     @shipped
     def of(params, x, y):
-        if form.model is head:
+        if small:
             x = jax.nn.relu(x @ params["w"] + params["b"][None])
             params = {"v": params["v"], "c": params["c"]}
-        gradient = jax.grad(form.model.loss)(params, x, y)
-        rows = Gram(model, form.labels)
-        of = form if form.model is head else rows
-        metric = of.at(params, x, key=KEY)
-        matrix = metric.dense() if of is form and form.model is head else None
-        return (
-            params,
-            x,
-            gradient,
-            (metric.jacobian.explicit() if matrix is None else matrix),
-        )
+            made = form.at(params, x).dense()
+        else:
+            made = Gram(model, form.labels).at(params, x, key=KEY).jacobian.explicit()
+        return params, x, jax.grad(form.model.loss)(params, x, y), made
 
     @shipped
     def solved(params, x, gradient, damping):
         return form.at(params, x, key=KEY).solution(gradient, damping)
 
-    return params, of, solved, form.model is head
+    return params, of, solved, small
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
     "name",
-    ["dense", "blocks", "gram", pytest.param("sampled", marks=slow), "matrix_free"],
+    [
+        "dense",
+        "gram",
+        pytest.param("blocks", marks=slow),
+        pytest.param("sampled", marks=slow),
+        pytest.param("matrix_free", marks=slow),
+    ],
 )
 def test_solves_of_the_whole(name, scale):
     params, of, solved, small = whole(name)
@@ -284,3 +286,82 @@ def test_solves_of_the_whole(name, scale):
         right = solve(np.asarray(made, np.float64), vector(gradient), damping)
         off = error(vector(given), right)
         assert off < bound, (damping, off)
+
+
+@functools.cache
+def first_step(name):
+    """Of an optimizer with η = 1: (params, x, y, λ) -> (update, its statistics)."""
+    layered = name in ("kfac", "ekfac")
+    apply, params, shape = classifier(256 if layered else 64)
+    example = np.zeros((1, *shape), np.float32)
+    model = ng.Model(apply, ng.families.Categorical(), example_inputs=example)
+
+    @shipped
+    def step(params, x, y, damping):
+        gradient = jax.grad(model.loss)(params, x, y)
+        tx = getattr(ng, name)(1.0, model, damping=damping)
+        update, state = tx.update(gradient, tx.init(params), params, inputs=x)
+        state = state[0].solve if name == "spring" else state[0]
+        if layered:
+            return gradient, update, state.statistics
+        if name == "gram":
+            rows = Gram(model, Sampled(1)).metric(state.statistics, params, x)
+        else:
+            rows = Gram(model).at(params, x)
+        return gradient, update, rows.jacobian.explicit()
+
+    blocks = KFAC(model).captured(params).blocks
+    return params, step, blocks
+
+
+def in_region(d, product):
+    """d no longer than 0.1 nats, ½ ⟨d, F d⟩."""
+    square = sum(np.sum(a * b) for a, b in zip(d, product, strict=True))
+    return [min(1, np.sqrt(0.2 / square)) * part for part in d]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_first_steps_layer_by_layer(name, scale):
+    params, step, blocks = first_step(name)
+    x, y = scaled(scale, 128, 784), np.arange(128) % 10
+    for damping, bound in BOUNDS.items():
+        gradient, update, statistics = step(params, x, y, np.float32(damping))
+        matrices = lambda tree: [
+            wide(block.to_matrix(jax.tree.leaves(tree))) for block in blocks
+        ]
+        if name == "kfac":
+            factors = list(zip(*wide(tuple(statistics)), strict=True))
+            d = [
+                factored(s, v, damping)
+                for s, v in zip(factors, matrices(gradient), strict=True)
+            ]
+            product = [a @ v @ g for (a, g), v in zip(factors, d, strict=True)]
+        else:
+            known = wide((*statistics.bases, statistics.scales))
+            bases = list(zip(*known, strict=True))
+            d = [
+                in_basis(s, v, damping)
+                for s, v in zip(bases, matrices(gradient), strict=True)
+            ]
+            product = [
+                left @ ((left.T @ v @ right) * s) @ right.T
+                for (left, right, s), v in zip(bases, d, strict=True)
+            ]
+        right = in_region(d, product)
+        for given, part in zip(matrices(update), right, strict=True):
+            assert error(-given, part) < bound, damping
+
+
+@slow
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["gram", "spring", "natural_gradient"])
+def test_first_steps_of_the_whole(name, scale):
+    params, step, _ = first_step(name)
+    x, y = scaled(scale, 40, 784), np.arange(40) % 10
+    for damping, bound in BOUNDS.items():
+        gradient, update, rows = step(params, x, y, np.float32(damping))
+        d = from_rows(np.asarray(rows, np.float64), vector(gradient), damping)
+        if name == "spring":
+            d = d * min(1, np.sqrt(1e-3) / np.linalg.norm(d))
+        assert error(-vector(update), d) < bound, damping

