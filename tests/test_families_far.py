@@ -68,7 +68,8 @@ def expected(name, kind):
     inputs = ("z", "y", "first", "second")
     for key in fields.keys() - set(inputs):
         value = fields[key]
-        fields[key] = np.where(np.abs(value) > largest, np.inf * np.sign(value), value)
+        limit = np.copysign(np.inf, value)
+        fields[key] = np.where(np.abs(value) > largest, limit, value)
     return fields
 
 
@@ -100,4 +101,121 @@ def computed(name, kind):
         return jax.vmap(of_point)(z, ys) | {"kl": value, "slope": jnp.stack(slopes, 1)}
 
     out = jax.device_get(jax.jit(program)(of["z"], ys, of["first"], of["second"]))
-    return {k: np.reshape(v, known[k.replace("log_prob_slope", "score")].shape) for k, v in out.items()}
+    like = lambda key: known[key.replace("log_prob_slope", "score")].shape
+    return {key: np.reshape(value, like(key)) for key, value in out.items()}
+
+
+def deviations(fisher):
+    """The scores' standard deviations [P, d]."""
+    return np.sqrt(np.abs(np.einsum("pii->pi", fisher)))
+
+
+def disagreement(actual, exact, scale, slack, kind, *, divergence=False):
+    """Errors in units of the scale, beyond the slack; none where both are infinite.
+
+    Where the scale or the slack overflows nothing is promised.
+    """
+    tiny = 1e4 * np.finfo(kind).tiny
+    actual = actual.astype(float)
+    error = np.maximum(np.abs(actual - exact) - slack, 0) / (scale + tiny)
+    error = np.where(np.isfinite(actual), error, np.inf)
+    overflowed = np.isinf(exact)
+    same = actual == exact if divergence else ~np.isfinite(actual)
+    large = np.abs(actual) > 0.9 * float(np.finfo(kind).max)
+    error = np.where(overflowed, np.where(same | large, 0, np.inf), error)
+    return np.where(np.isinf(scale) | np.isinf(slack), 0, error)
+
+
+def assert_small(errors, rtol, *labels):
+    bad = np.argwhere(~(errors <= rtol))
+    at = tuple(bad[0]) if len(bad) else ()
+    told = [f"{np.asarray(part)[at[0]]}" for part in labels] if len(bad) else []
+    assert not len(bad), f"{len(bad)} of {errors.size}; first {at}: {told}"
+
+
+# A tail of 1/√y, whose integral in single precision has a thousand terms.
+LOOSE = {("student_t_half", "float32"): 1e-3}
+
+
+@EVERY
+@np.errstate(all="ignore")
+def test_divergences_of_far_and_near_laws_and_their_gradients(name, kind):
+    known, out = expected(name, kind), computed(name, kind)
+    labels = known["first"], known["second"], out["kl"], known["kl"]
+    assert np.all(out["kl"] >= 0)
+    rtol = RTOL[kind]
+    error = disagreement(
+        out["kl"], known["kl"], np.abs(known["kl"]), 0.0, kind, divergence=True
+    )
+    assert_small(error, rtol, *labels)
+    # A gradient is at most √(2 KL) standard deviations of the score nearby. Far away it
+    # answers for the rounding of the parameters, and where KL overflows for nothing.
+    spread = known["scale"]
+    whole = np.isfinite(spread).all(axis=(1, 2)) & np.isfinite(known["kl"])
+    size = np.sqrt(np.minimum(1, known["kl"]))[:, None, None]
+    sides = np.abs(np.stack([known["first"], known["second"]], 1))
+    apart = np.abs(known["second"] - known["first"]) > 0.05 * sides[:, 0]
+    rounding = (
+        8
+        * np.finfo(kind).eps
+        * spread
+        * np.sum(spread * sides.sum(1, keepdims=True), axis=2, keepdims=True)
+    )
+    slack = np.where(apart.any(1)[:, None, None], rounding, 0.0)
+    scale = np.abs(known["slope"]) + spread * size
+    error = disagreement(out["slope"], known["slope"], scale, slack, kind)
+    rtol = LOOSE.get((name, kind), rtol)
+    assert_small(error[whole], rtol, *(side[whole] for side in labels[:2]))
+
+
+@EVERY
+@np.errstate(all="ignore")
+def test_densities_and_moments_of_far_laws(name, kind):
+    known, out = expected(name, kind), computed(name, kind)
+    eps, rtol = np.finfo(kind).eps, RTOL[kind]
+    z, fisher = known["z"], known["fisher"]
+    spread = deviations(fisher)
+    whole = np.isfinite(spread).all(1)
+    check = lambda key, exact, scale, slack: assert_small(
+        disagreement(out[key], exact, scale, slack, kind)[whole], rtol, z[whole]
+    )
+    check("fisher", fisher, np.abs(fisher) + spread[:, :, None] * spread[:, None], 0.0)
+    # What the rounding of parameters and labels moves.
+    moved = 8 * eps * np.sum(spread * np.abs(z), axis=1)
+    log_prob, score = known["log_prob"], known["score"]
+    roots = 1 + np.sqrt(np.abs(log_prob))
+    check("log_prob", log_prob, 1 + np.abs(log_prob), moved[:, None] * roots)
+    scale = np.abs(score) + spread[:, None]
+    slack = moved[:, None, None] * scale + 4 * eps
+    check("score", score, scale, slack)
+    check("log_prob_slope", score, scale, slack)
+    if isinstance(FAMILIES[name], nf.ExponentialFamily):
+        mean, entropy = known["mean"], known["entropy"]
+        check("mean", mean, np.abs(mean) + spread, 0.0)
+        check("entropy", entropy, 1 + np.abs(entropy), 0.0)
+        slope = known["entropy_slope"]
+        unit = np.maximum(1e-4 * np.abs(z), np.minimum(np.abs(z), 1) + 1e-300)
+        slack = 64 * eps * (1 + np.abs(entropy))[:, None] / unit
+        check("entropy_slope", slope, np.abs(slope) + spread, slack)
+
+
+def test_logits_of_minus_infinity_are_classes_that_never_come():
+    """0 · (−∞) is 0 in the divergence, which is infinite where only q is 0."""
+    family = nf.Categorical()
+    inf = np.inf
+    z = jnp.array([[0.0, 1.0, -inf], [0.0, 1.0, -inf], [0.0, 1.0, 2.0]])
+    z2 = jnp.array([[0.5, 0.0, -inf], [0.5, 0.0, 1.0], [0.5, 0.0, -inf]])
+    kl, (slope, slope2) = jax.jit(jax.vmap(jax.value_and_grad(family.kl, (0, 1))))(
+        z, z2
+    )
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (z, z2))
+    with np.errstate(all="ignore"):
+        terms = np.where(p > 0, p * np.log(p / q), 0)
+    exact = terms.sum(1)
+    np.testing.assert_allclose(kl, exact, 1e-12)
+    assert kl[2] == inf
+    np.testing.assert_allclose(slope2[:2], (q - p)[:2], 1e-12, 1e-15)
+    ratio = np.where(p > 0, np.log(np.where(p > 0, p, 1) / np.where(q > 0, q, 1)), 0)
+    np.testing.assert_allclose(
+        slope[:2], (p * (ratio - exact[:, None]))[:2], 1e-12, 1e-15
+    )

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.families.checks import aligned
+from natgrad.families.checks import aligned, inside
 from natgrad.typing import Array
 
 _BORDER = 256.0
@@ -78,7 +78,9 @@ class Concentration(NamedTuple):
 def of_kappa(kappa: Array) -> Concentration:
     """That of κ ≥ 0."""
     border = math.sqrt(_BORDER)
-    return Concentration(jnp.minimum(kappa, border) ** 2, 1 / jnp.maximum(kappa, border))
+    return Concentration(
+        jnp.minimum(kappa, border) ** 2, 1 / jnp.maximum(kappa, border)
+    )
 
 
 def _choose(k: Concentration, small: Array, large: Array) -> Array:
@@ -126,6 +128,27 @@ def bessel_curvature(q: Array) -> Array:
     first = _J1(x)
     ratio = first / _J0(x)
     return ratio * (_J2(x) / first - ratio)
+
+
+def inverse_bessel_ratio(length: Array, complement: Array) -> Array:
+    """κ with R(κ) = length = 1 − complement, elementwise; NaN outside of [0, 1).
+
+    Newton's method for R(κ), or where that is near 1 for log(1 − R) in log κ. The start
+    (Banerjee et al. 2005) is within 10 %.
+    """
+    good = (complement > 0) & (complement <= 1) & (length <= 1)
+    rest = jnp.where(good, complement, 0.5)
+    length = jnp.where(good, length, 0.5)
+    kappa = length * (2 - length**2) / (rest * (1 + length))
+
+    def newton(_, kappa):
+        point = of_kappa(kappa)
+        slope, value = bessel_slope(point), bessel_complement(point)
+        linear = kappa - (kappa * bessel_ratio(point) - length) / slope
+        growth = jnp.log(value / rest) * value / (slope * jnp.maximum(kappa, 0.1))
+        return jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
+
+    return inside(good, jax.lax.fori_loop(0, 6, newton, kappa))
 
 
 def root(q: Array) -> Array:

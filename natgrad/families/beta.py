@@ -35,11 +35,10 @@ from natgrad.families.dirichlet import (
     dirichlet_entropy,
     dirichlet_slope,
     log_complement,
-    mean_log,
-    mean_log_complement,
 )
 from natgrad.families.divergences import divergence
 from natgrad.families.remainders import entropy_remainder, log_mean_exp
+from natgrad.families.shares import mean_log, mean_log_complement
 from natgrad.families.special import log_gamma_excess
 from natgrad.typing import Array, Key
 

@@ -73,7 +73,9 @@ class Binomial(ExponentialFamily):
             rest, tiny = jnp.exp(-t), jnp.finfo(eta.dtype).tiny
             late = x > 0.5
             log_rest = lambda p, q: jnp.where(
-                late, jnp.log(jnp.maximum(q + p * rest, tiny)), jnp.log1p(-p * jnp.where(late, 0.0, x))
+                late,
+                jnp.log(jnp.maximum(q + p * rest, tiny)),
+                jnp.log1p(-p * jnp.where(late, 0.0, x)),
             )
             successes = -jnp.expm1(n * log_rest(p, q))
             failures = -jnp.expm1(n * log_rest(q, p))

@@ -162,6 +162,10 @@ def _divergence_jvp(
     near = (jnp.abs(move) < 1) & (jnp.abs(c) < 2)
     gap = p * jnp.expm1(jnp.where(near, move, 0.0))
     gap = jnp.where(near & (p > 0), gap, softmax(z2) - p)
+    # They sum to 0: that of the likeliest class from the others'.
+    top = jnp.argmax(z, axis=-1, keepdims=True) == jnp.arange(z.shape[-1])
+    others = jnp.where(top, 0.0, gap)
+    gap = jnp.where(top, -jnp.sum(others, axis=-1, keepdims=True), others)
     return _divergence(z, z2), jnp.sum(gap * dz2 - p * c * dz, axis=-1)
 
 

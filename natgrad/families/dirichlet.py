@@ -35,6 +35,7 @@ from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved
 from natgrad.families.divergences import divergence
 from natgrad.families.remainders import entropy_remainder, quotient
+from natgrad.families.shares import mean_log, mean_log_complement
 from natgrad.families.special import (
     inverse_digamma,
     log_gamma_excess,
@@ -148,48 +149,6 @@ def log_complement(mu: Array) -> Array:
     return resolved(-logsumexp(mu, axis=-1), jnp.ones_like(mu[..., 0]))
 
 
-def mean_log(a: Array) -> Array:
-    """ψ(a) − ψ(a₀) over the last axis, accurate also where a is near a₀."""
-    total = jnp.sum(a, axis=-1, keepdims=True)
-    return _log_share(a) - (log_minus_digamma(a) - log_minus_digamma(total))
-
-
-@jax.custom_jvp
-def _log_share(a: Array) -> Array:
-    """log(a/a₀), from the others' share where that is the smaller."""
-    total, others = jnp.sum(a, axis=-1, keepdims=True), _others(a)
-    small = others < 0.5 * total
-    share = jnp.where(small, others, 0.0) / total
-    return jnp.where(small, jnp.log1p(-share), jnp.log(a / total))
-
-
-@_log_share.defjvp
-def _log_share_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """(o/a₀) da/a − do/a₀ with o = a₀ − a."""
-    (a,), (da,) = primals, tangents
-    total = jnp.broadcast_to(jnp.sum(a, axis=-1, keepdims=True), a.shape)
-    own = quotient(_others(a), total) * quotient(da, a)
-    return _log_share(a), own - quotient(_others(da), total)
-
-
-def _others(a: Array) -> Array:
-    """a₀ − a over the last axis, without subtraction."""
-    zero = jnp.zeros_like(a[..., :1])
-    before = jnp.concatenate([zero, jnp.cumsum(a[..., :-1], axis=-1)], axis=-1)
-    after = jnp.cumsum(a[..., :0:-1], axis=-1)[..., ::-1]
-    return before + jnp.concatenate([after, zero], axis=-1)
-
-
-def mean_log_complement(a: Array) -> Array:
-    """−log Σ e^{ψ(a_i) − ψ(a₀)}, over the last axis."""
-    total = jnp.sum(a, axis=-1, keepdims=True)
-    gaps = log_minus_digamma(total) - log_minus_digamma(a)
-    mean = jnp.sum(a / total * jnp.expm1(gaps), axis=-1)
-    near = mean > -0.5
-    far = logsumexp(jnp.log(a / total) + gaps, axis=-1)
-    return -jnp.where(near, jnp.log1p(jnp.where(near, mean, 0.0)), far)
-
-
 def dirichlet_entropy(a: Array) -> Array:
     """Entropy over the last axis.
 
@@ -227,7 +186,9 @@ def dirichlet_slope(family: ExponentialFamily, z: Array, z2: Array) -> Array:
     """F_z (a − c): F a has the entries (a_i ψ'(a_i) − 1) − (a₀ ψ'(a₀) − 1)."""
     a = z + 1
     total = jnp.sum(a, axis=-1, keepdims=True)
-    return trigamma_excess(a) - trigamma_excess(total) - family.fisher_product(z, z2 + 1)
+    return (
+        trigamma_excess(a) - trigamma_excess(total) - family.fisher_product(z, z2 + 1)
+    )
 
 
 def _fisher_root(a: Array) -> Array:

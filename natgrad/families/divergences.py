@@ -48,6 +48,7 @@ def divergence(
 def _far(
     family: ExponentialFamily, value: Callable, slope: Callable, z: Array, z2: Array
 ) -> Array:
+    del family, slope
     return value(z, z2)
 
 

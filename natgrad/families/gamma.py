@@ -109,6 +109,7 @@ class Gamma(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ D_φ(c, a) + c (u − log(1 + u)) with u = m/m2 − 1."""
+
         def of_factors(z, z2):
             dc, dd = _split(z2 - z)
             laws = _shape_and_rate(z), _shape_and_rate(z2)

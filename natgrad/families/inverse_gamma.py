@@ -93,6 +93,7 @@ class InverseGamma(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """That of the gamma laws of 1/y."""
+
         def of_factors(z, z2):
             first, second = _split(z2 - z)
             laws = _shape_and_scale(z), _shape_and_scale(z2)

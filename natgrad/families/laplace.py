@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import Family
 from natgrad.families.checks import diagonal, split_pair
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.remainders import expm1_remainder, scaled
 from natgrad.typing import Array, Key
 
 
@@ -41,11 +41,11 @@ class Laplace(Family):
         """Σ (e^t − 1 − t) + e^t (e^−δ − 1 + δ)."""
         (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
         t, gap = log_scale - log_scale2, location - location2
-        delta = gap * jnp.exp(-log_scale)
+        delta = scaled(gap, log_scale)
         near = jnp.abs(delta) < 1
         close = expm1_remainder(t) + jnp.exp(t) * _two_sided(jnp.where(near, delta, 0))
         size = jnp.abs(jnp.where(near, 0.0, gap))
-        far = jnp.exp(t - size * jnp.exp(-log_scale)) + size * jnp.exp(-log_scale2)
+        far = jnp.exp(t - scaled(size, log_scale)) + scaled(size, log_scale2)
         return jnp.sum(jnp.where(near, close, far - 1 - t))
 
     def score(self, z: Array, y: Array) -> Array:

@@ -26,7 +26,6 @@ from natgrad.families.geometric import (
 from natgrad.families.special import log_gamma_excess
 from natgrad.typing import Array, ArrayLike, Key
 
-
 _LARGE_ODDS = 1e12
 
 

@@ -50,7 +50,7 @@ log1p_remainder.defjvps(lambda dx, _, x: x / (1 + x) * dx)
 def quotient(x: Array, y: Array) -> Array:
     """x/y, elementwise, with a derivative that never squares y.
 
-    By the inverse of y: the compiler writes x/(y/w) as (x w)/y, whose product overflows.
+    By the inverse of y: compilers write x/(y/w) as (x w)/y, whose product overflows.
     """
     return x * (1 / y)
 
@@ -62,6 +62,21 @@ def _quotient_jvp(
     (x, y), (dx, dy) = primals, tangents
     ratio, inverse = quotient(x, y), quotient(jnp.ones_like(y), y)
     return ratio, dx * inverse - ratio * (dy * inverse)
+
+
+@jax.custom_jvp
+def scaled(x: Array, log_scale: Array) -> Array:
+    """x e^−log_scale, elementwise, whose derivative in log_scale is minus itself."""
+    return x * jnp.exp(-log_scale)
+
+
+@scaled.defjvp
+def _scaled_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, log_scale), (dx, d_log) = primals, tangents
+    value = scaled(x, log_scale)
+    return value, scaled(dx, log_scale) - value * d_log
 
 
 @jax.custom_jvp
@@ -124,9 +139,7 @@ def _entropy_remainder_jvp(
     (x, y, step), (dx, dy, _) = primals, tangents
     near = jnp.abs(step) < 0.5 * x
     u = quotient(step, x)
-    logarithm = jnp.where(
-        near, jnp.log1p(jnp.where(near, u, 0.0)), log_quotient(x, y)
-    )
+    logarithm = jnp.where(near, jnp.log1p(jnp.where(near, u, 0.0)), log_quotient(x, y))
     return entropy_remainder(x, y, step), logarithm * dy - u * dx
 
 
@@ -206,7 +219,8 @@ def log_mean_exp(
     """
     if exponents is None:
         exponents = log_weights + deviations
-    weights, near = jnp.exp(log_weights), deviations < 1
+    weights = jnp.exp(log_weights)
+    near = (deviations < 1) & (log_weights > -jnp.inf)
     finite = jnp.all(exponents < 30, axis=-1, keepdims=True)
     close = weights * expm1_remainder(jnp.where(near, deviations, 0.0))
     far = jnp.where(finite & ~near, exponents, 0.0)

@@ -114,7 +114,7 @@ def log_gamma_gap(x: Array, y: Array, step: Array) -> Array:
 
 
 def _split(x: Array) -> tuple[Array, Array]:
-    """x where it is below `_SHIFT`, 1/x where it is above, and else their values there."""
+    """x up to `_SHIFT`, and 1/x from there on; elsewhere their values at `_SHIFT`."""
     return jnp.minimum(x, _SHIFT), 1 / jnp.maximum(x, _SHIFT)
 
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad.families.angles import centred_angles
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.bessel import (
     Concentration,
@@ -34,11 +35,12 @@ from natgrad.families.bessel import (
     bessel_log_slope,
     bessel_ratio,
     bessel_slope,
+    inverse_bessel_ratio,
     log_bessel0,
     log_scaled_bessel0,
     of_kappa,
 )
-from natgrad.families.checks import aligned, inside, resolved, split_pair
+from natgrad.families.checks import aligned, resolved, split_pair
 from natgrad.families.divergences import divergence
 from natgrad.families.remainders import quotient, taylor_remainder
 from natgrad.typing import Array, Key
@@ -99,7 +101,7 @@ class VonMises(ExponentialFamily):
         """Σ of the radial and the angular divergence, see above."""
         kappa, step = _norm(z), _norm(z2 - z)
         near = jnp.where(kappa < 2, step < 1, step < 0.5 * kappa)
-        return jnp.sum(divergence(self, _divergence, z, z2, near))
+        return jnp.sum(divergence(self, _divergence, z, z2, near, _slope))
 
     def score(self, z: Array, y: Array) -> Array:
         """(cos y, sin y) − μ, by differences of angles where κ is large."""
@@ -125,7 +127,7 @@ class VonMises(ExponentialFamily):
 
     def sample(self, key: Key, z: Array) -> Array:
         """An angle in [−π, π] for each factor."""
-        angle = _direction(z) + _centred_sample(key, _norm(z))
+        angle = _direction(z) + centred_angles(key, _norm(z))
         return angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))
 
     def in_support(self, z: Array, y: Array) -> Array:
@@ -198,7 +200,7 @@ def _mean_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 @jax.custom_jvp
 def _natural(mu: Array, complement: Array) -> Array:
-    kappa = of_kappa(_concentration(_norm(mu), complement))
+    kappa = of_kappa(inverse_bessel_ratio(_norm(mu), complement))
     return mu / bessel_ratio(kappa)[..., None]
 
 
@@ -215,27 +217,6 @@ def _natural_jvp(
     below = (v - inner[..., None] * eta) / ratio[..., None]
     above = _combined(eta, v, 1 / slope, 1 / ratio)
     return eta, jnp.where(below1[..., None], below, above)
-
-
-def _concentration(length: Array, complement: Array) -> Array:
-    """κ with R(κ) = length = 1 − complement, elementwise; NaN outside of [0, 1).
-
-    Newton's method for R(κ), or where that is near 1 for log(1 − R) in log κ. The start
-    (Banerjee et al. 2005) is within 10 %.
-    """
-    good = (complement > 0) & (complement <= 1) & (length <= 1)
-    rest = jnp.where(good, complement, 0.5)
-    length = jnp.where(good, length, 0.5)
-    kappa = length * (2 - length**2) / (rest * (1 + length))
-
-    def newton(_, kappa):
-        point = of_kappa(kappa)
-        slope, value = bessel_slope(point), bessel_complement(point)
-        linear = kappa - (kappa * bessel_ratio(point) - length) / slope
-        growth = jnp.log(value / rest) * value / (slope * jnp.maximum(kappa, 0.1))
-        return jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
-
-    return inside(good, jax.lax.fori_loop(0, 6, newton, kappa))
 
 
 def _near_small(point: Concentration, change: Array, step: Array) -> Array:
@@ -269,6 +250,15 @@ def _divergence(z: Array, z2: Array) -> Array:
     return jnp.where(below, of_small, _radial(_norm(large), kappa2, large, z2) + angle)
 
 
+def _slope(z: Array, z2: Array) -> Array:
+    """F_z (z − z2), where F_z z is κ R'(κ) u."""
+    kappa, product = _norm(z), VonMises().fisher_product
+    some = jnp.where(kappa < 1, 1.0, kappa)
+    radial = quotient(bessel_log_slope(_concentrated(z)), some)[..., None] * _unit(z)
+    large = radial - product(z, z2)
+    return jnp.where((kappa < 1)[..., None], product(z, z - z2), large)
+
+
 def _radial(kappa: Array, kappa2: Array, z: Array, z2: Array) -> Array:
     """log I₀(κ') − log I₀(κ) − R(κ)(κ' − κ), for κ ≥ 2."""
     d = z2 - z
@@ -298,36 +288,3 @@ def _angular(z: Array, z2: Array) -> Array:
     acute = dot > 0
     both = jnp.where(acute, length + dot, 1.0)
     return jnp.where(acute, cross * quotient(cross, both), length - dot)
-
-
-def _centred_sample(key: Key, kappa: Array) -> Array:
-    """θ with density ∝ e^{κ cos θ}, by rejection from a wrapped Cauchy law.
-
-    With x = sin²(θ/2) the ratio of the densities is e^−2κx ((1 − ρ)² + 4ρx). It is
-    exact for every ρ in (0, 1); Best and Fisher's accepts at least 2 of 3 proposals.
-    """
-    tau = 1 + jnp.sqrt(1 + 4 * kappa**2)
-    best = (tau - jnp.sqrt(2 * tau)) / jnp.maximum(2 * kappa, 0.01)
-    rho = jnp.clip(jnp.where(kappa < 0.01, kappa / 2, best), 1e-3, 0.9999)
-    square = (1 - rho) ** 2
-    log_ratio = lambda x: jnp.log(square + 4 * rho * x) - 2 * kappa * x
-    top = jnp.clip((2 * rho / jnp.maximum(kappa, 1e-3) - square) / (4 * rho), 0, 1)
-    bound = log_ratio(top)
-
-    def unfinished(state):
-        return ~jnp.all(state[2])
-
-    def draw(state):
-        key, theta, done = state
-        key, key1, key2 = jax.random.split(key, 3)
-        tangent = (
-            (1 - rho) / (1 + rho) * jax.random.cauchy(key1, kappa.shape, kappa.dtype)
-        )
-        x = tangent**2 / (1 + tangent**2)
-        u = jnp.log(jax.random.uniform(key2, kappa.shape, kappa.dtype))
-        new = ~done & (u < log_ratio(x) - bound)
-        return key, jnp.where(new, 2 * jnp.arctan(tangent), theta), done | new
-
-    start = (key, jnp.zeros_like(kappa), ~jnp.isfinite(kappa))
-    _, theta, _ = jax.lax.while_loop(unfinished, draw, start)
-    return jnp.where(jnp.isfinite(kappa), theta, jnp.nan)

@@ -63,8 +63,8 @@ class Exponential(Law):
         """The gradient of E[h], by differences."""
         steps = [mp.mpf(10) ** -30 * (abs(e) if e else 1) for e in z]
         moved = lambda i, s: [e + s * (j == i) for j, e in enumerate(z)]
-        rise = lambda i, s: self.expected_base(moved(i, s)) - self.expected_base(
-            moved(i, -s)
+        rise = lambda i, s: (
+            self.expected_base(moved(i, s)) - self.expected_base(moved(i, -s))
         )
         return [rise(i, s) / (2 * s) for i, s in enumerate(steps)]
 
@@ -130,7 +130,9 @@ class Categorical(Exponential):
     def fisher(self, z):
         p, ids = self.mean(z), range(len(z))
         others = lambda i: sum(p[j] for j in ids if j != i)
-        return [[p[i] * others(i) if i == j else -p[i] * p[j] for j in ids] for i in ids]
+        return [
+            [p[i] * others(i) if i == j else -p[i] * p[j] for j in ids] for i in ids
+        ]
 
     def statistics(self, y):
         return [mp.mpf(int(c == y[0])) for c in range(3)]
@@ -174,7 +176,6 @@ class Poisson(Scalar):
         series = sum(c[k] * rate ** -(k + 1) for k in range(4))
         entropy = (1 + mp.log(2 * mp.pi) + z[0]) / 2 - series
         return rate - z[0] * rate - entropy
-
 
     def base_slope(self, z):
         rate = mp.exp(z[0])
@@ -459,7 +460,9 @@ class InverseGaussian(Exponential):
         x = 2 * l / m
         if x > 2000:
             with mp.workdps(60):
-                tail = sum((-1) ** k * mp.factorial(k) / x ** (k + 1) for k in range(60))
+                tail = sum(
+                    (-1) ** k * mp.factorial(k) / x ** (k + 1) for k in range(60)
+                )
         else:
             tail = mp.exp(x) * mp.e1(x)
         return -(mp.log(2 * mp.pi) + 3 * (mp.log(m) - tail)) / 2

@@ -2,10 +2,11 @@
 
     python tests/oracles/far_parameters.py [law …]
 
-writes the numbers of all laws, or those of the named ones anew. It evaluates each law's textbook formulas by mpmath, at digits enough that what cancels
-does not matter, at exactly the floating-point numbers that the tests pass to the
-library: parameters on logarithmic grids over the range of single and of double
-precision, pairs of them in both directions, and near pairs. No JAX, nothing of natgrad.
+writes the numbers of all laws, or those of the named ones anew. It evaluates textbook
+formulas by mpmath, at digits enough that what cancels does not matter, at exactly the
+floating-point numbers that the tests pass to the library: parameters on logarithmic
+grids over the range of single and of double precision, pairs of them in both
+directions, and near pairs. No JAX, nothing of natgrad. It takes three minutes.
 
 An exponential family is known by A, ∇A, ∇²A, T and h; then KL(z ‖ z2) is
 A(z2) − A(z) − ⟨∇A(z), z2 − z⟩, with the gradients ∇²A(z)(z − z2) and ∇A(z2) − ∇A(z).
@@ -130,7 +131,9 @@ def of_exponential(law, points, chosen):
         log_probs.append(
             [dot(e, t) - value + h for t, h in zip(statistics, bases, strict=True)]
         )
-        scores.append([[x - m for x, m in zip(t, mean, strict=True)] for t in statistics])
+        scores.append(
+            [[x - m for x, m in zip(t, mean, strict=True)] for t in statistics]
+        )
     entropies = [v - dot(e, m) - law.expected_base(e) for e, v, m, _ in rows]
     entropy_slopes = [
         [-dot(row, e) - s for row, s in zip(f, law.base_slope(e), strict=True)]
