@@ -9,10 +9,9 @@ An exponential family has z = η, its natural parameter, and
 
     log p(y | η) = ⟨η, T(y)⟩ − A(η) + h(y),      mean(η) = ∇A(η),   F_η = ∇²A(η).
 
-Factors. `parameter_ndim` says how many trailing axes of z one law reads: 0 for a
-scalar parameter, 1 for a vector. Any axes before those are independent factors of
-one example (positions of a sequence, pixels): log-probabilities and divergences sum
-over them, samples and scores keep their shape.
+Factors. A law reads the last `parameter_ndim` axes of z, and those before them are
+independent factors of one example (positions of a sequence, pixels): log-probabilities
+and divergences sum over them, samples and scores keep their shape.
 
 Source: Amari, Information Geometry and Its Applications (2016), chapters 1 and 2.
 """
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families import expectations
+from natgrad.families.checks import without_lost
 from natgrad.families.remainders import taylor_remainder
 from natgrad.typing import Array, Key
 
@@ -60,8 +60,7 @@ class Family(abc.ABC):
     def support(self, z: Array) -> Array | None:
         """All labels of ONE factor, [K, ...]; None where these are not known or finite.
 
-        z holds the parameters of that factor; K and the labels depend on its shape
-        alone.
+        They depend on the shape of z, the parameters of that factor, alone.
         """
         del z
         return None
@@ -87,10 +86,9 @@ class Family(abc.ABC):
         """Labels and weights (ys [K, ...], weights [K]) with Σ_k w_k s_k s_kᵀ = F_z.
 
         z holds the parameters of ONE factor. The weights are positive; labels of a
-        quadrature may lie outside of the support (counts that are no integers,
-        vectors that do not sum to 1): they are good for scores alone. Here they are
-        those of `support` with their probabilities, else draws under one fixed key, a
-        Monte-Carlo estimate.
+        quadrature may lie outside of the support (counts that are no integers): they
+        are good for scores alone. Here they are those of `support` with their
+        probabilities, else draws under one fixed key, a Monte-Carlo estimate.
         """
         labels = self.support(z)
         if labels is None:
@@ -100,20 +98,19 @@ class Family(abc.ABC):
     def columns(self, key: Key | None, z: Array) -> tuple[Array, Array]:
         """Scores and weights ([K, *z.shape], [K]) with Σ_k w_k s_k s_kᵀ = F_z.
 
-        z holds the parameters of ONE factor. They are exact where the family gives
-        `nodes`, `support`, `fisher` or `kl`, the last two by a root of F_z. Otherwise
-        they are the scores of `monte_carlo_samples` labels drawn under the key.
+        They are exact where the family gives `nodes`, `support`, `fisher` or `kl`, the
+        last two by a root of F_z. Otherwise they are the scores of
+        `monte_carlo_samples` labels drawn under the key.
 
         Args:
             key: a random key; None will do where `drawn` is false.
-            z: parameters.
+            z: the parameters of ONE factor.
         """
         if self.has_nodes(z):
             ys, weights = self.nodes(z)
         elif self._gives("fisher") or not self.drawn(z):
-            scores, weights = expectations.root_columns(
-                self.fisher(z).reshape(z.size, z.size)
-            )
+            matrix = self.fisher(z).reshape(z.size, z.size)
+            scores, weights = expectations.root_columns(matrix)
             return scores.reshape(-1, *z.shape), weights
         else:
             ys, weights = expectations.draws(self, key, z)
@@ -146,18 +143,15 @@ class Family(abc.ABC):
     def in_support(self, z: Array, y: Array) -> Array:
         """Boolean, one entry a factor: is `log_prob` defined at y?
 
-        For an exponential family that is where T(y) is in the closure of the domain of
-        the means: also at labels that the law never draws, such as a grey pixel.
+        For an exponential family where T(y) is in the closure of the domain of means:
+        also at labels that the law never draws, such as a grey pixel.
         """
         del z
         axes = tuple(range(y.ndim - self.label_ndim, y.ndim))
         return jnp.all(~jnp.isnan(y), axis=axes)
 
     def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of the labels that belong to parameters of shape `z_shape`.
-
-        None where only a sample could tell.
-        """
+        """The shape of labels of parameters of this shape; None if only samples tell."""
         if self.parameter_ndim is None or self.label_ndim != 0:
             return None
         return z_shape[: len(z_shape) - self.parameter_ndim]
@@ -186,17 +180,14 @@ class Family(abc.ABC):
     def _provenance(self, kl: str, columns: str) -> dict[str, str]:
         if "estimated" in columns:
             columns += ", drawn for each example and step"
-        given = ("nodes", "score", "fisher")
-        found = {
-            "kl": kl,
-            "nodes": self._otherwise,
-            "columns": "given" if self._gives("nodes") else columns,
-            "score": "autodiff of log_prob",
-            "fisher": "Hessian of kl" + ("" if kl == "given" else f" ({kl})"),
-        }
+        by_kl = "Hessian of kl" + ("" if kl == "given" else f" ({kl})")
+        or_given = lambda name, how: "given" if self._gives(name) else how
         return {
-            name: "given" if name in given and self._gives(name) else how
-            for name, how in found.items()
+            "kl": kl,
+            "nodes": or_given("nodes", self._otherwise),
+            "columns": or_given("nodes", columns),
+            "score": or_given("score", "autodiff of log_prob"),
+            "fisher": or_given("fisher", by_kl),
         }
 
     def _gives(self, name: str) -> bool:
@@ -217,8 +208,7 @@ class ExponentialFamily(Family):
 
     A subclass gives `log_normalizer`, `sufficient_statistics`, `natural`, `sample` and,
     where h is not 0, `log_base_measure`. `mean`, `kl` and `entropy` may be overridden
-    by forms that keep their accuracy near a boundary, and must then agree with the
-    derived ones.
+    by forms that are accurate near a boundary, and must agree with the derived ones.
 
     Where a mean rounds to the boundary of its domain (a Bernoulli's p to 1), `mean` no
     longer determines η. Families for which that matters have two more methods:
@@ -283,11 +273,8 @@ class ExponentialFamily(Family):
     @final
     def bregman(self, eta: Array, eta2: Array) -> Array:
         """D_A(η, η2) = A(η) − A(η2) − ⟨η − η2, ∇A(η2)⟩ = KL(p_η2 ‖ p_η), shape ()."""
-        return (
-            self.log_normalizer(eta)
-            - self.log_normalizer(eta2)
-            - jnp.sum((eta - eta2) * self.mean(eta2))
-        )
+        inner = jnp.sum((eta - eta2) * self.mean(eta2))
+        return self.log_normalizer(eta) - self.log_normalizer(eta2) - inner
 
     def kl(self, z: Array, z2: Array) -> Array:
         """KL(p_z ‖ p_z2) = D_A(z2, z): the arguments swap.
@@ -313,8 +300,3 @@ class ExponentialFamily(Family):
     def fisher_product(self, z: Array, v: Array) -> Array:
         """∇²A(η) v by one forward derivative of `mean`, shaped like η."""
         return jax.jvp(self.mean, (z,), (v,))[1]
-
-
-def without_lost(values: Array, factors: Array) -> Array:
-    """`values`, but 0 where they are infinite and their factor is 0: 0 · ∞ is 0."""
-    return jnp.where(jnp.isinf(values) & (factors == 0), 0, values)

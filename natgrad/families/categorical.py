@@ -16,7 +16,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.base import ExponentialFamily, without_lost
+from natgrad.families.base import ExponentialFamily
+from natgrad.families.checks import without_lost
 from natgrad.families.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
 

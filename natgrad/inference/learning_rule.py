@@ -285,10 +285,7 @@ def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
 
 
 def _keys(key: Key | None) -> tuple[Key | None, Key | None]:
-    if key is None:
-        return None, None
-    first, second = jax.random.split(key)
-    return first, second
+    return (None, None) if key is None else tuple(jax.random.split(key))
 
 
 def _margin(rule: LearningRule, natural: Array) -> Array:
