@@ -22,6 +22,7 @@ from natgrad import tree
 from natgrad.arguments import MISSING, checked, part_of, same_shapes
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion, as_damping
+from natgrad.families import Unnormalized
 from natgrad.inplace import cleared
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
@@ -139,8 +140,13 @@ def scale_by_curvature(
         )
         if here.instantaneous:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)
+        divergence = None
+        if inputs is not MISSING and not isinstance(here.model.family, Unnormalized):
+            divergence = lambda step: here.divergence(
+                params, optax.apply_updates(params, step), inputs
+            )
         health, direction = examined(
-            metric, gradient, solved, strength, state, trust_region
+            metric, gradient, solved, strength, state, trust_region, divergence
         )
         state = state._replace(
             count=state.count + 1, key=key, inverse=solved.kept, health=health
