@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes their figures, tables and pictures.
 
-    python -m benchmarks                         # a subset: five minutes on two cores
+    python -m benchmarks                         # a subset: two minutes on two cores
     python -m benchmarks --full                  # everything
     python -m benchmarks --device gpu --full     # the suite of an accelerator
     python -m benchmarks --only memory scaling --output results

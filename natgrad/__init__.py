@@ -46,8 +46,10 @@ from natgrad.adaptive import (
 )
 from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
+from natgrad.health import check_health
 from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
 from natgrad.model import Model
+from natgrad.observation import observe
 from natgrad.optimizers import (
     diagonal_fisher,
     ekfac,
@@ -62,7 +64,7 @@ from natgrad.optimizers import (
 from natgrad.refresh import Refresh
 from natgrad.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.state import Health
-from natgrad.transform import observe, scale_by_curvature
+from natgrad.transform import scale_by_curvature
 
 __all__ = [
     "CURVATURES",
@@ -71,6 +73,7 @@ __all__ = [
     "Refresh",
     "__version__",
     "adaptive",
+    "check_health",
     "compare",
     "curvature",
     "damping",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.curvature.base import Curvature
 from natgrad.state import ScaleByCurvatureState
 from natgrad.tree import Layout
@@ -16,6 +18,30 @@ from natgrad.typing import Inputs, Params
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
+
+
+def transformation(
+    init: Callable, update: Callable
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation; of no parameters it changes nothing, not even its state.
+
+    Numbers among the parameters are arrays of shape ().
+    """
+
+    def made(params):
+        return init(_arrays(params))
+
+    def of(updates, state, params=None, **extra_args):
+        if not jax.tree.leaves((updates, params)):
+            return updates, state
+        return update(_arrays(updates), state, _arrays(params), **extra_args)
+
+    return optax.GradientTransformationExtraArgs(made, of)
+
+
+def _arrays(params: Any) -> Any:
+    array = lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return jax.tree.map(array, params)
 
 
 def checked(
@@ -35,11 +61,16 @@ def checked(
         )
     here = part_of(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
-    _check_arguments(here, state, inputs, statistics)
+    if not isinstance(state.owner, dict):
+        raise ValueError(
+            "The state is that of init for a tree without arrays, and now there are "
+            "parameters: make it by init(params) with these."
+        )
+    _check_arguments(here, state, params, inputs, statistics)
     return here
 
 
-def _check_arguments(curvature, state, inputs, statistics) -> None:
+def _check_arguments(curvature, state, params, inputs, statistics) -> None:
     """Raise where neither the batch, nor statistics, nor an observation is there.
 
     Under jit only the running program knows whether the state was observed, so there
@@ -61,6 +92,7 @@ def _check_arguments(curvature, state, inputs, statistics) -> None:
         )
     if statistics is not None:
         return
+    tree.check_kept(state.statistics, jax.eval_shape(curvature.init, params))
     unobserved = (state.estimates == 0) & ~state.health.skipped
     if isinstance(unobserved, jax.core.Tracer):
         jax.lax.cond(
@@ -77,7 +109,7 @@ def _raise_if_unobserved(unobserved) -> None:
         raise ValueError(
             "update needs the batch: call update(gradient, state, params, inputs=x), "
             "and targets=y too for Empirical labels. Code that cannot pass inputs "
-            "calls natgrad.observe(curvature, state, params, inputs=x) first."
+            "calls natgrad.observe(tx, state, params, inputs=x) first."
         )
 
 
@@ -98,9 +130,15 @@ def part_of(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
+    if placeholders.has_placeholders(model_params):
+        raise ValueError(
+            "model_params must be the model's whole parameter tree; a part of it is "
+            "masked. With optax.masked(mask_compatible_extra_args=True) they are "
+            "masked as the params are: leave it False."
+        )
     if model_params is not None:
         return curvature.fixing(model_params).resolved(params)
-    if tree.has_placeholders(params):
+    if placeholders.has_placeholders(params):
         raise ValueError(
             "This transformation sees a part of the parameters only (optax.masked or "
             "optax.multi_transform). Its model needs all of them: pass the whole tree "

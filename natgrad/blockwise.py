@@ -5,7 +5,7 @@ Parameters that no block reads have F = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from natgrad.layers import Block
 from natgrad.metric import Metric
+from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
@@ -44,6 +45,16 @@ class BlockwiseMetric(Metric):
             for leaf, dtype in zip(out, self.layout.dtypes, strict=True)
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
+
+    def outer_inverse(self, damping: Array) -> tuple[Callable[[Array], Array], Array]:
+        """V -> V/λ, or 0 for λ = 0, where no block reads; and is F + λI singular there?
+
+        Args:
+            damping: λ >= 0.
+        """
+        zero = damping == 0
+        inverse = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+        return inverse, zero & (self.outside > 0)
 
     def placed(self, matrices: Sequence[Array]) -> Array:
         """[P, P] from [lead..., D, D] over each block's D = (I+1) O entries."""
@@ -81,3 +92,40 @@ class BlockwiseMetric(Metric):
                 matrix = np.asarray(block.to_matrix(leaves))
             found.append(matrix.reshape(-1, block.rows * block.outputs))
         return found
+
+
+def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
+    """V -> A V G, for A a matrix or the diagonal of one."""
+
+    def apply(v):
+        v = jnp.matmul(v, g, precision=HIGHEST)
+        if a.ndim < g.ndim:
+            return a[..., :, None] * v
+        return jnp.matmul(a, v, precision=HIGHEST)
+
+    return apply
+
+
+def from_rows(
+    a: Array, g: Array, block: Block, rows: Mapping[str, Array]
+) -> Callable[[Array], Array]:
+    """The same of V = Xᵀ C, which is not read: (X A)ᵀ (C G), for symmetric A.
+
+    Args:
+        a: A, [lead..., I(+1), I(+1)].
+        g: G, [lead..., O, O].
+        block: whose rows.
+        rows: X [lead..., N, T, I] as "x" and C [lead..., N, T, O] as "g".
+    """
+    flat = lambda m: m.reshape((*m.shape[:-3], -1, m.shape[-1])).astype(g.dtype)
+    x, c = flat(rows["x"]), flat(rows["g"])
+    if block.bias:
+        one = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        x = jnp.concatenate([x, one], axis=-1)
+
+    def apply(_):
+        left = jnp.matmul(x, a, precision=HIGHEST)
+        right = jnp.matmul(c, g, precision=HIGHEST)
+        return jnp.matmul(left.mT, right, precision=HIGHEST)
+
+    return apply

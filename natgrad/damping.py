@@ -15,6 +15,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natgrad import tree
 from natgrad.solvers import any_member
@@ -38,10 +39,7 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
     """
     if callable(damping):
         return damping
-    if jnp.ndim(damping) != 0:
-        raise ValueError(
-            f"damping must be a scalar or a schedule, got shape {jnp.shape(damping)}."
-        )
+    check_scalar("damping", damping)
     if not isinstance(damping, jax.core.Tracer) and not 0 <= float(damping) < jnp.inf:
         raise ValueError(
             f"damping must be finite and at least 0, got {damping}: it is added to the "
@@ -88,6 +86,24 @@ def longest_within(
     (length, found, _), _ = jax.lax.scan(shortened, start, length=TRIES)
     within = found <= bound
     return jnp.where(within, length, 0), jnp.where(within, found, 0)
+
+
+def check_scalar(name: str, value: ArrayLike | Damping) -> None:
+    """Raise a ValueError for what is neither a real scalar nor a schedule."""
+    if callable(value):
+        return
+    number = value if isinstance(value, jax.Array) else np.asarray(value)
+    real = jnp.issubdtype(number.dtype, jnp.number) and not jnp.iscomplexobj(number)
+    if not real:
+        raise ValueError(
+            f"{name} must be a scalar or a schedule, got {value!r}. Optimizers take "
+            "the learning rate first and the model second: natural_gradient(0.1, "
+            "model, damping=1e-3)."
+        )
+    if number.ndim != 0:
+        raise ValueError(
+            f"{name} must be a scalar or a schedule, got shape {number.shape}."
+        )
 
 
 @final

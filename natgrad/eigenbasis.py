@@ -17,6 +17,7 @@ Kronecker-factored eigenbasis, section 3.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -27,6 +28,7 @@ from natgrad.inverse import together
 from natgrad.layers import Block
 from natgrad.metric import metric_pytree
 from natgrad.solvers import HIGHEST, Solution
+from natgrad.spectral import damped_reciprocal
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -54,16 +56,16 @@ class EigenbasisMetric(BlockwiseMetric):
         return self.blockwise(v, self._through(self.scales))
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """U (Uᵀ v / (s + λ)); entries where s + λ is at rounding are dropped."""
+        """U (Uᵀ v / (s + λ)), for λ = 0 the pseudo-inverse: see `natgrad.spectral`.
+
+        A fallback where λ = 0 and some s is 0 to rounding.
+        """
         damping = jnp.asarray(damping, self.layout.dtype)
-        found = [damped_reciprocal(s, damping) for s in self.scales]
-        zero = damping == 0
-        rest = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+        found = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
+        rest, singular = self.outer_inverse(damping)
         value = self.blockwise(v, self._through([f[0] for f in found]), rest)
-        fallbacks = [f[1] for f in found]
-        return Solution(
-            value, jnp.any(jnp.stack(fallbacks)) if fallbacks else zero & False
-        )
+        dropped = [f[1] for f in found]
+        return Solution(value, functools.reduce(jnp.logical_or, dropped, singular))
 
     def dense(self) -> Array:
         """[P, P], zero outside the blocks."""
@@ -116,27 +118,6 @@ def rotate(v: Array, left: Array | None, right: Array) -> Array:
     return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
 
 
-def damped_reciprocal(scales: Array, damping: Array) -> tuple[Array, Array]:
-    """1/(s + λ), 0 where s + λ is at rounding, and whether it is anywhere."""
-    total = scales + damping
-    size = sum(scales.shape[-2:])
-    cutoff = size * jnp.finfo(total.dtype).eps * jnp.max(scales)
-    keep = (total > cutoff) & (total > 0)
-    return jnp.where(keep, 1 / jnp.where(keep, total, 1), 0), ~jnp.all(keep)
-
-
-def eigenbases(factors: Sequence[Array]) -> list[tuple[Array, Array | None]]:
-    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
-
-    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
-    Eigenvalues are clipped at 0.
-    """
-    matrices = [factor for factor in factors if factor.ndim > 1]
-    found = iter(together(eigh, matrices))
-    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
-    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]
-
-
 @jax.custom_jvp
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues and eigenvectors; see the module for derivatives."""
@@ -155,3 +136,22 @@ def _eigh_jvp(primals, tangents):
     moved = jnp.diagonal(inner, axis1=-2, axis2=-1)
     turned = jnp.matmul(vectors, turn, precision=HIGHEST)
     return (values, vectors), (moved, turned)
+
+
+def eigenbases(
+    factors: Sequence[Array], decompose: Callable = eigh
+) -> list[tuple[Array, Array | None]]:
+    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
+
+    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
+    Eigenvalues are clipped at 0.
+
+    Args:
+        factors: symmetric matrices.
+        decompose: matrix [d, d] -> (eigenvalues, eigenvectors): `eigh`, or
+            `natgrad.spectral.eigh` where the eigenvalues have to be precise.
+    """
+    matrices = [factor for factor in factors if factor.ndim > 1]
+    found = iter(together(decompose, matrices))
+    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
+    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]

@@ -20,13 +20,16 @@ block elimination.
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from natgrad.solvers import HIGHEST
+from natgrad.solvers import HIGHEST, any_member
+from natgrad.spectral import damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # Up to this size LAPACK inverts: smaller blocks run faster, but take longer to compile.
@@ -35,10 +38,20 @@ _SMALL = 320
 _NEAR, _NEARLY = 16, 0.05
 
 
-def inverses(matrices: Sequence[Array]) -> list[Array]:
-    """The inverse of each positive definite matrix [..., d, d]; near sizes together.
+@jax.custom_jvp
+def inverses(
+    matrices: Sequence[Array], floors: Sequence[Array]
+) -> tuple[list[Array], Array]:
+    """(M⁻¹ of each matrix, whether elimination failed for any of them).
 
-    A smaller matrix is enlarged by the identity to the size of its neighbours.
+    Where it does, because M is not positive definite to rounding, and wherever the
+    floor is 0, eigendecompositions take over by the rule of `natgrad.spectral`: with a
+    floor δ > 0 eigenvalues below δ count as δ, and for δ = 0 the result is M⁺.
+
+    Args:
+        matrices: symmetric [..., d, d]. Near sizes are inverted together: a smaller
+            matrix is enlarged by the identity to the size of its neighbours.
+        floors: δ >= 0, [...], of which M − δI is positive semi-definite.
     """
     sizes = sorted({matrix.shape[-1] for matrix in matrices}, reverse=True)
     shared: dict[int, int] = {}
@@ -47,11 +60,54 @@ def inverses(matrices: Sequence[Array]) -> list[Array]:
         near = top - size <= max(_NEAR, _NEARLY * top)
         shared[size] = top if near else size
     padded = [_enlarged(m, shared[m.shape[-1]]) for m in matrices]
-    found = together(spd_inverse, padded)
-    return [
+    found = [
         inverse[..., : m.shape[-1], : m.shape[-1]]
-        for m, inverse in zip(matrices, found, strict=True)
+        for m, inverse in zip(matrices, together(spd_inverse, padded), strict=True)
     ]
+    sound = [_bounded(m, floor) for m, floor in zip(found, floors, strict=True)]
+
+    def spectral():
+        pairs = together(eigh, matrices)
+        made = [_of(*each) for each in zip(pairs, floors, strict=True)]
+        whole, dropped = zip(*made, strict=True)
+        mixed = [
+            jnp.where(good[..., None, None], m, other)
+            for good, m, other in zip(sound, found, whole, strict=True)
+        ]
+        broken = [
+            ~jnp.all(good | (d == 0)) for good, d in zip(sound, floors, strict=True)
+        ]
+        return mixed, functools.reduce(jnp.logical_or, [*broken, *dropped])
+
+    failed = functools.reduce(jnp.logical_or, [~jnp.all(good) for good in sound], False)
+    failed = jnp.asarray(failed)
+    return jax.lax.cond(
+        any_member(failed), spectral, lambda: (found, jnp.zeros_like(failed))
+    )
+
+
+@inverses.defjvp
+def _inverses_jvp(primals, tangents):
+    found, failed = inverses(*primals)
+    moved = [
+        -_product(_product(m, dm), m) for m, dm in zip(found, tangents[0], strict=True)
+    ]
+    return (found, failed), (moved, np.zeros(failed.shape, jax.dtypes.float0))
+
+
+def _bounded(inverse: Array, floor: Array) -> Array:
+    """Is this the inverse of a matrix that is at least δI, for δ > 0?"""
+    entries = jnp.diagonal(inverse, axis1=-2, axis2=-1)
+    least = jnp.isfinite(jnp.sum(inverse, (-2, -1))) & (floor > 0)
+    return least & jnp.all(entries * floor[..., None] <= 2, -1)
+
+
+def _of(pair: tuple[Array, Array], floor: Array) -> tuple[Array, Array]:
+    """V diag(1/s) Vᵀ by the rule for s − δ and damping δ, and whether it drops any."""
+    values, vectors = pair
+    above = values - floor[..., None]
+    reciprocal, dropped = damped_reciprocal(above, floor[..., None])
+    return _product(vectors * reciprocal[..., None, :], vectors.mT), dropped
 
 
 def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
@@ -79,16 +135,9 @@ def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
     return results
 
 
-@jax.custom_jvp
 def spd_inverse(matrix: Array) -> Array:
     """M⁻¹ of a positive definite matrix [d, d]."""
     return _by_halves(matrix)[0]
-
-
-@spd_inverse.defjvp
-def _spd_inverse_jvp(primals, tangents):
-    inverse = spd_inverse(*primals)
-    return inverse, -_product(_product(inverse, tangents[0]), inverse)
 
 
 def _by_halves(matrix: Array, rooted: bool = False) -> tuple[Array, Array | None]:

@@ -21,18 +21,20 @@ known as rows, V = Xᵀ C, fewer than the factors are large, (X A⁻¹)ᵀ (C G�
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.blockwise import BlockwiseMetric
-from natgrad.eigenbasis import damped_reciprocal, eigenbases, rotate
+from natgrad.blockwise import BlockwiseMetric, from_rows, sandwich
+from natgrad.eigenbasis import eigenbases, rotate
 from natgrad.inverse import inverses as spd_inverses
 from natgrad.layers import Block
 from natgrad.metric import metric_pytree
-from natgrad.solvers import HIGHEST, KeptInverse, Solution
+from natgrad.solvers import KeptInverse, Solution
+from natgrad.spectral import damped_reciprocal, eigh
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -62,8 +64,8 @@ class KroneckerMetric(BlockwiseMetric):
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
         """The exact damped inverse, in the eigenbasis; Σ_b O(I³ + O³).
 
-        Eigenvalues of F + λI at or below rounding are not inverted but dropped, which
-        counts as a fallback where F + λI is singular.
+        For λ = 0 the pseudo-inverse (see `natgrad.spectral`), which is a fallback where
+        F is singular to rounding.
         """
         exact = Eigenbasis()
         every = exact.prepare(self, damping, range(exact.pieces(self)))
@@ -130,7 +132,7 @@ class Eigenbasis(KeptInverse):
         del damping
         factors = [(metric.inputs[i], metric.outputs[i]) for i in which]
         fixed = jax.lax.stop_gradient(factors)  # implicit: see `apply`
-        found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed])
+        found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
         return [
             Decomposed(a, g, left, right)
             for (a, g), left, right in zip(
@@ -152,10 +154,23 @@ class Eigenbasis(KeptInverse):
             solve, singular = _eigen_solve(piece, damping)
             solves.append(solve)
             fallbacks.append(singular)
-        zero = damping == 0
-        rest = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
-        fallback = jnp.any(jnp.stack(fallbacks)) if fallbacks else zero & False
+        rest, singular = metric.outer_inverse(damping)
+        fallback = functools.reduce(jnp.logical_or, fallbacks, singular)
         return Solution(metric.blockwise(v, solves, rest), fallback)
+
+
+class Inverted(NamedTuple):
+    """The inverses of both damped factors of a block.
+
+    Attributes:
+        inputs: (A + π√λ I)⁻¹, [lead..., I(+1), I(+1)], or its diagonal.
+        outputs: (G + √λ/π I)⁻¹, [lead..., O, O].
+        fallback: boolean scalar: did elimination fail, or λ = 0 meet a singular factor?
+    """
+
+    inputs: Array
+    outputs: Array
+    fallback: Array
 
 
 @final
@@ -164,7 +179,8 @@ class FactoredTikhonov(KeptInverse):
     """Explicit inverses of the damped factors: not (F + λI)⁻¹.
 
     λ is that of the last refresh. A factor without trace has π = 1, so that the step
-    stays finite for λ > 0.
+    stays finite for λ > 0. For λ = 0 the factors are inverted by eigendecomposition:
+    A⁺ V G⁺ is the least-norm solution, and a fallback where a factor is singular.
 
     Attributes:
         rows: block's name -> its gradient as rows, V = Xᵀ G, which is then not read
@@ -179,21 +195,31 @@ class FactoredTikhonov(KeptInverse):
 
     def prepare(
         self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
-    ) -> list[tuple[Array, Array]]:
-        """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks."""
+    ) -> list[Inverted]:
+        """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks, for λ = 0 A⁺ and G⁺."""
         root = jnp.sqrt(jnp.asarray(damping, metric.layout.dtype))
-        damped = [_damped(metric.inputs[i], metric.outputs[i], root) for i in which]
-        lefts = [a for a, g in damped if a.ndim == g.ndim]
-        inverses = spd_inverses(lefts + [g for _, g in damped])
-        left, right = iter(inverses[: len(lefts)]), iter(inverses[len(lefts) :])
-        return [
-            (next(left) if a.ndim == g.ndim else 1 / a, next(right)) for a, g in damped
-        ]
+        pairs = [(metric.inputs[i], metric.outputs[i]) for i in which]
+        shares = [_shares(a, g, root) for a, g in pairs]
+        full = [i for i, (a, g) in enumerate(pairs) if a.ndim == g.ndim]
+        found, failed = spd_inverses(
+            [_plus(pairs[i][0], shares[i][0]) for i in full]
+            + [_plus(g, d) for (_, g), (_, d) in zip(pairs, shares, strict=True)],
+            [shares[i][0] for i in full] + [d for _, d in shares],
+        )
+        left, right = iter(found[: len(full)]), iter(found[len(full) :])
+        inverted = []
+        for (a, g), (share, _) in zip(pairs, shares, strict=True):
+            if a.ndim == g.ndim:
+                inverse, dropped = next(left), False
+            else:
+                inverse, dropped = damped_reciprocal(a, share[..., None])
+            inverted.append(Inverted(inverse, next(right), failed | dropped))
+        return inverted
 
     def apply(
         self,
         metric: KroneckerMetric,
-        prepared: Sequence[tuple[Array, Array]],
+        prepared: Sequence[Inverted],
         v: Params,
         damping: ArrayLike,
     ) -> Solution:
@@ -201,54 +227,19 @@ class FactoredTikhonov(KeptInverse):
         damping = jnp.asarray(damping, metric.layout.dtype)
         rows = self.rows or {}
         functions = [
-            from_rows(a, g, block, rows[block.name])
+            from_rows(piece.inputs, piece.outputs, block, rows[block.name])
             if block.name in rows
-            else sandwich(a, g)
-            for block, (a, g) in zip(metric.blocks, prepared, strict=True)
+            else sandwich(piece.inputs, piece.outputs)
+            for block, piece in zip(metric.blocks, prepared, strict=True)
         ]
-        value = metric.blockwise(v, functions, lambda x: x / damping)
-        return Solution(value, jnp.zeros((), bool))
+        rest, singular = metric.outer_inverse(damping)
+        fallback = [piece.fallback for piece in prepared]
+        value = metric.blockwise(v, functions, rest)
+        return Solution(value, functools.reduce(jnp.logical_or, fallback, singular))
 
     def reading(self, rows: Mapping[str, Mapping[str, Array]]) -> FactoredTikhonov:
         """This solver for gradients that are Xᵀ G of these rows."""
         return dataclasses.replace(self, rows=rows)
-
-
-def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
-    """V -> A V G, for A a matrix or the diagonal of one."""
-
-    def apply(v):
-        v = jnp.matmul(v, g, precision=HIGHEST)
-        if a.ndim < g.ndim:
-            return a[..., :, None] * v
-        return jnp.matmul(a, v, precision=HIGHEST)
-
-    return apply
-
-
-def from_rows(
-    a: Array, g: Array, block: Block, rows: Mapping[str, Array]
-) -> Callable[[Array], Array]:
-    """The same of V = Xᵀ C, which is not read: (X A)ᵀ (C G), for symmetric A.
-
-    Args:
-        a: A, [lead..., I(+1), I(+1)].
-        g: G, [lead..., O, O].
-        block: whose rows.
-        rows: X [lead..., N, T, I] as "x" and C [lead..., N, T, O] as "g".
-    """
-    flat = lambda m: m.reshape((*m.shape[:-3], -1, m.shape[-1])).astype(g.dtype)
-    x, c = flat(rows["x"]), flat(rows["g"])
-    if block.bias:
-        one = jnp.ones((*x.shape[:-1], 1), x.dtype)
-        x = jnp.concatenate([x, one], axis=-1)
-
-    def apply(_):
-        left = jnp.matmul(x, a, precision=HIGHEST)
-        right = jnp.matmul(c, g, precision=HIGHEST)
-        return jnp.matmul(left.mT, right, precision=HIGHEST)
-
-    return apply
 
 
 def _diagonal_of(a: Array, g: Array) -> Array:
@@ -259,7 +250,8 @@ def _eigen_solve(piece: Decomposed, damping: Array) -> tuple[Callable, Array]:
     """V -> (A ⊗ G + λI)⁻¹ V with an implicit derivative, and whether it is singular."""
     (left_values, left), (right_values, right) = piece.left, piece.right
     products = left_values[..., :, None] * right_values[..., None, :]
-    inverse, singular = damped_reciprocal(products, jax.lax.stop_gradient(damping))
+    fixed = jax.lax.stop_gradient(damping)
+    inverse, singular = damped_reciprocal(products, fixed, (-2, -1))
     forward = sandwich(piece.inputs, piece.outputs)
     back = None if left is None else left.mT
 
@@ -274,22 +266,23 @@ def _eigen_solve(piece: Decomposed, damping: Array) -> tuple[Callable, Array]:
     return solve, singular
 
 
-def _damped(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
-    """(A + π√λ I, G + √λ/π I); A may be a diagonal."""
-
-    # Masks, which fuse into what reads them; `diagonal` and `eye` would not.
-    def on_diagonal(m):
-        row, column = (
-            jax.lax.broadcasted_iota(int, m.shape, m.ndim - i) for i in (2, 1)
-        )
-        return row == column
-
-    mean = lambda m: jnp.sum(jnp.where(on_diagonal(m), m, 0), (-2, -1)) / m.shape[-1]
-    left = jnp.mean(a, -1) if a.ndim < g.ndim else mean(a)
-    right = mean(g)
+def _shares(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
+    """(π√λ, √λ/π), each [lead...]; A may be a diagonal."""
+    mean = lambda m: jnp.sum(jnp.where(_on_diagonal(m), m, 0), (-2, -1)) / m.shape[-1]
+    left, right = jnp.mean(a, -1) if a.ndim < g.ndim else mean(a), mean(g)
     regular = (left > 0) & (right > 0)
     ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
-    pi = jnp.sqrt(ratio)[..., None]
-    add = lambda m, d: m + jnp.where(on_diagonal(m), d[..., None], jnp.zeros_like(m))
-    outputs = add(g, root / pi)
-    return (a + pi * root if a.ndim < g.ndim else add(a, pi * root)), outputs
+    pi = jnp.sqrt(ratio)
+    return pi * root, root / pi
+
+
+def _plus(matrix: Array, share: Array) -> Array:
+    added = jnp.where(_on_diagonal(matrix), share[..., None, None], 0)
+    return matrix + added
+
+
+def _on_diagonal(matrix: Array) -> Array:
+    # A mask, which fuses into what reads it; `diagonal` and `eye` would not.
+    axes = (matrix.ndim - 2, matrix.ndim - 1)
+    row, column = (jax.lax.broadcasted_iota(int, matrix.shape, i) for i in axes)
+    return row == column

@@ -48,7 +48,12 @@ class Metric(abc.ABC):
 
     @final
     def solve(self, v: Params, damping: ArrayLike = 0.0) -> Params:
-        """(F + λI)⁻¹ v, exactly this; for singular F and λ = 0, the pseudo-inverse."""
+        """(F + λI)⁻¹ v, with no direction dropped for λ > 0; for λ = 0 F⁺ v.
+
+        F⁺ v is the solution of least norm; what counts as singular there, and how far
+        rounding reaches, is said in `natgrad.spectral`. Iterative metrics stop as their
+        `stop` says.
+        """
         return self.solution(v, damping).value
 
     @final
@@ -58,8 +63,13 @@ class Metric(abc.ABC):
 
     @final
     def norm(self, v: Params) -> Array:
-        """√⟨v, F v⟩, shape (): the length of v; ½ its square is the KL divergence."""
-        return jnp.sqrt(inner(v, self.mv(v)))
+        """√⟨v, F v⟩, shape (): the length of v; ½ its square is the KL divergence.
+
+        0, with the derivative 0, where rounding makes ⟨v, F v⟩ negative or v is null.
+        """
+        square = inner(v, self.mv(v))
+        null = square <= 0
+        return jnp.where(null, 0, jnp.sqrt(jnp.where(null, 1, square)))
 
     def logdet(self, damping: ArrayLike = 0.0) -> Array:
         """log det(F + λI), shape (); −inf where singular."""

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
 from natgrad.geometry.domain import displaced
@@ -56,7 +57,7 @@ class MirrorDescentState(NamedTuple):
 def mirror_descent(
     learning_rate: optax.ScalarOrSchedule,
     family: ExponentialFamily | Potential | DualPotential,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Mirror descent: μ' = μ − h ∇_η L for parameters η, and η' = ∇A*(μ').
 
     Args:
@@ -80,7 +81,7 @@ def mirror_descent(
 
 def dual_mirror_descent(
     learning_rate: optax.ScalarOrSchedule, family: ExponentialFamily
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The natural gradient in η: η' = η − h F⁻¹ ∇_η L = η − h ∇_μ L.
 
     Args:
@@ -96,7 +97,7 @@ def dual_mirror_descent(
     return _transformation(learning_rate, family, step)
 
 
-def scale_by_dual(family: ExponentialFamily) -> optax.GradientTransformation:
+def scale_by_dual(family: ExponentialFamily) -> optax.GradientTransformationExtraArgs:
     """Replace ∇_η L by ∇_μ L = F⁻¹ ∇_η L, for params η; nothing is kept in the domain.
 
     Args:
@@ -111,14 +112,15 @@ def _transformation(
     learning_rate: optax.ScalarOrSchedule,
     family: ExponentialFamily,
     step: Callable[[Array, Array, Array], Array],
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The transformation with this step (x, gradient, h) -> update of one factor."""
 
     def init(params):
         tree.check_params(params)
         return MirrorDescentState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
         if params is None:
             raise ValueError(
                 "Mirror descent moves from where the parameters are: call "
@@ -134,9 +136,9 @@ def _transformation(
             return moves.astype(x.dtype)
 
         moves = jax.tree.map(leaf, params, updates)
-        return moves, MirrorDescentState(optax.safe_increment(state.count))
+        return moves, MirrorDescentState(tree.increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return transformation(init, update)
 
 
 def _over_factors(family, step, x: Array, gradient: Array, h: Array) -> Array:

@@ -12,8 +12,12 @@ so that a weight of 0 does what removing that factor does, an example all of who
 factors are masked does not count, and scaling all weights changes nothing. The Fisher
 information and `kl` are weighted in the same way.
 
-Examples must not interact: z_n may depend on x_n and θ only (batch normalisation runs
-on stored statistics, which travel in `inputs`).
+z_n may depend on all that apply is given: on a dropout key that the examples share, on
+their places in the batch, on each other (batch normalisation by the batch's statistics,
+contrastive scores, nodes of a graph). The Fisher information is that of the batch's
+joint law, given which the y_n are independent:
+
+    F = (1/N) Σ_n J_nᵀ F_{z_n} J_n,     J_n = ∂z_n/∂θ, the other examples included
 """
 
 from __future__ import annotations
@@ -25,12 +29,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import batch, placeholders, tree
+from natgrad import weights as weighting
 from natgrad.families.base import Family
 from natgrad.typing import Apply, Array, Inputs, Key, Params
-
-# Numbers alive at once in a fold over examples, where no chunk_size is given.
-_CHUNK_ELEMENTS = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +43,13 @@ class Model:
         apply: apply(params, inputs) -> z [N, ...], one row an example, like flax's.
         family: the law p(y | z).
         example_inputs: inputs of any batch size, for what must know shapes early.
-        weights: weights(inputs) -> [N] or [N, factors...], non-negative; None for 1.
+        weights: weights(inputs) -> [N] or [N, factors...], not negative; None for 1. A
+            factor of weight 0 never counts, whatever its label and its output hold.
         in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
             `jax.vmap`: None marks what all examples share (batch statistics, keys).
         chunk_size: examples whose per-example gradients are alive at once; None
-            chooses it so that they take about 2^24 numbers.
+            chooses it so that they take about 2^24 numbers. Score columns are taken a
+            few at a time where one example's take more.
     """
 
     apply: Apply
@@ -80,7 +84,8 @@ class Model:
                 "The batch is empty: a mean over 0 examples does not exist. Got inputs "
                 f"of shapes {jax.tree.map(jnp.shape, inputs)}."
             )
-        z = self.apply(params, inputs)
+        with batch.traceable():
+            z = self.apply(params, inputs)
         if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
             raise ValueError(
                 "apply(params, inputs) must return one real floating array z [N, ...], "
@@ -105,17 +110,28 @@ class Model:
         return jax.vmap(self._log_prob)(z, weights, y)
 
     def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
-        """The mean negative log-likelihood, shape (), nats an example."""
+        """The mean negative log-likelihood, shape (), nats an example.
+
+        Raises:
+            ValueError: for labels of a wrong shape and, where values are known (not
+                under jit, where the loss is NaN), for impossible labels and negative
+                weights. All weights 0 are an error too, and under jit the loss is 0.
+        """
         z, weights, y = self._batch(params, inputs, targets)
+        weighting.check_some_count(weights)
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
         return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ()."""
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ().
+
+        By draws that are fixed for each example, where the family must draw.
+        """
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
-        divergence = jax.vmap(self.factor_sum(self.family.kl))
-        return jnp.sum(divergence(weights, z, z2)) / self._total(weights)
+        keys = batch.factor_keys(self.family, z, weights)
+        divergence = jax.vmap(self.factor_sum(self.family.kl_under))
+        return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
@@ -129,78 +145,11 @@ class Model:
         """
 
         def apply(part, inputs):
-            return self.apply(tree.fill_placeholders(part, model_params), inputs)
+            return self.apply(
+                placeholders.fill_placeholders(part, model_params), inputs
+            )
 
         return dataclasses.replace(self, apply=apply)
-
-    def fold(
-        self,
-        params: Params,
-        inputs: Inputs,
-        visit: Callable[[Array, Callable, batch.Example], Any],
-        collect: Callable[[Any], Any],
-        *,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> tuple[Any, Array]:
-        """Σ over chunks of examples of collect(visited), and Σ_n max_t w_nt.
-
-        Args:
-            params: θ.
-            inputs: a batch of inputs.
-            visit: (z, pull, example) -> tree, for ONE example, where z is its output
-                and pull(ζ) = J_nᵀ ζ is a tree like params for a cotangent ζ like z.
-            collect: (what visit gave for a chunk of examples) -> what shall be summed.
-            targets: labels [N, ...], handed to visit.
-            key: a key, folded with the example's index and handed to visit.
-        """
-        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
-        visited = lambda chunk: collect(jax.vmap(one)(*chunk))
-        total = tree.sum_over_chunks(visited, examples, chunk)
-        return total, self._total(examples[-1].weights)
-
-    def stack(
-        self,
-        params: Params,
-        inputs: Inputs,
-        visit: Callable[[Array, Callable, batch.Example], Any],
-        *,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> tuple[Any, Array]:
-        """As `fold`, but what visit gave for every example, [N, ...], and no sum."""
-        one, examples, chunk = self._visits(params, inputs, visit, targets, key)
-        each = jax.lax.map(lambda e: one(*e), examples, batch_size=chunk)
-        return each, self._total(examples[-1].weights)
-
-    def _visits(self, params, inputs, visit, targets, key) -> tuple:
-        """visit of one example's arrays, these arrays for all, and a chunk's size."""
-        z = jax.eval_shape(self.outputs, params, inputs)
-        count = self._count(inputs, z, targets)
-        target = None
-        if targets is not None:
-            target = self._targets(z, targets, count)
-        weights = self._weights(inputs, z, count)
-        batched, rebuild = batch.split_inputs(inputs, self.in_axes)
-        rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
-        keys = None if key is None else batch.example_keys(key, count)
-
-        def one(example_inputs, row, example):
-            def output(params):
-                z = self.apply(params, rebuild(example_inputs))
-                row_of_z = z[0] if example_inputs else z[row]
-                return row_of_z.astype(tree.working_dtype(row_of_z))
-
-            z, vjp = jax.vjp(output, params)
-            if example.target is not None:
-                example = self._safe_example(z, example)
-            return visit(z, lambda cotangent: vjp(cotangent)[0], example)
-
-        examples = (batched, rows, batch.Example(weights, target, keys))
-        first = jax.tree.map(lambda leaf: leaf[0], examples)
-        width = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, *first)))
-        chunk = self.chunk_size or max(1, _CHUNK_ELEMENTS // max(width, 1))
-        return one, examples, min(chunk, count)
 
     def whole(
         self,
@@ -210,31 +159,53 @@ class Model:
         key: Key | None = None,
     ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
         """The batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
-        z = self.outputs(params, inputs)
-        count = self._count(inputs, z, targets)
-        weights = self._weights(inputs, z, count)
+        examples, total = self.examples(params, inputs, targets, key)
+        count = examples.weights.shape[0]
 
         def outputs(params):
-            return jnp.broadcast_to(self.outputs(params, inputs), (count, *z.shape[1:]))
+            z = self.outputs(params, inputs)
+            return jnp.broadcast_to(z, (count, *z.shape[1:]))
 
-        keys = None if key is None else batch.example_keys(key, count)
-        examples = batch.Example(weights, None, keys)
         if targets is not None:
-            target = self._targets(z, targets, count)
-            examples = examples._replace(target=target)
-            examples = jax.vmap(self._safe_example)(outputs(params), examples)
-        return outputs, examples, self._total(weights)
+            examples = jax.vmap(self.labelled)(outputs(params), examples)
+        return outputs, examples, total
+
+    def examples(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[batch.Example, Array]:
+        """What is known of the examples beside their outputs, and Σ_n max_t w_nt.
+
+        `labelled` has still to look at the labels.
+        """
+        z = jax.eval_shape(self.outputs, params, inputs)
+        count = self._count(inputs, z, targets)
+        weights = self._weights(inputs, z, count)
+        target = None if targets is None else self._targets(z, targets, weights)
+        keys = batch.keys(self.family, key, z, count)
+        return batch.Example(weights, target, keys), self._total(weights)
+
+    def labelled(self, z: Array, example: batch.Example) -> batch.Example:
+        """One example, its label looked at: a masked one is replaced by a valid one."""
+        return example if example.target is None else self._safe_example(z, example)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
 
         def summed(weights, *arrays):
-            per_factor = function
-            for _ in range(weights.ndim):
-                per_factor = jax.vmap(per_factor)
-            return jnp.sum(weights * per_factor(*arrays))
+            return jnp.sum(weights * self.at_each_factor(function, weights, *arrays))
 
         return summed
+
+    def at_each_factor(
+        self, function: Callable[..., Any], weights: Array, *arrays: Array
+    ) -> Any:
+        """function(*arrays) of each factor; at weight 0 what is not finite is 0."""
+        masked = self.weights is not None
+        return weighting.at_each_factor(function, weights, *arrays, masked=masked)
 
     # One example --------------------------------------------------------------------
 
@@ -243,54 +214,35 @@ class Model:
         return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
 
     def _safe_example(self, z: Array, example: batch.Example) -> batch.Example:
-        """Masked labels replaced by valid ones; an impossible label makes NaN.
-
-        A label outside the support cannot raise under jit, so it turns the weight of
-        its factor, hence the loss, its gradient and the empirical Fisher, into NaN.
-        """
-        y, weights = example.target, example.weights
-        inside = self.family.in_support(z, y)
-        nan = jnp.asarray(jnp.nan, weights.dtype)
-        if self.weights is not None:
-            counted = weights != 0
-            stand_in = self.family.sample(
-                jax.random.PRNGKey(0), jax.lax.stop_gradient(z)
-            )
-            keep = counted.reshape(counted.shape + (1,) * (y.ndim - counted.ndim))
-            y = jnp.where(keep, y, stand_in.astype(y.dtype))
-            inside = inside | ~counted
-        inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
-        return example._replace(target=y, weights=jnp.where(inside, weights, nan))
+        """Impossible labels replaced where they are masked, which else make NaN."""
+        return batch.safe_example(self.family, z, example, self.weights is not None)
 
     # The batch ----------------------------------------------------------------------
 
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)
         count = self._count(inputs, z, targets)
-        y = self._targets(z, targets, count)
-        return (
-            jnp.broadcast_to(z, (count, *z.shape[1:])),
-            self._weights(inputs, z, count),
-            y,
-        )
+        weights = self._weights(inputs, z, count)
+        y = self._targets(z, targets, weights)
+        return jnp.broadcast_to(z, (count, *z.shape[1:])), weights, y
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
         ndim = self.family.parameter_ndim
         factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return batch.factor_weights(weights, (count, *factors), z)
+        return weighting.factor_weights(weights, (count, *factors), z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
         if self.weights is None:
             return jnp.asarray(weights.shape[0], weights.dtype)
-        return batch.normaliser(weights)
+        return weighting.normaliser(weights)
 
-    def _targets(self, z, targets, count) -> Array:
-        y = batch.check_targets(self.family, z, targets, count)
-        if self.weights is None:  # masked labels may be anything
-            batch.check_support(self.family, z, y)
+    def _targets(self, z, targets, weights) -> Array:
+        y = batch.check_targets(self.family, z, targets, weights.shape[0])
+        weights = None if self.weights is None else weights
+        batch.check_support(self.family, z, y, weights)
         return y
 
     def _count(self, inputs, z, targets) -> int:

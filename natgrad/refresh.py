@@ -178,6 +178,7 @@ def solve(
         usable: are gradient, statistics and damping finite?
     """
     if isinstance(solver, Recalling):
+        tree.check_kept(kept, jax.eval_shape(lambda: solver.first(metric.layout)))
         solution, memory = solver.solution(metric, gradient, damping, kept)
         solution, usable = _finite(solution, usable)
         kept = tree.where(usable, memory, kept)
@@ -192,7 +193,7 @@ def solve(
 
     solution = solver.apply(metric, kept.pieces, gradient, damping)
     solution, usable = _finite(solution, usable)
-    age = kept.age + usable.astype(kept.age.dtype)
+    age = tree.increment(kept.age, usable, refresh.inverses)
     measured = usable & (age % refresh.inverses == 0)
     kept = kept._replace(age=age)
     settled = refresh.warm_up + refresh.inverses

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.jacobian import Jacobian
 from natgrad.solvers import HIGHEST, Remainder, Solution, any_member
+from natgrad.spectral import spectral_root
 from natgrad.typing import Array, ArrayLike, Params
 
 # Numbers in a B that may be written out for a QR decomposition.
@@ -85,7 +86,8 @@ def _inverse(
     damping = damping.astype(wide)
     gram = jacobian.gram()
     size, epsilon = gram.shape[0], jnp.finfo(wide).eps
-    largest = jnp.max(jnp.diagonal(gram))
+    diagonal = jnp.diagonal(gram) + damping
+    largest = jnp.max(diagonal)
     small = size * jacobian.layout.size <= _WRITTEN_OUT
     tiny = (damping < _tiny(wide, size) * largest) & (damping > 0) & small
     by_cholesky = lambda: jax.lax.linalg.cholesky(  # of Kᵀ: LAPACK's order, so no copy
@@ -95,29 +97,24 @@ def _inverse(
     lower = (
         jax.lax.cond(any_member(tiny), by_qr, by_cholesky) if small else by_cholesky()
     )
+    # Beside the row's own entry of K, so that rows of different sizes do not matter.
+    pivots = jnp.diagonal(lower) ** 2 / jnp.where(diagonal > 0, diagonal, 1)
     rounding = size * epsilon
-    smallest = jnp.min(jnp.diagonal(lower)) ** 2
-    regular = smallest > jnp.where(tiny, rounding**2, rounding) * largest
+    regular = jnp.min(pivots) > jnp.where(tiny, rounding**2, rounding)
     failed = ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
-
-    def spectral():
-        values, vectors = jnp.linalg.eigh((gram + gram.T) / 2)
-        values = jnp.maximum(values, 0)
-        total = values + damping
-        cutoff = size * epsilon * jnp.max(values)
-        keep = (values > cutoff) | (damping > cutoff)
-        return vectors, jnp.where(keep, 1 / jnp.where(keep, total, 1), 0)
-
-    nothing = lambda: (jnp.zeros_like(gram), jnp.zeros_like(gram[0]))
-    vectors, scales = jax.lax.cond(any_member(failed), spectral, nothing)
+    root = jax.lax.cond(
+        any_member(failed),
+        lambda: spectral_root(gram, damping)[0],
+        lambda: jnp.zeros_like(gram),
+    )
 
     def solve(u):
         b = u.astype(wide)
         by_cholesky = lambda: jax.scipy.linalg.cho_solve((lower, True), b)
 
         def by_eigenvectors():
-            rotated = scales * jnp.matmul(vectors.T, b, precision=HIGHEST)
-            x = jnp.matmul(vectors, rotated, precision=HIGHEST)
+            x = jnp.matmul(root.T, b, precision=HIGHEST)
+            x = jnp.matmul(root, x, precision=HIGHEST)
             return jnp.where(failed, x, by_cholesky())
 
         x = jax.lax.cond(any_member(failed), by_eigenvectors, by_cholesky)

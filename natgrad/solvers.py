@@ -6,11 +6,13 @@ Every inverse goes through `lax.custom_linear_solve`, so that derivatives of any
 are those of the solution, x' = (F + λI)⁻¹(v' − (F + λI)' x), not of the algorithm
 (differentiating `eigh` at repeated eigenvalues gives finite garbage).
 
-`direct_solution` factorises by Cholesky and refines twice. Where the factorisation
-breaks down, meets a pivot below P ε max_i F_ii, or leaves a backward error above √ε, it
-falls back to the eigendecomposition with eigenvalues of F clipped at 0, inverting only
-those of F + λI that exceed P ε λ_max; for λ = 0 this is the pseudo-inverse. The
-fallback is reported.
+`direct_solution` equilibrates: with D the diagonal of F + λI it factorises
+D^-½ (F + λI) D^-½ by Cholesky, D rounded to powers of four, so that the units of the
+parameters do not decide what is singular. It refines twice. Where the factorisation
+breaks down, meets a pivot below P ε, or leaves a backward error above √ε, it falls back
+to the eigendecomposition by the rule of `natgrad.spectral`: for λ > 0 nothing is
+dropped; for λ = 0 the answer is F⁺ v, of least norm in the parameters' own units,
+though what counts as 0 is decided in the equilibrated ones. The fallback is reported.
 
 Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
 """
@@ -27,10 +29,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from natgrad.krylov import Residual, conjugate_gradients
+from natgrad.spectral import HIGHEST, equilibration, spectral_root
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
-
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Remainder(NamedTuple):
@@ -171,34 +172,34 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
     operator = _damped(matrix, damping)
     fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))  # implicit below
     fixed_operator = _damped(fixed, fixed_damping)
-    diagonal = jnp.diagonal(fixed) + fixed_damping
+    size, epsilon = fixed.shape[0], jnp.finfo(fixed.dtype).eps
+    d = equilibration(jnp.diagonal(fixed) + fixed_damping)
     lower = jax.lax.linalg.cholesky(  # of the transpose: LAPACK's order, so no copy
-        fixed.T + fixed_damping * jnp.eye(fixed.shape[0], dtype=fixed.dtype),
+        d[:, None] * fixed.T * d[None] + jnp.diag(fixed_damping * d**2),
         symmetrize_input=False,
     )
-    epsilon = jnp.finfo(matrix.dtype).eps
-    largest = jnp.max(diagonal)
-    smallest = jnp.min(jnp.diagonal(lower)) ** 2
-    regular = smallest > fixed.shape[0] * epsilon * largest
+    regular = jnp.min(jnp.diagonal(lower)) ** 2 > size * epsilon
 
     def solve(_, b):
-        x = jax.scipy.linalg.cho_solve((lower, True), b)
-        residual = b - fixed_operator(x)
+        # In scaled coordinates y = x/d, where the matrix has a diagonal of about 1.
+        step = lambda r: jax.scipy.linalg.cho_solve((lower, True), r)
+        rest_of = lambda y: d * (b - fixed_operator(d * y))
+        y = step(d * b)
+        residual = rest_of(y)
         for _ in range(2):
-            better = x + jax.scipy.linalg.cho_solve((lower, True), residual)
-            rest = b - fixed_operator(better)
+            better = y + step(residual)
+            rest = rest_of(better)
             improved = jnp.sum(rest**2) < jnp.sum(residual**2)
-            x = jnp.where(improved, better, x)
+            y = jnp.where(improved, better, y)
             residual = jnp.where(improved, rest, residual)
-        scale = largest**2 * jnp.sum(x**2) + jnp.sum(b**2)
-        small = jnp.sum(residual**2) <= epsilon * scale
-        failed = ~(regular & small)
+        scale = jnp.sum(y**2) + jnp.sum((d * b) ** 2)
+        failed = ~(regular & (jnp.sum(residual**2) <= epsilon * scale))
         spectral = jax.lax.cond(
             any_member(failed),
             lambda: _spectral_solve(fixed, b, fixed_damping),
-            lambda: x,
+            lambda: b,
         )
-        return jnp.where(failed, spectral, x), failed
+        return jnp.where(failed, spectral, d * y), failed
 
     return Solution(
         *jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
@@ -269,14 +270,8 @@ def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:
 
 
 def _spectral_solve(matrix: Array, b: Array, damping: Array) -> Array:
-    values, vectors = jnp.linalg.eigh(matrix)
-    values = jnp.maximum(values, 0)
-    total = values + damping
-    cutoff = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * jnp.max(values)
-    keep = (total > cutoff) & (total > 0)
-    inverse = jnp.where(keep, 1 / jnp.where(keep, total, 1), 0)
-    rotated = jnp.matmul(vectors.T, b, precision=HIGHEST)
-    return jnp.matmul(vectors, inverse * rotated, precision=HIGHEST)
+    root, _ = spectral_root(matrix, damping)
+    return jnp.matmul(root, jnp.matmul(root.T, b, precision=HIGHEST), precision=HIGHEST)
 
 
 def _through_matrix(kernel, metric, v, damping) -> Params:

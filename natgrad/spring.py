@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import transformation
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, as_damping
+from natgrad.damping import Damping, as_damping, check_scalar
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import ScaleByCurvatureState
@@ -72,6 +73,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments.
     """
+    check_scalar("momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
     rule = as_damping(damping)
@@ -92,6 +94,7 @@ def scale_by_spring(
         )
 
     def update(updates, state, params=None, *, damping=None, **extra_args):
+        tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
         strength = rule(state.solve.count) if damping is None else damping
         pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
@@ -106,12 +109,12 @@ def scale_by_spring(
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def scale_by_norm_constraint(
     learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike = 1e-3
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Shrink φ so that the squared length of the step, |η φ|², is at most c.
 
         φ ← φ min(1, √c / (η |φ|))
@@ -121,21 +124,22 @@ def scale_by_norm_constraint(
         constraint: c > 0.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    check_scalar("constraint", constraint)
     if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
         raise ValueError(f"constraint must be positive, got {constraint}.")
 
     def init(params):
-        del params
+        tree.check_params(params)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
-        del params
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
         square = rate(state.count) ** 2 * tree.inner(updates, updates)
         outside = square > constraint
         shrink = jnp.where(
             outside, jnp.sqrt(constraint / jnp.where(outside, square, 1)), 1
         )
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
-        return updates, optax.ScaleByScheduleState(state.count + 1)
+        return updates, optax.ScaleByScheduleState(tree.increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return transformation(init, update)

@@ -21,7 +21,7 @@ from natgrad.damping import TrustRegion
 from natgrad.metric import Metric
 from natgrad.refresh import Kept, Solved
 from natgrad.solvers import any_member
-from natgrad.typing import Array, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 
 class Health(NamedTuple):
@@ -38,6 +38,8 @@ class Health(NamedTuple):
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
+        reason: why the last step was skipped, a number of `natgrad.health.REASONS`;
+            `natgrad.check_health(state)` raises with the reason in words.
     """
 
     damping: Array
@@ -48,6 +50,7 @@ class Health(NamedTuple):
     predicted_decrease: Array
     skipped: Array
     skips: Array
+    reason: Array
 
 
 class ScaleByCurvatureState(NamedTuple):
@@ -61,6 +64,7 @@ class ScaleByCurvatureState(NamedTuple):
         statistics: the average F̄_k.
         inverse: what is kept between refreshes; empty where nothing is.
         health: how the last step went.
+        owner: whose state it is, see `natgrad.observation`.
     """
 
     count: Array
@@ -70,6 +74,7 @@ class ScaleByCurvatureState(NamedTuple):
     statistics: Statistics
     inverse: Any
     health: Health
+    owner: dict[str, tuple]
 
 
 def average(
@@ -79,13 +84,33 @@ def average(
     usable: Array,
 ) -> ScaleByCurvatureState:
     """The state with one more estimate in its moving average, if it is usable."""
-    estimates = state.estimates + 1
+    tree.check_kept(state.statistics, estimate)
+    estimates = tree.increment(state.estimates)
     whole = 1 - state.decay ** estimates.astype(state.decay.dtype)
     weight = (1 - state.decay) / whole
     averaged = curvature.accumulate(state.statistics, estimate, weight)
     return state._replace(
         statistics=tree.where(usable, averaged, state.statistics),
         estimates=jnp.where(usable, estimates, state.estimates),
+    )
+
+
+def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState:
+    """The state for parameters without a leaf.
+
+    `optax.tree.map_params` asks for it too: there each leaf stands for whatever lies in
+    its place in the state of real parameters.
+    """
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return ScaleByCurvatureState(
+        count=zero(),
+        key=jax.random.PRNGKey(seed),
+        decay=jnp.asarray(decay, jnp.float32),
+        estimates=zero(),
+        statistics=zero(),
+        inverse=zero(),
+        health=unknown_health(jnp.float32),
+        owner=zero(),
     )
 
 
@@ -101,6 +126,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         predicted_decrease=zero(dtype),
         skipped=zero(bool),
         skips=zero(jnp.int32),
+        reason=zero(jnp.int32),
     )
 
 
@@ -112,6 +138,7 @@ def examined(
     state: ScaleByCurvatureState,
     trust_region: TrustRegion | None,
     divergence: Callable[[Params], Array] | None,
+    reason: Array,
 ) -> tuple[Health, Params]:
     """The health of a step along what was solved for, and the step.
 
@@ -128,6 +155,7 @@ def examined(
         state: of the transformation.
         trust_region: a bound on the step's KL divergence; None for none.
         divergence: of an update of the parameters; None where it is not known.
+        reason: why the step is skipped, 0 if it is not.
     """
     direction, fallback, remainder, iterations = solved.solution
     usable, old = solved.usable, state.health
@@ -169,7 +197,8 @@ def examined(
         ratio=ratio,
         predicted_decrease=decrease,
         skipped=~usable,
-        skips=old.skips + (~usable).astype(old.skips.dtype),
+        skips=tree.increment(old.skips, ~usable),
+        reason=reason,
     )
     return health, direction
 

@@ -1,9 +1,11 @@
-"""Any curvature as an optax transformation; the only optax code of the library.
+"""Any curvature as an optax transformation.
 
     d_k = (F̄_k + λ_k I)⁻¹ g_k,     F̄_k the moving average of `natgrad.state`
 
 The state holds arrays only and never changes its structure, so it passes through
-`jax.jit`, `lax.scan`, `vmap` and checkpoints. A step whose gradient, statistics,
+`jax.jit`, `lax.scan`, `vmap` and checkpoints. For parameters without a leaf, such as
+those of a group of `optax.partition` that nobody is in, it has a 0 where statistics
+would be, and updates are left alone. A step whose gradient, statistics,
 damping or solution are not finite (or whose damping is negative) is skipped: the update
 is 0, the statistics stay what they were, and `health` says so.
 """
@@ -11,7 +13,6 @@ is 0, the statistics stay what they were, and `health` says so.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +20,23 @@ import optax
 
 from natgrad import refresh as refreshing
 from natgrad import tree
-from natgrad.arguments import MISSING, checked, part_of, same_shapes
+from natgrad.arguments import MISSING, checked, transformation
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, TrustRegion, as_damping
+from natgrad.damping import Damping, TrustRegion, as_damping, check_scalar
 from natgrad.families import Unnormalized
+from natgrad.health import first_failure
 from natgrad.inplace import cleared
+from natgrad.observation import owner
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import (
     ScaleByCurvatureState,
-    average,
     examined,
+    state_of_nothing,
     unknown_health,
 )
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Inputs, Params
+from natgrad.typing import ArrayLike
 from natgrad.upkeep import kept_up
 
 
@@ -78,6 +81,8 @@ def scale_by_curvature(
     refreshing.check(refresh, solver)
 
     def init(params):
+        if not jax.tree.leaves(params):
+            return state_of_nothing(seed, decay)
         layout = Layout.of(params)
         here = curvature.resolved(params)
         _check_decay(decay, here)
@@ -89,6 +94,7 @@ def scale_by_curvature(
             statistics=here.init(params),
             inverse=refreshing.nothing_kept(refresh, solver, here, params),
             health=unknown_health(layout.dtype),
+            owner=owner(curvature, params),
         )
 
     def update(
@@ -113,7 +119,9 @@ def scale_by_curvature(
         key, draw = jax.random.split(state.key)
         strength = rule(state.count) if damping is None else damping
         strength = jnp.asarray(strength, layout.dtype)
-        usable = tree.all_finite(updates) & (strength >= 0) & jnp.isfinite(strength)
+        finite = tree.all_finite(updates)
+        damped = (strength >= 0) & jnp.isfinite(strength)
+        usable = finite & damped
         safe_strength = jnp.where(usable, strength, 1)
         batch = (params, None if inputs is MISSING else inputs, targets)
         often, estimate = refresh, None
@@ -127,6 +135,7 @@ def scale_by_curvature(
         state, usable = kept_up(
             often, solver, here, state, estimate, metric_of, safe_strength, usable
         )
+        known = usable
         metric = metric_of(state.statistics)
         gradient = cleared(usable, updates)
         solved = refreshing.solve(
@@ -140,81 +149,35 @@ def scale_by_curvature(
         )
         if here.instantaneous:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)
+        reason = first_failure(finite, damped, known, solved.usable)
         divergence = None
         if inputs is not MISSING and not isinstance(here.model.family, Unnormalized):
             divergence = lambda step: here.divergence(
                 params, optax.apply_updates(params, step), inputs
             )
         health, direction = examined(
-            metric, gradient, solved, strength, state, trust_region, divergence
+            metric,
+            gradient,
+            solved,
+            strength,
+            state,
+            trust_region,
+            divergence,
+            reason,
         )
         state = state._replace(
-            count=state.count + 1, key=key, inverse=solved.kept, health=health
+            count=tree.increment(state.count, period=refresh.statistics),
+            key=key,
+            inverse=solved.kept,
+            health=health,
         )
         return direction, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def observe(
-    curvature: Curvature,
-    state: Any,
-    params: Params,
-    *,
-    inputs: Inputs,
-    targets: Array | None = None,
-    model_params: Params | None = None,
-) -> Any:
-    """Refresh a curvature's statistics inside any optax state.
-
-    For code that can only call `tx.update(grads, state, params)`, such as flax's
-    `TrainState`: observe the batch first, and the plain update uses what was observed.
-
-    Args:
-        curvature: the specification given to the transformation.
-        state: any tree that contains the state of `scale_by_curvature`.
-        params: θ, as that transformation sees them.
-        inputs: a batch of inputs.
-        targets: its labels, for empirical labels.
-        model_params: as for `scale_by_curvature`.
-
-    Returns:
-        `state` with the statistics of every matching transformation refreshed.
-
-    Raises:
-        ValueError: if no part of the state belongs to such a curvature.
-    """
-    here = part_of(curvature, params, model_params)
-    if here.instantaneous:
-        raise ValueError(
-            f"{type(curvature).__name__} keeps no matrix, so there is nothing to "
-            "observe: pass inputs= to update, or use a curvature with statistics."
-        )
-    expected = jax.eval_shape(here.init, params)
-    is_state = lambda node: isinstance(node, ScaleByCurvatureState)
-    matching = lambda node: is_state(node) and same_shapes(node.statistics, expected)
-    nodes = jax.tree.leaves(state, is_leaf=is_state)
-    if not any(matching(node) for node in nodes):
-        raise ValueError(
-            f"No part of the optimizer state belongs to {type(curvature).__name__} on "
-            "these params. Pass the curvature, the params and the state of one and the "
-            "same transformation."
-        )
-
-    def refresh(node):
-        if not matching(node):
-            return node
-        key, draw = jax.random.split(node.key)
-        following = here.following(node.statistics)
-        statistics = following.estimate(params, inputs, targets, draw)
-        usable = tree.all_finite(statistics)
-        health = node.health._replace(skipped=~usable)
-        return average(here, node, statistics, usable)._replace(key=key, health=health)
-
-    return jax.tree.map(refresh, state, is_leaf=is_state)
+    return transformation(init, update)
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
+    check_scalar("decay", decay)
     known = not isinstance(decay, jax.core.Tracer)
     if known and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}.")

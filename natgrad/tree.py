@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from natgrad.typing import Array, Key, Params
 
@@ -43,6 +42,8 @@ class Layout:
         """The layout of `params`; raises where a leaf is not a real floating array."""
         check_params(params)
         leaves, treedef = jax.tree.flatten(params)
+        if not leaves:
+            raise ValueError("params has no array leaves: there is nothing to solve.")
         return cls(
             treedef,
             tuple(jnp.shape(leaf) for leaf in leaves),
@@ -105,12 +106,24 @@ class Layout:
             )
 
 
+def check_sharding(what: str, array: Array) -> None:
+    """Raise a ValueError where an array is sharded over explicit axes of a mesh."""
+    sharding = jax.typeof(array).sharding
+    axes = [axis for axis in sharding.spec if axis is not None]
+    if axes:
+        raise ValueError(
+            f"{what} sharded over explicit axes of the mesh, {axes}: make it with "
+            "axis_types=(jax.sharding.AxisType.Auto,), or under jax.set_mesh wrap "
+            "the step in jax.sharding.auto_axes(step, out_sharding=PartitionSpec())."
+        )
+
+
 def check_params(params: Params) -> None:
-    """Raise a ValueError unless every leaf is a real floating array."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params has no array leaves: there is nothing to optimise.")
-    for path, leaf in leaves:
+    """Raise a ValueError unless every leaf is a real floating array.
+
+    Nor may one be sharded over explicit axes of a mesh.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = jax.tree_util.keystr(path) or "params"
@@ -119,6 +132,25 @@ def check_params(params: Params) -> None:
                 f"dtype {dtype}. Cast it to a floating dtype, or keep what is not "
                 "trained out of params: it can travel in inputs (see Model.in_axes)."
             )
+        if isinstance(leaf, jax.Array):
+            where = jax.tree_util.keystr(path) or "params"
+            check_sharding(f"The parameter {where} is", leaf)
+
+
+def check_kept(kept: Any, now: Any) -> None:
+    """Raise a ValueError unless what a state kept has the shapes of what is there now.
+
+    Args:
+        kept: a part of an optimizer's state.
+        now: the same part for the parameters of this step.
+    """
+    expected, given = (jax.tree.map(jnp.shape, each) for each in (kept, now))
+    if given != expected:
+        raise ValueError(
+            "The optimizer's state was made for parameters of other shapes: it keeps "
+            f"{expected}, where these parameters need {given}. Call init(params) again "
+            "when the shapes of the parameters change."
+        )
 
 
 def paths(params: Params) -> list[str]:
@@ -129,40 +161,32 @@ def paths(params: Params) -> list[str]:
     ]
 
 
-def fill_placeholders(params: Params, model_params: Params) -> Params:
-    """`params` with each `optax.MaskedNode` replaced by its part of `model_params`."""
-    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
-    try:
-        return jax.tree.map(
-            lambda node, full: full if is_placeholder(node) else node,
-            params,
-            model_params,
-            is_leaf=is_placeholder,
-        )
-    except ValueError as error:
-        raise ValueError(
-            "model_params must be the model's whole parameter tree, of which the "
-            f"params seen by this transformation are a part: {error}"
-        ) from error
-
-
-def has_placeholders(params: Params) -> bool:
-    """Is some part of `params` an `optax.MaskedNode`?"""
-    is_placeholder = lambda node: isinstance(node, optax.MaskedNode)
-    nodes = jax.tree.leaves(params, is_leaf=is_placeholder)
-    return any(is_placeholder(node) for node in nodes)
-
-
 def all_finite(tree: Any) -> Array:
     """A boolean scalar: does every floating leaf hold finite numbers only?"""
-    # A sum is finite if all entries are and do not overflow together, which takes the
-    # least to compile and one reading of memory.
+    # The sum is finite if all entries are, since they cannot overflow together when
+    # scaled down by more than there are of them: one reading of memory, and the least
+    # to compile.
     sums = [
-        jnp.sum(leaf, dtype=working_dtype(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        jnp.sum(2.0**-66 * leaf.astype(working_dtype(leaf)))
+        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     return jnp.isfinite(sum(sums)) if sums else jnp.array(True)
+
+
+def increment(count: Array, when: Array | bool = True, period: int = 1) -> Array:
+    """count + 1 where `when` holds, without overflow and in the dtype of `count`.
+
+    At the largest number it falls back by one period, so that count % period goes on.
+
+    Args:
+        count: an integer >= 0 (or −1), shape ().
+        when: a boolean, shape ().
+        period: of what is done every so many counts.
+    """
+    largest = jnp.iinfo(count.dtype).max
+    step = jnp.where(count == largest, 1 - period, 1)
+    return count + jnp.where(when, step, 0).astype(count.dtype)
 
 
 def where(condition: Array, tree: Any, other: Any) -> Any:

@@ -155,7 +155,7 @@ def _groups(refresh: Refresh, inverse: Kept) -> list[tuple[Array, Sequence[int]]
     At the start all are due.
     """
     period, age = refresh.inverses, inverse.age
-    warming = refresh.warming(age + 1)  # age is −1 before the first step
+    warming = refresh.warming(tree.increment(age))  # age is −1 before the first step
     return [
         (warming | ((age > 0) & (age % period == turn)), group)
         for turn, group in turns(len(inverse.pieces), period, refresh.staggered)

@@ -25,6 +25,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def every_capture_is_verified():
+    """Compare the gradient that the uses give with JAX's, wherever layers are read."""
+    from natgrad import layers
+
+    with layers.verify():
+        yield
+
+
 def pytest_collection_finish():
     """Keep what is imported out of every collection of garbage."""
     gc.collect()

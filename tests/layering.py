@@ -5,18 +5,19 @@ from __future__ import annotations
 # From the ground up: a module imports from its own line and from those before it.
 LAYERS = (
     {"_version", "typing"},
-    {"tree"},
+    {"tree", "placeholders"},
     {"families"},
     {"geometry"},
-    {"batch", "model"},
+    {"weights", "batch", "model"},
     {"layers"},
-    {"krylov"},
+    {"krylov", "spectral"},
     {"solvers", "inplace", "inverse", "damping"}
     | {"metric", "blockwise", "eigenbasis", "kronecker", "scaling"},
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},
-    {"state", "refresh", "upkeep", "arguments", "transform", "spring"},
+    {"state", "health", "refresh", "upkeep", "arguments", "observation"}
+    | {"transform", "spring"},
     {"adaptive"},
     {"optimizers", "mirror"},
     {"inference"},
@@ -26,26 +27,29 @@ LAYERS = (
 
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
+    "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
     "natgrad.solvers": "factorises a constant inside lax.custom_linear_solve, which "
     "gives the derivative of the solution",
     "natgrad.kronecker": "the same, by eigenbases of constant factors",
     "natgrad.sample_space": "the same, by Gram matrices of constant rows",
-    "natgrad.families.base": "weights p(y | z)/p(y | stop(z)) of sampled labels: value "
-    "1, derivative that of the expectation",
+    "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
+    "1, derivative that of the expectation; and a pivot's size, which cancels",
     "natgrad.curvature.labels": "the same weights, and labels are data",
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",
     "natgrad.inference.draws": "score-function weights and their baseline",
-    "natgrad.model": "stand-in labels of masked factors, whose weight is 0",
+    "natgrad.weights": "factors of weight 0 whose value is not finite",
 }
 OPTAX = {
-    "natgrad.transform": "is the optax code of the library",
+    "natgrad.transform": "makes a transformation of any curvature",
+    "natgrad.arguments": "makes every transformation, for no parameters too",
+    "natgrad.observation": "finds the curvatures in a transformation by its init",
     "natgrad.spring": "puts a momentum around it",
     "natgrad.adaptive": "adapts its damping and the length of its steps",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.mirror": "mirror descent is an optimizer of optax",
     "natgrad.inference.ivon": "is an optimizer of optax",
-    "natgrad.tree": "fills in the MaskedNodes that optax.masked leaves behind",
+    "natgrad.placeholders": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }
 # Imports inside functions, for optional extras: (module, what it imports) -> why.

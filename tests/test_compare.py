@@ -14,8 +14,9 @@ import scipy.linalg
 from compare_oracle import BLOCKS, DAMPING, STEP_SIZE, Oracle
 
 import natgrad as ng
+from natgrad import tree
 from natgrad.compare import Effort, invariance, tables
-from natgrad.curvature import CURVATURES, KFAC, Dense
+from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
 from natgrad.metric import DenseMetric
 
 QUICK = Effort(repeats=1, charts=0)
@@ -197,6 +198,23 @@ def test_an_unnormalised_factor_is_flagged(broken):
     assert first.step_norm_ratio < 0.5 * right[0].step_norm_ratio
 
 
+def test_curvatures_are_compared_as_they_are_given(problem):
+    """With their labels and declared blocks, beside functions that make one."""
+    model, *batch = problem
+    declared = {path: ng.layers.Diagonal() for path in tree.paths(batch[0])}
+    given = {
+        "by hand": KFAC(model, declared=declared),
+        "made": lambda model: KFAC(model, declared=declared),
+        "diagonal": Diagonal(model),
+    }
+    found = ng.compare(model, *batch, approximations=given, effort=QUICK)
+    rows = [row.figures() for row in found.rows]
+    assert rows[0] == pytest.approx(rows[1], nan_ok=True)
+    assert found["by hand"].relative_error == pytest.approx(
+        found["diagonal"].relative_error
+    )
+
+
 def test_the_registry_is_what_is_compared(problem, monkeypatch):
     for name in CURVATURES.keys() - {"dense", "kfac"}:
         monkeypatch.delitem(CURVATURES, name)
@@ -210,7 +228,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
     [
         ({"approximations": ["diagnal"]}, "Did you mean 'diagonal'"),
         ({"approximations": []}, "nothing to compare"),
-        ({"approximations": {"mine": 3}}, "must be a function model -> Curvature"),
+        ({"approximations": {"mine": 3}}, "a curvature or a function model -> cur"),
         ({"reference": "dens"}, "Did you mean 'dense'"),
         ({"damping": -1.0}, "damping must be finite and at least 0"),
         ({"step_size": float("inf")}, "step_size must be finite"),

@@ -189,6 +189,10 @@ def test_a_mesh_with_explicit_axes_is_an_error_that_says_what_to_do():
     batch = jax.device_put((INPUTS, Y), jax.NamedSharding(mesh, PartitionSpec("data")))
     with pytest.raises(ValueError, match=r"AxisType\.Auto"):
         jax.eval_shape(MODEL.loss, PARAMS, *batch)
+    rows = jax.NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, rows), PARAMS)
+    with pytest.raises(ValueError, match=r"parameter \['b1'\].*AxisType\.Auto"):
+        Dense(MODEL).init(params)
 
 
 def test_examples_that_are_not_there_cannot_be_spread():

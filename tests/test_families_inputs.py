@@ -13,12 +13,12 @@ from test_families_oracles import CASES, NAMES
 import natgrad.families as nf
 
 SUPPORTS = {
-    "bernoulli": ([0, 1], [-1, 2, 0.5, np.nan]),
+    "bernoulli": ([0, 1, 0.5], [-1, 2, np.nan]),
     "categorical": ([0, 3], [-1, 4, 0.5, np.nan]),
     "normal_mean": ([0, -1.5], [np.inf, np.nan]),
     "normal_mean_log_scale": ([0, -1.5], [np.inf, np.nan]),
-    "poisson": ([0, 7], [-1, 0.5, np.inf, np.nan]),
-    "exponential": ([1e-9, 2], [0, -1, np.inf, np.nan]),
+    "poisson": ([0, 7, 0.5], [-1, np.inf, np.nan]),
+    "exponential": ([0, 2], [-1e-9, -1, np.inf, np.nan]),
     "normal": ([0, -1.5], [np.inf, np.nan]),
     "gamma": ([1e-9, 2], [0, -1, np.inf, np.nan]),
     "student_t": ([0, -1.5], [np.inf, np.nan]),
@@ -26,7 +26,7 @@ SUPPORTS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_support_holds_the_possible_labels_and_no_others(name):
+def test_the_support_holds_the_labels_with_a_log_probability_and_no_others(name):
     z = ordinary_points(name)[0]
     for labels, expected in zip(SUPPORTS[name], (True, False), strict=True):
         for y in labels:
@@ -37,10 +37,10 @@ def test_the_support_holds_the_possible_labels_and_no_others(name):
 PROPORTIONS = ([[0.2, 0.3, 0.5], [1e-30, 0.5, 0.5]], [[0.2, 0.3, 0.6], [0, 0.5, 0.5]])
 POSITIVE = ([1e-9, 2], [0, -1, np.inf, np.nan])
 REAL = ([0, -1.5], [np.inf, np.nan])
-COUNTS = ([0, 7], [-1, 0.5, np.inf, np.nan])
+COUNTS = ([0, 7, 0.5], [-1, np.inf, np.nan])
 VECTORS = ([[0, -1.5]], [[0, np.inf], [np.nan, 1]])
 SUPPORTS_OF_LAWS = {
-    "binomial": ([0, 7], [-1, 8, 0.5, np.nan]),
+    "binomial": ([0, 7, 0.5], [-1, 8, np.nan]),
     "geometric": COUNTS,
     "negative_binomial": COUNTS,
     "weibull": POSITIVE,

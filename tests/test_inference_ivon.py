@@ -102,6 +102,23 @@ def test_the_precision_stays_positive_whatever_the_gradient():
         assert np.all(state.precision >= 0.499 * before)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_precision_does_not_depend_on_how_the_params_are_rounded(dtype):
+    """With a million examples σ is below the spacing of 16-bit numbers."""
+    tx = ivon(0.0, 1e6, weight_decay=1e-3, b2=0.998)
+
+    def precision(dtype):
+        single = lambda w: quadratic(w.astype(jnp.float32))
+        start, key = CENTRE.astype(dtype), jax.random.key(0)
+        path, states = trajectory(tx, single, start, 6000, key)
+        assert path.dtype == dtype
+        return jnp.mean(states.precision[3000:], axis=0)
+
+    half, full = jax.jit(precision, static_argnums=0)(dtype), precision(jnp.float32)
+    np.testing.assert_allclose(half, full, rtol=1e-3)
+    np.testing.assert_allclose(half, CURVATURES + 1e-3, rtol=0.1)
+
+
 @pytest.mark.slow
 def test_a_network_learns_and_knows_what_it_does_not_know():
     """float32: the loss falls, and the law is wider where there are no data."""

@@ -71,6 +71,49 @@ def test_a_linear_layer_is_exact(tolerance):
         )
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_under_scales_of_its_rows_is_exact(bias, tolerance):
+    """Without a bias, which is not scaled, of its columns too."""
+    scale = normal(3, 3, 1) * (1.0 if bias else normal(4, 1, 2))
+    params = {"w": normal(0, 3, 2)} | ({"b": normal(1, 2)} if bias else {})
+    apply = lambda p, x: x @ (p["w"] * scale) + p.get("b", jnp.zeros(2))[None]
+    x = normal(2, 6, 3)
+    model = ng.Model(apply, ng.families.NormalMean(0.7), example_inputs=x)
+    expected = dense(Dense(model), params, x)
+    for curvature in (KFAC(model), EKFAC(model)):
+        given = dense(curvature, params, x)
+        assert relative_error(given, expected) < tolerance("identity")
+
+
+def test_a_mask_keeps_the_partial_traces_of_the_masked_product(tolerance):
+    """And a second moment that the mask hides is none."""
+    mask = jnp.array([[1.0, 0.0], [0.5, 1.0], [0.0, -2.0]])
+    apply = lambda p, x: x @ jnp.where(mask == 0, 0, p * mask)
+    p, x = normal(0, 3, 2), normal(2, 6, 3)
+    model = ng.Model(apply, ng.families.NormalMean(0.7), example_inputs=x)
+    given = np.reshape(dense(KFAC(model), p, x), (3, 2, 3, 2))
+    expected = np.reshape(dense(Dense(model), p, x), (3, 2, 3, 2))
+    for traced in ("ioip->op", "iojo->ij"):
+        one, two = np.einsum(traced, given), np.einsum(traced, expected)
+        assert relative_error(one, two) < tolerance("identity")
+    diagonal = ng.curvature.LayerDiagonal(model)
+    assert relative_error(
+        dense(diagonal, p, x), np.diag(np.diag(expected.reshape(6, 6)))
+    ) < tolerance("identity")
+
+
+def test_a_merged_update_of_low_rank_has_the_blocks_of_the_fisher(tolerance):
+    """Linear, with normal outputs: each block is a Kronecker product."""
+    apply = lambda p, x: x @ (p["w"] + 3.0 * p["u"] @ p["v"])
+    params = {"u": normal(0, 3, 2), "v": normal(1, 2, 4), "w": normal(3, 3, 4)}
+    x = normal(2, 6, 3)
+    model = ng.Model(apply, ng.families.NormalMean(0.7), example_inputs=x)
+    expected = layerwise(dense(Dense(model), params, x), params, [{0}, {1}, {2}])
+    for curvature in (KFAC(model), EKFAC(model)):
+        given = dense(curvature, params, x)
+        assert relative_error(given, expected) < tolerance("identity")
+
+
 @pytest.mark.parametrize("layers", [2, 3])
 def test_deep_linear_networks_are_exact(layers, tolerance):
     sizes = [3, 4, 2, 3][: layers + 1]

@@ -9,6 +9,7 @@ import zoo
 from layer_problems import N, X, Z, close, hom, outer, statistics
 
 from natgrad import layers
+from natgrad.curvature.weighted import Weighted
 
 
 def test_a_layer_used_twice_adds_its_uses():
@@ -224,3 +225,39 @@ def test_flipped_and_strided_slices_are_read_in_the_parameters_own_order():
     zero = [jnp.zeros((4, 6))]
     (again,) = block.from_matrix(found[block.name]["gradient"], zero)
     close(again, gradient["w"])
+
+
+def test_experts_gathered_by_index_have_a_block_each():
+    p = {"w": zoo.normal(0, 3, 3, 2)}
+    which = jnp.array([0, 2, 2, 0])
+    by_index = lambda p, i: jnp.einsum("ni,nio->no", i[0], p["w"][i[1]])
+    by_vmap = lambda p, i: jax.vmap(lambda x, k: x @ p["w"][k])(*i)
+    weights = jnp.array([1.0, 0.5, 0.0, 2.0])
+    wanted = {"f": layers.Expand(), "r": layers.Reduce()}
+    wanted["w"] = Weighted(layers.Expand(), weights)
+    for apply in (by_index, by_vmap):
+        blocks, found = statistics(apply, p, (X, which), Z, wanted)
+        assert blocks["w"].shape == (3, 3, 2)
+        for name in "fr":
+            close(found["w"][name]["rows"], jnp.array([2.0, 0, 2]))
+        close(found["w"]["w"]["rows"], jnp.array([3.0, 0, 0.5]))
+        for e in range(3):
+            x, omega, z = X[which == e], weights[which == e], Z[which == e]
+            close(found["w"]["f"]["A"][e], x.T @ x)
+            close(found["w"]["r"]["G"][e], z.T @ z)
+            close(found["w"]["w"]["A"][e], (x * omega[:, None]).T @ x)
+
+
+def test_experts_gathered_by_index_take_the_memory_of_stacked_ones():
+    shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
+    inputs = shape(16, 128), shape(16, dtype=jnp.int32)
+    apply = lambda p, i: jnp.einsum("ni,nio->no", i[0], p[i[1]])
+    with layers.verify(False):
+        (block,) = layers.capture(apply, shape(8, 128, 512), inputs).blocks
+        vectors = layers.capture(
+            lambda p, i: jnp.einsum("nd,nd->n", i[0], p[i[1]])[:, None],
+            shape(1000, 128),
+            inputs,
+        )
+    assert block.factor_bytes == 8 * (128**2 + 512**2) * 4
+    assert vectors.blocks[0].factor_bytes == (1000 + 128**2) * 4

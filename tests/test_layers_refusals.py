@@ -9,13 +9,40 @@ import pytest
 import zoo
 from layer_problems import N, X, Z, close, statistics
 
+import natgrad
 from natgrad import layers
+from natgrad.layers import proof
 
 
-def test_a_weight_that_is_not_understood_is_an_error_that_names_it():
-    p = {"deep": {"w": zoo.normal(0, 3, 3)}}
-    with pytest.raises(ValueError, match=r"deep/w.*exp.*declared"):
-        layers.capture(lambda p, x: x @ jnp.exp(p["deep"]["w"]), p, X)
+def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_paste():
+    p = {"deep": {"w": zoo.normal(0, 3, 350), "v": zoo.normal(1, 350, 4)}}
+    apply = lambda p, x: x @ jnp.exp(p["deep"]["w"]) @ jnp.sinh(p["deep"]["v"])
+    line = "declared={'deep/v': natgrad.layers.Diagonal(), "
+    line += "'deep/w': natgrad.layers.Diagonal()}"
+    with pytest.raises(ValueError, match=r"not understood.*deep/w.*exp") as error:
+        layers.capture(apply, p, X)
+    assert line in str(error.value)
+    declared = eval(line.removeprefix("declared="), {"natgrad": natgrad})  # as pasted
+    captured = layers.capture(apply, p, X, declared=declared)
+    assert [block.kind for block in captured.blocks] == ["diagonal", "diagonal"]
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda p, x: x @ jnp.exp(p["w"]),
+        lambda p, x: x @ (p["w"] - jnp.mean(p["w"], axis=0, keepdims=True)),
+        lambda p, x: (x @ p["w"]) * jnp.sum(x[:, None] * p["w"].T[None], axis=2),
+    ],
+    ids=["exp", "standardised", "in both orders"],
+)
+def test_a_small_weight_that_is_not_understood_is_an_exact_block_by_name(apply):
+    p = {"w": zoo.normal(0, 3, 2)}
+    found = statistics(apply, p, X, Z, {"G": layers.Expand()})[1]["w"]["G"]["G"]
+    one = lambda x, z: jax.grad(lambda p: jnp.sum(apply(p, x[None]) * z[None]))(p)["w"]
+    each = jax.vmap(one)(X, Z).reshape(N, -1)
+    close(found, each.T @ each)
+    assert "w: exact block, not understood" in layers.report(apply, p, X)
 
 
 @pytest.mark.parametrize("treatment", [layers.Exact(), layers.Diagonal()])
@@ -58,16 +85,19 @@ def test_a_vector_that_is_not_understood_falls_back_and_is_named():
     assert "t: exact block, not understood: exp" in layers.table(captured, p)
 
 
+GRADIENT = {"gradient": layers.Gradient()}
+
+
 def test_a_declaration_that_names_nothing_is_an_error():
     with pytest.raises(ValueError, match="names no parameter"):
         layers.capture(zoo.mlp, zoo.mlp_params(), X, declared={"w9": layers.Exact()})
 
 
 def test_uses_that_disagree_about_inputs_and_outputs_are_an_error():
-    p = {"w": zoo.normal(0, 3, 3)}
+    p, x = {"w": zoo.normal(0, 40, 40)}, jnp.ones((2, 40))
     apply = lambda p, x: (x @ p["w"]) * jnp.sum(x[:, None] * p["w"][None], axis=2)
     with pytest.raises(ValueError, match="disagree"):
-        layers.capture(apply, p, X)
+        layers.capture(apply, p, x)
 
 
 def test_a_custom_derivative_that_changes_the_gradient_is_not_inlined():
@@ -75,8 +105,10 @@ def test_a_custom_derivative_that_changes_the_gradient_is_not_inlined():
     dense.defvjp(
         lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, 2.0 * r[0].T @ g)
     )
-    with pytest.raises(ValueError, match="derivative of its own"):
-        layers.capture(lambda p, x: dense(x, p["w"]), {"w": zoo.normal(0, 3, 2)}, X)
+    captured = layers.capture(
+        lambda p, x: dense(x, p["w"]), {"w": zoo.normal(0, 3, 2)}, X
+    )
+    assert "derivative of its own" in captured.blocks[0].reason
 
 
 def test_the_proof_catches_a_use_that_was_missed(monkeypatch):
@@ -85,9 +117,65 @@ def test_the_proof_catches_a_use_that_was_missed(monkeypatch):
     rows = dense.DenseUse.rows
     wrong = lambda self, operands, scale, g: rows(self, operands, scale, 1.01 * g)
     monkeypatch.setattr(dense.DenseUse, "rows", wrong)
-    apply = lambda p, x: zoo.mlp(p, x)
     with pytest.raises(ValueError, match="do not account for its gradient"):
-        layers.capture(apply, zoo.mlp_params(), X)
+        layers.capture(zoo.mlp, zoo.mlp_params(), jnp.ones((7, 3)))
+    with layers.verify(False):  # what was found, but not computed
+        captured = layers.capture(zoo.mlp, zoo.mlp_params(), jnp.ones((7, 3)))
+    assert captured.proven.startswith("by the trace")
+    with pytest.raises(ValueError, match="do not account for its gradient"):
+        layers.report(zoo.mlp, zoo.mlp_params(), jnp.ones((7, 3)))
+
+
+def test_blocks_taken_one_example_at_a_time_are_checked_by_numbers_unasked():
+    p = {"w": zoo.normal(0, 3, 2)}
+    centred = lambda p, x: (x - jnp.mean(x, axis=0, keepdims=True)) @ jnp.exp(p["w"])
+    token = proof._VERIFYING.set(None)  # as without `verify`
+    try:
+        with pytest.raises(ValueError, match="does not treat examples separately"):
+            layers.capture(centred, p, X)
+        plain = layers.capture(lambda p, x: x @ p["w"], p, X[:3])
+    finally:
+        proof._VERIFYING.reset(token)
+    assert plain.proven.startswith("by the trace")
+
+
+@pytest.mark.parametrize("lost", ["dot_general", "tanh", "add"])
+def test_the_trace_alone_shows_a_way_around_the_uses(monkeypatch, lost):
+    from natgrad.layers import step
+
+    monkeypatch.setattr(step, "IGNORED", {lost})
+    used = {
+        "dot_general": lambda p, x: x @ p["w"],
+        "tanh": lambda p, x: x @ jnp.tanh(p["w"]),
+        "add": lambda p, x: x @ (p["w"] + 1.0),
+    }
+    with layers.verify(False), pytest.raises(ValueError, match="reaches the outputs"):
+        layers.capture(used[lost], {"w": zoo.normal(0, 5, 3)}, jnp.ones((2, 5)))
+
+
+def test_what_a_function_reads_from_python_counts_with_its_value_of_now():
+    class Net:
+        scale, rule = 1.0, staticmethod(lambda t: t)
+
+        def apply(self, p, x):
+            @jax.custom_vjp
+            def dense(x, w):
+                return x @ w
+
+            dense.defvjp(
+                lambda x, w: (x @ w, (x, w)),
+                lambda r, g: (g @ r[1].T, self.rule(r[0].T @ g)),
+            )
+            return self.scale * dense(x, p)
+
+    net, x, p = Net(), jnp.ones((4, 2)), jnp.ones((2, 1))
+    apply = net.apply  # one function object, which JAX may have traced before
+    gradient = lambda: statistics(apply, p, x, jnp.ones((4, 1)), GRADIENT)[1]
+    close(gradient()[""]["gradient"], 4 * np.ones((2, 1)))
+    net.scale = 3.0
+    close(gradient()[""]["gradient"], 12 * np.ones((2, 1)))
+    net.rule = lambda g: 2 * g  # no longer the derivative of a product
+    assert isinstance(layers.capture(net.apply, p, x).blocks[0], layers.DeclaredBlock)
 
 
 def test_a_use_without_examples_refuses_what_needs_them():
@@ -107,6 +195,37 @@ def test_a_loop_over_the_batch_says_that_examples_were_lost():
         captured.pull({"squares": layers.Squares()}, p, X)
 
 
+def test_a_loop_whose_steps_depend_on_each_other_says_that_examples_were_lost():
+    p = {"w": zoo.normal(0, 3, 2)}
+    memory = lambda p, x: jax.lax.scan(
+        lambda total, x: (total + x @ p["w"], total), jnp.zeros(2), x
+    )[1]
+    shuffled = lambda p, x: jax.lax.fori_loop(
+        0,
+        x.shape[0],
+        lambda i, z: z.at[(i + 1) % N].set(x[i] @ p["w"]),
+        jnp.zeros((x.shape[0], 2)),
+    )
+    for apply in (memory, shuffled):
+        assert "example axis could not be followed" in layers.report(apply, p, X)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        lambda w: jax.lax.cond(jnp.ones(()) > 0, lambda: w, lambda: -w),
+        jax.checkpoint(lambda w: w.T.T),
+        lambda w: jax.lax.scan(lambda c, _: (c, w), 0, None, length=1)[1][0],
+        lambda w: jax.lax.scan(lambda c, _: (w, None), 0 * w, None, length=1)[0],
+    ],
+    ids=["cond", "checkpoint", "scan", "carry"],
+)
+def test_a_parameter_that_comes_out_as_it_went_in_is_named(moved):
+    p = {"w": zoo.normal(0, 3, 2)}
+    captured = layers.capture(lambda p, x: x @ moved(p["w"]), p, X)
+    assert "comes out as it went in" in captured.blocks[0].reason
+
+
 def test_a_parameter_under_stop_gradient_is_left_uncovered():
     p = zoo.mlp_params()
     frozen = lambda p, x: zoo.mlp({**p, "w1": jax.lax.stop_gradient(p["w1"])}, x)
@@ -114,7 +233,20 @@ def test_a_parameter_under_stop_gradient_is_left_uncovered():
     assert captured.uncovered == ("w1",)
 
 
-def test_a_constant_entry_by_entry_mask_on_a_weight_is_refused_by_name():
-    p, mask = {"w": zoo.normal(0, 3, 2)}, jnp.eye(3, 2)
-    with pytest.raises(ValueError, match="entry by entry"):
-        layers.capture(lambda p, x: x @ (p["w"] * mask), p, X)
+def test_factors_that_dwarf_their_parameter_are_refused_before_they_are_made():
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+    apply = lambda p, x: x @ p["w"]
+    with layers.verify(False):
+        captured = layers.capture(apply, {"w": shape(30_000, 2)}, shape(4, 30_000))
+        wide = layers.capture(apply, {"w": shape(20_000, 20_000)}, shape(4, 20_000))
+    with pytest.raises(ValueError, match=r"'w'.*3\.353 GiB.*234\.4 KiB.*Diagonal"):
+        layers.Expand().zero(captured.blocks[0])
+    jax.eval_shape(lambda: layers.Expand().zero(wide.blocks[0]))  # only twice as large
+
+
+def test_a_parameter_without_entries_is_in_no_block():
+    p = {"w": zoo.normal(0, 3, 2), "none": jnp.zeros((0, 2))}
+    apply = lambda p, x: x @ p["w"] + x[:, :0] @ p["none"]
+    blocks, found = statistics(apply, p, X, Z)
+    assert list(blocks) == ["w"]
+    close(found["w"]["expand"]["A"], X.T @ X)

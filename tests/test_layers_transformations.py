@@ -29,9 +29,9 @@ from layer_problems import (
 from natgrad import layers
 
 
-def test_shapes_are_captured_once():
-    again = layers.capture(zoo.mlp, zoo.mlp_params(), 2.0 * X)
-    assert again is layers.capture(zoo.mlp, zoo.mlp_params(), X)
+def test_a_program_is_analysed_once():
+    again = layers.capture(lambda p, x: zoo.mlp(p, x), zoo.mlp_params(), 2.0 * X)
+    assert again.blocks is layers.capture(zoo.mlp, zoo.mlp_params(), X).blocks
 
 
 def test_capture_works_on_traced_values_under_jit_scan_and_vmap():
@@ -142,7 +142,8 @@ p, x = zoo.mlp_params(), zoo.normal(9, 8, 3)
 z = zoo.normal(8, 8, 2)
 
 def local(p, x, z):
-    captured = layers.capture(zoo.mlp, p, x)
+    with layers.verify():
+        captured = layers.capture(zoo.mlp, p, x)
     return captured.pull({"f": layers.Expand()}, p, x)[1](z)
 
 expected = jax.jit(local)(p, x, z)
@@ -161,7 +162,8 @@ for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-10)
 
 inside = jax.shard_map(zoo.mlp, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
-captured = layers.capture(inside, p, x)
+with layers.verify():
+    captured = layers.capture(inside, p, x)
 found = jax.jit(
     lambda p, x, z: captured.pull({"f": layers.Expand()}, p, x)[1](z))(p, x, z)
 for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

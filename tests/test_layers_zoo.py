@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import zoo
 
-from natgrad import layers
+from natgrad import batch, layers
 
 REPORTS = Path(__file__).with_name("test_layers_reports.txt")
 FAST = {"plain", "linen", "scan and remat", "experts", "fused projection", "tied"}
+FAST |= {"experts by index", "loop over examples", "low rank", "masked"}
 CASES = [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
     for name in zoo.ZOO
@@ -154,6 +155,18 @@ def test_reading_and_writing_matrices_undo_each_other(name):
 def test_everything_is_captured_and_proven(name):
     assert captured(name).proven.startswith("checked")
     assert all(isinstance(b, layers.LayerBlock) for b in captured(name).blocks)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_example_has_the_blocks_of_the_batch(name):
+    """A state is made from `example_inputs`, most often of one example."""
+    apply, params, inputs, in_axes = case(name)
+    batched, rebuild = batch.split_inputs(inputs, in_axes)
+    one = rebuild([leaf[0] for leaf in batched])
+    with layers.verify(False):
+        alone = layers.capture(apply, params, one, in_axes=in_axes)
+    seen = lambda found: [(b.name, b.kind, b.shape, b.roles) for b in found.blocks]
+    assert seen(alone) == seen(captured(name))
 
 
 # How many uses a derivative network has is up to JAX's own derivative rules.

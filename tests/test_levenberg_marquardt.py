@@ -131,7 +131,7 @@ def test_damping_and_steps_are_those_of_a_numpy_loop(rule, tolerance):
 def restored(state, before):
     """Bit for bit, but for what the rejection is counted in."""
     assert state.rejected
-    documented = {"damping", "growth", "rejected", "rejections"}
+    documented = {"damping", "growth", "rejected", "rejections", "undone"}
     for name in set(state._fields) - documented:
         for a, b in zip(
             jax.tree.leaves(getattr(state, name)),

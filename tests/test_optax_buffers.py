@@ -27,6 +27,7 @@ from contract import (
     start,
     transformation,
 )
+from flax import serialization
 
 import natgrad as ng
 
@@ -96,6 +97,11 @@ def through_pickle(state, _):
     return pickle.loads(pickle.dumps(state))
 
 
+def through_flax(state, _):
+    restored = serialization.from_bytes(state, serialization.to_bytes(state))
+    return jax.tree.map(jnp.asarray, restored)
+
+
 def through_orbax(state, folder):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", state)
@@ -104,7 +110,7 @@ def through_orbax(state, folder):
 
 
 @pytest.mark.parametrize("name", ["sampled", "matrix_free"])
-@pytest.mark.parametrize("trip", [through_pickle, through_orbax])
+@pytest.mark.parametrize("trip", [through_pickle, through_flax, through_orbax])
 def test_training_continues_identically_from_a_checkpoint(name, trip, tmp_path):
     params, state = start(), transformation(name).init(start())
     step = programs(name).step

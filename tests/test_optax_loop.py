@@ -86,7 +86,6 @@ def test_a_flax_train_state_trains_through_observe(tolerance):
     net = Net()
     params = net.init(jax.random.key(0), x32)
     model = ng.Model(net.apply, ng.families.Categorical())
-    curvature = ng.curvature.Dense(model)
     train = TrainState.create(
         apply_fn=net.apply,
         params=params,
@@ -100,7 +99,7 @@ def test_a_flax_train_state_trains_through_observe(tolerance):
         nonlocal traces
         traces += 1
         grads = jax.grad(model.loss)(train.params, x, y)
-        seen = ng.observe(curvature, train.opt_state, train.params, inputs=x)
+        seen = ng.observe(train.tx, train.opt_state, train.params, inputs=x)
         return train.replace(opt_state=seen).apply_gradients(grads=grads)
 
     for _ in range(3):

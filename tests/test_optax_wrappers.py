@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 from contract import (
-    ALIASES,
     BIAS,
     LAMBDA,
     MODEL,
@@ -38,12 +37,6 @@ from problems import slow_but
 import natgrad as ng
 
 
-def test_it_is_an_extra_args_transformation():
-    for alias in ALIASES.values():
-        tx = alias(RATE, MODEL)
-        assert isinstance(tx, optax.GradientTransformationExtraArgs)
-
-
 # The eigenbasis of a part is not part of the eigenbasis, so there is no ekfac here.
 @pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES, without={"ekfac"}))
 def test_masked_solves_with_the_principal_submatrix(name, tolerance):
@@ -65,13 +58,6 @@ def test_masked_solves_with_the_principal_submatrix(name, tolerance):
     np.testing.assert_allclose(updates["w"].ravel(), expected, tolerance("solve"))
     np.testing.assert_array_equal(updates["b"], grads["b"])
     assert describe(state) == describe(tx.init(params))
-
-
-@pytest.mark.parametrize("name", ["kfac", "ekfac"])
-def test_a_masked_layer_curvature_says_that_it_needs_the_whole_tree_at_init(name):
-    inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
-    with pytest.raises(ValueError, match=r"build it from model.fixing\(params\)"):
-        optax.masked(inner, {"w": True, "b": False}).init(start())
 
 
 def test_multi_transform_leaves_the_other_part_to_sgd(tolerance):

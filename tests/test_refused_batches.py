@@ -104,7 +104,7 @@ def test_a_model_needs_a_function_a_family_and_a_positive_chunk():
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
 def test_labels_out_of_range_are_refused_where_their_values_are_known(label):
     y = np.array([0, 1, label, 2])
-    words = "impossible under Categorical", f"{min(0, label)} to {max(2, label)}"
+    words = "impossible under Categorical", f"targets[2] = {label}", "weight 0"
     empirical = ng.empirical_fisher(0.1, MODEL)
     for call in (
         lambda: MODEL.loss(PARAMS, X, y),
@@ -114,3 +114,54 @@ def test_labels_out_of_range_are_refused_where_their_values_are_known(label):
     ):
         with refuses(*words):
             call()
+
+
+def test_the_first_labels_out_of_range_are_named_with_their_places():
+    y = np.array([-1, 7, -100, 9])
+    words = "targets[0] = -1, targets[1] = 7, targets[2] = -100 and 1 more", "y >= 0"
+    for call in (
+        lambda: MODEL.loss(PARAMS, X, y),
+        lambda: jax.jit(lambda params: MODEL.loss(params, X, y))(PARAMS),
+    ):
+        with refuses(*words):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("family", "z_shape", "y_shape", "cure"),
+    [
+        (CATEGORICAL, (N, CLASSES), (N, 1), "Pass y[:, 0]"),
+        (CATEGORICAL, (N, 2, CLASSES), (N, 2, 1), "Pass y[:, :, 0]"),
+        (ng.families.Bernoulli(), (N,), (N, 1), "Pass y[:, 0]"),
+        (ng.families.NormalMean(), (N, 1), (N,), "Let apply return z[:, 0]"),
+        (ng.families.Bernoulli(), (N, 1), (N,), "pass y[..., None]"),
+    ],
+)
+def test_an_axis_of_size_1_too_many_is_named_with_its_cure(
+    family, z_shape, y_shape, cure
+):
+    model = ng.Model(lambda params, x: params, family)
+    z, y = jnp.zeros(z_shape), np.zeros(y_shape, int)
+    refused(lambda: model.loss(z, X, y), f"got {y_shape}", cure)
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda z: z if z[0, 0] > 0 else -z,
+        lambda z: jnp.asarray(np.tanh(np.asarray(z))),
+        lambda z: z * float(z[0, 0]),
+        lambda z: z[z[:, 0] > 0],
+    ],
+)
+def test_a_model_that_leaves_jax_gets_the_error_of_jax_and_a_line_of_ours(branch):
+    apply = lambda params, x: branch(x @ params["w"])
+    model = ng.Model(apply, CATEGORICAL, example_inputs=X[:1])
+    for call in (
+        lambda: jax.eval_shape(model.loss, PARAMS, X, Y),
+        lambda: ng.curvature.Dense(model).at(PARAMS, X),
+        lambda: ng.kfac(0.1, model).init(PARAMS),
+    ):
+        with pytest.raises((jax.errors.JAXTypeError, jax.errors.JAXIndexError)) as info:
+            call()
+        assert any("apply must be traceable" in note for note in info.value.__notes__)

@@ -67,8 +67,24 @@ def test_integer_parameters_are_refused_by_their_name():
     words = "['steps']['n']", "int64", "Cast it", "in_axes"
     refused(lambda: TX.init(params), *words)
     refused(lambda: TX.update(params, None, params, inputs=X), *words)
-    refused(lambda: TX.init({}), "no array leaves")
+    refused(lambda: DENSE.init({}), "no array leaves")
     refused(lambda: TX.init(jnp.ones(3, complex)), "real floating", "complex")
+
+
+def test_a_state_of_no_parameters_is_refused_where_there_are_some():
+    state = TX.init({})
+    refused(lambda: TX.update(GRADS, state, PARAMS, inputs=X), "init(params)")
+
+
+@pytest.mark.parametrize("optimizer", [ng.natural_gradient, ng.spring])
+def test_a_curvature_in_place_of_a_function_of_the_model_is_refused(optimizer):
+    with refuses("model -> curvature", "type Dense", "static_args"):
+        optimizer(0.1, MODEL, curvature=DENSE)
+    injected = optax.inject_hyperparams(optimizer)
+    with refuses("model -> curvature", "type Dense", "static_args"):
+        injected(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)
+    static = optax.inject_hyperparams(optimizer, "curvature")
+    static(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)
 
 
 def test_statistics_of_another_curvature_are_refused():
@@ -106,6 +122,59 @@ def test_an_impossible_constant_damping_is_refused(damping):
 def test_a_damping_that_is_not_a_scalar_is_refused():
     with refuses("damping must be a scalar or a schedule", "(3,)"):
         ng.scale_by_curvature(DENSE, damping=jnp.ones(3))
+
+
+@pytest.mark.parametrize("value", ["1e-3", None, True, 1j, MODEL])
+def test_what_is_no_number_is_refused_where_a_number_is_expected(value):
+    for name, make in {
+        "damping": lambda: ng.scale_by_curvature(DENSE, damping=value),
+        "learning_rate": lambda: ng.natural_gradient(value, MODEL),
+        "decay": lambda: ng.diagonal_fisher(0.1, MODEL, decay=value),
+        "momentum": lambda: ng.spring(0.1, MODEL, momentum=value),
+        "constraint": lambda: ng.scale_by_norm_constraint(0.1, value),
+        "radius": lambda: ng.scale_by_kl_trust_region(MODEL, value),
+    }.items():
+        with refuses(f"{name} must be a scalar or a schedule", repr(value)):
+            make()
+
+
+@pytest.mark.parametrize("rate", [float("nan"), np.float32("inf"), jnp.array(jnp.nan)])
+def test_a_learning_rate_that_is_not_finite_is_refused(rate):
+    for make in (ng.natural_gradient, ng.kfac, ng.spring, ng.matrix_free, ng.gram):
+        with refuses("learning_rate must be finite", f"got {rate}"):
+            make(rate, MODEL)
+
+
+def test_model_and_learning_rate_swapped_get_a_sentence():
+    for make in (ng.natural_gradient, ng.kfac, ng.spring, ng.gram, ng.diagonal_fisher):
+        with refuses("got 0.1", "learning rate first and the model second"):
+            make(MODEL, 0.1)
+    with refuses("KFAC is the curvature of a natgrad.Model", "got 0.1"):
+        ng.kfac_adaptive(0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [ng.natural_gradient, ng.kfac, ng.spring, ng.matrix_free],
+    ids=lambda make: make.__name__,
+)
+def test_a_state_for_parameters_of_other_shapes_is_refused(make):
+    tx = make(0.1, MODEL)
+    fewer = {"w": PARAMS["w"][:, :2], "b": PARAMS["b"][:2]}
+    state = tx.init(PARAMS)
+    words = "made for parameters of other shapes", "Call init(params) again"
+    refused(lambda: tx.update(fewer, state, fewer, inputs=X), *words)
+    if make is ng.kfac:  # after an observation
+        refused(lambda: tx.update(fewer, state, fewer), *words)
+
+
+def test_so_is_one_of_the_adaptive_optimizer():
+    tx = ng.kfac_adaptive(MODEL)
+    fewer = {"w": PARAMS["w"][:, :2], "b": PARAMS["b"][:2]}
+    batch = {"inputs": X, "value": 1.0, "value_fn": MODEL.loss, "targets": Y}
+    state = tx.init(PARAMS)
+    with refuses("made for parameters of other shapes", "Call init(params) again"):
+        tx.update(fewer, state, fewer, **batch)
 
 
 @pytest.mark.parametrize(

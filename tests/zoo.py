@@ -84,6 +84,28 @@ def scan_over_layers(remat=False):
     return Case(apply, layers_params(), normal(9, N, 4))
 
 
+def map_over_examples():
+    """Two dense layers, the first over a loop of another kind each time."""
+    params = {"w": normal(0, 3, 4), "b": normal(1, 4), "o": normal(2, 4, 2)}
+
+    def apply(p, x):
+        return jax.lax.map(lambda x: jnp.tanh(x @ p["w"] + p["b"]) @ p["o"], x)
+
+    return Case(apply, params, normal(9, N, 3))
+
+
+def loop_over_examples():
+    params = {"w": normal(0, 3, 4), "o": normal(2, 4, 2)}
+
+    def apply(p, x):
+        one = lambda i, h: h.at[i].set(jnp.tanh(x[i] @ p["w"]))
+        h = jax.lax.fori_loop(0, x.shape[0], one, jnp.zeros((x.shape[0], 4)))
+        step = lambda n, h: (n + 1, n * 0.0 + h @ p["o"])
+        return jax.lax.scan(step, 0, h, reverse=True)[1]
+
+    return Case(apply, params, normal(9, N, 3))
+
+
 def experts():
     params = {"w": normal(0, 3, 4), "v": normal(1, 3, 4), "o": normal(2, 4, 2)}
 
@@ -94,6 +116,59 @@ def experts():
         return jax.lax.cond(which > 0, one, two, x) @ p["o"]
 
     return Case(apply, params, (normal(9, N, 3), jnp.array(1)), (0, None))
+
+
+def experts_by_index():
+    """Two routings: one expert an example, and two of three for each of two tokens."""
+    params = {"w": normal(0, 3, 3, 4), "b": normal(1, 3, 4), "v": normal(2, 3, 2, 4)}
+
+    def apply(p, inputs):
+        x, one, two = inputs
+        sent = jnp.einsum("nti,nio->nto", x, p["w"][one]) + p["b"][one][:, None]
+        mixed = jnp.einsum("ntd,ntkcd->ntkc", jnp.tanh(sent), p["v"][two])
+        return jnp.sum(jnp.sin(mixed), axis=2)
+
+    inputs = normal(9, N, 2, 3), jnp.array([0, 2, 2, 0])
+    which = jnp.arange(4 * N).reshape(N, 2, 2) * 5 % 3
+    return Case(apply, params, (*inputs, which))
+
+
+def low_rank():
+    """A weight with an update of low rank, merged, and a product read transposed."""
+    shapes = {
+        "w": (3, 4),
+        "a": (3, 2),
+        "b": (2, 4),
+        "c": (5, 2),
+        "d": (2, 4),
+        "o": (5,),
+    }
+    params = {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())}
+
+    def apply(p, x):
+        h = jnp.tanh(x @ (p["w"] + 0.5 * (p["a"] @ p["b"])))
+        return h @ (p["c"] @ p["d"]).T + p["o"][None]
+
+    return Case(apply, params, normal(9, N, 3))
+
+
+def masked():
+    """A weight times a constant, one over a fixed norm, one plus its transpose."""
+    params = {"w": normal(0, 3, 4), "v": normal(1, 4, 3), "s": normal(2, 3, 3)}
+    params |= {"b": normal(3, 4), "k": normal(4, 2, 3, 3)}
+
+    def apply(p, inputs):
+        x, mask = inputs
+        norm = jnp.sqrt(jnp.sum(p["v"] ** 2, axis=0, keepdims=True))
+        h = jnp.tanh(x @ (p["w"] * mask) + p["b"][None, None])
+        h = h @ (p["v"] / jax.lax.stop_gradient(norm))
+        kernel = jnp.where(mask[None, :, :3] > 0, p["k"], 0.0)
+        h = jax.lax.conv_general_dilated(
+            h, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return jnp.tanh(h) @ (p["s"] + p["s"].T)
+
+    return Case(apply, params, (normal(9, N, 2, 3), normal(8, 3, 4)), (0, None))
 
 
 def ensemble():
@@ -193,7 +268,12 @@ ZOO = {
     "gru by scan": gru_by_scan,
     "scan over layers": scan_over_layers,
     "scan and remat": lambda: scan_over_layers(remat=True),
+    "map over examples": map_over_examples,
+    "loop over examples": loop_over_examples,
     "experts": experts,
+    "experts by index": experts_by_index,
+    "low rank": low_rank,
+    "masked": masked,
     "ensemble": ensemble,
     "pinn by hessian": pinn_hessian,
     "pinn forwards": pinn_forward,
@@ -207,4 +287,4 @@ ZOO = {name: functools.cache(make) for name, make in ZOO.items()}
 # uses are found is tested with the layers, and what follows from the uses need not be.
 AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
 AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
-AGAIN |= {"gru by scan", "pinn forwards"}
+AGAIN |= {"gru by scan", "pinn forwards", "map over examples"}

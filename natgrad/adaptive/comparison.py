@@ -41,8 +41,8 @@ class Comparison(NamedTuple):
 
 
 def compared(
-    model: Model,
-    value_fn: Callable[..., Array],
+    model: Model | None,
+    loss: Callable[[Params], Array],
     before: Array,
     params: Params,
     ahead: Params,
@@ -51,16 +51,16 @@ def compared(
     """The loss of a batch at `ahead`, compared with that at `params`.
 
     Args:
-        model: the statistical model, whose own loss is compared without constants.
-        value_fn: (params, ...) -> loss.
-        before: `value_fn` at `params`.
+        model: the model whose own loss it is, compared without constants; None else.
+        loss: (params) -> loss.
+        before: `loss` at `params`.
         params: θ.
         ahead: θ'.
-        batch: what `value_fn` may have as its other parameters, by name.
+        batch: `inputs` and `targets`, by name.
     """
-    after = jnp.asarray(called(value_fn, ahead, batch), before.dtype)
+    after = loss(ahead)
     fall, rounding = before - after, rounding_of(before, params)
-    if value_fn != model.loss or "targets" not in batch:
+    if model is None or "targets" not in batch:
         return Comparison(after, fall, rounding)
     close = jnp.abs(fall) <= rounding
 

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.adaptive.comparison import Comparison
+from natgrad.adaptive.comparison import Comparison, rounding_of
 from natgrad.solvers import any_member
 from natgrad.typing import Array, Params
+
+# A step is of use elsewhere if another loss falls by this part of what its own did.
+USE = 0.25
 
 
 class Decision(NamedTuple):
@@ -70,26 +73,53 @@ def decided(
         half = lambda: tree.where(again, tried(length / 2), best)
         return jax.lax.cond(any_member(again), half, lambda: best), None
 
-    best = tried(jnp.ones((), tree.Layout.of(params).dtype))
+    best = tried(jnp.ones((), tree.working_dtype(params)))
     if halvings > 0:
         best, _ = jax.lax.scan(halved, best, length=halvings)
     return Decision(whole, *best, decrease)
 
 
-def overreached(held: Array, fall: Array, slope: Array) -> Array:
-    """Was a step too long, to judge by another batch than that it was made of?
+def elsewhere(
+    loss: Callable[[Params], Array],
+    params: Params,
+    gradient: Params,
+    before: Array,
+    sound: Array,
+    step: Params,
+    after: Array,
+    fall: Array,
+) -> tuple[Array, Array]:
+    """Was the step that led here too long, and of little use, by another batch's loss?
 
-    It may fit what is there by chance in its own batch. To second order the other
-    loss fell by −⟨g', d⟩ + ½ ⟨d, H' d⟩, g' its gradient after the step. The step was
-    too long if that is a rise, larger than the fall of its own loss, and so is the
-    curvature's part; gradients alone disagree between batches however short it is.
+    Neither, if this is the batch that it was made of, whose loss it may have lowered by
+    what is there by chance. To second order the other loss fell by −⟨g', d⟩ +
+    ½ ⟨d, H' d⟩. The step was too long if that is a rise, larger than the fall of its
+    own loss, and so is the curvature's part: gradients of two batches disagree however
+    short it is. It was of little use if the other loss fell by less than a quarter of
+    what its own did.
 
     Args:
-        held: by how much the other batch's loss fell.
-        fall: by how much its own did, > 0.
-        slope: ⟨g', d⟩.
+        loss: of this batch.
+        params: θ, after the step.
+        gradient: g', of this batch.
+        before: its loss at θ.
+        sound: are these finite?
+        step: d, the last that was taken.
+        after: the loss of its own batch after it.
+        fall: by how much that had fallen.
     """
-    return (held < -fall) & (held + slope > fall)
+    another = jnp.abs(before - after) > rounding_of(before, params)
+    another = another & sound & (fall > 0)
+
+    def judged():
+        held = loss(jax.tree.map(jnp.subtract, params, step)) - before
+        curved = held + tree.inner(gradient, step).astype(before.dtype)
+        return (held < -fall) & (curved > fall), held < USE * fall
+
+    harmed, useless = jax.lax.cond(
+        any_member(another), judged, lambda: (jnp.zeros((), bool),) * 2
+    )
+    return another & harmed, another & useless
 
 
 def scaled(length: Array, step: Params) -> Params:

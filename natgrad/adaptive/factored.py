@@ -18,6 +18,7 @@ Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -41,12 +42,14 @@ from natgrad.adaptive.quadratic import (
     no_step_yet,
 )
 from natgrad.adaptive.trials import SOLVER, Trials, best_inverses
-from natgrad.arguments import MISSING, checked
+from natgrad.arguments import MISSING, checked, transformation
 from natgrad.batch import input_count
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.damping import Damping, as_damping
+from natgrad.health import first_failure
 from natgrad.inplace import renewed
+from natgrad.kronecker import Inverted
 from natgrad.refresh import Kept, Refresh, shapes_of_pieces
 from natgrad.state import ScaleByCurvatureState, average
 from natgrad.transform import scale_by_curvature
@@ -109,23 +112,29 @@ def scale_by_factored_curvature(
     """
     rule = as_damping(damping)
     if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be an integer >= 1, got {groups!r}.")
+        raise ValueError(
+            f"groups must be an integer >= 1, got {groups!r}. Under "
+            "optax.inject_hyperparams name it in static_args."
+        )
     if refresh.staggered:
         raise ValueError(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
             f"Refresh that is not staggered, got {refresh}."
         )
+    period = math.lcm(refresh.statistics, refresh.inverses, trials.period)
     plain = scale_by_curvature(curvature, decay=decay, seed=seed)
     parts = lambda metric: of_successive_blocks(metric, groups)
 
     def init(params):
         solve = plain.init(params)
         gamma = jnp.sqrt(jnp.asarray(rule(0) + weight_decay, solve.decay.dtype))
-        here = curvature.resolved(params)
-        pieces = _of_nothing(here, params)
-        solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
-        zero = jnp.zeros((), jnp.int32)
-        step = no_step_yet(params, len(parts(here.metric(solve.statistics, params))))
+        zero, number = jnp.zeros((), jnp.int32), 0
+        if jax.tree.leaves(params):
+            here = curvature.resolved(params)
+            pieces = _of_nothing(here, params)
+            solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
+            number = len(parts(here.metric(solve.statistics, params)))
+        step = no_step_yet(params, number)
         return FactoredState(zero, gamma, jnp.array(-1.0, gamma.dtype), solve, step)
 
     def update(
@@ -148,6 +157,7 @@ def scale_by_factored_curvature(
         here = checked(
             curvature, updates, solve, params, inputs, statistics, model_params
         )
+        tree.check_kept(state.step.update, params)
         metric_of = lambda found: here.metric(found, params, inputs, targets)
         metric = metric_of(solve.statistics)
         strength = rule(state.step.count) if damping is None else damping
@@ -207,24 +217,25 @@ def scale_by_factored_curvature(
             damping=gamma**2,
             predicted_decrease=found.decrease,
             skipped=~found.usable,
-            skips=solve.health.skips + ~found.usable,
+            skips=tree.increment(solve.health.skips, ~found.usable),
+            reason=first_failure(tree.all_finite(updates), True, True, found.usable),
         )
         return found.step, FactoredState(
-            count=count + taken,
+            count=tree.increment(count, taken, period),
             gamma=jnp.where(counted, next_gamma, state.gamma),
             heading=jnp.where(turned, -state.heading, state.heading),
             solve=solve._replace(
-                count=solve.count + counted,
+                count=tree.increment(solve.count, counted),
                 key=jnp.where(counted, key, solve.key),
                 statistics=known[0],
                 estimates=known[1],
-                inverse=Kept(solve.inverse.age + taken, pieces),
+                inverse=Kept(tree.increment(solve.inverse.age, taken), pieces),
                 health=tree.where(counted, health, solve.health),
             ),
             step=following(state.step, found, taken, counted),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _of_nothing(curvature: Curvature, params: Params) -> tuple:
@@ -238,6 +249,6 @@ def _of_nothing(curvature: Curvature, params: Params) -> tuple:
         return jnp.broadcast_to(one.astype(shape.dtype), shape.shape)
 
     return tuple(
-        (inverse(a, a.ndim < g.ndim), inverse(g, False))
-        for a, g in shapes_of_pieces(SOLVER, curvature, params)
+        Inverted(inverse(a, a.ndim < g.ndim), inverse(g, False), jnp.array(False))
+        for a, g, _ in shapes_of_pieces(SOLVER, curvature, params)
     )

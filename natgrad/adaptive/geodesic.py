@@ -24,7 +24,7 @@ import optax
 
 from natgrad import tree
 from natgrad.adaptive.quadratic import EXACT, check_batch, part
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
 from natgrad.typing import Array, ArrayLike, Inputs, Params
@@ -65,7 +65,8 @@ def geodesic_acceleration(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        dtype = tree.Layout.of(params).dtype
+        tree.check_params(params)
+        dtype = tree.working_dtype(params)
         return GeodesicAccelerationState(jnp.zeros((), dtype), inner.init(params))
 
     def update(
@@ -97,7 +98,7 @@ def geodesic_acceleration(
         ratio = jnp.where(size > 0, ratio, 0).astype(state.ratio.dtype)
         return accelerated, GeodesicAccelerationState(ratio, after)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def bending(

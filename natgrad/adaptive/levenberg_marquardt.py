@@ -33,30 +33,27 @@ Martens & Grosse (2015), section 6.5.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
-from natgrad.adaptive.comparison import called, compared, rounding_of, taking_all
-from natgrad.adaptive.decisions import Decision, any_nonzero, decided, overreached
+from natgrad import placeholders, tree
+from natgrad.adaptive.comparison import called, compared, taking_all
+from natgrad.adaptive.decisions import Decision, any_nonzero, decided, elsewhere
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
 from natgrad.damping import as_damping
+from natgrad.health import Undone, first_failure
 from natgrad.model import Model
 from natgrad.solvers import any_member
-from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()
 NO_FLOOR = LossFloor(0.0)
-# λ falls where another batch gains at least this part of what a step gained.
-USE = 0.25
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -73,6 +70,8 @@ class LevenbergMarquardtState(NamedTuple):
         after: the loss of its batch after it; 0 before any.
         fall: by how much it had lowered that loss; 0 before any.
         inner: the state of the transformation inside.
+        undone: the reason for `natgrad.check_health`, where the last step was rejected
+            since something was not finite, and how many such steps there were.
     """
 
     count: Array
@@ -85,6 +84,7 @@ class LevenbergMarquardtState(NamedTuple):
     after: Array
     fall: Array
     inner: Any
+    undone: Undone
 
 
 def levenberg_marquardt(
@@ -138,7 +138,8 @@ def levenberg_marquardt(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        dtype = Layout.of(params).dtype
+        tree.check_params(params)
+        dtype = tree.working_dtype(params)
         number = lambda value, dtype=dtype: jnp.full((), value, dtype)
         return LevenbergMarquardtState(
             count=number(0, jnp.int32),
@@ -151,6 +152,7 @@ def levenberg_marquardt(
             after=number(0),
             fall=number(0),
             inner=inner.init(params),
+            undone=Undone(number(0, jnp.int32), number(0, jnp.int32)),
         )
 
     def update(
@@ -176,8 +178,15 @@ def levenberg_marquardt(
         before = jnp.asarray(value, dtype)
         sound = tree.all_finite((updates, before))
         batch = extra_args | {"inputs": inputs, "model_params": model_params}
-        harmed, useless = _elsewhere(
-            state, params, updates, before, sound, lambda p: called(value_fn, p, batch)
+        mine = part(model, model_params) if value_fn == model.loss else None
+
+        def loss(params):
+            if model_params is not None:
+                params = placeholders.fill_placeholders(params, model_params)
+            return jnp.asarray(called(value_fn, params, batch), dtype)
+
+        harmed, useless = elsewhere(
+            loss, params, updates, before, sound, state.update, state.after, state.fall
         )
         raised, growth = rule.rejected(state.damping, state.growth)
         strength = jnp.where(harmed, raised, state.damping)
@@ -193,7 +202,7 @@ def levenberg_marquardt(
             return asked[-1].step, asked[-1].taken
 
         def judged(step, decrease):
-            compare = lambda p: compared(model, value_fn, before, params, p, batch)
+            compare = lambda p: compared(mine, loss, before, params, p, batch)
             moves = any_nonzero(step) | ~any_nonzero(updates)
             return decided(compare, params, sound & moves, step, decrease, halvings)
 
@@ -206,6 +215,13 @@ def levenberg_marquardt(
             decision = judged(step, None)
             inside = tree.where(decision.taken, inside, state.inner)
         whole, length, step, taken, found, decrease = decision
+        reason = first_failure(
+            sound,
+            True,
+            True,
+            tree.all_finite(whole) & (any_nonzero(whole) | ~any_nonzero(updates)),
+        )
+        undone = state.undone.times + (reason > 0)
 
         def promised():
             slope = -tree.inner(updates, whole)
@@ -215,7 +231,8 @@ def levenberg_marquardt(
             square = forms((whole,))[0, 0] + weight_decay * tree.inner(whole, whole)
             return slope.astype(dtype), (slope - square / 2).astype(dtype)
 
-        due = taken & ((state.count + 1) % rule.period == 0)
+        count = tree.increment(state.count, taken, rule.period)
+        due = taken & (count % rule.period == 0)
         missed = sound & (~taken | (length < 1))
         nothing = lambda: (jnp.zeros((), dtype),) * 2
         slope, fall = jax.lax.cond(any_member(due | missed), promised, nothing)
@@ -228,26 +245,27 @@ def levenberg_marquardt(
         # Not where nothing was to be gained, nor where no λ so large can be at fault.
         overflows = strength**2 < tree.inner(updates, updates) / jnp.finfo(dtype).max
         told = ~(jnp.abs(fall) <= found.rounding)  # NaN is no rounding
-        reason = jnp.where(any_nonzero(whole), told, overflows)
+        blamed = missed & jnp.where(any_nonzero(whole), told, overflows)
         raised, grown = rule.rejected(strength, growth)
-        damping = jnp.where(missed & reason, raised, damping)
-        growth = jnp.where(missed & reason, grown, jnp.where(taken, 2, growth))
+        damping = jnp.where(blamed, raised, damping)
+        growth = jnp.where(blamed, grown, jnp.where(taken, 2, growth))
         return jax.tree.map(lambda d: jnp.where(taken, d, -0.0), step), (
             LevenbergMarquardtState(
-                count=state.count + taken,
+                count=count,
                 damping=damping.astype(dtype),
                 growth=growth.astype(dtype),
                 ratio=ratio.astype(dtype),
                 rejected=~taken,
-                rejections=state.rejections + ~taken,
+                rejections=tree.increment(state.rejections, ~taken),
                 update=tree.where(taken, step, state.update),
                 after=jnp.where(taken, found.after, state.after),
                 fall=jnp.where(taken, found.fall, state.fall),
                 inner=inside,
+                undone=Undone(reason, undone),
             )
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _check(damping: ArrayLike, floor: LossFloor, halvings: int) -> None:
@@ -259,33 +277,6 @@ def _check(damping: ArrayLike, floor: LossFloor, halvings: int) -> None:
         )
     if not isinstance(halvings, int) or halvings < 0:
         raise ValueError(f"halvings must be an integer >= 0, got {halvings!r}.")
-
-
-def _elsewhere(
-    state: LevenbergMarquardtState,
-    params: Params,
-    gradient: Params,
-    before: Array,
-    sound: Array,
-    loss: Callable[[Params], Array],
-) -> tuple[Array, Array]:
-    """Was the step before too long, and was it of little use, by this batch's loss?
-
-    Neither, if this is the batch that it was made of.
-    """
-    another = jnp.abs(before - state.after) > rounding_of(before, params)
-    another = another & sound & (state.fall > 0)
-
-    def held():
-        behind = jax.tree.map(jnp.subtract, params, state.update)
-        fall = jnp.asarray(loss(behind), before.dtype) - before
-        slope = tree.inner(gradient, state.update).astype(before.dtype)
-        return overreached(fall, state.fall, slope), fall < USE * state.fall
-
-    harmed, useless = jax.lax.cond(
-        any_member(another), held, lambda: (jnp.zeros((), bool),) * 2
-    )
-    return another & harmed, another & useless
 
 
 def _same(step: Params, other: Params) -> bool:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
 from natgrad.adaptive.forms import (
     EXACT,
     Forms,
@@ -37,14 +37,16 @@ from natgrad.adaptive.forms import (
     grouped_inner,
     part,
 )
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.batch import check_every, thinned
 from natgrad.curvature.labels import Labels
 from natgrad.damping import Damping, as_damping
 from natgrad.model import Model
 from natgrad.solvers import HIGHEST, direct_solution
-from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
+
+# The largest count is followed by one so many lower, as parts of a batch take turns.
+TURNS = 2**30
 
 
 class QuadraticModelState(NamedTuple):
@@ -115,7 +117,8 @@ def scale_by_quadratic_model(
     check_every("scale_by_quadratic_model(sub_batch=...)", sub_batch)
 
     def init(params):
-        return no_step_yet(params, len(grouped(groups, params)))
+        some = jax.tree.leaves(params)
+        return no_step_yet(params, len(grouped(groups, params)) if some else 0)
 
     def update(
         updates,
@@ -135,6 +138,7 @@ def scale_by_quadratic_model(
                 "scale_by_quadratic_model needs the gradient beside the direction: "
                 "call update(direction, state, params, inputs=x, grad=gradient)."
             )
+        grad = placeholders.masked_like(grad, params)
         strength = rule(state.count) if damping is None else damping
         seen, _ = thinned(inputs, None, model.in_axes, sub_batch, state.count)
         these = grouped(groups, params)
@@ -144,12 +148,13 @@ def scale_by_quadratic_model(
         )
         return found.step, following(state, found, found.usable, jnp.array(True))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def no_step_yet(params: Params, groups: int) -> QuadraticModelState:
     """The state before the first step."""
-    dtype = Layout.of(params).dtype
+    tree.check_params(params)
+    dtype = tree.working_dtype(params)
     return QuadraticModelState(
         count=jnp.zeros((), jnp.int32),
         update=jax.tree.map(jnp.zeros_like, params),
@@ -164,7 +169,7 @@ def following(
     """The state after a step that is taken or not, and counts or leaves no trace."""
     either = lambda new, old: jnp.where(counted, new, old)
     return QuadraticModelState(
-        count=state.count + counted,
+        count=tree.increment(state.count, counted, TURNS),
         update=tree.where(taken, found.step, state.update),
         coefficients=either(found.coefficients, state.coefficients),
         predicted_decrease=either(found.decrease, state.predicted_decrease),

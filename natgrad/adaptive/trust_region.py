@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from natgrad import tree
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
-from natgrad.arguments import MISSING
+from natgrad.arguments import MISSING, transformation
 from natgrad.curvature.labels import Labels
-from natgrad.damping import longest_within
+from natgrad.damping import check_scalar, longest_within
 from natgrad.families import Unnormalized
 from natgrad.model import Model
-from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike
 
 
@@ -71,12 +71,14 @@ def scale_by_kl_trust_region(
         radius: δ > 0 in nats an example, or a schedule of it.
         labels: whose F, as for `fisher_forms`.
     """
+    check_scalar("radius", radius)
     known = not callable(radius) and not isinstance(radius, jax.core.Tracer)
     if known and not float(radius) > 0:
         raise ValueError(f"radius must be positive, in nats, got {radius}.")
 
     def init(params):
-        dtype = Layout.of(params).dtype
+        tree.check_params(params)
+        dtype = tree.working_dtype(params)
         count = jnp.zeros((), jnp.int32)
         return KLTrustRegionState(count, jnp.ones((), dtype), jnp.zeros((), dtype))
 
@@ -111,7 +113,7 @@ def scale_by_kl_trust_region(
             length = first * part_of_it
         dtype = state.length.dtype
         return scaled(length), KLTrustRegionState(
-            state.count + 1, length.astype(dtype), found.astype(dtype)
+            tree.increment(state.count), length.astype(dtype), found.astype(dtype)
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

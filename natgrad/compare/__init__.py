@@ -1,9 +1,9 @@
 """How far is an approximation of the Fisher information from the exact one?
 
-`compare` measures any curvature of the registry against any other at given parameters
-and knows only `Metric`. The `natgrad compare` command adds data, models, a race of
-optimizers, tables and plots; what those need comes with `pip install natgrad[report]`
-and is imported when used.
+`compare` measures any curvature against any other at given parameters; what it asks of
+them is `Curvature.estimate` and the `Metric` of that. The `natgrad compare` command
+adds data, models, a race of optimizers, tables and plots; what those need comes with
+`pip install natgrad[report]` and is imported when used.
 
     fidelity -> Comparison      training -> Race      tables, report, plots show them
 """

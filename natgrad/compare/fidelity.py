@@ -15,12 +15,14 @@ gradient given.
 Small models have matrices [P, P] and exact figures (`formed`); large ones have products
 F v and estimates with standard errors (`products`). `Effort` says what is small.
 
-This module knows `Curvature` and `Metric` and names no approximation: it takes names
-from `natgrad.CURVATURES`, or curvatures that it is given.
+This module names no approximation: it takes names from `natgrad.CURVATURES`, or
+curvatures that it is given.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 from natgrad.compare.comparison import Comparison
@@ -34,7 +36,9 @@ from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params
 
-Approximations = Iterable[str] | Mapping[str, Callable[[Model], Curvature]] | None
+Approximations = (
+    Iterable[str] | Mapping[str, Curvature | Callable[[Model], Curvature]] | None
+)
 
 
 def compare(
@@ -57,8 +61,9 @@ def compare(
         params: θ, where to measure; initial parameters say little.
         inputs: a batch of inputs.
         targets: its labels.
-        approximations: names in `natgrad.CURVATURES`, or name -> (model -> Curvature);
-            None for all of the registry that fit.
+        approximations: names in `natgrad.CURVATURES`; or name -> curvature, or name ->
+            (model -> curvature); None for all of the registry that fit. A curvature is
+            measured with `model` in place of its own.
         reference: the name of what counts as exact, in the registry or among the
             approximations; None for the exact Fisher as a matrix, or as an operator
             where a matrix would be too large.
@@ -117,11 +122,14 @@ def factories(
         approximations = [approximations]
     if isinstance(approximations, Mapping):
         found = dict(approximations)
-        for name, factory in found.items():
-            if not callable(factory):
+        for name, given in found.items():
+            if isinstance(given, Curvature):
+                found[name] = functools.partial(_with_model, given)
+            elif not callable(given):
                 raise ValueError(
-                    f"approximations[{name!r}] must be a function model -> Curvature, "
-                    f"such as natgrad.curvature.KFAC, got {factory!r}."
+                    f"approximations[{name!r}] must be a curvature or a function model "
+                    "-> curvature, such as natgrad.curvature.KFAC(model) or "
+                    f"natgrad.curvature.KFAC, got {given!r}."
                 )
     else:
         names = CURVATURES if approximations is None else approximations
@@ -129,6 +137,10 @@ def factories(
     if not found:
         raise ValueError("approximations is empty: there is nothing to compare.")
     return found
+
+
+def _with_model(curvature: Curvature, model: Model) -> Curvature:
+    return dataclasses.replace(curvature, model=model)
 
 
 def approximation_names(names: Iterable[str] | None) -> tuple[str, ...]:

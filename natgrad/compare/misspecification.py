@@ -35,6 +35,7 @@ from natgrad import batch
 from natgrad.compare.effort import Effort
 from natgrad.compare.figures import ratio
 from natgrad.curvature.labels import Empirical, Exact
+from natgrad.curvature.visits import visits
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
@@ -159,7 +160,7 @@ def _grams(model: Model, params: Params, inputs: Inputs) -> Array:
         rows = Layout.of(params).ravel(jax.vmap(pull)(basis), lead=1)
         return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
 
-    return model.stack(params, inputs, visit)[0]
+    return visits(model, Exact(), params, inputs).stack(visit)
 
 
 def _exact(grams: Array, scores: Array) -> Array:

@@ -2,13 +2,16 @@
 
     P <= 512                        parameter space: `Dense`, which can be averaged
     else M <= P and M <= 8192       sample space: `Gram`,               M² P + M³/3
+         and it takes few numbers
     else P <= 4096                  parameter space, of this batch:     M P² + P³/3
     else                            matrix-free: at most 250 iterations of conjugate
                                     gradients, to 1e-5, 2 gradients each
 
-for P parameters, N examples, K score columns each and M = K·N. All are the same
-matrix, so the choice changes time and memory and nothing else. It is made from shapes,
-when the step is traced. Whoever wants another names that curvature.
+for P parameters, N examples, K score columns each and M = K·N. Sample space takes M²
+numbers, and M P where `Gram` must write its rows out; few are 2^24, or N P where that
+is more, which is what the examples' gradients would take. All are the same matrix, so
+the choice changes time and memory and nothing else. It is made from shapes, when the
+step is traced. Whoever wants another names that curvature.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ import dataclasses
 from typing import ClassVar, final
 
 import jax
+import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
+from natgrad.curvature.visits import ELEMENTS
+from natgrad.curvature.whole import column_count
 from natgrad.krylov import Residual
 from natgrad.metric import Metric
 from natgrad.tree import Layout, raw_key
@@ -89,23 +95,28 @@ class OfTheBatch(Curvature):
     ) -> Curvature:
         """Which curvature suits these shapes."""
         size = Layout.of(params).size
-        samples = self.samples(params, inputs, targets)
+        gram = Gram(self.model, self.labels)
+        columns, count = self.columns(params, inputs, targets)
+        samples = columns * count
         if samples <= min(size, SAMPLES):
-            return Gram(self.model, self.labels)
+            rows = size if gram.writes_out(params, inputs) else 0
+            if samples * (samples + rows) <= max(ELEMENTS, count * size):
+                return gram
         if size <= FORMED:
             return Dense(self.model, self.labels)
         return MatrixFree(self.model, self.labels, STOP)
 
-    def samples(
+    def columns(
         self, params: Params, inputs: Inputs, targets: Array | None = None
-    ) -> int:
-        """M = K·N."""
+    ) -> tuple[int, int]:
+        """(K, N)."""
         used = targets if self.labels.needs_targets else None
 
-        def columns(params, inputs, targets):
+        def shaped(params, inputs, targets):
             key = jax.random.PRNGKey(0)
             outputs, examples, _ = self.model.whole(params, inputs, targets, key)
-            of = lambda z, example: self.labels.columns(self.model, z, example)
-            return jax.vmap(of)(outputs(params), examples).weights
+            z = outputs(params)
+            columns = column_count(self.model, self.labels, z, examples)
+            return jnp.zeros((columns, z.shape[0]))
 
-        return jax.eval_shape(columns, params, inputs, used).size
+        return jax.eval_shape(shaped, params, inputs, used).shape

@@ -3,8 +3,8 @@
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 
 `estimate` is what a moving average runs over (K-FAC averages factors, not matrices),
-`metric` is what is solved. A curvature is a specification: a frozen dataclass that
-holds no arrays of its own.
+`metric` is what is solved. A curvature is a specification, a frozen dataclass; arrays
+are in what `following` makes of it for one estimate.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ class Curvature(abc.ABC):
 
     instantaneous: ClassVar[bool] = False
 
+    def __post_init__(self):
+        if not isinstance(self.model, Model):
+            raise ValueError(
+                f"{type(self).__name__} is the curvature of a natgrad.Model(apply, "
+                f"family), got {self.model!r}. Optimizers take the learning rate first "
+                "and the model second: natural_gradient(0.1, model)."
+            )
+
     @abc.abstractmethod
     def init(self, params: Params) -> Statistics:
         """Zero statistics: the structure, shapes and dtypes of `estimate`'s."""
@@ -56,7 +64,8 @@ class Curvature(abc.ABC):
             params: θ.
             inputs: a batch of inputs.
             targets: labels, where `labels` needs them.
-            key: a random key, where `labels` needs one.
+            key: a random key, where `labels` needs one; `Exact` ones use it for
+                laws that must be drawn.
         """
 
     @abc.abstractmethod
@@ -72,7 +81,8 @@ class Curvature(abc.ABC):
         Args:
             statistics: of one batch, or an average of several.
             params: θ.
-            inputs: the current batch, for curvatures that hold no matrix.
+            inputs: the current batch, for curvatures that hold no matrix, and for those
+                that read the layers off the model (else off its example inputs).
             targets: its labels, for those with empirical labels.
         """
 

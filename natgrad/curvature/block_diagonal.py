@@ -18,6 +18,7 @@ import numpy as np
 
 from natgrad import tree
 from natgrad.curvature.dense import weighted_gram
+from natgrad.curvature.memory import require
 from natgrad.curvature.pullback import PullbackCurvature
 from natgrad.metric import BlockDiagonalMetric
 from natgrad.tree import Layout
@@ -42,6 +43,12 @@ class BlockDiagonal(PullbackCurvature):
         sizes = [
             sum(layout.sizes[leaf] for leaf in group) for group in self._groups(params)
         ]
+        require(
+            sum(size**2 for size in sizes),
+            layout.dtype,
+            f"BlockDiagonal's matrices of {layout.size} parameters",
+            "KFAC, EKFAC, MatrixFree or a diagonal",
+        )
         return tuple(jnp.zeros((size, size), layout.dtype) for size in sizes)
 
     def outer(self, layout: Layout, g: Array, weights: Array) -> Statistics:

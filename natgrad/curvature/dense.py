@@ -16,6 +16,7 @@ from typing import final
 
 import jax.numpy as jnp
 
+from natgrad.curvature.memory import require
 from natgrad.curvature.pullback import PullbackCurvature
 from natgrad.metric import DenseMetric
 from natgrad.solvers import HIGHEST, mirrored
@@ -35,6 +36,12 @@ class Dense(PullbackCurvature):
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""
         layout = Layout.of(params)
+        require(
+            layout.size**2,
+            layout.dtype,
+            f"Dense's matrix of {layout.size} parameters",
+            "KFAC, EKFAC, MatrixFree or a diagonal",
+        )
         return jnp.zeros((layout.size, layout.size), layout.dtype)
 
     def outer(self, layout: Layout, g: Array, weights: Array) -> Statistics:

@@ -35,7 +35,7 @@ from natgrad.eigenbasis import EigenbasisMetric, eigenbases, rotate
 from natgrad.inplace import renewed
 from natgrad.layers import Expand, ProjectedSquares
 from natgrad.solvers import HIGHEST, any_member, turns
-from natgrad.tree import Layout
+from natgrad.tree import Layout, increment
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
@@ -145,7 +145,9 @@ class EKFAC(LayerCurvature):
             )
         )
         mixed = super().accumulate(carried, estimate, weight)
-        return mixed._replace(bases=estimate.bases, age=statistics.age + 1)
+        return mixed._replace(
+            bases=estimate.bases, age=increment(statistics.age, period=self.period)
+        )
 
     def kept_metric(
         self, statistics: EigenStatistics, layout: Layout, blocks: Callable[[], Blocks]

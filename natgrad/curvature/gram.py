@@ -4,14 +4,14 @@
 
 for N examples and K score columns each. B is kept as its layers' inputs and output
 gradients (`natgrad.jacobian`), read off the taps of `natgrad.layers`: one backward pass
-a score column, and nothing of size M·P. Where a layer's uses are not understood, or
-their rows cannot be told apart by example, B is written out by per-example pullbacks,
-in chunks: the same matrix, at M·P memory.
+a score column, and nothing of size M·P. Where a layer's uses are not understood, their
+rows cannot be told apart by example, or examples interact, B is written out by
+pullbacks of each example's columns, in chunks: the same matrix, at M·P memory.
 
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
-and the better of the two where M < P: memory
-Σ N (I + K O) + M², time M² Σ (I + O) + M³/3 and four products with B, each as long as
-one of the gradient's three. With `Sampled(1)` labels M = N.
+and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +
+M³/3 and two products with B (four where all but a hundredth of |v|² lies in the range
+of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
 
 The metric is that of the current batch and parameters: an average of several would need
 all their rows.
@@ -32,7 +32,10 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.labels import whole_columns
+from natgrad.curvature.columns import root
+from natgrad.curvature.memory import require
+from natgrad.curvature.visits import visits
+from natgrad.curvature.whole import whole_columns
 from natgrad.jacobian import Jacobian
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metric import DenseMetric, Metric, metric_pytree
@@ -98,70 +101,98 @@ class Gram(Curvature):
             jacobian = self._written_out(statistics.key, params, inputs, targets)
         return GramMetric(jacobian.layout, jacobian)
 
-    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
-        """B from taps; None where they cannot give every example's gradient."""
+    def writes_out(self, params: Params, inputs: Inputs) -> bool:
+        """Must B be written out, for want of layers that tell examples apart?"""
+        return self._layers(params, inputs) is None
+
+    def _layers(self, params, inputs) -> layers.Captured | None:
+        """The layers; None where they cannot give every example's gradient."""
+        model = self.model
+        found = layers.dependence(model.apply, params, inputs, model.in_axes)
+        if found is layers.Dependence.OTHERS:
+            return None
         try:
             captured = layers.capture(
-                self.model.apply,
+                model.apply,
                 params,
                 inputs,
-                in_axes=self.model.in_axes,
+                in_axes=model.in_axes,
                 declared=self.declared,
             )
         except layers.NotCapturedError:
             return None
-        blocks = captured.blocks
-        if not all(block.separate and block.examples for block in blocks):
+        separate = all(block.separate and block.examples for block in captured.blocks)
+        return captured if separate else None
+
+    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
+        """B from taps; None where they cannot give it."""
+        captured = self._layers(params, inputs)
+        if captured is None:
             return None
+        blocks = captured.blocks
         z, pullback = captured.pull(_wanted, params, inputs)
         columns, total = whole_columns(
             self.model, self.labels, z, params, inputs, targets, key
         )
-        if columns.shape[1] != z.shape[0]:
+        count = columns.roots(0).shape[0]
+        if count != z.shape[0]:
             return None
-        columns = columns / jnp.sqrt(total)
 
-        def outputs_of(column):
+        def pulled(k):
+            return pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
+
+        def outputs_of(k):
             """What depends on the column: G or whole rows, block by block."""
-            found = pullback(column.astype(z.dtype))[1]
+            found = pulled(k)
             kept = lambda rows: rows["g"] if isinstance(rows, dict) else rows
             return {name: kept(rows["rows"]) for name, rows in found.items()}
 
-        inputs_of = pullback(columns[0].astype(z.dtype))[1]
-        if columns.shape[0] == 1:
-            each = jax.tree.map(lambda a: a[None], outputs_of(columns[0]))
+        one = jax.tree.leaves(jax.eval_shape(outputs_of, 0))
+        rows = columns.count * sum(leaf.size for leaf in one)
+        self._require(columns.count * count, rows, params)
+        inputs_of = pulled(0)
+        if columns.count == 1:
+            each = jax.tree.map(lambda a: a[None], outputs_of(0))
         else:
-            each = jax.lax.map(outputs_of, columns)
+            each = jax.lax.map(outputs_of, jnp.arange(columns.count))
         pieces = tuple(
             _piece(block, inputs_of[block.name]["rows"], each[block.name])
             for block in blocks
         )
         layout = Layout.of(params)
-        return Jacobian(layout, blocks, pieces, self._centre(columns))
+        return Jacobian(layout, blocks, pieces, self._centre(columns.roots(0), total))
 
     def _written_out(self, key, params, inputs, targets) -> Jacobian:
-        """B by per-example pullbacks."""
+        """B by pullbacks of each example's columns."""
         layout = Layout.of(params)
+        found = visits(self.model, self.labels, params, inputs, targets, key)
+        samples = found.columns * found.count
+        self._require(samples, samples * layout.size, params)
 
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
             rows = jax.vmap(lambda s: layout.ravel(pull(s)))(scores)
-            root = jnp.where(
-                weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights))
-            )
-            return root.astype(layout.dtype)[:, None] * rows, root
+            roots = root(weights).astype(layout.dtype)
+            return roots[:, None] * rows, roots
 
-        (rows, root), total = self.model.stack(
-            params, inputs, visit, targets=targets, key=key
-        )
+        rows, roots = found.stack(visit)
         rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None]  # [K, N, 1, P, 1]
-        scale = jnp.sqrt(total).astype(layout.dtype)
-        centre = self._centre(root.T / jnp.sqrt(total))
+        scale = jnp.sqrt(found.total).astype(layout.dtype)
+        centre = self._centre(roots[:, 0], found.total)
         return Jacobian(layout, None, (Explicit((rows / scale,)),), centre)
 
-    def _centre(self, columns: Array) -> Array | None:
-        """√(ω_n / Σω), [N], for centred labels, whose scores are 1."""
-        return columns.reshape(-1) if self.labels.centred else None
+    def _require(self, samples: int, rows: int, params: Params) -> None:
+        layout = Layout.of(params)
+        require(
+            min(samples, layout.size) ** 2 + rows,
+            layout.dtype,
+            f"Gram's rows of {samples} score columns, and their matrix",
+            "Sampled(1) labels, fewer examples, or MatrixFree",
+        )
+
+    def _centre(self, roots: Array, total: Array) -> Array | None:
+        """√(ω_n / Σω), [N], for centred labels, whose one score is 1."""
+        return roots / jnp.sqrt(total) if self.labels.centred else None
 
 
 @metric_pytree("layout")

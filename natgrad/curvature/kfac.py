@@ -14,6 +14,11 @@ replaced by the one product with the same partial traces,
     A₁ ⊗ G₁ + A₂ ⊗ G₂  ≈  Ā ⊗ Ḡ / (tr A₁ tr G₁ + tr A₂ tr G₂),
     Ā = A₁ tr G₁ + A₂ tr G₂,     Ḡ = G₁ tr A₁ + G₂ tr A₂.
 
+So is D (A ⊗ G) D, D = diag(vec M), of a weight that is used as M ∘ W (M is 1 in the row
+of the bias), which is exact where M has rank one:
+
+    Ā = A ∘ (M diag(G) Mᵀ) / t,     Ḡ = G ∘ (Mᵀ diag(A) M),     t = Σ_io M_io² A_ii G_oo
+
 Example weights ω_n = max_t w_nt weigh the means of x xᵀ and of g gᵀ alike, so that a
 masked example counts as one that is not there. Where a mask hides some positions of an
 example only, their g vanish but their x still enter A: A knows examples, not factors.
@@ -37,9 +42,11 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
+from natgrad.curvature.memory import require
 from natgrad.curvature.weighted import Weighted
 from natgrad.kronecker import KroneckerMetric
 from natgrad.layers import Expand
+from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -69,7 +76,21 @@ class KFAC(LayerCurvature):
 
     def init(self, params: Params) -> KroneckerFactors:
         """Zero factors; needs `example_inputs` in the model to know the layers."""
-        zeros = [self.sharing.zero(block) for block in self.captured(params).blocks]
+        blocks = self.captured(params).blocks
+        made = lambda: [self.sharing.zero(block) for block in blocks]
+        sizes = [
+            sum(leaf.size for leaf in jax.tree.leaves(zero))
+            for zero in jax.eval_shape(made)
+        ]
+        largest = blocks[sizes.index(max(sizes))]
+        name = repr(largest.name)
+        require(
+            sum(sizes),
+            largest.dtype,
+            f"K-FAC's factors, the largest those of {name}",
+            f"declared={{{name}: natgrad.layers.Diagonal()}} or LayerDiagonal",
+        )
+        zeros = made()
         return KroneckerFactors(
             tuple(zero.get("A_swapped", zero["A"]) for zero in zeros),
             tuple(zero["G"] for zero in zeros),
@@ -138,6 +159,8 @@ def normalised(sums: Mapping[str, Mapping], total: Array) -> KroneckerFactors:
 
 def _one_term(sums: Mapping[str, Array], total: Array) -> tuple[Array, Array]:
     first = _mean_factors(sums["A"], sums["rows"], sums["G"], total)
+    if "mask" in sums:
+        return _masked(*first, sums["mask"] / _columns_of(sums["masks"], sums["mask"]))
     if "A_swapped" not in sums:
         return first
     second = _mean_factors(
@@ -153,6 +176,23 @@ def _one_term(sums: Mapping[str, Array], total: Array) -> tuple[Array, Array]:
     return inputs, outputs / jnp.where(whole == 0, 1, whole)
 
 
+def _masked(a, g, mask) -> tuple[Array, Array]:
+    """D (A ⊗ G) D for D = diag(vec M), as the product with the same partial traces."""
+    product = lambda m, d: jnp.einsum(
+        "...io,...o,...jo->...ij", m, d, m, precision=HIGHEST
+    )
+    diagonal = lambda m: jnp.diagonal(m, axis1=-2, axis2=-1)
+    inputs = a * product(mask, diagonal(g))
+    outputs = g * product(mask.mT, diagonal(a))
+    trace = jnp.sum(diagonal(inputs), axis=-1)[..., None, None]
+    return inputs, outputs / jnp.where(trace == 0, 1, trace)
+
+
 def _mean_factors(a, rows, g, total) -> tuple[Array, Array]:
-    rows = rows.reshape(rows.shape + (1,) * (a.ndim - rows.ndim))
-    return a / jnp.where(rows == 0, 1, rows), g / total.astype(g.dtype)
+    return a / _columns_of(rows, a), g / total.astype(g.dtype)
+
+
+def _columns_of(count: Array, like: Array) -> Array:
+    """A count of what was added up, to divide by; 1 where nothing was."""
+    count = count.reshape(count.shape + (1,) * (like.ndim - count.ndim))
+    return jnp.where(count == 0, 1, count)

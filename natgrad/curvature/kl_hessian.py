@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.memory import require
 from natgrad.metric import DenseMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -32,6 +33,12 @@ class KLHessian(Curvature):
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""
         layout = Layout.of(params)
+        require(
+            layout.size**2,
+            layout.dtype,
+            f"KLHessian's matrix of {layout.size} parameters",
+            "KFAC, EKFAC, MatrixFree or a diagonal",
+        )
         return jnp.zeros((layout.size, layout.size), layout.dtype)
 
     def estimate(
@@ -43,6 +50,7 @@ class KLHessian(Curvature):
     ) -> Statistics:
         """The Hessian [P, P]; see `Curvature.estimate`."""
         self.labels.check(targets, key)
+        jax.eval_shape(self.init, params)  # may it be formed at all?
         layout = Layout.of(params)
         targets = targets if self.labels.needs_targets else None
         outputs, examples, total = self.model.whole(params, inputs, targets, key)

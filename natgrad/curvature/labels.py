@@ -15,7 +15,7 @@ The same outer products have two more faces, which curvatures use that never for
 columns: `product`, v -> Σ_k w_k s_k ⟨s_k, v⟩, and `divergence`, a divergence between
 two outputs whose Hessian they are. For `Exact` these come from the family's Fisher
 information and from its KL divergence, so three definitions of the Fisher stand beside
-each other and share no code.
+each other and share no code (but for laws that must be drawn: they share the draws).
 
 Factor weights. With factor weights w_t the Fisher is Σ_t w_t F_{z_t}.
 """
@@ -24,36 +24,24 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.batch import Example
+from natgrad.curvature.columns import (
+    Columns,
+    FactorColumns,
+    ScoreColumns,
+    score,
+)
 from natgrad.families.base import Family
+from natgrad.families.expectations import root_columns
 from natgrad.model import Model
-from natgrad.tree import working_dtype
-from natgrad.typing import Array, Inputs, Key, Params
-
-
-class ScoreColumns(NamedTuple):
-    """Score columns of one example.
-
-    Kept apart from their weights because √w has no derivative at w = 0.
-
-    Attributes:
-        scores: s_k, [K, *z.shape].
-        weights: w_k, [K].
-    """
-
-    scores: Array
-    weights: Array
-
-    @property
-    def scaled(self) -> Array:
-        """S with S Sᵀ = Σ_k w_k s_k s_kᵀ, [K, *z.shape]."""
-        return jnp.sqrt(_trailing(self.weights, self.scores)) * self.scores
+from natgrad.typing import Array, Key
+from natgrad.weights import trailing, zero_where_lost
 
 
 class Labels(abc.ABC):
@@ -62,6 +50,10 @@ class Labels(abc.ABC):
     @abc.abstractmethod
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """The score columns at output z."""
+
+    def each(self, model: Model, z: Array, example: Example) -> Columns:
+        """The same columns, for whoever takes a few at a time."""
+        return self.columns(model, z, example)
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """Σ_k w_k s_k ⟨s_k, v⟩, shaped like z."""
@@ -119,8 +111,15 @@ class Labels(abc.ABC):
 class Exact(Labels):
     """The whole predictive law: the Fisher information itself.
 
-    Columns come from the family's `nodes`; where these are more than the coordinates
-    of one factor they are replaced by as many columns with the same outer product.
+    Columns are the family's (`Family.columns`); where these are more than the
+    coordinates of one factor they are replaced by as many columns with the same outer
+    product.
+
+    A law of one's own that has neither a divergence nor finitely many known labels
+    (`Family.drawn`) is averaged over draws, fresh ones for each example and each key:
+    F is then an estimate, whose error falls with the number of examples times
+    `monte_carlo_samples`. Optimizers give a new key at every step. Without a key the
+    draws are those of one fixed key and the example's index, the same at every call.
     """
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
@@ -128,29 +127,41 @@ class Exact(Labels):
 
         Independent factors give separate columns, since E[s_t s_uᵀ] = 0 for t ≠ u.
         """
-        weights = example.weights
-        factors = weights.shape
-        parameters = z.shape[len(factors) :]
-        count = math.prod(factors)
-        of_factor = jax.vmap(lambda z: _factor_columns(model.family, z))
-        scores, w = of_factor(z.reshape((count, *parameters)))  # [T, K, ...], [T, K]
-        w = weights.reshape(count, 1) * w
-        if count > 1:
-            eye = jnp.eye(count, dtype=z.dtype)[:, None, :]  # [T, 1, T]
-            scores = _trailing(eye, scores[:, :, None]) * scores[:, :, None]
-        return ScoreColumns(scores.reshape((-1, *z.shape)), w.reshape(-1))
+        each = self.each(model, z, example)
+        all_of_them = jnp.arange(each.weights.shape[0])
+        scores = jax.vmap(lambda k: score(model, each, k, z))(all_of_them)
+        return ScoreColumns(scores, each.weights)
+
+    def each(self, model: Model, z: Array, example: Example) -> FactorColumns:
+        """Nodes, or as many columns as coordinates, of each factor."""
+        family, weights = model.family, example.weights.reshape(-1)
+        factors = z.reshape((weights.size, *z.shape[example.weights.ndim :]))
+        labels = scores = None
+        if _few_nodes(family, factors):
+            if model.weights is not None:
+                chances = lambda z: family.nodes(z)[1]
+                factors = zero_where_lost(chances, weights, factors)
+            labels, w = jax.vmap(family.nodes)(factors)
+        else:
+            keys = example.factor_keys(family, z)
+            if keys is not None:
+                keys = keys.reshape((weights.size, *keys.shape[example.weights.ndim :]))
+            columns = partial(_factor_columns, family)
+            scores, w = model.at_each_factor(columns, weights, keys, factors)
+        w = (weights[:, None] * w).reshape(-1)
+        return FactorColumns(factors, labels, scores, w)
 
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
-        """w_t F_{z_t} v_t by the family's own Fisher information."""
-        weights = example.weights
-        per_factor = model.family.fisher_product
-        for _ in range(weights.ndim):
-            per_factor = jax.vmap(per_factor)
-        return _trailing(weights, z) * per_factor(z, v)
+        """w_t F_{z_t} v_t by the family's own Fisher information, or by draws."""
+        if model.family.drawn(z):
+            return super().product(model, z, example, v)
+        weights, product = example.weights, model.family.fisher_product
+        return trailing(weights, z) * model.at_each_factor(product, weights, z, v)
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
-        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t))."""
-        return model.factor_sum(model.family.kl)(example.weights, z, z2)
+        """Σ_t w_t KL(p(· | z_t) ‖ p(· | z2_t)), by the same draws as `columns`."""
+        keys = example.factor_keys(model.family, z)
+        return model.factor_sum(model.family.kl_under)(example.weights, keys, z, z2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +195,12 @@ class Sampled(Labels):
         counted = (weights != 0).astype(weights.dtype)
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
         ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
-        scores = jax.vmap(lambda y: _scores(model, z, y, weights.ndim))(ys)
+        scores = jax.vmap(lambda y: _scores(model, z, y, weights))(ys)
         whole, share = jnp.ones((), weights.dtype), weights
         if model.weights is not None:  # a maximum of ones would take long to compile
             whole, share = _share(weights)
         if weights.ndim:
-            scores = jnp.sqrt(_trailing(share, z))[None] * scores
+            scores = jnp.sqrt(trailing(share, z))[None] * scores
         return ScoreColumns(scores, whole * ones / self.n)
 
     @property
@@ -204,10 +215,10 @@ class Empirical(Labels):
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column, the score of the example's label over all its factors."""
-        scores = _scores(model, z, example.target, example.weights.ndim)
+        scores = _scores(model, z, example.target, example.weights)
         whole, share = _share(example.weights)
         if example.weights.ndim:
-            scores = _trailing(share, z) * scores
+            scores = trailing(share, z) * scores
         return ScoreColumns(scores[None], whole[None])
 
     @property
@@ -216,56 +227,29 @@ class Empirical(Labels):
         return True
 
 
-def whole_columns(
-    model: Model,
-    labels: Labels,
-    z: Array,
-    params: Params,
-    inputs: Inputs,
-    targets: Array | None,
-    key: Key | None,
-) -> tuple[Array, Array]:
-    """The columns √w_nk s_nk of a whole batch, [K, N, ...], and Σ_n ω_n.
-
-    Args:
-        model: the model.
-        labels: over which labels.
-        z: the model's outputs, [N, ...].
-        params: θ.
-        inputs: the batch.
-        targets: its labels, where `labels` needs them.
-        key: a random key, where `labels` needs one.
-    """
-    used = targets if labels.needs_targets else None
-    _, examples, total = model.whole(params, inputs, used, key)
-    wide = z.astype(working_dtype(z))
-    scores, weights = jax.vmap(lambda z, e: labels.columns(model, z, e))(wide, examples)
-    # √w has no derivative at 0, which is where masked examples are.
-    root = jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
-    columns = _trailing(root, scores) * scores
-    return jnp.moveaxis(columns, 1, 0), total
+def _few_nodes(family: Family, factors: Array) -> bool:
+    """Are the columns of a factor the scores of nodes, no more than its coordinates?"""
+    if not family.has_nodes(factors[0]):
+        return False
+    count = jax.eval_shape(jax.vmap(family.nodes), factors)[1].shape[1]
+    return count <= factors[0].size
 
 
-def _factor_columns(family: Family, z: Array) -> ScoreColumns:
-    """The columns of one factor: at most as many as it has classes or coordinates."""
-    ys, weights = family.nodes(z)
-    scores = jax.vmap(family.score, (None, 0))(z, ys)
+def _factor_columns(family: Family, key: Key | None, z: Array) -> ScoreColumns:
+    """The columns of one factor: at most as many as it has coordinates."""
+    scores, weights = family.columns(key, z)
     if weights.shape[0] <= z.size:
         return ScoreColumns(scores, weights)
     flat = scores.reshape(-1, z.size)
     if z.size == 1:
         return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), weights @ flat**2)
-    lower = jnp.linalg.cholesky((flat * weights[:, None]).T @ flat)
-    pivots = jnp.diagonal(lower)
-    return ScoreColumns((lower / pivots[None]).T.reshape(-1, *z.shape), pivots**2)
+    rows, weights = root_columns((flat * weights[:, None]).T @ flat)
+    return ScoreColumns(rows.reshape(-1, *z.shape), weights)
 
 
-def _scores(model: Model, z: Array, y: Array, factor_axes: int) -> Array:
+def _scores(model: Model, z: Array, y: Array, weights: Array) -> Array:
     """The score of each factor, shaped like z."""
-    score = model.family.score
-    for _ in range(factor_axes):
-        score = jax.vmap(score)
-    return score(z, y)
+    return model.at_each_factor(model.family.score, weights, z, y)
 
 
 def _share(weights: Array) -> tuple[Array, Array]:
@@ -273,8 +257,3 @@ def _share(weights: Array) -> tuple[Array, Array]:
     whole = jnp.max(weights)
     safe = jnp.where(whole == 0, 1, whole)
     return whole, weights / safe
-
-
-def _trailing(array: Array, like: Array) -> Array:
-    """`array` with axes of size 1 appended until it has as many axes as `like`."""
-    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))

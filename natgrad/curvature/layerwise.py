@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import layers, tree
-from natgrad.curvature.labels import whole_columns
+from natgrad import batch, layers, placeholders, tree
 from natgrad.curvature.summed import SummedCurvature
+from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
 from natgrad.metric import Metric
 from natgrad.tree import Layout
@@ -122,7 +122,25 @@ class LayerCurvature(SummedCurvature):
                 "Diagonal or MatrixFree with them."
             )
         self.labels.check(targets, key)
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
+        model = self.model
+        z = jax.eval_shape(model.outputs, params, inputs)  # its errors come first
+        if batch.input_count(inputs, model.in_axes) is None and z.shape[0] > 1:
+            raise ValueError(
+                f"{type(self).__name__} must know which rows of a layer belong to "
+                "which example, and no leaf of the inputs has an axis of examples, "
+                f"for outputs of shape {z.shape}. Pass the data in inputs with such an "
+                "axis, 0 in Model(in_axes=...), or use Gram, MatrixFree or Dense."
+            )
+        found = layers.dependence(model.apply, params, inputs, model.in_axes)
+        if found is layers.Dependence.OTHERS:
+            raise ValueError(
+                f"{type(self).__name__} reads the layers' rows as if each belonged to "
+                "one example, and here an example's outputs depend on the inputs of "
+                "the others (batch statistics, contrastive scores, a graph). Use "
+                "curvature=Gram, MatrixFree or Dense, which take the batch as one; or "
+                "normalise by stored statistics, passed with the inputs: "
+                "Model(..., in_axes={'x': 0, 'batch_stats': None})."
+            )
 
     def sums(
         self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
@@ -143,9 +161,10 @@ class LayerCurvature(SummedCurvature):
             raise ValueError(
                 f"{type(self).__name__} has to know the layers before the first batch: "
                 "give the model example inputs, Model(apply, family, "
-                "example_inputs=x[:1])."
+                "example_inputs=x[:1]). A model that closes over its data must take "
+                "them as inputs, or use Gram, MatrixFree or Dense."
             )
-        if tree.has_placeholders(params):
+        if placeholders.has_placeholders(params):
             self._check_part(params, inputs)
         return layers.capture(
             self.model.apply,
@@ -181,12 +200,11 @@ class LayerCurvature(SummedCurvature):
         return {name: sums[name] for name in names}
 
 
-def _over_columns(pullback: Callable, z: Array, columns: Array) -> Mapping:
-    """Σ_k of the answers to columns[k]; one pull is traced, whatever K is."""
-    pull = lambda s: pullback(s.astype(z.dtype))[1]
-    if columns.shape[0] == 1:
-        return pull(columns[0])
-    first = jax.eval_shape(pull, columns[0])
-    zeros = tree.zeros_of(first)
-    add = lambda total, column: (jax.tree.map(jnp.add, total, pull(column)), None)
-    return jax.lax.scan(add, zeros, columns)[0]
+def _over_columns(pullback: Callable, z: Array, columns: BatchColumns) -> Mapping:
+    """Σ_k of the answers to column k; one pull is traced, whatever K is."""
+    pull = lambda k: pullback(columns.column(k).astype(z.dtype))[1]
+    if columns.count == 1:
+        return pull(0)
+    zeros = tree.zeros_of(jax.eval_shape(pull, 0))
+    add = lambda total, k: (jax.tree.map(jnp.add, total, pull(k)), None)
+    return jax.lax.scan(add, zeros, jnp.arange(columns.count))[0]

@@ -145,7 +145,8 @@ class MatrixFreeMetric(Metric):
     ) -> Solution:
         """By preconditioned conjugate gradients from the best multiple of `start`.
 
-        Without damping the iterates must stay in the range of F, so nothing scales.
+        Without damping the iterates must stay in the range of F, where the solution of
+        least norm is, so nothing scales and they start from 0.
         """
         layout, product = self.layout, self._product()
         damping = jnp.asarray(damping, layout.dtype)
@@ -161,7 +162,7 @@ class MatrixFreeMetric(Metric):
             layout.ravel(v),
             lambda x: jnp.where(positive, scaled(x), x),
             self.curvature.stop,
-            None if start is None else layout.ravel(start),
+            None if start is None else jnp.where(positive, layout.ravel(start), 0),
         )
         fallback = jnp.zeros((), bool)
         return Solution(layout.unravel(value), fallback, iterations=iterations)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
+from natgrad.curvature.visits import visits
 from natgrad.kronecker import FactoredTikhonov
 from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
@@ -140,15 +141,9 @@ class Jacobi(Preconditioner):
             column = jnp.tensordot(signs * jnp.sqrt(weights), scores, axes=1)
             return layout.ravel(pull(column)) ** 2
 
-        total, count = model.fold(
-            batch.params,
-            batch.inputs,
-            visit,
-            lambda squares: jnp.sum(squares, axis=0),
-            targets=batch.targets,
-            key=batch.key,
-        )
-        return total / count.astype(layout.dtype)
+        found = visits(model, labels, *batch)
+        total = found.fold(visit, lambda squares: jnp.sum(squares, axis=0))
+        return total / found.total.astype(layout.dtype)
 
     def inverse(
         self,

@@ -2,20 +2,23 @@
 
     F = Σ_n Σ_k w_nk g_nk g_nkᵀ / Σ_n ω_n
 
-A subclass says what is kept of the outer products. Examples are taken in chunks, so
-that K·P numbers an example are alive for one chunk only. Gradient and statistics share
-one forward pass and one `vjp` an example: the loss's own cotangent is one more column.
+A subclass says what is kept of the outer products. Examples and score columns are taken
+in chunks, so that about 2^24 numbers are alive at once (`natgrad.curvature.visits`).
+Gradient and statistics share one forward pass and one `vjp` an example: the loss's own
+cotangent is one more column.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.summed import SummedCurvature
+from natgrad.curvature.visits import visits
 from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -39,22 +42,12 @@ class PullbackCurvature(SummedCurvature):
         """The batch mean of `outer`; see `Curvature.estimate`."""
         self.labels.check(targets, key)
         params, key = self.local(params, inputs, targets, key)
-        layout = Layout.of(params)
-
-        def visit(z, pull, example):
-            scores, weights = self.labels.columns(self.model, z, example)
-            return jax.vmap(lambda s: layout.ravel(pull(s)))(scores), weights
-
-        sums, total = self.model.fold(
-            params,
-            inputs,
-            visit,
-            lambda visited: self._sum(layout, *visited),
-            targets=targets if self.labels.needs_targets else None,
-            key=key,
-        )
-        _, sums, total = self.everywhere((), sums, total, params, inputs)
-        return self._centred(layout, _mean(sums, total))
+        jax.eval_shape(self.init, params)  # may it be formed at all?
+        used = targets if self.labels.needs_targets else None
+        found = visits(self.model, self.labels, params, inputs, used, key)
+        sums, _ = found.fold_columns(self._collect(Layout.of(params)))
+        _, sums, total = self.everywhere((), sums, found.total, params, inputs)
+        return self._centred(Layout.of(params), _mean(sums, total))
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
@@ -62,38 +55,31 @@ class PullbackCurvature(SummedCurvature):
         """(loss, gradient, statistics) from one forward pass and one vjp."""
         self.labels.check(targets, key)
         params, key = self.local(params, inputs, targets, key)
-        layout = Layout.of(params)
+        jax.eval_shape(self.init, params)  # may it be formed at all?
+        layout, model = Layout.of(params), self.model
 
-        def visit(z, pull, example):
-            log_prob = lambda z: self.model.factor_sum(self.model.family.log_prob)(
-                example.weights, z, example.target
-            )
-            value, cotangent = jax.value_and_grad(log_prob)(z)
-            scores, weights = self.labels.columns(self.model, z, example)
-            cotangents = jnp.concatenate([scores, cotangent[None]])
-            g = jax.vmap(lambda s: layout.ravel(pull(s)))(cotangents)
-            return value, g[-1], g[:-1], weights
+        def loss(z, example):
+            log_prob = model.factor_sum(model.family.log_prob)
+            value = lambda z: -log_prob(example.weights, z, example.target)
+            return jax.value_and_grad(value)(z)
 
-        def collect(visited):
-            values, gradients, g, weights = visited
-            sums = self._sum(layout, g, weights)
-            return -jnp.sum(values), -jnp.sum(gradients, axis=0), sums
+        found = visits(model, self.labels, params, inputs, targets, key)
+        sums = found.fold_columns(self._collect(layout), loss)
+        _, sums, total = self.everywhere((), sums, found.total, params, inputs)
+        sums, (value, gradient) = _mean(sums, total)
+        return value, layout.unravel(gradient), self._centred(layout, sums)
 
-        sums, total = self.model.fold(
-            params, inputs, visit, collect, targets=targets, key=key
-        )
-        _, sums, total = self.everywhere((), sums, total, params, inputs)
-        loss, gradient, sums = _mean(sums, total)
-        return loss, layout.unravel(gradient), self._centred(layout, sums)
+    def _collect(self, layout: Layout) -> Callable[[Array, Array], tuple]:
+        """`outer` of a chunk and, for centred labels, Σ w g: g [M, P], w [M]."""
 
-    def _sum(self, layout: Layout, g: Array, weights: Array) -> tuple:
-        """`outer` of a chunk and, for centred labels, Σ w g: g [n, K, P], w [n, K]."""
-        g = g.reshape(-1, layout.size)
-        weights = weights.reshape(-1).astype(layout.dtype)
-        sums = self.outer(layout, g, weights)
-        if not self.labels.centred:
-            return sums, ()
-        return sums, jnp.matmul(weights, g, precision=HIGHEST)
+        def collect(g, weights):
+            weights = weights.astype(layout.dtype)
+            sums = self.outer(layout, g, weights)
+            if not self.labels.centred:
+                return sums, ()
+            return sums, jnp.matmul(weights, g, precision=HIGHEST)
+
+        return collect
 
     def _centred(self, layout: Layout, sums: tuple) -> Statistics:
         """The mean of outer products, less the outer product of the mean."""

@@ -20,7 +20,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import batch, layers, tree
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.labels import Labels
 from natgrad.metric import Metric
@@ -78,6 +78,14 @@ class SubBatch(Delegate):
         key: Key | None = None,
     ) -> Statistics:
         """Those of a part of the batch."""
+        apply, axes = self.model.apply, self.model.in_axes
+        found = layers.dependence(apply, params, inputs, axes)
+        if self.every > 1 and found is layers.Dependence.OTHERS:
+            raise ValueError(
+                "SubBatch(curvature, every) takes a part of the examples, and here "
+                "their outputs depend on the inputs of the others, which would change "
+                "with the part. Use the curvature itself, of the whole batch."
+            )
         first = 0
         if key is not None:  # its bits: a random program takes long to compile
             count = batch.input_count(inputs, self.model.in_axes) or 1

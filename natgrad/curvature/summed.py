@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from natgrad import batch, tree
 from natgrad.curvature.base import Curvature
 from natgrad.typing import Array, Inputs, Key, Params
+from natgrad.weights import total_weight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,9 +65,11 @@ class SummedCurvature(Curvature):
                 "these inputs have no axis of examples: "
                 f"{jax.tree.map(jnp.shape, inputs)}."
             )
-        if key is not None:
-            first = count * jax.lax.axis_index(self.axis_name)
-            key = batch.example_keys(key, count, first)
+        z = None
+        if key is None:
+            z = jax.eval_shape(self.model.outputs, params, inputs)
+        first = count * jax.lax.axis_index(self.axis_name)
+        key = batch.keys(self.model.family, key, z, count, first)
         return tree.varying_like(params, rows), key
 
     def everywhere(
@@ -81,7 +84,7 @@ class SummedCurvature(Curvature):
             means = jax.tree.map(lambda mean: mean / size, means)
             return *jax.lax.psum((means, sums), axis), total * size
         _, examples, _ = self.model.whole(params, inputs)
-        weight = batch.total_weight(examples.weights)
+        weight = total_weight(examples.weights)
         weighted = jax.tree.map(lambda mean: weight * mean, means)
         weighted, sums, weight = jax.lax.psum((weighted, sums, weight), axis)
         weight = jnp.where(weight == 0, 1, weight)

@@ -13,7 +13,7 @@ from typing import final
 import jax.numpy as jnp
 
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
-from natgrad.layers.statistics import require_examples
+from natgrad.layers.required import require_examples
 from natgrad.solvers import HIGHEST
 from natgrad.typing import Array
 
@@ -51,10 +51,10 @@ class Weighted(Statistic):
             rows = rows.reduced()
         role = "_swapped" * rows.swapped
         moment = _swapped_moment if rows.swapped else _moment
-        count = jnp.sum(context) * (rows.count / context.shape[0])
+        number = jnp.broadcast_to(rows.number(context), found["rows" + role].shape)
         return found | {
             ("G" if rows.swapped else "A") + role: moment(rows, context),
-            "rows" + role: count.astype(block.dtype),
+            "rows" + role: number.astype(block.dtype),
         }
 
 
@@ -73,5 +73,5 @@ def _swapped_moment(rows: Rows, weights: Array) -> Array:
 
 def _product(x: Array, weights: Array) -> Array:
     """Σ_n ω_n Σ_t x xᵀ of x [batch..., N, T, I]."""
-    scaled = weights[:, None, None] * x
-    return jnp.einsum("...nti,...ntj->...ij", scaled, x, precision=HIGHEST)
+    omega = weights.reshape((1,) * (x.ndim - 3) + (-1, 1, 1))
+    return jnp.einsum("...nti,...ntj->...ij", omega * x, x, precision=HIGHEST)

@@ -1,4 +1,14 @@
-"""Families p(y | z): the laws that a model's outputs parametrise."""
+"""Families p(y | z): the laws that a model's outputs parametrise.
+
+Soft labels. For an exponential family −⟨η, T(y)⟩ + A(η) is a cross-entropy for every
+T(y) in the closure of the domain of means, not only for labels that the law can draw:
+grey pixels under `Bernoulli`, class probabilities under `Categorical`, fractional
+counts. `log_prob` is defined there too, with the base measure h(y) continued by gamma
+functions; h does not depend on η, so gradients and scores are those of the
+cross-entropy. The Fisher information of `Exact` and `Sampled` labels stays that of the
+law p(y | z): it does not read the data's labels. `Empirical` takes the outer products
+of the scores at the soft labels.
+"""
 
 from natgrad.families.base import ExponentialFamily, Family
 from natgrad.families.bernoulli import Bernoulli
@@ -6,7 +16,8 @@ from natgrad.families.beta import Beta
 from natgrad.families.binomial import Binomial
 from natgrad.families.categorical import Categorical
 from natgrad.families.cauchy import Cauchy
-from natgrad.families.custom import from_distribution, from_log_prob
+from natgrad.families.custom import from_log_prob
+from natgrad.families.custom_distribution import from_distribution
 from natgrad.families.custom_exponential import exponential_family
 from natgrad.families.dirichlet import Dirichlet
 from natgrad.families.exponential import Exponential

@@ -9,10 +9,9 @@ An exponential family has z = η, its natural parameter, and
 
     log p(y | η) = ⟨η, T(y)⟩ − A(η) + h(y),      mean(η) = ∇A(η),   F_η = ∇²A(η).
 
-Factors. `parameter_ndim` says how many trailing axes of z one law reads: 0 for a
-scalar parameter, 1 for a vector. Any axes before those are independent factors of
-one example (positions of a sequence, pixels): log-probabilities and divergences sum
-over them, samples and scores keep their shape.
+Factors. A law reads the last `parameter_ndim` axes of z, and those before them are
+independent factors of one example (positions of a sequence, pixels): log-probabilities
+and divergences sum over them, samples and scores keep their shape.
 
 Source: Amari, Information Geometry and Its Applications (2016), chapters 1 and 2.
 """
@@ -25,7 +24,9 @@ from typing import ClassVar, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.remainders import expm1_remainder, taylor_remainder
+from natgrad.families import expectations
+from natgrad.families.checks import without_lost
+from natgrad.families.remainders import taylor_remainder
 from natgrad.typing import Array, Key
 
 
@@ -33,8 +34,9 @@ class Family(abc.ABC):
     """A law p(y | z) over the labels of ONE example; callers vmap over examples.
 
     A subclass must give `log_prob` and `sample`. Everything else has a default, which
-    is exact where autodiff can make it so (`score`) and a Monte-Carlo estimate where
-    it cannot (`kl`, `nodes`); `provenance` says which is which.
+    is exact where autodiff can make it so (`score`), or where `support` gives finitely
+    many labels to sum over, and a Monte-Carlo estimate where neither can (`kl`,
+    `nodes`, `columns`); `provenance` says which is which.
 
     Attributes:
         parameter_ndim: trailing axes of z that one factor reads; None means that the
@@ -55,27 +57,76 @@ class Family(abc.ABC):
     def sample(self, key: Key, z: Array) -> Array:
         """A label y ~ p(· | z), one for each factor of z."""
 
+    def support(self, z: Array) -> Array | None:
+        """All labels of ONE factor, [K, ...]; None where these are not known or finite.
+
+        They depend on the shape of z, the parameters of that factor, alone.
+        """
+        del z
+        return None
+
     def kl(self, z: Array, z2: Array) -> Array:
-        """KL(p(· | z) ‖ p(· | z2)) in nats, shape (); here a Monte-Carlo estimate.
+        """KL(p(· | z) ‖ p(· | z2)) in nats, shape (); here a sum over `support`.
+
+        Without one it is a Monte-Carlo estimate under one fixed key: see `kl_under`.
+        """
+        return expectations.divergence(self, jax.random.PRNGKey(0), z, z2)
+
+    def kl_under(self, key: Key | None, z: Array, z2: Array) -> Array:
+        """`kl`; where that is an estimate (`drawn`), one under this key.
 
         The mean of r − 1 − log r with r = p(y | z2)/p(y | z): no term is negative, and
-        the Hessian at z2 = z is that of `nodes`, Σ_k w_k s_k s_kᵀ. Its variance grows
+        the Hessian at z2 = z is that of `columns`, Σ_k w_k s_k s_kᵀ. Its variance grows
         quickly with the distance of the two laws.
         """
-        key = jax.random.PRNGKey(0)
-        if self.parameter_ndim is None or z.ndim == self.parameter_ndim:
-            return self._estimated_kl(key, z, z2)
-        factor = (-1, *z.shape[z.ndim - self.parameter_ndim :])
-        zs, z2s = z.reshape(factor), z2.reshape(factor)
-        keys = jax.random.split(key, zs.shape[0])
-        return jnp.sum(jax.vmap(self._estimated_kl)(keys, zs, z2s))
+        given = self._gives("kl")
+        return self.kl(z, z2) if given else expectations.divergence(self, key, z, z2)
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Labels and weights (ys [K, ...], weights [K]) with Σ_k w_k s_k s_kᵀ = F_z.
 
-        z holds the parameters of ONE factor. Here a Monte-Carlo estimate.
+        z holds the parameters of ONE factor. The weights are positive; labels of a
+        quadrature may lie outside of the support (counts that are no integers): they
+        are good for scores alone. Here they are those of `support` with their
+        probabilities, else draws under one fixed key, a Monte-Carlo estimate.
         """
-        return self._drawn(jax.random.PRNGKey(0), z)
+        labels = self.support(z)
+        if labels is None:
+            return expectations.draws(self, jax.random.PRNGKey(0), z)
+        return labels, expectations.probabilities(self.log_prob, z, labels)
+
+    def columns(self, key: Key | None, z: Array) -> tuple[Array, Array]:
+        """Scores and weights ([K, *z.shape], [K]) with Σ_k w_k s_k s_kᵀ = F_z.
+
+        They are exact where the family gives `nodes`, `support`, `fisher` or `kl`, the
+        last two by a root of F_z. Otherwise they are the scores of
+        `monte_carlo_samples` labels drawn under the key.
+
+        Args:
+            key: a random key; None will do where `drawn` is false.
+            z: the parameters of ONE factor.
+        """
+        if self.has_nodes(z):
+            ys, weights = self.nodes(z)
+        elif self._gives("fisher") or not self.drawn(z):
+            matrix = self.fisher(z).reshape(z.size, z.size)
+            scores, weights = expectations.root_columns(matrix)
+            return scores.reshape(-1, *z.shape), weights
+        else:
+            ys, weights = expectations.draws(self, key, z)
+        return jax.vmap(self.score, (None, 0))(z, ys), weights
+
+    def has_nodes(self, z: Array) -> bool:
+        """Are `columns` the scores of `nodes`, for ONE factor's parameters z?"""
+        return self._gives("nodes") or self.support(z) is not None
+
+    def drawn(self, z: Array) -> bool:
+        """Does the divergence of laws whose parameters are shaped like z need draws?
+
+        Then `kl_under` and, but for given `nodes` or `fisher`, `columns` are estimates.
+        """
+        one = self._one_factor(z)
+        return not self._kl_is_given(one) and jax.eval_shape(self.support, one) is None
 
     def score(self, z: Array, y: Array) -> Array:
         """∂ log p(y | z)/∂z, shaped like z."""
@@ -90,61 +141,66 @@ class Family(abc.ABC):
         return jnp.tensordot(self.fisher(z), v, axes=z.ndim)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Boolean, one entry a factor: is y a possible label?"""
+        """Boolean, one entry a factor: is `log_prob` defined at y?
+
+        For an exponential family where T(y) is in the closure of the domain of means:
+        also at labels that the law never draws, such as a grey pixel.
+        """
         del z
         axes = tuple(range(y.ndim - self.label_ndim, y.ndim))
         return jnp.all(~jnp.isnan(y), axis=axes)
 
     def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of the labels that belong to parameters of shape `z_shape`.
-
-        None where only a sample could tell.
-        """
+        """The shape of labels of parameters of this shape; None if only samples tell."""
         if self.parameter_ndim is None or self.label_ndim != 0:
             return None
         return z_shape[: len(z_shape) - self.parameter_ndim]
 
+    def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Every shape that labels may have, that of samples first; () where unknown."""
+        shape = self.label_shape(z_shape)
+        return () if shape is None else (shape,)
+
     @property
     def provenance(self) -> dict[str, str]:
-        """How each derived quantity is computed: given, by autodiff, or estimated."""
-        given = type(self).kl is not Family.kl
-        return self._provenance("given" if given else self._estimated)
+        """How each derived quantity is computed: given, exactly, or estimated."""
+        own, given = self._otherwise, self._gives("kl")
+        exactly = "estimated" in own and (given or self._gives("fisher"))
+        return self._provenance(
+            "given" if given else own, "root of fisher" if exactly else own
+        )
 
     @property
-    def _estimated(self) -> str:
+    def _otherwise(self) -> str:
+        """How labels are averaged over where nothing is given."""
+        if self._gives("support"):
+            return "sum over support"
         return f"estimated from {self.monte_carlo_samples} samples"
 
-    def _provenance(self, kl: str) -> dict[str, str]:
-        defaults = {
-            "kl": kl,
-            "nodes": self._estimated,
-            "score": "autodiff of log_prob",
-            "fisher": "Hessian of kl" + ("" if kl == "given" else f" ({kl})"),
-        }
+    def _provenance(self, kl: str, columns: str) -> dict[str, str]:
+        if "estimated" in columns:
+            columns += ", drawn for each example and step"
+        by_kl = "Hessian of kl" + ("" if kl == "given" else f" ({kl})")
+        or_given = lambda name, how: "given" if self._gives(name) else how
         return {
-            name: how
-            if name == "kl" or getattr(type(self), name) is getattr(Family, name)
-            else "given"
-            for name, how in defaults.items()
+            "kl": kl,
+            "nodes": or_given("nodes", self._otherwise),
+            "columns": or_given("nodes", columns),
+            "score": or_given("score", "autodiff of log_prob"),
+            "fisher": or_given("fisher", by_kl),
         }
 
-    def _estimated_kl(self, key: Key, z: Array, z2: Array) -> Array:
-        ys, weights = self._drawn(key, z)
-        log_ratios = jax.vmap(lambda y: self.log_prob(z2, y) - self.log_prob(z, y))(ys)
-        return jnp.sum(weights * expm1_remainder(log_ratios))
+    def _gives(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Family, name)
 
-    def _drawn(self, key: Key, z: Array) -> tuple[Array, Array]:
-        """Samples under this key, with weights whose value is 1/K.
+    def _one_factor(self, z: Array) -> jax.ShapeDtypeStruct:
+        axes = z.ndim if self.parameter_ndim is None else self.parameter_ndim
+        return jax.ShapeDtypeStruct(z.shape[z.ndim - axes :], z.dtype)
 
-        The weights p(y | z)/p(y | stop(z))/K make derivatives with respect to z those
-        of the expectation rather than of the summand (Foerster et al. 2018, DiCE).
-        """
-        keys = jax.random.split(key, self.monte_carlo_samples)
-        fixed = jax.lax.stop_gradient(z)
-        ys = jax.vmap(lambda key: self.sample(key, fixed))(keys)
-        log_probs = jax.vmap(lambda y: self.log_prob(z, y))(ys)
-        ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
-        return ys, ones / self.monte_carlo_samples
+    def _kl_is_given(self, one: Array) -> bool:
+        """For parameters of one factor shaped like these."""
+        del one
+        return self._gives("kl")
 
 
 class ExponentialFamily(Family):
@@ -152,8 +208,7 @@ class ExponentialFamily(Family):
 
     A subclass gives `log_normalizer`, `sufficient_statistics`, `natural`, `sample` and,
     where h is not 0, `log_base_measure`. `mean`, `kl` and `entropy` may be overridden
-    by forms that keep their accuracy near a boundary, and must then agree with the
-    derived ones.
+    by forms that are accurate near a boundary, and must agree with the derived ones.
 
     Where a mean rounds to the boundary of its domain (a Bernoulli's p to 1), `mean` no
     longer determines η. Families for which that matters have two more methods:
@@ -186,7 +241,7 @@ class ExponentialFamily(Family):
         """E[h(y)] in nats, shape (): 0 where h is, else estimated from samples."""
         if type(self).log_base_measure is ExponentialFamily.log_base_measure:
             return jnp.zeros((), eta.dtype)
-        ys, weights = self._drawn(jax.random.PRNGKey(0), eta)
+        ys, weights = expectations.draws(self, jax.random.PRNGKey(0), eta)
         return jnp.sum(weights * jax.vmap(self.log_base_measure)(ys))
 
     def entropy(self, eta: Array) -> Array:
@@ -199,9 +254,13 @@ class ExponentialFamily(Family):
         return jax.grad(self.log_normalizer)(eta)
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """⟨η, T(y)⟩ − A(η) + h(y), shape ()."""
+        """⟨η, T(y)⟩ − A(η) + h(y), shape (); in the inner product 0 · ∞ is 0.
+
+        For a T(y) that is no label's but a mean of such it is minus the cross-entropy,
+        the mean of log p, but for h, which is taken at y.
+        """
         statistics = self.sufficient_statistics(y).astype(z.dtype)
-        inner = jnp.vdot(z, statistics, precision="highest")
+        inner = jnp.vdot(without_lost(z, statistics), statistics, precision="highest")
         base = self.log_base_measure(y).astype(z.dtype)
         return inner - self.log_normalizer(z) + base
 
@@ -214,11 +273,8 @@ class ExponentialFamily(Family):
     @final
     def bregman(self, eta: Array, eta2: Array) -> Array:
         """D_A(η, η2) = A(η) − A(η2) − ⟨η − η2, ∇A(η2)⟩ = KL(p_η2 ‖ p_η), shape ()."""
-        return (
-            self.log_normalizer(eta)
-            - self.log_normalizer(eta2)
-            - jnp.sum((eta - eta2) * self.mean(eta2))
-        )
+        inner = jnp.sum((eta - eta2) * self.mean(eta2))
+        return self.log_normalizer(eta) - self.log_normalizer(eta2) - inner
 
     def kl(self, z: Array, z2: Array) -> Array:
         """KL(p_z ‖ p_z2) = D_A(z2, z): the arguments swap.

@@ -20,7 +20,11 @@ from natgrad.typing import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(ExponentialFamily):
-    """p(y = 1 | z) = σ(z): z is the logit, y is 0 or 1, each entry a factor."""
+    """p(y = 1 | z) = σ(z): z is the logit, y is 0 or 1, each entry a factor.
+
+    y may lie between, as grey pixels do: then `log_prob` is y z − log(1 + e^z), minus
+    the cross-entropy of a bit that is 1 with probability y.
+    """
 
     parameter_ndim: ClassVar[int] = 0
 
@@ -66,9 +70,9 @@ class Bernoulli(ExponentialFamily):
         return jax.random.bernoulli(key, self.mean(z)).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0 or 1."""
+        """Whether y lies in [0, 1]."""
         del z
-        return (y == 0) | (y == 1)
+        return (y >= 0) & (y <= 1)
 
 
 def binary_entropy(z: Array) -> Array:
@@ -76,9 +80,23 @@ def binary_entropy(z: Array) -> Array:
     return logistic(z) * jax.nn.softplus(-z) + logistic(-z) * jax.nn.softplus(z)
 
 
+@jax.custom_jvp
 def binary_divergence(z: Array, z2: Array) -> Array:
     """KL of the law with logit z from that with logit z2, elementwise."""
     p, q, d = logistic(z), logistic(-z), z2 - z
     log_weights = -jax.nn.softplus(jnp.stack([z, -z], axis=-1))
     deviations = jnp.stack([-p * d, q * d], axis=-1)
-    return log_mean_exp(log_weights, deviations)
+    exponents = jnp.stack([-p * z2, q * z2], axis=-1) - binary_entropy(z)[..., None]
+    return log_mean_exp(log_weights, deviations, exponents)
+
+
+@binary_divergence.defjvp
+def _binary_divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−p q d dz + (p2 − p) dz2, where p2 − p = p2 q (1 − e^−d) = p q2 (e^d − 1)."""
+    (z, z2), (dz, dz2) = primals, tangents
+    p, q, d = logistic(z), logistic(-z), z2 - z
+    larger = jnp.where(d > 0, logistic(z2) * q, logistic(-z2) * p)
+    gap = -jnp.sign(d) * larger * jnp.expm1(-jnp.abs(d))
+    return binary_divergence(z, z2), gap * dz2 - p * q * d * dz

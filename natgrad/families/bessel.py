@@ -17,12 +17,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.families.checks import aligned
+from natgrad.families.checks import aligned, inside
 from natgrad.typing import Array
 
 _BORDER = 256.0
@@ -62,47 +63,92 @@ def _asymptotic_series() -> Callable[[Array], Array]:
 _J0, _J1, _J2, _S = *map(_power_series, range(3)), _asymptotic_series()
 
 
-def log_bessel0(q: Array) -> Array:
-    """log I₀(√q), elementwise for q ≥ 0."""
-    small, x = _split(q)
-    series = jnp.log(_J0(small / _BORDER))
-    return jnp.where(q < _BORDER, series, 1 / x + _log_scaled(x))
+class Concentration(NamedTuple):
+    """κ as the functions below read it: smooth at 0, and at large κ without its square.
+
+    Attributes:
+        square: κ² where κ < 16, elsewhere 256.
+        inverse: 1/κ where κ ≥ 16, elsewhere 1/16.
+    """
+
+    square: Array
+    inverse: Array
 
 
-def log_scaled_bessel0(q: Array) -> Array:
-    """log(I₀(√q) e^−√q), elementwise for q ≥ 0."""
-    small, x = _split(q)
-    series = jnp.log(_J0(small / _BORDER)) - root(small)
-    return jnp.where(q < _BORDER, series, _log_scaled(x))
+def of_kappa(kappa: Array) -> Concentration:
+    """That of κ ≥ 0."""
+    border = math.sqrt(_BORDER)
+    return Concentration(
+        jnp.minimum(kappa, border) ** 2, 1 / jnp.maximum(kappa, border)
+    )
 
 
-def bessel_ratio(q: Array) -> Array:
-    """R(√q)/√q, elementwise for q ≥ 0; 1/2 at 0."""
-    small, x = _split(q)
-    series = _J1(small / _BORDER) / _J0(small / _BORDER)
-    return jnp.where(q < _BORDER, series, x * (1 - _complement(x)))
+def _choose(k: Concentration, small: Array, large: Array) -> Array:
+    return jnp.where(k.square < _BORDER, small, large)
 
 
-def bessel_complement(q: Array) -> Array:
-    """1 − R(√q), elementwise for q ≥ 0; 1/(2√q) for large q."""
-    small, x = _split(q)
-    series = 1 - root(small) * bessel_ratio(small)
-    return jnp.where(q < _BORDER, series, _complement(x))
+def log_bessel0(k: Concentration, kappa: Array) -> Array:
+    """log I₀(κ), elementwise."""
+    series = jnp.log(_J0(k.square / _BORDER))
+    return _choose(k, series, kappa + _log_scaled(k, kappa))
 
 
-def bessel_slope(q: Array) -> Array:
-    """R'(√q) = 1 − R/√q − R², elementwise for q ≥ 0; 1/(2q) for large q."""
-    small, x = _split(q)
-    ratio = bessel_ratio(small)
-    return jnp.where(q < _BORDER, 1 - ratio - small * ratio**2, _slope(x))
+def log_scaled_bessel0(k: Concentration, kappa: Array) -> Array:
+    """log(I₀(κ) e^−κ), elementwise."""
+    series = jnp.log(_J0(k.square / _BORDER)) - root(k.square)
+    return _choose(k, series, _log_scaled(k, kappa))
+
+
+def bessel_ratio(k: Concentration) -> Array:
+    """R(κ)/κ, elementwise; 1/2 at 0."""
+    series = _J1(k.square / _BORDER) / _J0(k.square / _BORDER)
+    return _choose(k, series, k.inverse * (1 - _complement(k.inverse)))
+
+
+def bessel_complement(k: Concentration) -> Array:
+    """1 − R(κ), elementwise; 1/(2κ) for large κ."""
+    ratio = _J1(k.square / _BORDER) / _J0(k.square / _BORDER)
+    return _choose(k, 1 - root(k.square) * ratio, _complement(k.inverse))
+
+
+def bessel_slope(k: Concentration) -> Array:
+    """R'(κ) = 1 − R/κ − R², elementwise; 1/(2κ²) for large κ."""
+    ratio = _J1(k.square / _BORDER) / _J0(k.square / _BORDER)
+    return _choose(k, 1 - ratio - k.square * ratio**2, _slope(k.inverse))
+
+
+def bessel_log_slope(k: Concentration) -> Array:
+    """κ² R'(κ), elementwise; 1/2 for large κ."""
+    return _choose(k, k.square * bessel_slope(k), _slope_factor(k.inverse))
 
 
 def bessel_curvature(q: Array) -> Array:
-    """2 d/dq of R(√q)/√q, which is (R' − R/√q)/q; elementwise for small q only."""
+    """2 d/dq of R(√q)/√q, which is (R' − R/√q)/q; elementwise for q = κ² < 256 only."""
     x = q / _BORDER
     first = _J1(x)
     ratio = first / _J0(x)
     return ratio * (_J2(x) / first - ratio)
+
+
+def inverse_bessel_ratio(length: Array, complement: Array) -> Array:
+    """κ with R(κ) = length = 1 − complement, elementwise; NaN outside of [0, 1).
+
+    Newton's method for R(κ), or where that is near 1 for log(1 − R) in log κ. The start
+    (Banerjee et al. 2005) is within 10 %.
+    """
+    good = (complement > 0) & (complement <= 1) & (length <= 1)
+    rest = jnp.where(good, complement, 0.5)
+    length = jnp.where(good, length, 0.5)
+    kappa = length * (2 - length**2) / (rest * (1 + length))
+
+    def newton(_, kappa):
+        point = of_kappa(kappa)
+        slope, value = bessel_slope(point), bessel_complement(point)
+        linear = kappa - (kappa * bessel_ratio(point) - length) / slope
+        growth = jnp.log(value / rest) * value / (slope * jnp.maximum(kappa, 0.1))
+        return jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
+
+    return inside(good, jax.lax.fori_loop(0, 6, newton, kappa))
 
 
 def root(q: Array) -> Array:
@@ -111,14 +157,9 @@ def root(q: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, q, 1.0)), 0.0)
 
 
-def _split(q: Array) -> tuple[Array, Array]:
-    """q where it is below the border, and 1/√q where it is above."""
-    below = q < _BORDER
-    return jnp.where(below, q, 0.0), 1 / jnp.sqrt(jnp.where(below, _BORDER, q))
-
-
-def _log_scaled(x: Array) -> Array:
-    return 0.5 * jnp.log(x / (2 * math.pi)) + jnp.log(_S(16 * x))
+def _log_scaled(k: Concentration, kappa: Array) -> Array:
+    safe = jnp.maximum(kappa, math.sqrt(_BORDER))
+    return jnp.log(_S(16 * k.inverse)) - 0.5 * jnp.log(2 * math.pi * safe)
 
 
 def _log_slopes(x: Array) -> tuple[Array, Array, Array]:
@@ -135,5 +176,10 @@ def _complement(x: Array) -> Array:
 
 def _slope(x: Array) -> Array:
     """x² times the derivative of `_complement`."""
+    return x**2 * _slope_factor(x)
+
+
+def _slope_factor(x: Array) -> Array:
+    """The derivative of `_complement`."""
     _, first, second = _log_slopes(x)
-    return x**2 * (0.5 + x * (2 * first + x * (second - first**2)))
+    return 0.5 + x * (2 * first + x * (second - first**2))

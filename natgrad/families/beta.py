@@ -19,6 +19,7 @@ underflow.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -32,11 +33,13 @@ from natgrad.families.dirichlet import (
     concentrations_from_mean,
     dirichlet_divergence,
     dirichlet_entropy,
+    dirichlet_slope,
     log_complement,
-    mean_log,
-    mean_log_complement,
 )
-from natgrad.families.remainders import log_mean_exp
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import entropy_remainder, log_mean_exp
+from natgrad.families.shares import mean_log, mean_log_complement
+from natgrad.families.special import log_gamma_excess
 from natgrad.typing import Array, Key
 
 _LEGENDRE = np.polynomial.legendre.leggauss(80)
@@ -48,6 +51,20 @@ class Beta(ExponentialFamily):
     """y ~ Beta(a, b), 0 < y < 1: the last axis of z holds (a − 1, b − 1)."""
 
     parameter_ndim: ClassVar[int] = 1
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """That of the Dirichlet law of (y, 1 − y), also for labels −(1 − y)."""
+        shapes, y = _shapes(z), jnp.asarray(y, z.dtype)
+        both = jnp.stack([jnp.where(y < 0, 1 + y, y), jnp.where(y < 0, -y, 1 - y)], -1)
+        total = jnp.sum(shapes, axis=-1)
+        expected = total[..., None] * both
+        # Two differences that sum to 0, from the smaller proportion.
+        gaps = shapes - expected
+        flipped = -gaps[..., ::-1]
+        gaps = jnp.where(both < 0.5, gaps, flipped)
+        spread = entropy_remainder(expected, shapes, gaps) + jnp.log(both)
+        kernel = jnp.sum(spread + log_gamma_excess(shapes), axis=-1)
+        return jnp.sum(log_gamma_excess(total) - kernel)
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a) + log Γ(b) − log Γ(a + b)."""
@@ -93,7 +110,9 @@ class Beta(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """That of the Dirichlet laws of (y, 1 − y)."""
-        return jnp.sum(dirichlet_divergence(_shapes(z), _shapes(z2), z2 - z))
+        near = jnp.all(jnp.abs(z2 - z) < 0.5 * _shapes(z), axis=-1)
+        slope = functools.partial(dirichlet_slope, self)
+        return jnp.sum(divergence(self, dirichlet_divergence, z, z2, near, slope))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """84 points, those near 1 as −(1 − y)."""

@@ -17,13 +17,17 @@ from natgrad.families.base import ExponentialFamily
 from natgrad.families.bernoulli import binary_divergence
 from natgrad.families.checks import check_positive, inside
 from natgrad.families.counts import expectation_of_log_gamma
-from natgrad.families.remainders import logistic
+from natgrad.families.remainders import logistic, poisson_deviance
+from natgrad.families.special import log_factorial_excess
 from natgrad.typing import Array, ArrayLike, Key
 
 
 @dataclasses.dataclass(frozen=True)
 class Binomial(ExponentialFamily):
     """y ~ Binomial(n, σ(z)): z is the logit, y a count, each entry a factor.
+
+    y may be any number in [0, n], such as a mean of counts; the factorials of the
+    binomial coefficient are then gamma functions.
 
     Attributes:
         n: the number of trials, one positive integer.
@@ -36,6 +40,14 @@ class Binomial(ExponentialFamily):
     def __post_init__(self):
         cure = "the number of trials; for one trial use Bernoulli()"
         check_positive("Binomial: n", self.n, cure, integer=True)
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ log C(n, y) + y z − n log(1 + e^z), less what cancels."""
+        n, y = self._n(z), jnp.asarray(y, z.dtype)
+        mean = lambda z: jnp.log(n) - jax.nn.softplus(-z)
+        spread = poisson_deviance(y, mean(z)) + poisson_deviance(n - y, mean(-z))
+        rest = log_factorial_excess(y) + log_factorial_excess(n - y)
+        return jnp.sum(log_factorial_excess(n) - rest - spread)
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ n log(1 + e^η)."""
@@ -57,8 +69,16 @@ class Binomial(ExponentialFamily):
         n, p, q = self._n(eta), logistic(eta), logistic(-eta)
 
         def integrand(t, x):
-            successes = -jnp.expm1(n * jnp.log1p(-p * x))
-            failures = -jnp.expm1(n * jnp.log1p(-q * x))
+            # 1 − p x and 1 − q x, of which one may round to 0.
+            rest, tiny = jnp.exp(-t), jnp.finfo(eta.dtype).tiny
+            late = x > 0.5
+            log_rest = lambda p, q: jnp.where(
+                late,
+                jnp.log(jnp.maximum(q + p * rest, tiny)),
+                jnp.log1p(-p * jnp.where(late, 0.0, x)),
+            )
+            successes = -jnp.expm1(n * log_rest(p, q))
+            failures = -jnp.expm1(n * log_rest(q, p))
             return (successes + failures + jnp.expm1(-n * t)) / jnp.expm1(t)
 
         return jnp.sum(expectation_of_log_gamma(integrand, eta.dtype))
@@ -101,8 +121,8 @@ class Binomial(ExponentialFamily):
         return jnp.where(z > 0, n - draw, draw).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is one of 0 … n."""
-        return (y >= 0) & (y <= self._n(z)) & (y == jnp.floor(y))
+        """Whether y lies in [0, n]."""
+        return (y >= 0) & (y <= self._n(z))
 
     def _n(self, z: Array) -> Array:
         return jnp.asarray(self.n, z.dtype)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
+from natgrad.families.checks import without_lost
 from natgrad.families.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
 
@@ -28,6 +29,11 @@ _FEW = 16
 @dataclasses.dataclass(frozen=True)
 class Categorical(ExponentialFamily):
     """p(y = c | z) = softmax(z)_c: z holds C logits in its last axis, y is an integer.
+
+    A label shaped like z holds probabilities q instead of a class: smoothed labels,
+    those of a teacher, mixtures of two examples, one-hot vectors. Then `log_prob` is
+    Σ_c q_c log softmax(z)_c, minus the cross-entropy. The shape alone tells the two
+    apart, not the dtype: an index has no axis of classes.
 
     Attributes:
         num_classes: C. Only `sufficient_statistics` needs it, which cannot read it from
@@ -47,9 +53,13 @@ class Categorical(ExponentialFamily):
             )
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """Σ log softmax(z)_y."""
+        """Σ log softmax(z)_y, or Σ q log softmax(z) with 0 · (−∞) = 0."""
+        y = jnp.asarray(y)
         log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
-        index = jnp.clip(jnp.asarray(y), 0, z.shape[-1] - 1).astype(jnp.int32)
+        if y.shape == z.shape:
+            q = y.astype(z.dtype)
+            return jnp.vdot(q, without_lost(log_p, q), precision="highest")
+        index = jnp.clip(y, 0, z.shape[-1] - 1).astype(jnp.int32)
         return jnp.sum(jnp.take_along_axis(log_p, index[..., None], axis=-1))
 
     def log_normalizer(self, eta: Array) -> Array:
@@ -57,7 +67,7 @@ class Categorical(ExponentialFamily):
         return jnp.sum(jax.nn.logsumexp(self._checked(eta), axis=-1))
 
     def sufficient_statistics(self, y: Array) -> Array:
-        """The one-hot vector e_y."""
+        """The one-hot vector e_y of a class."""
         if self.num_classes is None:
             raise ValueError(
                 "Categorical: num_classes is None, and the statistic e_y has one "
@@ -84,16 +94,15 @@ class Categorical(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ log Σ p e^{d − Σ p d} with d = z2 − z, for near and far points."""
-        log_p = jax.nn.log_softmax(self._checked(z), axis=-1)
-        log_q = jax.nn.log_softmax(self._checked(z2), axis=-1)
-        d = log_q - log_p
-        p = jnp.exp(log_p)
-        centre = jnp.einsum("...c,...c->...", p, d, precision="highest")
-        return jnp.sum(log_mean_exp(log_p, d - centre[..., None]))
+        return jnp.sum(_divergence(self._checked(z), self._checked(z2)))
 
     def score(self, z: Array, y: Array) -> Array:
-        """e_y − softmax(z)."""
-        index = jnp.asarray(y, jnp.int32)
+        """e_y − softmax(z), or q − softmax(z) Σ q."""
+        y = jnp.asarray(y)
+        if y.shape == z.shape:
+            q = y.astype(z.dtype)
+            return q - self.mean(z) * jnp.sum(q, axis=-1, keepdims=True)
+        index = y.astype(jnp.int32)
         return jax.nn.one_hot(index, z.shape[-1], dtype=z.dtype) - self.mean(z)
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
@@ -108,8 +117,20 @@ class Categorical(ExponentialFamily):
         return jnp.argmax(z + noise, axis=-1).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is one of 0 … C − 1."""
+        """Whether y is one of 0 … C − 1, or is >= 0 and sums to 1 within 0.001.
+
+        Beside the 0.001 there is room for the rounding of labels in half precision.
+        """
+        y = jnp.asarray(y)
+        if y.shape == z.shape:
+            eps = jnp.finfo(y.dtype).eps if jnp.issubdtype(y.dtype, jnp.inexact) else 0
+            error = jnp.abs(jnp.sum(y, axis=-1, dtype=z.dtype) - 1)
+            return jnp.all(y >= 0, axis=-1) & (error <= 1e-3 + 4 * eps)
         return (y >= 0) & (y < z.shape[-1]) & (y == jnp.floor(y))
+
+    def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """z_shape[:-1], of classes, and z_shape, of probabilities."""
+        return (z_shape[:-1], z_shape)
 
     def _checked(self, z: Array) -> Array:
         if z.ndim == 0 or z.shape[-1] < 2:
@@ -123,3 +144,46 @@ class Categorical(ExponentialFamily):
                 f"num_classes={self.num_classes}. Change one of the two."
             )
         return z
+
+
+@jax.custom_jvp
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor; 0 · −∞ is 0, and it is infinite where only q is 0."""
+    return _parts(z, z2)[0]
+
+
+@_divergence.defjvp
+def _divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−p c dz + (q − p) dz2 with c = d − Σ p d and q − p = p (e^{c − KL} − 1)."""
+    (z, z2), (dz, dz2) = primals, tangents
+    kl, p, c = _parts(z, z2)
+    move = jnp.where(p > 0, c - kl[..., None], 0.0)
+    near = (jnp.abs(move) < 1) & (jnp.abs(c) < 2)
+    gap = p * jnp.expm1(jnp.where(near, move, 0.0))
+    gap = jnp.where(near & (p > 0), gap, softmax(z2) - p)
+    # They sum to 0: that of the likeliest class from the others'.
+    top = jnp.argmax(z, axis=-1, keepdims=True) == jnp.arange(z.shape[-1])
+    others = jnp.where(top, 0.0, gap)
+    gap = jnp.where(top, -jnp.sum(others, axis=-1, keepdims=True), others)
+    return _divergence(z, z2), jnp.sum(gap * dz2 - p * c * dz, axis=-1)
+
+
+def _parts(z: Array, z2: Array) -> tuple[Array, Array, Array]:
+    """KL, p and c = d − Σ p d; c is 0 where p is."""
+    impossible, lost = z == -jnp.inf, z2 == -jnp.inf
+    log_p = jax.nn.log_softmax(z, axis=-1)
+    p = jnp.exp(log_p)
+    # What is measured from the likeliest class keeps the accuracy of the others.
+    top = jnp.argmax(z, axis=-1, keepdims=True)
+    rise = lambda x: x - jnp.take_along_axis(x, top, axis=-1)
+    d = rise(jnp.where(impossible | lost, z, z2) - jnp.where(impossible, 0.0, z))
+    d = jnp.where(impossible, 0.0, d)
+    centre = jnp.einsum("...c,...c->...", p, d, precision="highest")[..., None]
+    c = jnp.where(impossible, 0.0, d - centre)
+    exponents = rise(z2) + jnp.take_along_axis(log_p, top, axis=-1) - centre
+    exponents = jnp.where(lost, -jnp.inf, exponents)
+    kl = log_mean_exp(log_p, c, exponents)
+    never = jnp.any(lost & ~impossible, axis=-1)
+    return jnp.where(never, jnp.inf, kl), p, c

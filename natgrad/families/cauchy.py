@@ -42,9 +42,17 @@ class Cauchy(Family):
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ log(1 + sinh²(t/2) + (m − m2)² e^{−ρ − ρ2}/4)."""
         (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
-        distance = (location - location2) * jnp.exp(-0.5 * (log_scale + log_scale2))
-        spread = jnp.sinh(0.5 * (log_scale - log_scale2))
-        return jnp.sum(jnp.log1p(spread**2 + 0.25 * distance**2))
+        gap, t = location - location2, 0.5 * (log_scale - log_scale2)
+        distance = 0.5 * gap * jnp.exp(-0.5 * (log_scale + log_scale2))
+        near = (jnp.abs(t) < 1) & (jnp.abs(distance) < 1)
+        within = lambda x: jnp.where(near, x, 0.0)
+        close = jnp.log1p(jnp.sinh(within(t)) ** 2 + within(distance) ** 2)
+        # log(cosh² t + distance²), of logarithms.
+        some = jnp.where(gap == 0, 1.0, jnp.abs(gap) / 2)
+        apart = jnp.where(gap == 0, -jnp.inf, 2 * jnp.log(some))
+        apart = apart - log_scale - log_scale2
+        log_cosh = jnp.logaddexp(t, -t) - math.log(2)
+        return jnp.sum(jnp.where(near, close, jnp.logaddexp(2 * log_cosh, apart)))
 
     def score(self, z: Array, y: Array) -> Array:
         """(2 ε e^−ρ, ε² − 1)/(1 + ε²) in the last axis."""

@@ -1,4 +1,4 @@
-"""Checks of a family's constants, and a Fisher information that is diagonal."""
+"""Checks of constants and values, and a Fisher information that is diagonal."""
 
 from __future__ import annotations
 
@@ -54,3 +54,8 @@ def split_pair(family: str, expected: str, z: Array) -> tuple[Array, Array]:
             "length 2. Give the model two outputs for each label."
         )
     return z[..., 0], z[..., 1]
+
+
+def without_lost(values: Array, factors: Array) -> Array:
+    """`values`, but 0 where they are infinite and their factor is 0: 0 · ∞ is 0."""
+    return jnp.where(jnp.isinf(values) & (factors == 0), 0, values)

@@ -23,13 +23,13 @@ import numpy as np
 from natgrad.typing import Array
 
 _STEP = 0.3
-_LOG_T = np.arange(-55.0, 10.0, _STEP)
+_LOG_T = np.arange(-70.0, 10.0, _STEP)
 
 
 def expectation_of_log_gamma(
     integrand: Callable[[Array, Array], Array], dtype: jnp.dtype
 ) -> Array:
-    """∫₀^∞ integrand(t, 1 − e^−t) dt/t, for means up to 1e8 and any shape of values."""
+    """∫₀^∞ integrand(t, 1 − e^−t) dt/t, for means up to 1e12; any shape of values."""
     ts = np.exp(_LOG_T)
     complements = jnp.asarray(-np.expm1(-ts), dtype)
     # Beyond, e^t overflows in single precision and the integrand is 0 or e^−rt.

@@ -1,28 +1,24 @@
-"""Families from the user's own functions, or from another library's distributions.
+"""Families from the user's own functions.
 
     ng.families.from_log_prob(log_prob, sample)
-    ng.families.from_distribution(lambda z: distrax.Normal(z[0], jnp.exp(z[1])))
 
-Both read the parameters z of ONE factor. What is not given is derived: the score by
-autodiff, the divergence and the nodes from samples; `provenance` says which.
+Both functions read the parameters z of ONE factor. What is not given is derived: the
+score by autodiff; the divergence and the score columns as sums over the labels, where
+these are finitely many and known, else from samples. `provenance` says which.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import Family
-from natgrad.typing import Array, Key
-
-# An object with log_prob and sample, and perhaps kl_divergence.
-Distribution = Any
+from natgrad.families.custom_checks import check_sum, has_kink
+from natgrad.typing import Array, ArrayLike, Key
 
 
 def from_log_prob(
@@ -30,10 +26,14 @@ def from_log_prob(
     sample: Callable[[Key, Array], Array],
     *,
     kl: Callable[[Array, Array], Array] | None = None,
+    support: ArrayLike | None = None,
     parameter_ndim: int | None = None,
     samples: int = 256,
 ) -> Family:
     """The family with this log-probability and this sampler.
+
+    Fisher information and divergence are exact where `support` or `kl` is given.
+    Without both they are estimates from draws: see `natgrad.curvature.Exact`.
 
     Args:
         log_prob: `log_prob(z, y)`, the log-probability of one label, shape ().
@@ -41,9 +41,16 @@ def from_log_prob(
         kl: `kl(z, z2)`, the divergence of the law at z from that at z2, shape (). It is
             differentiated twice in z2 for the Fisher information, so a kink at z2 = z
             (an absolute value of the difference) is not admissible: leave it out then.
+        support: all labels of one factor, [K, ...], where these are finitely many, such
+            as `jnp.arange(classes)`. Their probabilities must sum to 1 at every z:
+            where they do not, there is an error, or a NaN under `jax.jit`.
         parameter_ndim: trailing axes of z that the functions read; any axes before them
             are independent factors. None: the functions read an example's whole z.
         samples: labels drawn to estimate what is not given.
+
+    Raises:
+        ValueError: for impossible arguments; when used, for a support that does not
+            have all labels.
     """
     for name, function in (("log_prob", log_prob), ("sample", sample)):
         if not callable(function):
@@ -51,10 +58,11 @@ def from_log_prob(
                 f"from_log_prob: {name} is {function!r}; expected a function, "
                 "log_prob(z, y) or sample(key, z)."
             )
-    _check_numbers("from_log_prob", parameter_ndim, samples)
+    check_numbers("from_log_prob", parameter_ndim, samples)
     given = {
         "parameter_ndim": parameter_ndim,
         "monte_carlo_samples": samples,
+        "given_support": constant("from_log_prob", support),
         "given_log_prob": log_prob,
         "given_sample": sample,
     }
@@ -63,49 +71,21 @@ def from_log_prob(
     return _FromFunctionsWithKL(**given, given_kl=kl)
 
 
-def from_distribution(
-    factory: Callable[[Array], Distribution],
-    *,
-    parameter_ndim: int | None = None,
-    samples: int = 256,
-    example: Array | None = None,
-) -> Family:
-    """The family of the laws `factory(z)`: of distrax, numpyro, TFP or like theirs.
-
-    The object needs `log_prob(y)` and `sample(seed=key)` or `sample(key)`. For the
-    divergence its `kl_divergence(other)` is called, or numpyro's registry if it is one
-    of numpyro's; where that raises NotImplementedError, the divergence is estimated
-    from samples instead.
-
-    Args:
-        factory: z of one factor -> distribution. A batch of independent distributions
-            is one law, whose log-probability is the sum.
-        parameter_ndim: trailing axes of z that `factory` reads; any axes before them
-            are independent factors. None: it reads an example's whole z.
-        samples: labels drawn to estimate what is not given.
-        example: the parameters of one factor. With them it is found out now whether
-            there is a divergence, and `provenance` states it; without, it is found out
-            at each call, and `provenance` states both.
-    """
-    is_distribution = hasattr(factory, "log_prob") and not isinstance(factory, type)
-    if is_distribution or not callable(factory):
+def constant(function: str, support: ArrayLike | None) -> Constant | None:
+    """The labels of one factor, after a look at their shape."""
+    if support is None:
+        return None
+    labels = jnp.asarray(support)
+    if labels.ndim == 0 or labels.shape[0] == 0:
         raise ValueError(
-            f"from_distribution: factory is {factory!r}; expected a function from z to "
-            "a distribution, such as lambda z: distrax.Categorical(logits=z)."
+            f"{function}: support has shape {labels.shape}; expected all labels of one "
+            "factor along its first axis, [K, ...], such as jnp.arange(10)."
         )
-    _check_numbers("from_distribution", parameter_ndim, samples)
-    known = None
-    if example is not None:
-        known = _has_divergence(factory, jnp.asarray(example))
-    return _FromDistribution(
-        parameter_ndim=parameter_ndim,
-        monte_carlo_samples=samples,
-        factory=factory,
-        has_divergence=known,
-    )
+    return Constant(labels)
 
 
-def _check_numbers(function: str, parameter_ndim: int | None, samples: int) -> None:
+def check_numbers(function: str, parameter_ndim: int | None, samples: int) -> None:
+    """Raise unless both are numbers that `function` can use."""
     if parameter_ndim is not None and (
         not isinstance(parameter_ndim, int) or parameter_ndim < 0
     ):
@@ -118,6 +98,13 @@ def _check_numbers(function: str, parameter_ndim: int | None, samples: int) -> N
             f"{function}: samples is {samples!r}; expected a positive integer, the "
             "number of labels that estimate what is not given."
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """An array that is compared by identity, so that its family can be hashed."""
+
+    value: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +130,44 @@ class OfOneFactor(Family):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _FromFunctions(OfOneFactor):
+class Supported(OfOneFactor):
+    """A family that may have been given its labels, and perhaps its divergence."""
+
+    made_by: ClassVar[str]
+
+    given_support: Constant | None
+
+    def support(self, z: Array) -> Array | None:
+        """The given labels, if their probabilities sum to 1."""
+        if self.given_support is None:
+            return None
+        labels = self.given_support.value
+        check = lambda z: check_sum(self.made_by, self.log_prob, z, labels)
+        if isinstance(z, jax.core.Tracer):
+            self._once("sum", z, check)
+        else:
+            check(z)
+        return labels
+
+    @property
+    def _otherwise(self) -> str:
+        if self.given_support is not None:
+            return "sum over support"
+        return f"estimated from {self.monte_carlo_samples} samples"
+
+    def _once(self, what: Hashable, z: Array, find: Callable[[Array], Any]) -> Any:
+        """find(z), which depends on the shape and dtype of z alone."""
+        found = self.__dict__.setdefault("_found", {})
+        place = what, z.shape, z.dtype
+        if place not in found:
+            found[place] = find(z)
+        return found[place]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _FromFunctions(Supported):
+    made_by: ClassVar[str] = "from_log_prob"
+
     given_log_prob: Callable[[Array, Array], Array]
     given_sample: Callable[[Key, Array], Array]
 
@@ -152,7 +176,7 @@ class _FromFunctions(OfOneFactor):
         return jnp.sum(log_probs).astype(z.dtype)
 
     def sample(self, key: Key, z: Array) -> Array:
-        draw = lambda z, key: _in_precision_of(z, self.given_sample(key, z))
+        draw = lambda z, key: in_precision_of(z, self.given_sample(key, z))
         return self._map(draw, z, self._keys(key, z))
 
 
@@ -163,86 +187,17 @@ class _FromFunctionsWithKL(_FromFunctions):
     def kl(self, z: Array, z2: Array) -> Array:
         return jnp.sum(self._map(self.given_kl, z, z2)).astype(z.dtype)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _FromDistribution(OfOneFactor):
-    factory: Callable[[Array], Distribution]
-    # Whether the distributions have a divergence; None where that is not known yet.
-    has_divergence: bool | None
-
-    def log_prob(self, z: Array, y: Array) -> Array:
-        log_prob = lambda z, y: jnp.sum(_made(self.factory, z).log_prob(y))
-        return jnp.sum(self._map(log_prob, z, jnp.asarray(y))).astype(z.dtype)
-
-    def sample(self, key: Key, z: Array) -> Array:
-        draw = lambda z, key: _in_precision_of(z, _sample(_made(self.factory, z), key))
-        return self._map(draw, z, self._keys(key, z))
-
-    def kl(self, z: Array, z2: Array) -> Array:
-        if self.has_divergence is False:
-            return super().kl(z, z2)
-        divergence = lambda z, z2: _divergence(self.factory(z), self.factory(z2))
-        try:
-            return jnp.sum(self._map(divergence, z, z2)).astype(z.dtype)
-        except NotImplementedError:
-            if self.has_divergence:
-                raise
-            return super().kl(z, z2)
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        kl = self._estimated
-        if self.has_divergence is None:
-            kl = f"given where the distributions have a divergence, else {kl}"
-        return self._provenance("given" if self.has_divergence else kl)
-
-
-def _made(factory: Callable[[Array], Distribution], z: Array) -> Distribution:
-    distribution = factory(z)
-    for name in ("log_prob", "sample"):
-        if not callable(getattr(distribution, name, None)):
+    def _kl_is_given(self, one: Array) -> bool:
+        if self._once("kink", one, lambda one: has_kink(self.kl, one)):
             raise ValueError(
-                f"from_distribution: factory(z) is a {type(distribution).__name__} and "
-                f"has no {name}; expected a distribution of distrax, numpyro, TFP, "
-                "or one like theirs with log_prob(y) and sample(seed=key)."
+                "from_log_prob: kl(z, z2) has a kink at z2 = z: its Hessian there, the "
+                "Fisher information, is not the curvature of its values. Expected a "
+                "divergence that is twice differentiable; leave kl out otherwise."
             )
-    return distribution
+        return True
 
 
-def _sample(distribution: Distribution, key: Key) -> Array:
-    parameters = list(inspect.signature(distribution.sample).parameters)
-    if "seed" in parameters:
-        return distribution.sample(seed=key)
-    if parameters[:1] and parameters[0] in {"sample_shape", "shape", "size"}:
-        raise ValueError(
-            f"from_distribution: {type(distribution).__name__}.sample takes "
-            f"{', '.join(parameters)}; expected sample(seed=key) or sample(key). Wrap "
-            "it in a function sample(key, z) and use from_log_prob."
-        )
-    return distribution.sample(key)
-
-
-def _in_precision_of(z: Array, y: Array) -> Array:
+def in_precision_of(z: Array, y: Array) -> Array:
     """Real labels in the precision of z, others as they are."""
     y = jnp.asarray(y)
     return y.astype(z.dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
-
-
-def _divergence(p: Distribution, q: Distribution) -> Array:
-    """KL(p ‖ q), summed over a batch; NotImplementedError where there is none."""
-    if callable(getattr(p, "kl_divergence", None)):
-        return jnp.sum(p.kl_divergence(q))
-    # An object of numpyro's is proof that its registry is imported.
-    registry = sys.modules.get("numpyro.distributions.kl")
-    roots = {base.__module__.partition(".")[0] for base in type(p).__mro__}
-    if registry is None or "numpyro" not in roots:
-        raise NotImplementedError
-    return jnp.sum(registry.kl_divergence(p, q))
-
-
-def _has_divergence(factory: Callable[[Array], Distribution], example: Array) -> bool:
-    try:
-        jax.eval_shape(lambda z: _divergence(factory(z), factory(z)), example)
-    except NotImplementedError:
-        return False
-    return True

@@ -12,8 +12,9 @@ Newton's method, each step halved until it stays in the domain and decreases the
 function (Boyd & Vandenberghe, Convex Optimization, 2004, section 9.5), with the
 derivative of the solution, F⁻¹, of every order; where it does not converge it is NaN.
 The divergence is A's Bregman divergence, or where that cancels the integral of F along
-the segment (`ExponentialFamily.kl`). Labels are needed for `sample`, for `nodes` (a
-Monte-Carlo estimate) and for the entropy's E[h]: these need `sample`.
+the segment (`ExponentialFamily.kl`), and the score columns are a root of F. Labels are
+needed for `sample`, for `nodes` (a Monte-Carlo estimate) and for the entropy's E[h]:
+these need `sample`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside
-from natgrad.families.custom import OfOneFactor
+from natgrad.families.custom import Constant, OfOneFactor
 from natgrad.typing import Array, Key
 
 _ITERATIONS = 100
@@ -85,16 +86,9 @@ def exponential_family(
         given_base_measure=log_base_measure,
         given_normalizer=log_normalizer,
         given_sample=sample,
-        start=None if start is None else _Constant(jnp.asarray(start)),
+        start=None if start is None else Constant(jnp.asarray(start)),
         label_ndim=label_ndim,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Constant:
-    """An array that is compared by identity, so that its family can be hashed."""
-
-    value: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +97,7 @@ class _FromStatistics(OfOneFactor, ExponentialFamily):
     given_base_measure: Callable[[Array], Array]
     given_normalizer: Callable[[Array], Array]
     given_sample: Callable[[Key, Array], Array] | None
-    start: _Constant | None
+    start: Constant | None
     label_ndim: int
 
     def log_normalizer(self, eta: Array) -> Array:

@@ -24,6 +24,7 @@ Source: Minka, Estimating a Dirichlet distribution (2000), for the fixed point.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -32,7 +33,9 @@ from jax.scipy.special import digamma, gammaln, logsumexp, polygamma
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved
-from natgrad.families.remainders import entropy_remainder
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import entropy_remainder, quotient
+from natgrad.families.shares import mean_log, mean_log_complement
 from natgrad.families.special import (
     inverse_digamma,
     log_gamma_excess,
@@ -51,6 +54,18 @@ class Dirichlet(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
     label_ndim: ClassVar[int] = 1
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """log Γ(a₀) − Σ log Γ(a_i) + Σ (a_i − 1) log y_i, less what cancels."""
+        a, y = _concentrations(z), jnp.asarray(y, z.dtype)
+        total, rest = jnp.sum(a, axis=-1), 1 - jnp.sum(y, axis=-1)
+        # What is left by rounding of proportions, times a₀, would be noise.
+        rounding = 8 * y.shape[-1] * jnp.finfo(z.dtype).eps
+        rest = jnp.where(jnp.abs(rest) <= rounding, 0.0, rest)
+        expected = y * total[..., None]
+        spread = entropy_remainder(expected, a, a - expected) + jnp.log(y)
+        kernel = jnp.sum(spread + log_gamma_excess(a), axis=-1)
+        return jnp.sum(log_gamma_excess(total) - kernel - total * rest)
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a_i) − log Γ(a₀)."""
@@ -86,9 +101,10 @@ class Dirichlet(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """c₀ KL(π2 ‖ π) + Σ D_φ(c_i, a_i) − D_φ(c₀, a₀)."""
-        return jnp.sum(
-            dirichlet_divergence(_concentrations(z), _concentrations(z2), z2 - z)
-        )
+        _concentrations(z)
+        near = jnp.all(jnp.abs(z2 - z) < 0.5 * (z + 1), axis=-1)
+        slope = functools.partial(dirichlet_slope, self)
+        return jnp.sum(divergence(self, dirichlet_divergence, z, z2, near, slope))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """2K labels with equal weights, whose entries do not sum to 1.
@@ -133,30 +149,6 @@ def log_complement(mu: Array) -> Array:
     return resolved(-logsumexp(mu, axis=-1), jnp.ones_like(mu[..., 0]))
 
 
-def mean_log(a: Array) -> Array:
-    """ψ(a) − ψ(a₀) over the last axis, accurate also where a is near a₀."""
-    total = jnp.sum(a, axis=-1, keepdims=True)
-    zero = jnp.zeros_like(total)
-    before = jnp.concatenate([zero, jnp.cumsum(a[..., :-1], axis=-1)], axis=-1)
-    after = jnp.cumsum(a[..., :0:-1], axis=-1)[..., ::-1]
-    others = before + jnp.concatenate([after, zero], axis=-1)
-    # log(a/a₀), from the others' share where that is the smaller.
-    small = others < 0.5 * total
-    share = jnp.where(small, others, 0.0) / total
-    log_share = jnp.where(small, jnp.log1p(-share), jnp.log(a / total))
-    return log_share - (log_minus_digamma(a) - log_minus_digamma(total))
-
-
-def mean_log_complement(a: Array) -> Array:
-    """−log Σ e^{ψ(a_i) − ψ(a₀)}, over the last axis."""
-    total = jnp.sum(a, axis=-1, keepdims=True)
-    gaps = log_minus_digamma(total) - log_minus_digamma(a)
-    mean = jnp.sum(a / total * jnp.expm1(gaps), axis=-1)
-    near = mean > -0.5
-    far = logsumexp(jnp.log(a / total) + gaps, axis=-1)
-    return -jnp.where(near, jnp.log1p(jnp.where(near, mean, 0.0)), far)
-
-
 def dirichlet_entropy(a: Array) -> Array:
     """Entropy over the last axis.
 
@@ -170,15 +162,33 @@ def dirichlet_entropy(a: Array) -> Array:
     return jnp.sum(parts, axis=-1) - rest
 
 
-def dirichlet_divergence(a: Array, c: Array, step: Array) -> Array:
-    """KL of the law with concentrations a from that with c = a + step, last axis."""
+def dirichlet_divergence(z: Array, z2: Array) -> Array:
+    """KL of the law with concentrations z + 1 from that with z2 + 1, last axis."""
+    a, c, step = z + 1, z2 + 1, z2 - z
     total, total2, change = (jnp.sum(x, axis=-1) for x in (a, c, step))
     # a c₀/a₀ and c, whose difference is relative to that of the totals.
-    scaled = a * (total2 / total)[..., None]
-    excess = step - a * (change / total)[..., None]
+    scaled = a * quotient(total2, total)[..., None]
+    close = (jnp.abs(change) < 0.5 * total)[..., None]
+    rise = jnp.where(close[..., 0], change, 0.0)
+    excess = step - a * quotient(rise, total)[..., None]
+    excess = jnp.where(close, excess, c - scaled)
+    # They sum to 0: that of the largest entry, which cancels, from the others'.
+    largest = jnp.argmax(scaled, axis=-1, keepdims=True) == jnp.arange(a.shape[-1])
+    others = jnp.where(largest, 0.0, excess)
+    rest = -jnp.sum(others, axis=-1, keepdims=True)
+    excess = jnp.where(largest, rest, others)
     proportions = jnp.sum(entropy_remainder(scaled, c, excess), axis=-1)
     shapes = jnp.sum(log_gamma_excess_gap(a, c, step), axis=-1)
     return proportions + shapes - log_gamma_excess_gap(total, total2, change)
+
+
+def dirichlet_slope(family: ExponentialFamily, z: Array, z2: Array) -> Array:
+    """F_z (a − c): F a has the entries (a_i ψ'(a_i) − 1) − (a₀ ψ'(a₀) − 1)."""
+    a = z + 1
+    total = jnp.sum(a, axis=-1, keepdims=True)
+    return (
+        trigamma_excess(a) - trigamma_excess(total) - family.fisher_product(z, z2 + 1)
+    )
 
 
 def _fisher_root(a: Array) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside
-from natgrad.families.remainders import ratio_remainder
+from natgrad.families.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -35,7 +35,7 @@ class Exponential(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """The mean waiting time −1/η."""
-        return -1 / eta
+        return -quotient(jnp.ones_like(eta), eta)
 
     def natural(self, mu: Array) -> Array:
         """−1/μ; NaN unless μ is positive."""
@@ -61,6 +61,6 @@ class Exponential(ExponentialFamily):
         return -jnp.maximum(draw, jnp.finfo(z.dtype).tiny) / z
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is positive and finite."""
+        """Whether y is finite and at least 0."""
         del z
-        return (y > 0) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)

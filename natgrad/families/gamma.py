@@ -25,16 +25,23 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.remainders import expm1_remainder, ratio_remainder
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import (
+    expm1_remainder,
+    log_quotient,
+    quotient,
+    ratio_remainder,
+)
 from natgrad.families.special import (
     inverse_log_minus_digamma,
     log_gamma_excess,
     log_gamma_excess_gap,
     log_minus_digamma,
+    trigamma_excess,
 )
 from natgrad.typing import Array, Key
 
@@ -47,6 +54,10 @@ class Gamma(ExponentialFamily):
     """y ~ Gamma(shape a, rate b): the last axis of z holds (a − 1, −b)."""
 
     parameter_ndim: ClassVar[int] = 1
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """−Σ log y + φ(a) + a (u − log(1 + u)) with u = y/m − 1."""
+        return jnp.sum(gamma_log_prob(*_shape_and_rate(z), jnp.asarray(y, z.dtype)))
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a) − a log b."""
@@ -61,7 +72,16 @@ class Gamma(ExponentialFamily):
     def mean(self, eta: Array) -> Array:
         """(ψ(a) − log b, a/b)."""
         shape, rate = _shape_and_rate(eta)
-        return jnp.stack([digamma(shape) - jnp.log(rate), shape / rate], axis=-1)
+        log_mean = log_quotient(rate, shape)
+        first = log_mean - log_minus_digamma(shape)
+        return jnp.stack([first, quotient(shape, rate)], axis=-1)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """(log y − μ₁, y − μ₂)."""
+        shape, rate = _shape_and_rate(z)
+        y, mean = jnp.asarray(y, z.dtype), shape / rate
+        of_log = log_quotient(mean, y) + log_minus_digamma(shape)
+        return jnp.stack([of_log, y - mean], axis=-1)
 
     def natural(self, mu: Array) -> Array:
         """(a − 1, −b), where log a − ψ(a) = log μ₂ − μ₁ and b = a/μ₂.
@@ -89,10 +109,18 @@ class Gamma(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ D_φ(c, a) + c (u − log(1 + u)) with u = m/m2 − 1."""
-        (dc, dd) = _split(z2 - z)
-        return jnp.sum(
-            gamma_divergence(_shape_and_rate(z), _shape_and_rate(z2), (dc, -dd))
-        )
+
+        def of_factors(z, z2):
+            dc, dd = _split(z2 - z)
+            laws = _shape_and_rate(z), _shape_and_rate(z2)
+            return gamma_divergence(*laws, (dc, -dd))
+
+        def slope(z, z2):
+            of_shape, of_rate = gamma_slope(_shape_and_rate(z), _shape_and_rate(z2))
+            return jnp.stack([of_shape, -of_rate], axis=-1)
+
+        near = near_shapes(_shape_and_rate(z), z2 - z)
+        return jnp.sum(divergence(self, of_factors, z, z2, near, slope))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """58 points: Gauss-Legendre over the bulk of log y, Gauss-Laguerre below it."""
@@ -136,8 +164,33 @@ def gamma_divergence(
     `difference` is (c − a, d − b), from parameters that are better known than these.
     """
     (a, b), (c, d), (dc, dd) = first, second, difference
-    means = ratio_remainder(b * c, a * d, a * dd - b * dc)
+    mean, mean2 = quotient(a, b), quotient(c, d)
+    near = near_shapes(first, jnp.stack([dc, dd], axis=-1))
+    step = mean * quotient(jnp.where(near, dd, 0.0), d)
+    step = step - quotient(jnp.where(near, dc, 0.0), d)
+    means = ratio_remainder(mean2, mean, jnp.where(near, step, mean - mean2))
     return log_gamma_excess_gap(a, c, dc) + c * means
+
+
+def gamma_slope(
+    first: tuple[Array, Array], second: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The derivatives of the divergence in the first law's shape and rate."""
+    (a, b), (c, d) = first, second
+    shapes = c / a
+    return d / b - shapes + trigamma_excess(a) * (1 - shapes), (c - a / b * d) / b
+
+
+def near_shapes(first: tuple[Array, Array], step: Array) -> Array:
+    """Whether shape and rate change by less than half of themselves."""
+    return jnp.all(jnp.abs(step) < 0.5 * jnp.stack(first, axis=-1), axis=-1)
+
+
+def gamma_log_prob(shape: Array, rate: Array, y: Array) -> Array:
+    """log p(y), elementwise."""
+    mean = quotient(shape, rate)
+    distance = ratio_remainder(mean, y, y - mean)
+    return -jnp.log(y) - log_gamma_excess(shape) - shape * distance
 
 
 def log_gamma_nodes(shape: Array, rate: Array) -> tuple[Array, Array]:

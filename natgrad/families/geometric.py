@@ -25,6 +25,7 @@ class Geometric(ExponentialFamily):
     """p(y | z) = (1 − e^z) e^{z y}, y = 0, 1, …: z is log(1 − p) < 0, p of a success.
 
     Each entry of z is a factor. For the number of trials, failures and success, add 1.
+    y may be a fraction, such as a mean of counts.
     """
 
     parameter_ndim: ClassVar[int] = 0
@@ -70,9 +71,9 @@ class Geometric(ExponentialFamily):
         return draw.astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
 
 def geometric_log_normalizer(eta: Array) -> Array:
@@ -82,11 +83,16 @@ def geometric_log_normalizer(eta: Array) -> Array:
     return -jnp.where(near, inside_near, jnp.log1p(-jnp.exp(jnp.minimum(eta, -0.7))))
 
 
+@jax.custom_jvp
 def geometric_mean(eta: Array) -> Array:
     """e^η/(1 − e^η), elementwise."""
     return jnp.exp(eta) / -jnp.expm1(eta)
 
 
+geometric_mean.defjvps(lambda d_eta, mean, eta: mean * (d_eta * (-1 / jnp.expm1(eta))))
+
+
+@jax.custom_jvp
 def geometric_divergence(z: Array, z2: Array) -> Array:
     """KL of the law with parameter z from that with z2, elementwise."""
     d, mean = z2 - z, geometric_mean(z)
@@ -95,3 +101,16 @@ def geometric_divergence(z: Array, z2: Array) -> Array:
     close = log1p_remainder(-mean * jnp.expm1(step)) + mean * expm1_remainder(step)
     gap = geometric_log_normalizer(z2) - geometric_log_normalizer(z)
     return jnp.where(near, close, gap - mean * d)
+
+
+@geometric_divergence.defjvp
+def _geometric_divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−μ (1 + μ) d dz + (μ2 − μ) dz2."""
+    (z, z2), (dz, dz2) = primals, tangents
+    d, mean = z2 - z, geometric_mean(z)
+    inverse, inverse2 = -1 / jnp.expm1(z), -1 / jnp.expm1(z2)
+    gap = -jnp.sign(d) * jnp.exp(jnp.maximum(z, z2)) * jnp.expm1(-jnp.abs(d))
+    value = geometric_divergence(z, z2)
+    return value, gap * inverse * inverse2 * dz2 - mean * (d * inverse) * dz

@@ -13,11 +13,20 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.gamma import gamma_divergence, gamma_entropy, log_gamma_nodes
+from natgrad.families.divergences import divergence
+from natgrad.families.gamma import (
+    gamma_divergence,
+    gamma_entropy,
+    gamma_log_prob,
+    gamma_slope,
+    log_gamma_nodes,
+    near_shapes,
+)
+from natgrad.families.remainders import log_quotient, quotient
 from natgrad.families.special import inverse_log_minus_digamma, log_minus_digamma
 from natgrad.typing import Array, Key
 
@@ -27,6 +36,12 @@ class InverseGamma(ExponentialFamily):
     """p(y) ∝ y^{−a − 1} e^{−b/y} for y > 0: the last axis of z holds (−a − 1, −b)."""
 
     parameter_ndim: ClassVar[int] = 1
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """That of the gamma law of 1/y, and −Σ 2 log y."""
+        y = jnp.asarray(y, z.dtype)
+        inverse = gamma_log_prob(*_shape_and_scale(z), 1 / y)
+        return jnp.sum(inverse - 2 * jnp.log(y))
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a) − a log b."""
@@ -41,7 +56,15 @@ class InverseGamma(ExponentialFamily):
     def mean(self, eta: Array) -> Array:
         """(log b − ψ(a), a/b)."""
         shape, scale = _shape_and_scale(eta)
-        return jnp.stack([jnp.log(scale) - digamma(shape), shape / scale], axis=-1)
+        first = log_minus_digamma(shape) - log_quotient(scale, shape)
+        return jnp.stack([first, quotient(shape, scale)], axis=-1)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """(log y − μ₁, 1/y − μ₂)."""
+        shape, scale = _shape_and_scale(z)
+        inverse, mean = 1 / jnp.asarray(y, z.dtype), shape / scale
+        of_log = -log_quotient(mean, inverse) - log_minus_digamma(shape)
+        return jnp.stack([of_log, inverse - mean], axis=-1)
 
     def natural(self, mu: Array) -> Array:
         """(−a − 1, −b), where log a − ψ(a) = log μ₂ + μ₁ and b = a/μ₂.
@@ -65,17 +88,23 @@ class InverseGamma(ExponentialFamily):
     def entropy(self, eta: Array) -> Array:
         """That of the gamma law of 1/y, and Σ 2 E[log y]."""
         shape, scale = _shape_and_scale(eta)
-        mean_log = jnp.log(scale) - digamma(shape)
+        mean_log = jnp.log(scale) - jnp.log(shape) + log_minus_digamma(shape)
         return jnp.sum(gamma_entropy(shape) - jnp.log(scale) + 2 * mean_log)
 
     def kl(self, z: Array, z2: Array) -> Array:
         """That of the gamma laws of 1/y."""
-        first, second = _split(z2 - z)
-        return jnp.sum(
-            gamma_divergence(
-                _shape_and_scale(z), _shape_and_scale(z2), (-first, -second)
-            )
-        )
+
+        def of_factors(z, z2):
+            first, second = _split(z2 - z)
+            laws = _shape_and_scale(z), _shape_and_scale(z2)
+            return gamma_divergence(*laws, (-first, -second))
+
+        def slope(z, z2):
+            slopes = gamma_slope(_shape_and_scale(z), _shape_and_scale(z2))
+            return -jnp.stack(slopes, axis=-1)
+
+        near = near_shapes(_shape_and_scale(z), z2 - z)
+        return jnp.sum(divergence(self, of_factors, z, z2, near, slope))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """The inverses of the gamma law's 58 nodes, see `Gamma.nodes`."""

@@ -22,11 +22,13 @@ import numpy as np
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import aligned, inside, resolved, split_pair
-from natgrad.families.remainders import ratio_remainder
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 _ROOT6 = math.sqrt(6)
-_LOG_S = np.arange(-50.0, 4.0, 0.3)
+_LOG_S = np.arange(-80.0, 4.0, 0.3)
+_SMALL = math.exp(-40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,14 @@ class InverseGaussian(ExponentialFamily):
     """y ~ IG(mean m, shape l): the last axis of z holds (−l/(2m²), −l/2)."""
 
     parameter_ndim: ClassVar[int] = 1
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """−Σ l (y − m)²/(2 m² y) − log(l/(2π y³))/2."""
+        m, shape = _mean_and_shape(z)
+        y = jnp.asarray(y, z.dtype)
+        residual = (quotient(y, m) - 1) * jnp.sqrt(shape / y)
+        scale = jnp.log(shape) - math.log(2 * math.pi) - 3 * jnp.log(y)
+        return 0.5 * jnp.sum(scale - residual**2)
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ −2√(η₁η₂) − log(−2η₂)/2."""
@@ -58,8 +68,10 @@ class InverseGaussian(ExponentialFamily):
 
     def mean(self, eta: Array) -> Array:
         """(m, 1/m + 1/l)."""
-        mean, shape = _mean_and_shape(eta)
-        return jnp.stack([mean, 1 / mean + 1 / shape], axis=-1)
+        first, second = _split(eta)
+        rest = quotient(jnp.full_like(second, -0.5), second)
+        inverse = _root_quotient(first, second)
+        return jnp.stack([_root_quotient(second, first), inverse + rest], axis=-1)
 
     def natural(self, mu: Array) -> Array:
         """(−l/(2m²), −l/2) with m = μ₁ and 1/l = μ₂ − 1/μ₁.
@@ -89,13 +101,10 @@ class InverseGaussian(ExponentialFamily):
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ (u − log(1 + u))/2 + l2 (m − m2)²/(2 m m2²) with u = l2/l − 1."""
         (first, second), (first2, second2) = _split(z), _split(z2)
-        (m, _), (m2, l2) = _mean_and_shape(z), _mean_and_shape(z2)
-        d1, d2 = first2 - first, second2 - second
-        # m² − m2², from differences of parameters.
-        squares = (second / first * d1 - d2) / first2
-        distance = squares / (m + m2) / m2
-        spread = ratio_remainder(second, second2, d2)
-        return jnp.sum(0.5 * spread + 0.5 * l2 * distance**2 / m)
+        near = (jnp.abs(first2 - first) < -0.5 * first) & (
+            jnp.abs(second2 - second) < -0.5 * second
+        )
+        return jnp.sum(divergence(self, _divergence, z, z2, near))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Four points: m x and m/x for both values of the χ² variable."""
@@ -129,10 +138,51 @@ def _split(z: Array) -> tuple[Array, Array]:
 
 def _mean_and_shape(eta: Array) -> tuple[Array, Array]:
     first, second = _split(eta)
-    return jnp.sqrt(second / first), -2 * second
+    return _root_quotient(second, first), -2 * second
+
+
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor."""
+    (first, second), (first2, second2) = _split(z), _split(z2)
+    (m, _), (m2, shape2) = _mean_and_shape(z), _mean_and_shape(z2)
+    d1, d2 = first2 - first, second2 - second
+    near = (jnp.abs(d1) < -0.5 * first) & (jnp.abs(d2) < -0.5 * second)
+    # m²/m2² − 1, from differences of parameters where these are near.
+    rises = quotient(jnp.where(near, d1, 0.0), first) - quotient(d2, second)
+    squares = quotient(second, second2) * rises
+    ratio = quotient(m, m2)
+    distance = jnp.where(near, squares / (1 + ratio), ratio - 1)
+    distance = distance * _root_quotient(shape2, m)
+    return 0.5 * (ratio_remainder(second, second2, d2) + distance**2)
+
+
+@jax.custom_jvp
+def _root_quotient(x: Array, y: Array) -> Array:
+    """√(x/y), elementwise for x and y of one sign."""
+    return jnp.sqrt(jnp.abs(x)) * (1 / jnp.sqrt(jnp.abs(y)))
+
+
+@_root_quotient.defjvp
+def _root_quotient_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    value = _root_quotient(x, y)
+
+    def share(x, dx):
+        """value · dx/x, in the order in which less overflows."""
+        large = jnp.abs(x) > 1
+        part = jnp.where(large, 1 / x, value) * dx
+        return part * jnp.where(large, value, 1 / x)
+
+    return value, 0.5 * (share(x, dx) - share(y, dy))
 
 
 def _scaled_exponential_integral(x: Array) -> Array:
     """e^x E₁(x) = ∫₀^∞ e^−s/(s + x) ds, by the trapezoidal rule in log s."""
     s = aligned(np.exp(_LOG_S), x[..., None])
-    return 0.3 * jnp.sum(jnp.exp(-s) * s / (s + x[..., None]), axis=-1)
+    # Below e^−40 it is −log x − γ.
+    small = x < _SMALL
+    usual = jnp.where(small, _SMALL, x)[..., None]
+    integral = 0.3 * jnp.sum(jnp.exp(-s) * s / (s + usual), axis=-1)
+    return jnp.where(small, -jnp.log(x) - np.euler_gamma, integral)

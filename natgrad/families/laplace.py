@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import Family
 from natgrad.families.checks import diagonal, split_pair
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.remainders import expm1_remainder, scaled
 from natgrad.typing import Array, Key
 
 
@@ -40,9 +40,13 @@ class Laplace(Family):
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ (e^t − 1 − t) + e^t (e^−δ − 1 + δ)."""
         (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
-        t = log_scale - log_scale2
-        distance = _two_sided((location - location2) * jnp.exp(-log_scale))
-        return jnp.sum(expm1_remainder(t) + jnp.exp(t) * distance)
+        t, gap = log_scale - log_scale2, location - location2
+        delta = scaled(gap, log_scale)
+        near = jnp.abs(delta) < 1
+        close = expm1_remainder(t) + jnp.exp(t) * _two_sided(jnp.where(near, delta, 0))
+        size = jnp.abs(jnp.where(near, 0.0, gap))
+        far = jnp.exp(t - scaled(size, log_scale)) + scaled(size, log_scale2)
+        return jnp.sum(jnp.where(near, close, far - 1 - t))
 
     def score(self, z: Array, y: Array) -> Array:
         """(sign(ε) e^−ρ, |ε| − 1) in the last axis."""

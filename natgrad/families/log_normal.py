@@ -25,6 +25,11 @@ class LogNormal(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
 
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """That of log y, and −Σ log y."""
+        x = jnp.log(jnp.asarray(y, z.dtype))
+        return _NORMAL.log_prob(z, x) - jnp.sum(x)
+
     def log_normalizer(self, eta: Array) -> Array:
         """Σ −η₁²/(4η₂) − log(−2η₂)/2 + log(2π)/2."""
         return _NORMAL.log_normalizer(eta)

@@ -58,7 +58,13 @@ class Logistic(Family):
         delta = (location - location2) * jnp.exp(-log_scale2)
         near = (jnp.abs(t) < 0.5) & (jnp.abs(delta) < 1)
         close = _near(jnp.where(near, t, 0.0), jnp.where(near, delta, 0.0))
-        far = jnp.where(t < 0, _far_wider(t, delta), _far_narrower(t, delta)) - 2 - t
+        wider = t < 0
+        shift = (location - location2) * jnp.exp(-log_scale)
+        of_wider = _far_wider(jnp.where(wider, t, 0.0), jnp.where(wider, delta, 0.0))
+        of_narrower = _far_narrower(
+            jnp.where(wider, 0.0, t), jnp.where(wider, 0.0, shift)
+        )
+        far = jnp.where(wider, of_wider, of_narrower) - 2 - t
         return jnp.sum(jnp.where(near, close, far))
 
     def score(self, z: Array, y: Array) -> Array:
@@ -106,8 +112,12 @@ def _information(z: Array) -> Array:
     return jnp.stack([jnp.exp(-2 * log_scale) / 3, spread], axis=-1)
 
 
+@jax.custom_jvp
 def _c(x: Array) -> Array:
     return 2 * jnp.logaddexp(x / 2, -x / 2)
+
+
+_c.defjvps(lambda dx, _, x: jnp.tanh(x / 2) * dx)
 
 
 def _density(x: Array) -> Array:
@@ -129,15 +139,15 @@ def _near(t: Array, delta: Array) -> Array:
 def _far_wider(t: Array, delta: Array) -> Array:
     """E[c(ε')] where the second law is the wider one: c is smooth in ε."""
     e = aligned(_TRAPEZOID, t[..., None])
-    slope = jnp.exp(jnp.minimum(t, 0.0))[..., None]
+    slope = jnp.exp(t)[..., None]
     return 0.3 * jnp.sum(_density(e) * _c(e * slope + delta[..., None]), axis=-1)
 
 
-def _far_narrower(t: Array, delta: Array) -> Array:
-    """E[c(ε')] where the second law is the narrower one, in x = ε'."""
+def _far_narrower(t: Array, shift: Array) -> Array:
+    """E[c(ε')] where the second law is the narrower one, in x = ε'; shift is δ e^−t."""
     x = aligned(_HALF_LINE, t[..., None])
     weights = aligned(_HALF_LINE_WEIGHTS, x)
-    shrink = jnp.exp(-jnp.maximum(t, 0.0))
-    of = lambda x: _density((x - delta[..., None]) * shrink[..., None])
+    shrink = jnp.exp(-t)
+    of = lambda x: _density(x * shrink[..., None] - shift[..., None])
     bump = 2 * jnp.log1p(jnp.exp(-x)) * (of(x) + of(-x))
-    return _c(delta * shrink) / shrink + shrink * jnp.sum(weights * bump, axis=-1)
+    return _c(shift) * jnp.exp(t) + shrink * jnp.sum(weights * bump, axis=-1)

@@ -30,8 +30,9 @@ import numpy as np
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import aligned
+from natgrad.families.divergences import divergence
 from natgrad.families.gaussian_rule import gaussian_rule
-from natgrad.families.remainders import log1p_remainder
+from natgrad.families.remainders import log1p_remainder, ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -56,10 +57,17 @@ class MultivariateNormal(ExponentialFamily):
 
     def mean_and_covariance(self, eta: Array) -> tuple[Array, Array]:
         """m of shape [..., d] and S of shape [..., d, d]."""
-        first, precision = _split(eta)
-        root = _inverse_root(precision)
-        covariance = jnp.einsum(_MTM, root, root, precision="highest")
-        return jnp.einsum(_MV, covariance, first, precision="highest"), covariance
+        return _moments(*_split(eta))
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ −|Lᵀ(y − m)|²/2 + log det(L) − d log(2π)/2 with L Lᵀ = P."""
+        first, precision = _split(z)
+        factor = jnp.linalg.cholesky(precision)
+        y = jnp.asarray(y, z.dtype)
+        turned = jnp.einsum(_MTV, factor, y, precision="highest")
+        residual = turned - _solve(factor, first[..., None])[..., 0]
+        constant = 0.5 * math.log(2 * math.pi) * first.size
+        return _log_diagonal(factor) - 0.5 * jnp.sum(residual**2) - constant
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ mᵀP m/2 − log det(P)/2 + d log(2π)/2."""
@@ -106,18 +114,10 @@ class MultivariateNormal(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ ‖X‖²/2 + Σ_i (X_ii − log(1 + X_ii)) + gᵀP2⁻¹g/2."""
-        first, precision = _split(z)
-        _, precision2 = _split(z2)
-        step, difference = _split(z2 - z)
-        root = _inverse_root(precision)
-        whitened = jnp.einsum(_MV, root, first, precision="highest")
-        m = jnp.einsum(_MTV, root, whitened, precision="highest")
-        x = _cholesky_step(_congruence(root, difference))
-        diagonal = jnp.diagonal(x, axis1=-2, axis2=-1)
-        spread = 0.5 * jnp.sum(x**2) + jnp.sum(log1p_remainder(diagonal))
-        g = step - jnp.einsum(_MV, difference, m, precision="highest")
-        distance = _solve(jnp.linalg.cholesky(precision2), g[..., None])
-        return spread + 0.5 * jnp.sum(distance**2)
+        (_, precision), (_, difference) = _split(z), _split(z2 - z)
+        change = _congruence(_inverse_root(precision), difference)
+        near = jnp.all(jnp.abs(change) < 0.25 / change.shape[-1], axis=(-2, -1))
+        return jnp.sum(divergence(self, _divergence, z, z2, near))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Of the order of d² points, exact to degree 5 in y (see `gaussian_rule`)."""
@@ -185,6 +185,51 @@ def _joined(first: Array, precision: Array) -> Array:
     rows, columns = np.triu_indices(first.shape[-1])
     factors = aligned(np.where(rows == columns, -0.5, -1.0), first)
     return jnp.concatenate([first, factors * precision[..., rows, columns]], axis=-1)
+
+
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor; of far laws ½ Σ (M_ii − 1) − log det(M)/2, M = L⁻¹ P2 L⁻ᵀ."""
+    (first, precision), (first2, precision2) = _split(z), _split(z2)
+    step, difference = _split(z2 - z)
+    root, factor2 = _inverse_root(precision), jnp.linalg.cholesky(precision2)
+    m = _moments(first, precision)[0]
+    change = _congruence(root, difference)
+    near = jnp.all(jnp.abs(change) < 0.25 / change.shape[-1], axis=(-2, -1))
+    x = _cholesky_step(jnp.where(near[..., None, None], change, 0.0))
+    diagonal = jnp.diagonal(x, axis1=-2, axis2=-1)
+    close = 0.5 * jnp.sum(x**2, axis=(-2, -1)) + jnp.sum(log1p_remainder(diagonal), -1)
+    y = jnp.einsum("...ij,...jk->...ik", root, factor2, precision="highest")
+    diagonal = jnp.diagonal(y, axis1=-2, axis2=-1)
+    off = jnp.sum(jnp.tril(y, -1) ** 2, axis=(-2, -1))
+    # X² − 1 − 2 log X of the diagonal is 2 (X − 1 − log X) + (X − 1)².
+    apart = ratio_remainder(jnp.ones_like(diagonal), diagonal, diagonal - 1)
+    apart = 0.5 * off + jnp.sum(apart + 0.5 * (diagonal - 1) ** 2, axis=-1)
+    g = step - jnp.einsum(_MV, difference, m, precision="highest")
+    beside = _solve(factor2, g[..., None])[..., 0]
+    beyond = _solve(factor2, first2[..., None])[..., 0] - jnp.einsum(
+        _MTV, factor2, m, precision="highest"
+    )
+    distance = jnp.where(near[..., None], beside, beyond)
+    return jnp.where(near, close, apart) + 0.5 * jnp.sum(distance**2, axis=-1)
+
+
+@jax.custom_jvp
+def _moments(first: Array, precision: Array) -> tuple[Array, Array]:
+    """m and S of P m and P."""
+    covariance = _inverse(precision)
+    return jnp.einsum(_MV, covariance, first, precision="highest"), covariance
+
+
+@_moments.defjvp
+def _moments_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """S (d(P m) − dP m) and −S dP S."""
+    d_first, d_precision = tangents
+    m, covariance = _moments(*primals)
+    moved = d_first - jnp.einsum(_MV, d_precision, m, precision="highest")
+    d_m = jnp.einsum(_MV, covariance, moved, precision="highest")
+    return (m, covariance), (d_m, -_congruence(covariance, d_precision))
 
 
 def _solve(factor: Array, right: Array) -> Array:

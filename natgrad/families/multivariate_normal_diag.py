@@ -27,6 +27,10 @@ class MultivariateNormalDiag(ExponentialFamily):
     parameter_ndim: ClassVar[int] = 1
     label_ndim: ClassVar[int] = 1
 
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ of the normal laws' log-probabilities."""
+        return _NORMAL.log_prob(_pairs(z), y)
+
     def log_normalizer(self, eta: Array) -> Array:
         """Σ of the normal laws' A."""
         return _NORMAL.log_normalizer(_pairs(eta))

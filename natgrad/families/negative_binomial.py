@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import digamma, gammaln
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import check_positive, inside
@@ -26,10 +26,14 @@ from natgrad.families.geometric import (
 from natgrad.families.special import log_gamma_excess
 from natgrad.typing import Array, ArrayLike, Key
 
+_LARGE_ODDS = 1e12
+
 
 @dataclasses.dataclass(frozen=True)
 class NegativeBinomial(ExponentialFamily):
     """y ~ NB(r, p): z is log(1 − p) < 0, y a count, each entry a factor.
+
+    y may be a fraction, such as a mean of counts; y! is then Γ(y + 1).
 
     Attributes:
         r: the number of successes, one positive number, not necessarily an integer.
@@ -61,8 +65,14 @@ class NegativeBinomial(ExponentialFamily):
         return jnp.sum(leading + rest - gammaln(r))
 
     def expected_log_base_measure(self, eta: Array) -> Array:
-        """E[h], from the generating function E[x^y] = (1 + (1 − x)(1 − p)/p)^−r."""
-        r, odds = self._r(eta), geometric_mean(eta)
+        """E[h], from the generating function E[x^y] = (1 + (1 − x)(1 − p)/p)^−r.
+
+        Where p is below 1e-12 y is nearly a gamma variable and E[h] is
+        (r − 1) E[log y] − log Γ(r); that leaves out terms of order p^min(r, 1).
+        """
+        r, exact = self._r(eta), geometric_mean(eta)
+        large = exact > _LARGE_ODDS
+        odds = jnp.where(large, 1.0, exact)
         slower = jnp.minimum(r, 1.0)
 
         def integrand(t, x):
@@ -71,7 +81,10 @@ class NegativeBinomial(ExponentialFamily):
             gap = -jnp.exp(-slower * t) * jnp.expm1(-jnp.abs(r - 1) * t)
             return rest * jnp.sign(r - 1) * gap / x
 
-        return jnp.sum(expectation_of_log_gamma(integrand, eta.dtype))
+        usual = expectation_of_log_gamma(integrand, eta.dtype)
+        mean_log = digamma(r) + jnp.log(jnp.where(large, exact, 1.0))
+        limit = (r - 1) * mean_log - gammaln(r)
+        return jnp.sum(jnp.where(large, limit, usual))
 
     def mean(self, eta: Array) -> Array:
         """The expected count r/(e^−η − 1)."""
@@ -107,9 +120,9 @@ class NegativeBinomial(ExponentialFamily):
         return jax.random.poisson(key2, rate).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
     def _r(self, z: Array) -> Array:
         return jnp.asarray(self.r, z.dtype)

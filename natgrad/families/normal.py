@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.remainders import ratio_remainder
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 
@@ -30,10 +31,18 @@ class Normal(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
 
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ −(y − m)²/(2v) − log(v)/2 − log(2π)/2."""
+        first, second = _split(z)
+        root = jnp.sqrt(-2 * second)
+        residual = jnp.asarray(y, z.dtype) * root - quotient(first, root)
+        constant = 0.5 * math.log(2 * math.pi)
+        return jnp.sum(jnp.log(root) - 0.5 * residual**2 - constant)
+
     def log_normalizer(self, eta: Array) -> Array:
         """Σ −η₁²/(4η₂) − log(−2η₂)/2 + log(2π)/2."""
         first, second = _split(eta)
-        quadratic = -(first**2) / (4 * second)
+        quadratic = -0.5 * first * quotient(first, 2 * second)
         return jnp.sum(
             quadratic - 0.5 * jnp.log(-2 * second) + 0.5 * math.log(2 * math.pi)
         )
@@ -70,10 +79,9 @@ class Normal(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ (u − log(1 + u))/2 + (m − m2)²/(2 v2)."""
-        (a1, a2), (b1, b2) = _split(z), _split(z2)
-        spread = ratio_remainder(a2, b2, b2 - a2)
-        distance = ((b1 - a1) * a2 - a1 * (b2 - a2)) / (2 * a2 * b2)
-        return jnp.sum(0.5 * spread - b2 * distance**2)
+        (_, a2), (_, b2) = _split(z), _split(z2)
+        near = jnp.abs(b2 - a2) < -0.5 * a2
+        return jnp.sum(divergence(self, _divergence, z, z2, near))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """The three Gauss-Hermite points m, m ± √(3v): exact to degree 5 in y."""
@@ -97,7 +105,18 @@ def _split(z: Array) -> tuple[Array, Array]:
     return split_pair("Normal", "(mean/variance, −1/(2 variance))", z)
 
 
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor."""
+    (a1, a2), (b1, b2) = _split(z), _split(z2)
+    m, root2 = _mean_and_variance(z)[0], jnp.sqrt(-2 * b2)
+    # (m2 − m)/√v2, from differences of parameters where these are near.
+    close = quotient(b1 - a1 + 2 * m * (b2 - a2), root2)
+    apart = quotient(b1, root2) - m * root2
+    distance = jnp.where(jnp.abs(b2 - a2) < -0.5 * a2, close, apart)
+    return 0.5 * (ratio_remainder(a2, b2, b2 - a2) + distance**2)
+
+
 def _mean_and_variance(eta: Array) -> tuple[Array, Array]:
     first, second = _split(eta)
-    v = -0.5 / second
-    return first * v, v
+    v = quotient(jnp.full_like(second, -0.5), second)
+    return quotient(first, -2 * second), v

@@ -15,15 +15,24 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.counts import expectation_of_log_gamma
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.remainders import expm1_remainder, poisson_deviance
+from natgrad.families.special import log_factorial_excess
 from natgrad.typing import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
 class Poisson(ExponentialFamily):
-    """y ~ Poisson(e^z): z is the log rate, y a count, each entry a factor."""
+    """y ~ Poisson(e^z): z is the log rate, y a count, each entry a factor.
+
+    y may be a fraction, such as a mean of counts; y! is then Γ(y + 1).
+    """
 
     parameter_ndim: ClassVar[int] = 0
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Σ y z − e^z − log y!, less what cancels."""
+        y = jnp.asarray(y, z.dtype)
+        return -jnp.sum(poisson_deviance(y, z) + log_factorial_excess(y))
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ e^η."""
@@ -53,7 +62,7 @@ class Poisson(ExponentialFamily):
         """Σ λ − λ log λ + E[log y!], or its asymptotic series where λ is large."""
         large = eta > -0.2 * jnp.log(jnp.finfo(eta.dtype).eps)
         small = jnp.where(large, 0.0, eta)
-        x = jnp.exp(-eta)
+        x = jnp.exp(-jnp.where(large, eta, 1.0))
         series = x * (1 / 12 + x * (1 / 24 + x * (19 / 360 + x * (9 / 80))))
         asymptotic = 0.5 * (1 + math.log(2 * math.pi) + eta) - series
         rate = jnp.exp(small)
@@ -62,10 +71,7 @@ class Poisson(ExponentialFamily):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ λ (e^d − 1 − d), or e^z2 − λ (1 + d) where e^d could overflow."""
-        d, rate = z2 - z, jnp.exp(z)
-        near = d < 10
-        close = rate * expm1_remainder(jnp.where(near, d, 0.0))
-        return jnp.sum(jnp.where(near, close, jnp.exp(z2) - rate * (1 + d)))
+        return jnp.sum(_divergence(z, z2))
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """λ ± √λ with equal weights, which are not counts.
@@ -81,9 +87,9 @@ class Poisson(ExponentialFamily):
         return jax.random.poisson(key, jnp.exp(z)).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is 0, 1, 2, …."""
+        """Whether y is finite and at least 0: a count, or a mean of counts."""
         del z
-        return (y >= 0) & (y == jnp.floor(y)) & jnp.isfinite(y)
+        return (y >= 0) & jnp.isfinite(y)
 
 
 def _expected_log_factorial(rate: Array) -> Array:
@@ -91,3 +97,25 @@ def _expected_log_factorial(rate: Array) -> Array:
         lambda t, x: rate * jnp.exp(-t) + jnp.expm1(-rate * x) / jnp.expm1(t),
         rate.dtype,
     )
+
+
+@jax.custom_jvp
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL, elementwise."""
+    d = z2 - z
+    near = d < 10
+    close = jnp.exp(z) * expm1_remainder(jnp.where(near, d, 0.0))
+    step = jnp.where(near, 10.0, d)
+    far = jnp.exp(z2) * (1 - (1 + step) * jnp.exp(-step))
+    return jnp.where(d == 0, 0.0, jnp.where(near, close, far))
+
+
+@_divergence.defjvp
+def _divergence_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """−λ d dz + (λ2 − λ) dz2."""
+    (z, z2), (dz, dz2) = primals, tangents
+    d = z2 - z
+    gap = -jnp.sign(d) * jnp.exp(jnp.maximum(z, z2)) * jnp.expm1(-jnp.abs(d))
+    return _divergence(z, z2), gap * dz2 - jnp.exp(z) * d * dz

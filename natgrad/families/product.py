@@ -34,7 +34,7 @@ class Product(Family):
         families: one for each block.
         sizes: how many entries of z's last axis belong to each block. A family of
             scalar parameters has that many labels, one of vectors reads them as one
-            law.
+            law. A `Categorical` block has a class index, not probabilities.
     """
 
     families: tuple[Family, ...]
@@ -84,6 +84,12 @@ class Product(Family):
         pairs = zip(self.families, self._split(z), self._split(z2), strict=True)
         return sum(family.kl(a, b) for family, a, b in pairs)
 
+    def kl_under(self, key: Key | None, z: Array, z2: Array) -> Array:
+        """Σ over blocks, each under a key of its own, shape ()."""
+        keys = self._keys(key)
+        parts = zip(self.families, keys, self._split(z), self._split(z2), strict=True)
+        return sum(family.kl_under(key, a, b) for family, key, a, b in parts)
+
     def score(self, z: Array, y: Array) -> Array:
         """The blocks' scores, 0 where a block is missing; shaped like z."""
         y = jnp.asarray(y, z.dtype)
@@ -127,6 +133,30 @@ class Product(Family):
             weights.append(ws)
         return jnp.concatenate(labels), jnp.concatenate(weights)
 
+    def columns(self, key: Key | None, z: Array) -> tuple[Array, Array]:
+        """The blocks' columns, 0 in the other blocks."""
+        scores, weights = [], []
+        offsets = np.cumsum([0, *self.sizes])
+        parts = zip(
+            self.families, self._keys(key), self._split(z), offsets[:-1], strict=True
+        )
+        for family, key, z_block, offset in parts:
+            of_block = family.columns
+            if family.parameter_ndim == 0:
+                of_block = _of_scalars(family.columns)
+            s, w = of_block(key, z_block)
+            after = z.size - offset - z_block.size
+            scores.append(jnp.pad(s, ((0, 0), (offset, after))))
+            weights.append(w)
+        return jnp.concatenate(scores), jnp.concatenate(weights)
+
+    def drawn(self, z: Array) -> bool:
+        """Whether any block is."""
+        return any(
+            family.drawn(jax.ShapeDtypeStruct((size,), z.dtype))
+            for family, size in zip(self.families, self.sizes, strict=True)
+        )
+
     def sample(self, key: Key, z: Array) -> Array:
         """A draw of each block, joined; integers come as floats."""
         keys = jax.random.split(key, len(self.families))
@@ -160,6 +190,10 @@ class Product(Family):
             key: "; ".join(f"{n}: {p[key]}" for n, p in zip(names, parts, strict=True))
             for key in parts[0]
         }
+
+    def _keys(self, key: Key | None) -> list[Key | None] | Key:
+        count = len(self.families)
+        return [None] * count if key is None else jax.random.split(key, count)
 
     def _label_sizes(self) -> list[int]:
         pairs = zip(self.families, self.sizes, strict=True)
@@ -238,6 +272,18 @@ def _present(family: Family, z: Array, y: Array) -> tuple[Array, Array]:
     stand_in = _each(family, lambda z: family.nodes(z)[0][-1], z)
     mask = present.reshape(present.shape + (1,) * family.label_ndim)
     return present, jnp.where(mask, y, stand_in.astype(y.dtype))
+
+
+def _of_scalars(columns: Callable) -> Callable:
+    """The columns of every entry of z [n], 0 in the others: [n·K, n]."""
+
+    def of_all(key: Key | None, z: Array) -> tuple[Array, Array]:
+        keys = None if key is None else jax.random.split(key, z.size)
+        scores, weights = jax.vmap(columns)(keys, z)  # [n, K]
+        apart = jnp.eye(z.size, dtype=z.dtype)[:, None, :] * scores[:, :, None]
+        return apart.reshape(-1, z.size), weights.reshape(-1)
+
+    return of_all
 
 
 def _widened(present: Array, z: Array) -> Array:

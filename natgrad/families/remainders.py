@@ -46,22 +46,123 @@ def log1p_remainder(x: Array) -> Array:
 log1p_remainder.defjvps(lambda dx, _, x: x / (1 + x) * dx)
 
 
+@jax.custom_jvp
+def quotient(x: Array, y: Array) -> Array:
+    """x/y, elementwise, with a derivative that never squares y.
+
+    By the inverse of y: compilers write x/(y/w) as (x w)/y, whose product overflows.
+    """
+    return x * (1 / y)
+
+
+@quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    ratio, inverse = quotient(x, y), quotient(jnp.ones_like(y), y)
+    return ratio, dx * inverse - ratio * (dy * inverse)
+
+
+@jax.custom_jvp
+def scaled(x: Array, log_scale: Array) -> Array:
+    """x e^−log_scale, elementwise, whose derivative in log_scale is minus itself."""
+    return x * jnp.exp(-log_scale)
+
+
+@scaled.defjvp
+def _scaled_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, log_scale), (dx, d_log) = primals, tangents
+    value = scaled(x, log_scale)
+    return value, scaled(dx, log_scale) - value * d_log
+
+
+@jax.custom_jvp
+def log_quotient(x: Array, y: Array) -> Array:
+    """log(y/x) for y/x > 0, elementwise, also where y/x overflows or underflows."""
+    ratio, limits = y / x, jnp.finfo(x.dtype)
+    inside = (ratio > limits.tiny) & (ratio < limits.max)
+    apart = jnp.log(jnp.abs(y)) - jnp.log(jnp.abs(x))
+    return jnp.where(inside, jnp.log(jnp.where(inside, ratio, 1.0)), apart)
+
+
+@log_quotient.defjvp
+def _log_quotient_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    return log_quotient(x, y), quotient(dy, y) - quotient(dx, x)
+
+
+@jax.custom_jvp
 def ratio_remainder(x: Array, y: Array, step: Array) -> Array:
     """The remainder u − log(1 + u) with 1 + u = y/x > 0, elementwise; step is y − x.
 
-    For near points u is step/x, for y much smaller than x only y/x is accurate.
+    For near points u is step/x, for far ones only y/x is accurate. The derivatives are
+    those along y and x, which determine the step.
     """
-    far = y / x < 0.5
-    u = jnp.where(far, 0.0, step / x)
-    return jnp.where(far, step / x - jnp.log(y / x), log1p_remainder(u))
+    u = quotient(step, x)
+    near = jnp.abs(u) < 0.5
+    close = log1p_remainder(jnp.where(near, u, 0.0))
+    return jnp.where(near, close, u - log_quotient(x, y))
 
 
+@ratio_remainder.defjvp
+def _ratio_remainder_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """u (dy/y − dx/x)."""
+    (x, y, step), (dx, dy, _) = primals, tangents
+    slope = quotient(dy, y) - quotient(dx, x)
+    return ratio_remainder(x, y, step), quotient(step, x) * slope
+
+
+@jax.custom_jvp
 def entropy_remainder(x: Array, y: Array, step: Array) -> Array:
-    """The remainder y log(y/x) − (y − x), elementwise for x, y > 0; step is y − x."""
-    far = y / x < 0.5
-    u = jnp.where(far, 0.0, step / x)
-    near = x * (u * jnp.log1p(u) - log1p_remainder(u))
-    return jnp.where(far, y * jnp.log(y / x) - step, near)
+    """The remainder y log(y/x) − (y − x), elementwise for x, y > 0; step is y − x.
+
+    The derivatives are those along y and x, which determine the step.
+    """
+    near = jnp.abs(step) < 0.5 * x
+    u = jnp.where(near, step / x, 0.0)
+    close = x * (u * jnp.log1p(u) - log1p_remainder(u))
+    return jnp.where(near, close, y * log_quotient(x, y) - step)
+
+
+@entropy_remainder.defjvp
+def _entropy_remainder_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """log(y/x) dy − u dx."""
+    (x, y, step), (dx, dy, _) = primals, tangents
+    near = jnp.abs(step) < 0.5 * x
+    u = quotient(step, x)
+    logarithm = jnp.where(near, jnp.log1p(jnp.where(near, u, 0.0)), log_quotient(x, y))
+    return entropy_remainder(x, y, step), logarithm * dy - u * dx
+
+
+@jax.custom_jvp
+def poisson_deviance(y: Array, log_mean: Array) -> Array:
+    """The remainder y log(y/λ) − (y − λ) with λ = e^log_mean; elementwise for y ≥ 0."""
+    mean = jnp.exp(log_mean)
+    safe, step = jnp.maximum(y, jnp.finfo(y.dtype).tiny), y - mean
+    near = jnp.abs(step) < 0.5 * mean
+    u = jnp.where(near, step / mean, 0.0)
+    close = mean * (u * jnp.log1p(u) - log1p_remainder(u))
+    return jnp.where(near, close, y * (jnp.log(safe) - log_mean) - step)
+
+
+@poisson_deviance.defjvp
+def _poisson_deviance_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """log(y/λ) dy + (λ − y) dlog λ."""
+    (y, log_mean), (dy, d_log) = primals, tangents
+    safe = jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+    rise = (jnp.log(safe) - log_mean) * dy + (jnp.exp(log_mean) - y) * d_log
+    return poisson_deviance(y, log_mean), rise
 
 
 def taylor_remainder(second: Callable[[Array], Array], dtype: jnp.dtype) -> Array:
@@ -107,18 +208,27 @@ def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return p, p * (dx - mean[..., None])
 
 
-def log_mean_exp(log_weights: Array, deviations: Array) -> Array:
+def log_mean_exp(
+    log_weights: Array, deviations: Array, exponents: Array | None = None
+) -> Array:
     """The number log Σ_i w_i e^{c_i} over the last axis, for Σ w = 1 and Σ w c = 0.
 
     This is log(1 + Σ w (e^c − 1 − c)), a log of one plus nonnegative terms; where e^c
-    would overflow it is the usual log-sum-exp.
+    would overflow it is the usual log-sum-exp. `exponents` are log w + c, where those
+    of infinite log w are known.
     """
-    near = jnp.all(deviations < 20, axis=-1, keepdims=True)
+    if exponents is None:
+        exponents = log_weights + deviations
     weights = jnp.exp(log_weights)
-    rest = expm1_remainder(jnp.where(near, deviations, 0.0))
-    total = jnp.einsum("...i,...i->...", weights, rest, precision="highest")
-    far = jax.nn.logsumexp(log_weights + jnp.where(near, 0.0, deviations), axis=-1)
-    return jnp.where(near[..., 0], jnp.log1p(total), far)
+    near = (deviations < 1) & (log_weights > -jnp.inf)
+    finite = jnp.all(exponents < 30, axis=-1, keepdims=True)
+    close = weights * expm1_remainder(jnp.where(near, deviations, 0.0))
+    far = jnp.where(finite & ~near, exponents, 0.0)
+    apart = jnp.exp(far) - weights * (1 + jnp.where(near, 0.0, deviations))
+    total = jnp.sum(jnp.where(near, close, apart), axis=-1)
+    largest = jax.nn.logsumexp(jnp.where(finite, 0.0, exponents), axis=-1)
+    finite = finite[..., 0]
+    return jnp.where(finite, jnp.log1p(jnp.where(finite, total, 0.0)), largest)
 
 
 @jax.custom_jvp

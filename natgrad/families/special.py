@@ -17,7 +17,11 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma
 
 from natgrad.families.checks import aligned
-from natgrad.families.remainders import entropy_remainder, ratio_remainder
+from natgrad.families.remainders import (
+    entropy_remainder,
+    quotient,
+    ratio_remainder,
+)
 from natgrad.typing import Array
 
 # J(x) = Σ_i _BINET[i] x^−(2i + 1)
@@ -30,40 +34,78 @@ _TABLE = np.array(_BINET)[:, None] * np.maximum(
 _SHIFT = 10
 
 
+@jax.custom_jvp
 def log_gamma_excess(x: Array) -> Array:
     """φ(x) = log Γ(x) − x log x + x, elementwise for x > 0."""
-    binet = _series(np.array(_BINET), x) / x
-    large = 0.5 * jnp.log(2 * jnp.pi / x) + binet
-    return jnp.where(x >= _SHIFT, large, gammaln(x) - x * jnp.log(x) + x)
+    small, inverse = _split(x)
+    large = 0.5 * jnp.log(2 * jnp.pi * inverse) + _binet(inverse)
+    return jnp.where(x < _SHIFT, gammaln(small) - small * jnp.log(small) + small, large)
 
 
+log_gamma_excess.defjvps(lambda dx, _, x: -log_minus_digamma(x) * dx)
+
+
+@jax.custom_jvp
 def log_minus_digamma(x: Array) -> Array:
     """L(x) = log x − ψ(x) = −φ'(x), elementwise for x > 0; 1/(2x) for large x."""
-    large = 0.5 / x + _series(_POWERS * np.array(_BINET), x) / x**2
-    return jnp.where(x >= _SHIFT, large, jnp.log(x) - digamma(x))
+    small, inverse = _split(x)
+    series = _series(_POWERS * np.array(_BINET), inverse)
+    large = inverse * (0.5 + inverse * series)
+    return jnp.where(x < _SHIFT, jnp.log(small) - digamma(small), large)
+
+
+log_minus_digamma.defjvps(lambda dx, _, x: -trigamma_excess(x) * quotient(dx, x))
 
 
 def trigamma_excess(x: Array) -> Array:
     """x ψ'(x) − 1 = −x L'(x), elementwise for x > 0; 1/(2x) for large x."""
-    large = 0.5 / x + _series(_POWERS * (_POWERS + 1) * np.array(_BINET), x) / x**2
-    return jnp.where(x >= _SHIFT, large, x * polygamma(1, x) - 1)
+    small, inverse = _split(x)
+    series = _series(_POWERS * (_POWERS + 1) * np.array(_BINET), inverse)
+    large = inverse * (0.5 + inverse * series)
+    return jnp.where(x < _SHIFT, small * polygamma(1, small) - 1, large)
+
+
+@jax.custom_jvp
+def log_factorial_excess(y: Array) -> Array:
+    """log y! − y log y + y, elementwise for y ≥ 0; log(2πy)/2 for large y.
+
+    Infinite for negative y, where there is no count.
+    """
+    positive = jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+    small, inverse = _split(positive)
+    direct = gammaln(small + 1) - small * jnp.log(small) + small
+    large = 0.5 * jnp.log(2 * jnp.pi / inverse) + _binet(inverse)
+    return jnp.where(y < 0, jnp.inf, jnp.where(positive < _SHIFT, direct, large))
+
+
+log_factorial_excess.defjvps(
+    lambda dy, _, y: (1 / jnp.maximum(y, 1e-30) - log_minus_digamma(y)) * dy
+)
 
 
 def log_gamma_excess_gap(x: Array, y: Array, step: Array) -> Array:
     """D_φ(y, x) = φ(y) − φ(x) − φ'(x) step with step = y − x; elementwise, nonnegative.
 
-    Small x are moved up by Γ(x + 1) = x Γ(x), one factor at a time.
+    For near points the divergence of J is a series; where they are small they are moved
+    up first by Γ(x + 1) = x Γ(x), one factor at a time.
     """
-    large = jnp.minimum(x, y) >= _SHIFT
+    near, large = jnp.abs(step) < 0.5 * x, jnp.minimum(x, y) >= _SHIFT
+    # A point beside x stands in for y where that is far, and 10 for what is small.
+    close, move = jnp.where(near, y, x), jnp.where(near, step, 0.0)
     shift = jnp.where(large, 0, _SHIFT).astype(x.dtype)
-    by_series = _gap_by_series(x + shift, y + shift, step)
+    by_series = _gap_by_series(x + shift, close + shift, move)
     ks = jnp.arange(_SHIFT, dtype=x.dtype).reshape((1,) * x.ndim + (-1,))
-    factors, factors2 = x[..., None] + ks, y[..., None] + ks
-    moved = jnp.sum(ratio_remainder(factors, factors2, step[..., None]), axis=-1)
-    entropies = entropy_remainder(x + _SHIFT, y + _SHIFT, step) - entropy_remainder(
-        x, y, step
-    )
-    return by_series + jnp.where(large, 0.0, moved + entropies)
+    factors, factors2 = x[..., None] + ks, close[..., None] + ks
+    moved = jnp.sum(ratio_remainder(factors, factors2, move[..., None]), axis=-1)
+    entropies = entropy_remainder(x + _SHIFT, close + _SHIFT, move)
+    entropies = entropies - entropy_remainder(x, close, move)
+    of_near = by_series + jnp.where(large, 0.0, moved + entropies)
+    of_small = log_gamma_excess(y) - log_gamma_excess(x) + log_minus_digamma(x) * step
+    inverse, inverse2 = _split(x)[1], _split(y)[1]
+    slope = inverse * _series(_POWERS * np.array(_BINET), inverse)
+    binets = _binet(inverse2) - _binet(inverse) + slope * (inverse * step)
+    of_large = 0.5 * ratio_remainder(x, y, step) + binets
+    return jnp.where(near, of_near, jnp.where(large, of_large, of_small))
 
 
 def log_gamma_gap(x: Array, y: Array, step: Array) -> Array:
@@ -71,18 +113,27 @@ def log_gamma_gap(x: Array, y: Array, step: Array) -> Array:
     return log_gamma_excess_gap(x, y, step) + entropy_remainder(x, y, step)
 
 
-def _series(coefficients: np.ndarray, x: Array) -> Array:
-    """Σ_i c_i x^−2i for x of at least `_SHIFT`, and for smaller x its value there."""
-    square = 1 / jnp.maximum(x, _SHIFT) ** 2
-    return jnp.polyval(jnp.asarray(coefficients[::-1], x.dtype), square)
+def _split(x: Array) -> tuple[Array, Array]:
+    """x up to `_SHIFT`, and 1/x from there on; elsewhere their values at `_SHIFT`."""
+    return jnp.minimum(x, _SHIFT), 1 / jnp.maximum(x, _SHIFT)
+
+
+def _series(coefficients: np.ndarray, inverse: Array) -> Array:
+    """Σ_i c_i x^−2i of 1/x."""
+    return jnp.polyval(jnp.asarray(coefficients[::-1], inverse.dtype), inverse**2)
+
+
+def _binet(inverse: Array) -> Array:
+    """J(x) of 1/x."""
+    return inverse * _series(np.array(_BINET), inverse)
 
 
 def _gap_by_series(x: Array, y: Array, step: Array) -> Array:
-    """D_φ by the asymptotic series, for x and y at least 10.
+    """D_φ by the asymptotic series, for near x and y of at least 10.
 
     With w = x/y that of x^−k is (step/x)² x^−k Σ_{j=1}^k (k + 1 − j) w^j.
     """
-    w, u = (x / y)[..., None], step / x
+    w, u = (x / y)[..., None], quotient(step, x)
     powers_of_w = w ** aligned(np.arange(1.0, _POWERS[-1] + 1), w)
     powers_of_x = (1 / x)[..., None] ** aligned(_POWERS.astype(float), w)
     table = jnp.asarray(_TABLE, x.dtype)
@@ -104,7 +155,7 @@ def inverse_log_minus_digamma(s: Array) -> Array:
     linear: −1 and slightly less are its slopes.
     """
     s = jnp.where(s > 0, s, jnp.nan)
-    x = (3 - s + jnp.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
+    x = (3 - s + jnp.hypot(s - 3, jnp.sqrt(24 * s))) / (12 * s)
 
     def newton(_, x):
         value = log_minus_digamma(x)

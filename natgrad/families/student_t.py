@@ -16,8 +16,15 @@ coefficients ζ^k/k and the law those of cos^{ν−1} θ, whence (Parseval)
 
     KL = −(ν + 1)/2 · log(1 − |ζ|²) + h λ − (ν + 1) Re Σ_{k≥1} (−h)_k/(h + 1)_k · ζ^k/k,
 
-a finite sum for odd ν (ν = 1: Cauchy). For other ν it is cut after 128 terms, an error
-of order |ζ|^128 128^−(ν+1): 1e-12 for scales in a ratio up to 10.
+a finite sum for odd ν (ν = 1: Cauchy). Where |ζ| < 0.8 it is cut after 128 terms, an
+error of 1e-12 and less. Elsewhere, with ε = √ν sinh u and σ = s'/s,
+
+    KL = −ν log σ + (ν + 1) (Re E[log(σ − i (sinh u + δ))] − E[log cosh u]),
+
+an integral over u with the density ∝ cosh^−ν u, by the trapezoidal rule on the line
+Im u = c: there, between the singularities of the two factors, it converges at the same
+rate for all σ and δ. Held to 1e-9 relative in double precision by the tests for ν from
+1/2 to 1000 and scales in ratios up to e^800.
 """
 
 from __future__ import annotations
@@ -28,10 +35,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import gammaln
 
 from natgrad.families.base import Family
-from natgrad.families.checks import check_positive, diagonal, split_pair
+from natgrad.families.checks import aligned, check_positive, diagonal, split_pair
 from natgrad.families.remainders import tanh_remainder
 from natgrad.typing import Array, ArrayLike, Key
 
@@ -63,23 +71,33 @@ class StudentT(Family):
 
     def kl(self, z: Array, z2: Array) -> Array:
         """The series above, with the terms that cancel for near points put together."""
-        nu, (location, log_scale) = self._nu(z), _split(z)
-        location2, log_scale2 = _split(z2)
-        h, log_ratio = (nu - 1) / 2, log_scale - log_scale2
-        # In units of s: the scales are 1 and s'.
-        scale2 = jnp.exp(-log_ratio)
-        delta = (location - location2) * jnp.exp(-log_scale) / jnp.sqrt(nu)
+        (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
+        log_ratio = log_scale - log_scale2
+        delta = (location - location2) * jnp.exp(-log_scale) / jnp.sqrt(self._nu(z))
+        # |ζ|² is ((1 − σ)² + δ²)/((1 + σ)² + δ²).
+        scale2 = jnp.exp(-jnp.clip(log_ratio, -20, 20))
+        moved = jnp.clip(delta, -1e9, 1e9)
+        norm = (1 + scale2) ** 2 + moved**2
+        far = (1 - scale2) ** 2 + moved**2 > 0.64 * norm
+        of_near = self._series(*(jnp.where(far, 0.0, x) for x in (log_ratio, delta)))
+        of_far = _integral(self.nu, log_ratio, delta)
+        return jnp.sum(jnp.where(far, of_far, of_near))
+
+    def _series(self, log_ratio: Array, delta: Array) -> Array:
+        """The sum over powers of ζ, elementwise, for near laws."""
+        nu = self._nu(delta)
+        h, scale2 = (nu - 1) / 2, jnp.exp(-log_ratio)
         norm = (1 + scale2) ** 2 + delta**2
         real = (delta**2 + jnp.expm1(-2 * log_ratio)) / norm
         imaginary = 2 * delta / norm
         cauchy = _cauchy(real**2 + imaginary**2, norm / (4 * scale2))
         # λ + 2 Re ζ, of third order in λ and second in δ.
         first = tanh_remainder(log_ratio) + 4 * delta**2 / ((1 + scale2) * norm)
-        j = jnp.arange(1, _TERMS + 1, dtype=z.dtype)
+        j = jnp.arange(1, _TERMS + 1, dtype=delta.dtype)
         coefficients = jnp.cumprod((j - 1 - h) / (h + j)) / j
-        higher = jnp.concatenate([jnp.zeros(2, z.dtype), coefficients[1:]])
+        higher = jnp.concatenate([jnp.zeros(2, delta.dtype), coefficients[1:]])
         series = _power_series(higher, jax.lax.complex(real, imaginary)).real
-        return jnp.sum(0.5 * (nu + 1) * cauchy + h * first - (nu + 1) * series)
+        return 0.5 * (nu + 1) * cauchy + h * first - (nu + 1) * series
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Four points: two of Gauss-Jacobi in 1 − w, each with both signs of ε."""
@@ -130,6 +148,39 @@ def _log_constant(nu: ArrayLike) -> ArrayLike:
     nu = float(nu)
     gammas = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)
     return gammas - 0.5 * math.log(nu * math.pi)
+
+
+def _integral(nu: ArrayLike, log_ratio: Array, delta: Array) -> Array:
+    """KL by the trapezoidal rule, elementwise."""
+    real, imaginary, of_real, of_imaginary, log_cosh = (
+        aligned(array, delta[..., None]) for array in _line(nu)
+    )
+    nu, t = jnp.asarray(nu, delta.dtype), log_ratio[..., None]
+    # In units of the larger scale.
+    unit = jnp.exp(jnp.minimum(t, 0.0))
+    across = jnp.exp(-jnp.maximum(t, 0.0)) + of_imaginary * unit
+    along = (of_real + delta[..., None]) * unit
+    mean = real * jnp.log(jnp.hypot(across, along))
+    mean = jnp.sum(mean + imaginary * jnp.arctan2(along, across), axis=-1)
+    larger = jnp.where(log_ratio > 0, nu * log_ratio, -log_ratio)
+    return larger + (nu + 1) * (mean - log_cosh)
+
+
+def _line(nu: ArrayLike) -> tuple[ArrayLike, ...]:
+    """Weights (real and imaginary parts), sinh u likewise, and E[log cosh u]."""
+    if isinstance(nu, jax.core.Tracer):
+        xp, number = jnp, 2000
+    else:
+        xp, nu, number = np, float(nu), None
+    height = xp.minimum(math.pi / 4, 1 / xp.sqrt(nu))
+    reach = 37 / nu + 9 / xp.sqrt(nu)
+    number = number or int(10 * reach / height)
+    u = xp.linspace(-1.0, 1.0, number) * reach + 1j * height
+    weights = xp.exp(-nu * xp.log(xp.cosh(u)))
+    weights = weights / xp.sum(weights)
+    log_cosh = xp.sum(weights * xp.log(xp.cosh(u)))
+    x = xp.sinh(u)
+    return weights.real, weights.imag, x.real, x.imag, log_cosh.real
 
 
 @jax.custom_jvp

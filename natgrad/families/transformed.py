@@ -82,6 +82,10 @@ class Transformed(Family):
         """That of the laws of x."""
         return self.family.kl(z, z2)
 
+    def kl_under(self, key: Key | None, z: Array, z2: Array) -> Array:
+        """That of the laws of x."""
+        return self.family.kl_under(key, z, z2)
+
     def score(self, z: Array, y: Array) -> Array:
         """That of x(y)."""
         return self.family.score(z, self._inverse(jnp.asarray(y)))
@@ -98,6 +102,14 @@ class Transformed(Family):
         """The images of the nodes of x."""
         xs, weights = self.family.nodes(z)
         return jax.vmap(self.forward)(xs), weights
+
+    def columns(self, key: Key | None, z: Array) -> tuple[Array, Array]:
+        """Those of the law of x, whose scores are the same."""
+        return self.family.columns(key, z)
+
+    def drawn(self, z: Array) -> bool:
+        """Whether the law of x is."""
+        return self.family.drawn(z)
 
     def sample(self, key: Key, z: Array) -> Array:
         """The image of a draw of x."""

@@ -26,18 +26,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad.families.angles import centred_angles
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.bessel import (
+    Concentration,
     bessel_complement,
     bessel_curvature,
+    bessel_log_slope,
     bessel_ratio,
     bessel_slope,
+    inverse_bessel_ratio,
     log_bessel0,
     log_scaled_bessel0,
-    root,
+    of_kappa,
 )
-from natgrad.families.checks import aligned, inside, resolved, split_pair
-from natgrad.families.remainders import taylor_remainder
+from natgrad.families.checks import aligned, resolved, split_pair
+from natgrad.families.divergences import divergence
+from natgrad.families.remainders import quotient, taylor_remainder
 from natgrad.typing import Array, Key
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -51,14 +56,15 @@ class VonMises(ExponentialFamily):
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """−Σ 2κ sin²((y − m)/2) + log 2πI₀(κ)e^−κ."""
-        square, direction = _square(z), _direction(z)
-        half = jnp.sin(0.5 * (jnp.asarray(y, z.dtype) - direction))
-        exponent = -2 * root(square) * half**2
-        return jnp.sum(exponent - log_scaled_bessel0(square) - _LOG_2PI)
+        y, kappa, point = jnp.asarray(y, z.dtype), _norm(z), _concentrated(z)
+        half = jnp.sin(0.5 * (y - _direction(z)))
+        large = -2 * kappa * half**2 - log_scaled_bessel0(point, kappa)
+        small = _dot(z, self.sufficient_statistics(y)) - log_bessel0(point, kappa)
+        return jnp.sum(jnp.where(kappa < 1, small, large) - _LOG_2PI)
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log 2πI₀(κ)."""
-        return jnp.sum(log_bessel0(_square(eta)) + _LOG_2PI)
+        return jnp.sum(log_bessel0(_concentrated(eta), _norm(eta)) + _LOG_2PI)
 
     def sufficient_statistics(self, y: Array) -> Array:
         """T(y) = (cos y, sin y)."""
@@ -71,12 +77,12 @@ class VonMises(ExponentialFamily):
 
     def natural(self, mu: Array) -> Array:
         """κ (cos m, sin m), by Newton's method; NaN unless |μ| < 1 beyond rounding."""
-        length = root(_square(mu))
+        length = _norm(mu)
         return _natural(mu, resolved(1 - length, length))
 
     def mean_complement(self, eta: Array) -> Array:
         """1 − |μ|, of shape eta.shape[:-1], where that cancels."""
-        return bessel_complement(_square(eta))
+        return bessel_complement(_concentrated(eta))
 
     def natural_from_complement(self, mu: Array, complement: Array) -> Array:
         """κ (cos m, sin m) of μ and 1 − |μ|; NaN unless that is in (0, 1].
@@ -87,47 +93,33 @@ class VonMises(ExponentialFamily):
 
     def entropy(self, eta: Array) -> Array:
         """Σ log 2πI₀(κ)e^−κ + κ (1 − R(κ))."""
-        square = _square(eta)
-        rest = root(square) * bessel_complement(square)
-        return jnp.sum(_LOG_2PI + log_scaled_bessel0(square) + rest)
+        kappa, point = _norm(eta), _concentrated(eta)
+        rest = kappa * bessel_complement(point)
+        return jnp.sum(_LOG_2PI + log_scaled_bessel0(point, kappa) + rest)
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ of the radial and the angular divergence, see above."""
-        square, square2, d = _square(z), _square(z2), z2 - z
-        step = jnp.sum(d**2, axis=-1)
-        change = 2 * _dot(z, d) + step  # of the square
-        near = jnp.where(square < 4, step < 1, jnp.abs(change) < square)
-        small = jnp.where(square < 4, square, 1.0)
-        of_small = jnp.where(
-            near,
-            _near_small(small, jnp.where(near & (square < 4), change, 0.0), step),
-            log_bessel0(square2)
-            - log_bessel0(small)
-            - bessel_ratio(small) * _dot(z, d),
-        )
-        large = jnp.where(square < 4, 4.0, square)
-        of_large = _radial(large, square2, change, near) + bessel_ratio(large) * (
-            _angular(z, z2, d)
-        )
-        return jnp.sum(jnp.where(square < 4, of_small, of_large))
+        kappa, step = _norm(z), _norm(z2 - z)
+        near = jnp.where(kappa < 2, step < 1, step < 0.5 * kappa)
+        return jnp.sum(divergence(self, _divergence, z, z2, near, _slope))
 
     def score(self, z: Array, y: Array) -> Array:
         """(cos y, sin y) − μ, by differences of angles where κ is large."""
         y = jnp.asarray(y, z.dtype)
-        square, direction = _square(z), _direction(z)
+        concentration, direction = _concentrated(z), _direction(z)
         middle, half = 0.5 * (y + direction), jnp.sin(0.5 * (y - direction))
         chord = jnp.stack([-jnp.sin(middle), jnp.cos(middle)], axis=-1)
         away = 2 * half[..., None] * chord
         unit = jnp.stack([jnp.cos(direction), jnp.sin(direction)], axis=-1)
-        large = away + bessel_complement(square)[..., None] * unit
+        large = away + bessel_complement(concentration)[..., None] * unit
         small = self.sufficient_statistics(y) - self.mean(z)
-        return jnp.where(square[..., None] < 1, small, large)
+        return jnp.where(_norm(z)[..., None] < 1, small, large)
 
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Three angles: m, and one on each side of it."""
-        square = _square(z)
-        complement = bessel_complement(square)
-        other = bessel_slope(square) / complement
+        concentration = _concentrated(z)
+        complement = bessel_complement(concentration)
+        other = bessel_slope(concentration) / complement
         angle = 2 * jnp.arcsin(jnp.sqrt(0.5 * (complement + other)))
         ys = _direction(z) + jnp.stack([jnp.zeros_like(angle), angle, -angle])
         side = 0.5 * complement / (complement + other)
@@ -135,7 +127,7 @@ class VonMises(ExponentialFamily):
 
     def sample(self, key: Key, z: Array) -> Array:
         """An angle in [−π, π] for each factor."""
-        angle = _direction(z) + _centred_sample(key, root(_square(z)))
+        angle = _direction(z) + centred_angles(key, _norm(z))
         return angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))
 
     def in_support(self, z: Array, y: Array) -> Array:
@@ -144,16 +136,37 @@ class VonMises(ExponentialFamily):
         return jnp.isfinite(y)
 
 
-def _square(z: Array) -> Array:
-    split_pair("VonMises", "κ (cos m, sin m)", z)
-    return jnp.sum(z**2, axis=-1)
+@jax.custom_jvp
+def _norm(z: Array) -> Array:
+    """κ, with the derivative 0 at 0."""
+    return jnp.hypot(*split_pair("VonMises", "κ (cos m, sin m)", z))
+
+
+@_norm.defjvp
+def _norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,), (dz,) = primals, tangents
+    kappa = _norm(z)
+    return kappa, jnp.where(kappa > 0, _dot(_unit(z), dz), 0.0)
+
+
+def _concentrated(z: Array) -> Concentration:
+    kappa = _norm(z)
+    below = kappa < 16
+    small = jnp.where(below[..., None], z, aligned(np.array([16.0, 0.0]), z))
+    return Concentration(jnp.sum(small**2, axis=-1), of_kappa(kappa).inverse)
+
+
+def _unit(z: Array) -> Array:
+    """(cos m, sin m); m is 0 for κ = 0."""
+    kappa = _norm(z)[..., None]
+    safe = jnp.where(kappa > 0, z, aligned(np.array([1.0, 0.0]), z))
+    return quotient(safe, jnp.where(kappa > 0, kappa, 1.0))
 
 
 def _direction(z: Array) -> Array:
     """m; 0 for κ = 0."""
-    some = (_square(z) > 0)[..., None]
-    safe = jnp.where(some, z, aligned(np.array([1.0, 0.0]), z))
-    return jnp.arctan2(safe[..., 1], safe[..., 0])
+    unit = _unit(z)
+    return jnp.arctan2(unit[..., 1], unit[..., 0])
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -161,34 +174,34 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _combined(eta: Array, v: Array, along: Array, across: Array) -> Array:
-    """The part of v along η times `along`, and the rest times `across`, for κ ≥ 1."""
-    unit = eta / jnp.sqrt(jnp.maximum(_square(eta), 1.0))[..., None]
+    """The part of v along η times `along`, and the rest times `across`."""
+    unit = _unit(eta)
     part = _dot(unit, v)[..., None] * unit
     return across[..., None] * (v - part) + along[..., None] * part
 
 
 @jax.custom_jvp
 def _mean(eta: Array) -> Array:
-    return bessel_ratio(_square(eta))[..., None] * eta
+    return bessel_ratio(_concentrated(eta))[..., None] * eta
 
 
 @_mean.defjvp
 def _mean_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """F dη, of the two eigenvectors for κ ≥ 1."""
     (eta,), (v,) = primals, tangents
-    square = _square(eta)
-    ratio = bessel_ratio(square)
-    small = jnp.where(square < 1, square, 0.0)
+    concentration, below1 = _concentrated(eta), _norm(eta) < 1
+    ratio = bessel_ratio(concentration)
+    small = jnp.where(below1, concentration.square, 0.0)
     inner = (bessel_curvature(small) * _dot(eta, v))[..., None]
     below = ratio[..., None] * v + inner * eta
-    above = _combined(eta, v, bessel_slope(square), ratio)
-    return _mean(eta), jnp.where(square[..., None] < 1, below, above)
+    above = _combined(eta, v, bessel_slope(concentration), ratio)
+    return _mean(eta), jnp.where(below1[..., None], below, above)
 
 
 @jax.custom_jvp
 def _natural(mu: Array, complement: Array) -> Array:
-    concentration = _concentration(root(_square(mu)), complement)
-    return mu / bessel_ratio(concentration**2)[..., None]
+    kappa = of_kappa(inverse_bessel_ratio(_norm(mu), complement))
+    return mu / bessel_ratio(kappa)[..., None]
 
 
 @_natural.defjvp
@@ -197,93 +210,81 @@ def _natural_jvp(
 ) -> tuple[Array, Array]:
     """F⁻¹ dμ."""
     eta, v = _natural(*primals), tangents[0]
-    square = _square(eta)
-    ratio, slope = bessel_ratio(square), bessel_slope(square)
-    small = jnp.where(square < 1, square, 0.0)
+    concentration, below1 = _concentrated(eta), _norm(eta) < 1
+    ratio, slope = bessel_ratio(concentration), bessel_slope(concentration)
+    small = jnp.where(below1, concentration.square, 0.0)
     inner = bessel_curvature(small) * _dot(eta, v) / slope
     below = (v - inner[..., None] * eta) / ratio[..., None]
     above = _combined(eta, v, 1 / slope, 1 / ratio)
-    return eta, jnp.where(square[..., None] < 1, below, above)
+    return eta, jnp.where(below1[..., None], below, above)
 
 
-def _concentration(length: Array, complement: Array) -> Array:
-    """κ with R(κ) = length = 1 − complement, elementwise; NaN outside of [0, 1).
-
-    Newton's method for R(κ), or where that is near 1 for log(1 − R) in log κ. The start
-    (Banerjee et al. 2005) is within 10 %.
-    """
-    good = (complement > 0) & (complement <= 1) & (length <= 1)
-    rest = jnp.where(good, complement, 0.5)
-    length = jnp.where(good, length, 0.5)
-    kappa = length * (2 - length**2) / (rest * (1 + length))
-
-    def newton(_, kappa):
-        square = kappa**2
-        slope, value = bessel_slope(square), bessel_complement(square)
-        linear = kappa - (kappa * bessel_ratio(square) - length) / slope
-        growth = jnp.log(value / rest) * value / (slope * jnp.maximum(kappa, 0.1))
-        return jnp.where(length < 0.5, linear, kappa * jnp.exp(growth))
-
-    return inside(good, jax.lax.fori_loop(0, 6, newton, kappa))
-
-
-def _near_small(square: Array, change: Array, step: Array) -> Array:
+def _near_small(point: Concentration, change: Array, step: Array) -> Array:
     """f(q + c) − f(q) − f'(q)(c − |d|²) with f(q) = log I₀(√q), whose f' is R/(2κ)."""
 
     def second(t):
-        return 0.25 * bessel_curvature(square + t * change) * change**2
+        return 0.25 * bessel_curvature(point.square + t * change) * change**2
 
     rest = taylor_remainder(second, change.dtype)
-    return 0.5 * bessel_ratio(square) * step + rest
+    return 0.5 * bessel_ratio(point) * step + rest
 
 
-def _radial(square: Array, square2: Array, change: Array, near: Array) -> Array:
-    """log I₀(κ') − log I₀(κ) − R(κ)(κ' − κ)."""
-    kappa = jnp.sqrt(square)
-    step = change / (kappa + root(square2))
-    short = jnp.where(near, step, 0.0)
-    second = lambda t: bessel_slope((kappa + t * short) ** 2) * short**2
-    far = log_scaled_bessel0(square2) - log_scaled_bessel0(square)
-    far = far + bessel_complement(square) * step
+def _divergence(z: Array, z2: Array) -> Array:
+    """KL of each factor: in κ² for small κ, else radially and in angle."""
+    d, kappa, kappa2 = z2 - z, _norm(z), _norm(z2)
+    below = kappa < 2
+    small = jnp.where(below[..., None], z, 0.0)
+    near = below & (_norm(d) < 1)
+    square, step = jnp.sum(small**2, axis=-1), jnp.where(near[..., None], d, 0.0)
+    length = jnp.sum(step**2, axis=-1)
+    point = Concentration(square, jnp.full_like(square, 1 / 16))
+    of_small = jnp.where(
+        near,
+        _near_small(point, 2 * _dot(small, step) + length, length),
+        log_bessel0(_concentrated(z2), kappa2)
+        - log_bessel0(point, _norm(small))
+        - bessel_ratio(point) * _dot(small, d),
+    )
+    large = jnp.where(below[..., None], aligned(np.array([2.0, 0.0]), z), z)
+    angle = (1 - bessel_complement(_concentrated(large))) * _angular(large, z2)
+    return jnp.where(below, of_small, _radial(_norm(large), kappa2, large, z2) + angle)
+
+
+def _slope(z: Array, z2: Array) -> Array:
+    """F_z (z − z2), where F_z z is κ R'(κ) u."""
+    kappa, product = _norm(z), VonMises().fisher_product
+    some = jnp.where(kappa < 1, 1.0, kappa)
+    radial = quotient(bessel_log_slope(_concentrated(z)), some)[..., None] * _unit(z)
+    large = radial - product(z, z2)
+    return jnp.where((kappa < 1)[..., None], product(z, z - z2), large)
+
+
+def _radial(kappa: Array, kappa2: Array, z: Array, z2: Array) -> Array:
+    """log I₀(κ') − log I₀(κ) − R(κ)(κ' − κ), for κ ≥ 2."""
+    d = z2 - z
+    near = _norm(d) < 0.5 * kappa
+    # κ' − κ, from the difference of the vectors where these are near.
+    whole = kappa + kappa2
+    short = _dot(_unit(z), d) * (kappa / whole) + _dot(z2 / whole[..., None], d)
+    step = jnp.where(near, short, 0.0)
+
+    def second(t):
+        moved = kappa + t * step
+        return bessel_log_slope(of_kappa(moved)) * quotient(step, moved) ** 2
+
+    point, point2 = of_kappa(kappa), _concentrated(z2)
+    far = log_scaled_bessel0(point2, kappa2) - log_scaled_bessel0(point, kappa)
+    far = far + bessel_complement(point) * (kappa2 - kappa)
     return jnp.where(near, taylor_remainder(second, step.dtype), far)
 
 
-def _angular(z: Array, z2: Array, d: Array) -> Array:
-    """κ κ' (1 − cos(m' − m)), from the sine where the angle is acute."""
-    dot, both = _dot(z, z2), root(_square(z) * _square(z2))
-    cross = z[..., 0] * d[..., 1] - z[..., 1] * d[..., 0]
+def _angular(z: Array, z2: Array) -> Array:
+    """κ' (1 − cos(m' − m)), from the sine where the angle is acute."""
+    unit, length, d = _unit(z), _norm(z2), z2 - z
+    dot = _dot(unit, z2)
+    near = _norm(d) < 0.5 * _norm(z)
+    move = jnp.where(near[..., None], d, z2)
+    cross = unit[..., 0] * move[..., 1] - unit[..., 1] * move[..., 0]
     acute = dot > 0
-    return jnp.where(acute, cross**2 / jnp.where(acute, both + dot, 1.0), both - dot)
-
-
-def _centred_sample(key: Key, kappa: Array) -> Array:
-    """θ with density ∝ e^{κ cos θ}, by rejection from a wrapped Cauchy law.
-
-    With x = sin²(θ/2) the ratio of the densities is e^−2κx ((1 − ρ)² + 4ρx). It is
-    exact for every ρ in (0, 1); Best and Fisher's accepts at least 2 of 3 proposals.
-    """
-    tau = 1 + jnp.sqrt(1 + 4 * kappa**2)
-    best = (tau - jnp.sqrt(2 * tau)) / jnp.maximum(2 * kappa, 0.01)
-    rho = jnp.clip(jnp.where(kappa < 0.01, kappa / 2, best), 1e-3, 0.9999)
-    square = (1 - rho) ** 2
-    log_ratio = lambda x: jnp.log(square + 4 * rho * x) - 2 * kappa * x
-    top = jnp.clip((2 * rho / jnp.maximum(kappa, 1e-3) - square) / (4 * rho), 0, 1)
-    bound = log_ratio(top)
-
-    def unfinished(state):
-        return ~jnp.all(state[2])
-
-    def draw(state):
-        key, theta, done = state
-        key, key1, key2 = jax.random.split(key, 3)
-        tangent = (
-            (1 - rho) / (1 + rho) * jax.random.cauchy(key1, kappa.shape, kappa.dtype)
-        )
-        x = tangent**2 / (1 + tangent**2)
-        u = jnp.log(jax.random.uniform(key2, kappa.shape, kappa.dtype))
-        new = ~done & (u < log_ratio(x) - bound)
-        return key, jnp.where(new, 2 * jnp.arctan(tangent), theta), done | new
-
-    start = (key, jnp.zeros_like(kappa), ~jnp.isfinite(kappa))
-    _, theta, _ = jax.lax.while_loop(unfinished, draw, start)
-    return jnp.where(jnp.isfinite(kappa), theta, jnp.nan)
+    both = jnp.where(acute, length + dot, 1.0)
+    return jnp.where(acute, cross * quotient(cross, both), length - dot)

@@ -38,6 +38,9 @@ def fit(
 ) -> Fit:
     """`steps` steps on all data, differentiable in everything but `steps` and `key`.
 
+    Under `jax.jit` a start whose ELBO is not finite cannot raise: every step then has
+    `rate` 0 and q stays as it was.
+
     Args:
         rule: the specification.
         start: η of the first law, such as the prior's.
@@ -46,13 +49,18 @@ def fit(
         steps: how many.
         rho: the step size before halvings: one, or [steps].
         key: for rules that draw; each step has its own.
+
+    Raises:
+        ValueError: the ELBO at the start, or its gradient, is not finite.
     """
 
     def advance(state, inputs):
         rho, key = inputs
         return step(rule, state, prior, data, rho, 1.0, key)
 
-    return _scan(rule, start, steps, rho, key, advance)
+    fitted = _scan(rule, start, steps, rho, key, advance)
+    _check_start(rule, fitted)
+    return fitted
 
 
 def fit_batches(
@@ -69,6 +77,9 @@ def fit_batches(
 
     The arguments are those of `fit`; every leaf of `data` has its N examples in the
     first axis. Noise of the batches stays in q unless ρ falls: give [steps] of them.
+
+    Raises:
+        ValueError: `batch_size` or `data` do not fit, or as for `fit`.
     """
     leaves = jax.tree.leaves(data)
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
@@ -91,7 +102,22 @@ def fit_batches(
         batch = jax.tree.map(lambda leaf: leaf[rows], data)
         return step(rule, state, prior, batch, rho, size / batch_size, key)
 
-    return _scan(rule, start, steps, rho, key, advance)
+    fitted = _scan(rule, start, steps, rho, key, advance)
+    _check_start(rule, fitted)
+    return fitted
+
+
+def _check_start(rule: LearningRule, fitted: Fit) -> None:
+    """Raise where no step could be taken; where values are known, so not under jit."""
+    if isinstance(fitted.rate, jax.core.Tracer) or fitted.rate.size == 0:
+        return
+    if not jnp.any(fitted.rate > 0):
+        raise ValueError(
+            "No step could be taken: at the start the ELBO, or its gradient, is "
+            f"{fitted.elbo[0]}, for E_q[log p(D | w)] overflows where q is wide. Start "
+            f"from a narrower law of {rule.family!r} (`start` need not be the prior; a "
+            "hundredth of its covariance, say), scale the inputs, or use x64."
+        )
 
 
 def _scan(rule, start, steps, rho, key, advance) -> Fit:

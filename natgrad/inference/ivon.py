@@ -34,7 +34,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import tree
+from natgrad import placeholders, tree
+from natgrad.arguments import transformation
 from natgrad.typing import Array, ArrayLike, Key, Params
 
 
@@ -105,12 +106,12 @@ def ivon(
                 "state, params, weights=w) with w = draw_weights(key, params, state) "
                 "and grads the gradient at w."
             )
-        count = optax.safe_increment(state.count)
+        count = tree.increment(state.count)
         alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def leaf(gradient, momentum, s, m, w):
             dtype = s.dtype
-            gradient, m_, w = (a.astype(dtype) for a in (gradient, m, w))
+            gradient, m_, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
             estimate = gradient * (w - m_) * state.ess.astype(dtype) * s
             u = (1 - b2) * (s - weight_decay - estimate) / s
             s = s * (1 - u + u**2 / 2)
@@ -119,6 +120,7 @@ def ivon(
             move = -alpha * (average + weight_decay * m_) / s
             return move.astype(m.dtype), momentum, s
 
+        weights = placeholders.masked_like(weights, params)
         trees = updates, state.momentum, state.precision, params, weights
         results = jax.tree.map(leaf, *trees)
         moves, momentum, precision = jax.tree.transpose(
@@ -126,17 +128,23 @@ def ivon(
         )
         return moves, IvonState(count, momentum, precision, state.ess)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
-    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised."""
+    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised.
+
+    They have at least float32, also where the params are bfloat16 or float16: a
+    standard deviation is often below the spacing of such numbers, and the gradient must
+    be that at w, not at w rounded. So compute the loss in float32, or with sums in it.
+    """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
     def leaf(key, m, s):
+        m = jnp.asarray(m)
         scale = jax.lax.rsqrt(state.ess.astype(s.dtype) * s)
         noise = jax.random.normal(key, m.shape, s.dtype)
-        return (m.astype(s.dtype) + scale * noise).astype(m.dtype)
+        return m.astype(s.dtype) + scale * noise
 
     return jax.tree.map(leaf, keys, params, state.precision)

@@ -18,10 +18,14 @@ base measure
 Domain. The step ends with `geometry.domain.displaced`: no step of any size leaves the
 domain, so precisions stay positive definite.
 
-Damping. Undamped steps of ρ = 1 may end in a 2-cycle. With `halvings` > 0 a step is
-halved, at most that many times, until
+Damping. A step is halved until the ELBO at its end is finite. Where the ELBO or its
+gradient is not finite before the step, q stays as it is and ρ' is 0. Undamped steps of
+ρ = 1 may end in a 2-cycle: with `halvings` > 0 a step is halved, at most that many
+times, until also
 
     ELBO(q') ≥ ELBO(q) + KL(q ‖ q')/(2 ρ').
+
+The halving ends earlier where the step is down to rounding: q stays as it is then.
 
 The step is mirror ascent in μ with the Bregman divergence KL(q' ‖ q), and without the 2
 this is its sufficient increase under smoothness relative to that divergence; it holds
@@ -45,6 +49,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
 from natgrad.geometry.domain import displaced_part
@@ -65,14 +70,14 @@ class LearningRule:
         log_likelihood: the rule for E_q[log p(D | w)].
         log_prior: the rule for E_q[log p(w)], whose data are the prior's parameters;
             None: the prior is the law of `family` with natural parameters `prior`.
-        halvings: of a step at most; 0 takes every step. Where they do not suffice the
-            shortest step is taken all the same.
+        halvings: of a step at most; 0 takes every step that ends at a finite ELBO.
+            Where they do not suffice the shortest step is taken all the same.
     """
 
     family: ExponentialFamily
     log_likelihood: Expectation
     log_prior: Expectation | None = None
-    halvings: int = 20
+    halvings: int = 1100
 
     def __post_init__(self):
         if not isinstance(self.family, ExponentialFamily):
@@ -105,7 +110,7 @@ class InferenceState(NamedTuple):
         count: steps taken.
         falls: steps at whose end the ELBO was lower than at their start, by more than
             rounding.
-        rate: the ρ that was taken, after halvings.
+        rate: the ρ that was taken, after halvings; 0 where no step has a finite ELBO.
         kept: the part of that step that the domain allowed: 1 is a straight step.
         margin: the least of η's distances from the boundary of its domain, see
             `geometry.Chart`; infinite where there is no boundary.
@@ -197,19 +202,23 @@ def step(
     value, direction = _ascent(rule, natural, prior, data, scale, key)
     rho = jnp.asarray(rho, natural.dtype)
     rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
+    usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(direction))
+    direction = jnp.where(usable, direction, 0)
 
-    if rule.halvings:
-
-        def sufficient(rate):
-            end, part = displaced_part(chart, natural, rate * direction)
-            gain = elbo(rule, end, prior, data, scale, key) - value
+    def short_enough(rate, count):
+        move = rate * direction
+        end, part = displaced_part(chart, natural, move)
+        gain = elbo(rule, end, prior, data, scale, key) - value
+        good = jnp.isfinite(gain) & (part > 0)
+        if rule.halvings:
             least = SUFFICIENT * family.kl(natural, end) / (rate * part)
-            return gain >= least - rounding
+            good = good & ((gain >= least - rounding) | (count >= rule.halvings))
+        return good | jnp.all(natural + move == natural)
 
-        rho = rho * 0.5 ** _halvings(sufficient, rho, rule.halvings).astype(rho.dtype)
-
+    rho = rho * 0.5 ** _halvings(short_enough, rho).astype(rho.dtype)
     end, part = displaced_part(chart, natural, rho * direction)
     value_there = elbo(rule, end, prior, data, scale, key)
+    rho = jnp.where(jnp.all(end == natural) & ~jnp.isfinite(value_there), 0, rho)
     change = _both_ways(family, end, natural)
     returned = _both_ways(family, end, state.previous)
     moved = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
@@ -218,14 +227,14 @@ def step(
         natural=end,
         previous=natural,
         elbo=value_there,
-        count=state.count + 1,
-        falls=state.falls + (value_there < value - rounding),
+        count=tree.increment(state.count),
+        falls=tree.increment(state.falls, value_there < value - rounding),
         rate=rho,
         kept=part,
         margin=_margin(rule, end),
         change=change,
         returned=returned,
-        cycle=jnp.where(back, state.cycle + 1, 0),
+        cycle=jnp.where(back, tree.increment(state.cycle), 0),
     )
 
 
@@ -251,17 +260,16 @@ def _ascent(rule, natural, prior, data, scale, key) -> tuple[Array, Array]:
     return value, scale * gradient + prior_gradient - base_gradient - natural
 
 
-def _halvings(sufficient, rate: Array, most: int) -> Array:
-    """How often `rate` is halved until it is sufficient, at most `most` times."""
+def _halvings(short_enough, rate: Array) -> Array:
+    """How often `rate` is halved until it is short enough; at most to a rate of 0."""
 
     def halve(carry):
         count, _ = carry
-        good = sufficient(rate * 0.5 ** count.astype(rate.dtype))
+        good = short_enough(rate * 0.5 ** count.astype(rate.dtype), count)
         return jnp.where(good, count, count + 1), good
 
-    unfinished = lambda carry: ~carry[1] & (carry[0] < most)
     start = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    return jax.lax.while_loop(unfinished, halve, start)[0]
+    return jax.lax.while_loop(lambda carry: ~carry[1], halve, start)[0]
 
 
 def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
@@ -277,10 +285,7 @@ def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
 
 
 def _keys(key: Key | None) -> tuple[Key | None, Key | None]:
-    if key is None:
-        return None, None
-    first, second = jax.random.split(key)
-    return first, second
+    return (None, None) if key is None else tuple(jax.random.split(key))
 
 
 def _margin(rule: LearningRule, natural: Array) -> Array:

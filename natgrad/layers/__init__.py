@@ -3,9 +3,10 @@
 `capture(apply, params, inputs)` traces a model once and follows every parameter through
 reshapes, casts, slices, scans, branches and rematerialisation to the ops that use it.
 Each use becomes rows: inputs X and output gradients G, whose Σ x gᵀ is the gradient.
-That identity is checked when a model is captured, so nothing can be missed silently.
+When a model is captured it is checked that no parameter reaches the outputs around its
+uses, and within `verify` that identity itself, so nothing can be missed silently.
 
-    captured = capture(model.apply, params, inputs)         # shapes only; cached
+    captured = capture(model.apply, params, inputs)         # traced, never run
     z, pullback = captured.pull({"factors": Expand()}, params, inputs)
     gradient, statistics = pullback(cotangent)              # one vjp, twice if need be
     for block in captured.blocks:                           # static descriptions
@@ -26,10 +27,10 @@ Policies, all of them shown by `report`:
 - A parameter read both as W and as Wᵀ (tied decoders, reverse-mode derivatives) is one
   block with two roles. Its Fisher has two Kronecker terms, A ⊗ G and
   A_swapped ⊗ G_swapped, which are kept apart because their units differ.
-- Uses that disagree otherwise, and uses that are not understood, are an error for a
-  parameter of two axes or more unless it is named in `declared` (path -> `Exact()` or
-  `Diagonal()`); a smaller parameter falls back to an exact block from per-example
-  gradients (a diagonal beyond 1024 entries).
+- A parameter whose uses disagree otherwise, or are not understood, falls back to an
+  exact block from per-example gradients, up to 1024 entries. Beyond, a vector keeps its
+  diagonal, and a parameter of two axes or more is an error unless it is named in
+  `declared` (path -> `Exact()` or `Diagonal()`).
 - Statistics that need to know which rows belong to which example refuse, with the
   reason, where that could not be found out.
 """
@@ -38,6 +39,8 @@ from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.dependence import Dependence, dependence
+from natgrad.layers.proof import verify
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.report import report, table
 from natgrad.layers.rows import LookupRows, Rows
@@ -57,6 +60,7 @@ __all__ = [
     "Block",
     "Captured",
     "DeclaredBlock",
+    "Dependence",
     "Diagonal",
     "Exact",
     "Expand",
@@ -73,7 +77,9 @@ __all__ = [
     "Squares",
     "Statistic",
     "capture",
+    "dependence",
     "recombinable",
     "report",
     "table",
+    "verify",
 ]

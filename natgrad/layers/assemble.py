@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from natgrad.layers.biases import join_biases
 from natgrad.layers.blocks import Block, LayerBlock, statistics_dtype
-from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallback
+from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallbacks
 from natgrad.layers.examples import Path
 from natgrad.layers.marks import Findings
 from natgrad.layers.parts import Part
@@ -33,7 +33,8 @@ def blocks_of(
     by_hand, taken = declared_blocks(leaves, declared, examples)
     groups: dict[int, list[Use]] = {leaf.index: [] for leaf in leaves}
     for use in findings.uses.values():
-        groups[use.view.leaf].append(use)
+        if use.view.leaf in groups:  # a leaf without entries has no block
+            groups[use.view.leaf].append(use)
     refused: dict[int, str] = {}
     weights: dict[int, list[LayerBlock]] = {}
     for leaf in leaves:
@@ -49,9 +50,8 @@ def blocks_of(
             refused[leaf.index] = str(error)
     names = {leaf.index: leaf for leaf in leaves}
     join_biases(weights, names, findings.joins)
-    found: dict[int, list[Block]] = dict(weights)
-    for index, reason in refused.items():
-        found[index] = [fallback(names[index], reason, examples)]
+    left = {names[index]: reason for index, reason in refused.items()}
+    found: dict[int, list[Block]] = {**weights, **fallbacks(left, examples)}
     ordered = [block for leaf in leaves for block in found.get(leaf.index, ())]
     return (*ordered, *by_hand)
 
@@ -98,6 +98,8 @@ def _layer(
     examples: int | None,
 ) -> LayerBlock:
     uses = [*straight, *swapped]
+    masked = any(use.masked for use in uses)
+    require(not masked or len(uses) == 1, "it is used with and without a mask")
     lookups = [use.looks_up for use in straight]
     name = leaf.name
     if not part.is_whole:
@@ -109,6 +111,7 @@ def _layer(
     return LayerBlock(
         name=name,
         kind=straight[0].kind,
+        parameter=leaf.name,
         leaves=(leaf.index,),
         stack=tuple(count(atoms) for atoms in part.stack),
         batch=tuple(atom.size for atom in part.batch),
@@ -118,7 +121,7 @@ def _layer(
         examples=examples,
         roles=2 if swapped else 1,
         diagonal_inputs=all(lookups),
-        note=next((use.note for use in uses if use.note), ""),
+        mixed=next((use.mixed for use in uses if use.mixed), None),
         once=len(uses) == 1 and not _repeats(uses[0], loops - stacked),
         weight=part,
         uses=tuple(uses),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.layers.parts import Part
-from natgrad.layers.uses import Use
+from natgrad.layers.uses import Mixed, Use
 from natgrad.typing import Array
 
 
@@ -30,6 +30,7 @@ class Block(abc.ABC):
 
     Attributes:
         name: the parameter's path, a slice in brackets; unique among the blocks.
+        parameter: the path of the weight, or of the subtree, as `declared` takes it.
         kind: what reads it: dense, conv, embedding, scale, shift, exact or diagonal.
         leaves: indices of its parameters, the weight first and the bias second.
         stack: lengths of the scans over it.
@@ -40,11 +41,12 @@ class Block(abc.ABC):
         examples: N, or None if no input has an example axis.
         roles: 2 if some uses read the matrix transposed, 1 otherwise.
         diagonal_inputs: whether the input moment is kept as its diagonal [I].
-        note: why its rows cannot be told apart by example; empty if they can.
+        mixed: why its rows cannot be told apart by example; None if they can.
         once: whether each example's gradient is the work of one use, evaluated once.
     """
 
     name: str
+    parameter: str
     kind: str
     leaves: tuple[int, ...]
     stack: tuple[int, ...]
@@ -55,12 +57,22 @@ class Block(abc.ABC):
     examples: int | None
     roles: int = 1
     diagonal_inputs: bool = False
-    note: str = ""
+    mixed: Mixed | None = None
     once: bool = True
 
     @property
     def bias(self) -> bool:
         """Whether the matrix has a last row for a bias."""
+        return False
+
+    @property
+    def routed(self) -> bool:
+        """Whether some use sends each row to one of its matrices."""
+        return False
+
+    @property
+    def masked(self) -> bool:
+        """Whether its parameter is multiplied entry by entry before it is used."""
         return False
 
     @property
@@ -79,9 +91,23 @@ class Block(abc.ABC):
         return (*self.lead, self.rows, self.outputs)
 
     @property
+    def size(self) -> int:
+        """How many entries its parameters have."""
+        return math.prod(self.shape)
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of its Kronecker factors."""
+        side = self.rows if self.diagonal_inputs else self.rows**2
+        entries = side + self.outputs**2
+        if self.roles == 2:
+            entries += self.rows**2 + self.outputs**2
+        return math.prod(self.lead) * entries * jnp.dtype(self.dtype).itemsize
+
+    @property
     def separate(self) -> bool:
         """Whether rows can be told apart by example."""
-        return not self.note
+        return self.mixed is None
 
     def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
         """The matrix without its bias's row, and that row if there is one."""
@@ -124,6 +150,16 @@ class LayerBlock(Block):
     def bias(self) -> bool:
         """Whether the matrix has a last row for a bias."""
         return self.shift is not None
+
+    @property
+    def routed(self) -> bool:
+        """Whether some use sends each row to one of its matrices."""
+        return any(use.routed for use in self.uses)
+
+    @property
+    def masked(self) -> bool:
+        """Whether its parameter is multiplied entry by entry before it is used."""
+        return any(use.masked for use in self.uses)
 
     @property
     def looks_up(self) -> bool:
@@ -192,6 +228,15 @@ class DeclaredBlock(Block):
             out[leaf] = piece.astype(out[leaf].dtype)
             first += size
         return out
+
+
+def memory(size: float) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
 
 
 def statistics_dtype(dtype) -> str:

@@ -1,4 +1,4 @@
-"""Capture: trace a model once for each set of shapes, find its blocks, prove them."""
+"""Capture: trace a model, find its blocks, check that no use was missed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import batch, tree
-from natgrad.layers import jaxprs, proof
+from natgrad.layers import jaxprs, loops, proof
+from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
-from natgrad.layers.captured import Captured, walked
-from natgrad.layers.declared import Declared, Leaf
+from natgrad.layers.captured import Captured, is_followed, walked
+from natgrad.layers.declared import Declared, Exact, Leaf, declaration
 from natgrad.layers.examples import Examples
+from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.nesting import same_derivative
 from natgrad.layers.trials import tolerance
+from natgrad.layers.views import NotCapturedError
 from natgrad.typing import Apply, Inputs, Params
 
 
@@ -33,6 +37,15 @@ def capture(
 ) -> Captured:
     """Traces `apply` and finds every use of every parameter.
 
+    It is traced at each call, so that what it reads from Python, such as an attribute,
+    counts with its value of now. What was found is kept for programs with the same
+    equations. It is checked, by the trace alone, that no parameter reaches the outputs
+    around the uses found. A custom derivative that a parameter goes through is compiled
+    and run once, at random points, beside the function it replaces. Within
+    `natgrad.layers.verify`, and where some block is declared or fallen back to, the
+    gradient is put together from the uses and compared with that of JAX, which compiles
+    and runs two backward passes at random parameters, once for each program.
+
     Args:
         apply: apply(params, inputs) -> z [N, ...].
         params: parameters, arrays or shapes.
@@ -42,45 +55,93 @@ def capture(
             is to be treated by hand.
 
     Raises:
-        ValueError: a parameter of two or more axes is used in a way that is not
+        ValueError: a large parameter of two or more axes is used in a way that is not
             understood, or the uses found do not account for a gradient.
     """
-    return _cached(apply, params, inputs, in_axes, dict(declared or {}))
-
-
-_CACHE: collections.OrderedDict = collections.OrderedDict()
-_CACHE_SIZE = 64
-
-
-def _cached(apply, params, inputs, in_axes, declared) -> Captured:
-    """The capture of these shapes, never of these values."""
-    leaves, structure = jax.tree.flatten((params, inputs))
-    key = (
-        apply,
-        structure,
-        tuple(jax.typeof(leaf) for leaf in leaves),
-        repr(in_axes),
-        tuple(sorted(declared.items(), key=str)),
-        jax.config.jax_enable_x64,
-        jax.sharding.get_abstract_mesh(),
+    declared, plain = dict(declared or {}), apply
+    with batch.traceable():
+        traced, shape = jaxprs.trace(apply, params, inputs)
+    size = batch.input_count(inputs, in_axes)
+    if loops.has_loop(traced, size):
+        apply = _without_loops(apply, traced, params, inputs, in_axes, size)
+        traced, _ = jaxprs.trace(apply, params, inputs)
+    key = _key(traced, params, inputs, in_axes, declared)
+    found = _FOUND.get(key) if key is not None else None
+    if found is None or not found.holds_for(traced):
+        found = _analysed(apply, traced, params, inputs, in_axes, declared)
+    captured = Captured(
+        found.blocks,
+        found.uncovered,
+        found.proven,
+        found.precision,
+        plain,
+        in_axes,
+        traced,
+        jax.tree.structure(shape),
+        found.examples,
     )
-    try:
-        hash(key)
-    except TypeError:
-        return _captured(apply, params, inputs, in_axes, declared)[0]
-    if key in _CACHE:
-        _CACHE.move_to_end(key)
-        return _CACHE[key]
-    captured, closes_over_tracers = _captured(apply, params, inputs, in_axes, declared)
-    if not closes_over_tracers:
-        _CACHE[key] = captured
-        while len(_CACHE) > _CACHE_SIZE:
-            _CACHE.popitem(last=False)
+    if found.proven == TRACED and proof.is_due(found.blocks):
+        proven = _proven(captured, plain, params, inputs, in_axes, declared)
+        captured = dataclasses.replace(captured, proven=proven)
+        if proven.startswith("checked"):
+            found = dataclasses.replace(found, proven=proven)
+    if key is not None:
+        _FOUND[key] = found
+        _FOUND.move_to_end(key)
+        while len(_FOUND) > _KEPT:
+            _FOUND.popitem(last=False)
     return captured
 
 
-def _captured(apply, params, inputs, in_axes, declared) -> tuple[Captured, bool]:
-    traced, shape = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+# How `Captured.proven` says that nothing was computed.
+TRACED = "by the trace; natgrad.layers.verify computes it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is known of a program: see `Captured`.
+
+    Attributes:
+        rules: custom derivative -> whether it is that of the function it replaces.
+    """
+
+    blocks: tuple
+    uncovered: tuple[str, ...]
+    precision: float
+    examples: Examples
+    rules: dict
+    proven: str = TRACED
+
+    def holds_for(self, traced) -> bool:
+        """Have the custom derivatives of another trace what was found of this one's?"""
+        return all(
+            same_derivative(*jaxprs.equation_at(traced, path)) == same
+            for path, same in self.rules.items()
+        )
+
+
+_FOUND: collections.OrderedDict[Any, Found] = collections.OrderedDict()
+_KEPT = 64
+
+
+def _key(traced, params, inputs, in_axes, declared):
+    """Programs with one key have the same uses; None where no key can be made."""
+    try:
+        key = (
+            fingerprint(traced),
+            jax.tree.structure((params, inputs)),
+            repr(in_axes),
+            tuple(sorted(declared.items(), key=str)),
+            jax.config.jax_enable_x64,
+            jax.sharding.get_abstract_mesh(),
+        )
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _analysed(apply, traced, params, inputs, in_axes, declared) -> Found:
     size = batch.input_count(inputs, in_axes)
     examples = Examples(traced, _doubled(apply, params, inputs, in_axes, size), size)
     walk = Interpreter(examples)
@@ -94,35 +155,50 @@ def _captured(apply, params, inputs, in_axes, declared) -> tuple[Captured, bool]
         for i, (name, leaf) in enumerate(
             zip(tree.paths(params), jax.tree.leaves(params), strict=True)
         )
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if is_followed(leaf)
     ]
     blocks = blocks_of(leaves, walk.findings, declared, size)
-    captured = Captured(
+    floats = jaxprs.float_dtypes(traced) | {leaf.dtype for leaf in leaves}
+    _check_around(traced, examples, walk.findings.uses, leaves, blocks, params, inputs)
+    return Found(
         blocks,
         _uncovered(leaves, blocks),
-        "",
-        tolerance(_floats(traced, leaves)),
-        apply,
-        in_axes,
-        traced,
-        jax.tree.structure(shape),
+        tolerance(floats),
         examples,
+        walk.findings.rules,
     )
-    constants = jaxprs.opened(traced)[1]
-    tracers = any(isinstance(c, jax.core.Tracer) for c in constants)
-    if tracers:
-        proven = "not checked: apply closes over traced values"
-    elif set(jax.sharding.get_abstract_mesh().axis_types) - {
-        jax.sharding.AxisType.Auto
-    }:
-        proven = _proven_apart(apply, params, inputs, in_axes, declared)
-    else:
-        proven = proof.prove(captured, apply, params, inputs)
-    return dataclasses.replace(captured, proven=proven), tracers
 
 
-def _floats(traced, leaves) -> set[str]:
-    return jaxprs.float_dtypes(traced) | {leaf.dtype for leaf in leaves}
+def _without_loops(apply, traced, params, inputs, in_axes, size):
+    """The function with its loops over the examples as batches; see `loops`."""
+    doubled = _doubled(apply, params, inputs, in_axes, size)
+    found = set() if doubled is None else loops.over_examples(traced, doubled, size)
+    return loops.batched(apply, found) if found else apply
+
+
+def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> None:
+    """Raises where a parameter has a way to the outputs that was not found."""
+    by_hand = {i for b in blocks if isinstance(b, DeclaredBlock) for i in b.leaves}
+    names = {leaf.index: leaf.name for leaf in leaves if leaf.index not in by_hand}
+    missed = around(traced, examples, uses, list(names), params, inputs)
+    if missed:
+        name = names[min(missed)]
+        raise NotCapturedError(
+            f"The parameter {name!r} reaches the outputs otherwise than by the uses "
+            "that were found of it. Declare it instead: "
+            f"{declaration([name], Exact)}."
+        )
+
+
+def _proven(captured, apply, params, inputs, in_axes, declared) -> str:
+    """How the numerical check of `natgrad.layers.verify` went."""
+    constants = jaxprs.opened(captured._traced)[1]
+    if any(isinstance(c, jax.core.Tracer) for c in constants):
+        return "not checked: apply closes over traced values"
+    kinds = set(jax.sharding.get_abstract_mesh().axis_types)
+    if kinds - {jax.sharding.AxisType.Auto}:
+        return _proven_apart(apply, params, inputs, in_axes, declared)
+    return proof.prove(captured, apply, params, inputs)
 
 
 def _proven_apart(apply, params, inputs, in_axes, declared) -> str:
@@ -137,8 +213,14 @@ def _proven_apart(apply, params, inputs, in_axes, declared) -> str:
 
     def alone() -> str:
         try:
-            with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
-                return _cached(apply, *shapes, in_axes, declared).proven
+            with (
+                jax.enable_x64(wide),
+                jax.numpy_rank_promotion(ranks),
+                proof.verify(),
+            ):
+                return capture(
+                    apply, *shapes, in_axes=in_axes, declared=declared
+                ).proven
         except NameError as error:
             return f"not checked: {error}"
 
@@ -156,7 +238,7 @@ def _doubled(apply, params, inputs, in_axes, size: int | None):
         batched, _ = batch.split_inputs(inputs, in_axes)
         twice = {id(leaf): jnp.concatenate([leaf, leaf]) for leaf in batched}
         inputs = jax.tree.map(lambda leaf: twice.get(id(leaf), leaf), inputs)
-        found.append(jax.make_jaxpr(apply)(params, inputs))
+        found.append(jaxprs.trace(apply, params, inputs)[0])
 
     try:
         jax.eval_shape(trace, params, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from natgrad import batch, tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
+from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.marks import Mark
@@ -153,26 +155,54 @@ class Captured:
         return jax.tree.unflatten(structure, leaves)
 
     def _declared_rows(self, block: Block, params, inputs, cotangent) -> Rows:
-        """Per-example gradients of a declared block, one example through the model."""
+        """Per-example gradients of a declared block, through the model once more."""
         leaves, structure = jax.tree.flatten(params)
-        batched, rebuild = batch.split_inputs(inputs, self._in_axes)
 
-        def gradient(example, cotangent):
-            def outputs(mine):
-                full = list(leaves)
-                for index, leaf in zip(block.leaves, mine, strict=True):
-                    full[index] = leaf
-                return self._apply(
-                    jax.tree.unflatten(structure, full), rebuild(example)
-                )
+        def outputs(mine, inputs):
+            full = list(leaves)
+            for index, leaf in zip(block.leaves, mine, strict=True):
+                full[index] = leaf
+            return self._apply(jax.tree.unflatten(structure, full), inputs)
 
-            _, pull = jax.vjp(outputs, [leaves[index] for index in block.leaves])
-            (mine,) = pull(jax.tree.map(lambda g: g[None], cotangent))
-            return jnp.concatenate([g.reshape(-1) for g in mine])
-
-        each = jax.vmap(gradient)(batched, cotangent).astype(block.dtype)
+        own = [leaves[index] for index in block.leaves]
+        found = dependence(self._apply, params, inputs, self._in_axes)
+        pulled = _alone if found is Dependence.NOTHING else _together
+        mine = pulled(outputs, own, inputs, self._in_axes, cotangent)
+        flat = [g.reshape((g.shape[0], -1)).astype(block.dtype) for g in mine]
+        each = jnp.concatenate(flat, axis=1)
         g = each.T[:, :, None, None] if block.batch else each[:, None, :]
         return Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g)
+
+
+def is_followed(leaf) -> bool:
+    """Has a parameter entries that have a derivative?"""
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return inexact and math.prod(jnp.shape(leaf)) > 0
+
+
+def _alone(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
+    """Gradients [N, ...] of leaves, one example through the model."""
+    batched, rebuild = batch.split_inputs(inputs, in_axes)
+
+    def gradient(example, cotangent):
+        _, pull = jax.vjp(lambda mine: outputs(mine, rebuild(example)), own)
+        return pull(jax.tree.map(lambda g: g[None], cotangent))[0]
+
+    return jax.vmap(gradient)(batched, cotangent)
+
+
+def _together(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
+    """Gradients [N, ...] of leaves, where an example alone gives another output."""
+    del in_axes
+    _, pull = jax.vjp(lambda mine: outputs(mine, inputs), own)
+
+    def gradient(n):
+        return pull(
+            jax.tree.map(lambda g: jnp.zeros_like(g).at[n].set(g[n]), cotangent)
+        )
+
+    count = jax.tree.leaves(cotangent)[0].shape[0]
+    return jax.lax.map(gradient, jnp.arange(count))[0]
 
 
 def walked(walk: Interpreter, traced, params, inputs, live) -> list:
@@ -187,13 +217,13 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
-        Mark(View.whole(i, jnp.shape(leaf)))
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        else None
+        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
         for i, leaf in enumerate(leaves)
     ]
     given = [*leaves, *rest]
-    return walk.run(traced, given, [*marks, *[None] * len(rest)], (), live)[0]
+    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
+    walk.findings.refuse(found, "it is returned as it is")
+    return results
 
 
 def _maker(block: LayerBlock, asked: Mapping[str, Statistic]):

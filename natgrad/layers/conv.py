@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.layers.examples import ExampleAxis
+from natgrad.layers.masked import MaskedRows, as_matrix
 from natgrad.layers.rows import (
     BATCH,
     EXAMPLE,
@@ -35,7 +36,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import View, regroup, repeated
 from natgrad.typing import Array
 
@@ -49,12 +50,14 @@ class ConvUse(Use):
         window: the equation's parameters that say which entries a patch holds.
         axes: the axes of signal and result that hold the examples; None if none does,
             or not as the slowest digit of its index.
+        mask_axes: as for `DenseUse`.
     """
 
     x_pieces: tuple[Piece, ...]
     g_pieces: tuple[Piece, ...]
     window: tuple[tuple[str, object], ...]
     axes: tuple[int, int] | None
+    mask_axes: tuple | None = None
 
     kind: ClassVar[str] = "conv"
 
@@ -62,14 +65,24 @@ class ConvUse(Use):
         """X from patches [examples, channels · window, places...]."""
         window = dict(self.window)
         x = operands[0].astype(g.dtype)
-        x = x if scale is None else x * scale.astype(g.dtype)
+        factor = None if scale is None else scale.astype(g.dtype)
+        if factor is not None and self.mask_axes is None:
+            x = x * factor
         spec = window.pop("lhs_spec")
         x = jax.lax.conv_general_dilated_patches(
             x.transpose(spec), precision=jax.lax.Precision.HIGHEST, **window
         )
         batch = batch_shape(self.batch)
         x, g = arrange(x, self.x_pieces, batch), arrange(g, self.g_pieces, batch)
-        return Rows(x, g, separate=self.separate)
+        if self.mask_axes is None:
+            return Rows(x, g, separate=self.separate)
+        mask = as_matrix(factor, self.mask_axes)
+        return MaskedRows(x, g, separate=self.separate, mask=mask)
+
+    @property
+    def masked(self) -> bool:
+        """Is the kernel multiplied entry by entry before?"""
+        return self.mask_axes is not None
 
     def summed(self, statistic: Callable, operands: Sequence[Array], g: Array) -> Any:
         """Over chunks of examples, so that the patches of one chunk exist at a time."""
@@ -119,7 +132,6 @@ def match(site: Site) -> ConvUse:
     """Reads a convolution whose kernel is a parameter."""
     params = site.params
     require(site.operand == 1, "it is the signal of a convolution, not the kernel")
-    require(site.scaled != "array", "it is multiplied entry by entry beforehand")
     require(params["batch_group_count"] == 1, "the convolution groups its batch")
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
@@ -141,6 +153,13 @@ def match(site: Site) -> ConvUse:
     spots = [Piece(POSITION, n, (1 + i,)) for i, n in enumerate(places)]
     outputs = pieces_of(filters, OUTPUT, (0,))
 
+    mask_axes = None
+    if site.scaled == "array":
+        require(not any(a.repeated for a in site.view.atoms), "it is repeated")
+        kernel = [[(atom, INPUT) for atom in atoms] for atoms in axes]
+        kernel[rhs[0]] = [(a, BATCH) for a in grouped] + [(a, OUTPUT) for a in filters]
+        mask_axes = tuple(map(tuple, kernel))
+
     held = {out[0]: rows, out[1]: group + outputs}
     held |= {axis: [spot] for axis, spot in zip(out[2:], spots, strict=True)}
     described = {out[0]: repeated(shape[lhs[0]]), out[1]: (*grouped, *filters)}
@@ -158,7 +177,7 @@ def match(site: Site) -> ConvUse:
             tuple(described[axis] for axis in order),
             site.view.stack,
         ),
-        **separability(site, example),
+        mixed=mixture(site, example),
         positions=math.prod(p.size for p in rows + spots if p.holds == POSITION),
         x_pieces=(*rows, *group, *inputs, *spots),
         g_pieces=tuple(piece for axis in order for piece in held[axis]),
@@ -171,6 +190,7 @@ def match(site: Site) -> ConvUse:
             ("rhs_dilation", tuple(params["rhs_dilation"])),
         ),
         axes=(lhs[0], out[0]) if example is not None and example.outer == 1 else None,
+        mask_axes=mask_axes,
     )
 
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from natgrad.layers.blocks import Block, DeclaredBlock, statistics_dtype
+from natgrad.layers.uses import Mixed
 from natgrad.layers.views import NotCapturedError
 
-# The largest parameter of fewer than two axes that is kept as an exact block when its
-# use was not understood; beyond, its diagonal is kept.
+# The largest parameter that is kept as an exact block when its use was not understood;
+# beyond, the diagonal of a vector is kept, and a matrix is an error.
 EXACT_UP_TO = 1024
 
 
@@ -57,9 +58,7 @@ def declared_blocks(
         if taken & {leaf.index for leaf in inside}:
             raise ValueError(f"{path!r} is declared twice.")
         taken |= {leaf.index for leaf in inside}
-        blocks.append(
-            _by_hand(path or "all", inside, treatment, "declared by hand", examples)
-        )
+        blocks.append(_by_hand(path, inside, treatment, "declared by hand", examples))
     return blocks, taken
 
 
@@ -67,7 +66,8 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
     size = sum(math.prod(leaf.shape) for leaf in leaves)
     diagonal = isinstance(treatment, Diagonal)
     return DeclaredBlock(
-        name=name,
+        name=name or "all",
+        parameter=name,
         kind="diagonal" if diagonal else "exact",
         leaves=tuple(leaf.index for leaf in leaves),
         stack=(),
@@ -76,22 +76,52 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
         outputs=1 if diagonal else size,
         dtype=statistics_dtype(leaves[0].dtype),
         examples=examples,
-        note="" if examples is not None else "the inputs have no example axis",
+        mixed=Mixed.NO_EXAMPLES if examples is None else None,
         shapes=tuple(leaf.shape for leaf in leaves),
         reason=reason,
     )
 
 
-def fallback(leaf: Leaf, reason: str, examples: int | None) -> Block:
-    """The treatment of a parameter whose uses were not understood."""
-    if len(leaf.shape) >= 2:
-        raise NotCapturedError(
-            f"The parameter {leaf.name!r} of shape {leaf.shape} is used in a way that "
-            f"is not understood ({reason}), so its curvature would be wrong. Rewrite "
-            "that use, or choose how to treat it: "
-            f"declared={{{leaf.name!r}: natgrad.layers.Exact()}} for an exact block, "
-            "natgrad.layers.Diagonal() for its diagonal."
+def fallbacks(
+    refused: Mapping[Leaf, str], examples: int | None
+) -> dict[int, list[Block]]:
+    """Leaf's index -> its block, for parameters whose uses were not understood.
+
+    Args:
+        refused: parameter -> why its uses were not.
+        examples: N, or None.
+
+    Raises:
+        NotCapturedError: some are too large for an exact block, and not vectors.
+    """
+    small = lambda leaf: math.prod(leaf.shape) <= EXACT_UP_TO
+    large = [leaf for leaf in refused if len(leaf.shape) >= 2 and not small(leaf)]
+    if large:
+        each = "; ".join(
+            f"{leaf.name!r} of shape {leaf.shape} ({refused[leaf]})" for leaf in large
         )
-    small = math.prod(leaf.shape) <= EXACT_UP_TO
-    treatment = Exact() if small else Diagonal()
-    return _by_hand(leaf.name, [leaf], treatment, f"not understood: {reason}", examples)
+        raise NotCapturedError(
+            "These parameters are used in a way that is not understood, so their "
+            f"curvature would be wrong: {each}. Rewrite those uses, or keep their "
+            f"diagonals: {declaration([leaf.name for leaf in large], Diagonal)}. "
+            "natgrad.layers.Exact() in its place keeps a whole matrix, the number of "
+            "parameters squared."
+        )
+    return {
+        leaf.index: [
+            _by_hand(
+                leaf.name,
+                [leaf],
+                Exact() if small(leaf) else Diagonal(),
+                f"not understood: {reason}",
+                examples,
+            )
+        ]
+        for leaf, reason in refused.items()
+    }
+
+
+def declaration(names: Sequence[str], treatment: type) -> str:
+    """The argument that declares these parameters, to paste."""
+    each = (f"{name!r}: natgrad.layers.{treatment.__name__}()" for name in names)
+    return f"declared={{{', '.join(each)}}}"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from natgrad.layers.examples import ExampleAxis
+from natgrad.layers.masked import MaskedRows, as_matrix
 from natgrad.layers.rows import (
     BATCH,
     EXAMPLE,
@@ -27,7 +28,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import Atom, View, repeated
 from natgrad.typing import Array
 
@@ -38,25 +39,37 @@ class DenseUse(Use):
 
     Attributes:
         x_pieces, g_pieces: what the axes of the other operand and the result hold.
+        mask_axes: where the parameter is multiplied entry by entry before, the atoms of
+            each of its axes and what they hold; None where it is not.
     """
 
     x_pieces: tuple[Piece, ...]
     g_pieces: tuple[Piece, ...]
+    mask_axes: tuple | None = None
 
     kind: ClassVar[str] = "dense"
 
     def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
         """X and G by moving axes."""
         x = operands[1 - self.operand].astype(g.dtype)
-        x = x if scale is None else x * scale.astype(g.dtype)
+        factor = None if scale is None else scale.astype(g.dtype)
+        if factor is not None and self.mask_axes is None:
+            x = x * factor
         batch = batch_shape(self.batch)
         x, g = arrange(x, self.x_pieces, batch), arrange(g, self.g_pieces, batch)
-        return Rows(x, g, separate=self.separate)
+        if self.mask_axes is None:
+            return Rows(x, g, separate=self.separate)
+        mask = as_matrix(factor, self.mask_axes)
+        return MaskedRows(x, g, separate=self.separate, mask=mask)
+
+    @property
+    def masked(self) -> bool:
+        """Is the parameter multiplied entry by entry before?"""
+        return self.mask_axes is not None
 
 
 def match(site: Site) -> DenseUse:
     """Reads a `dot_general` whose operand `site.operand` is a parameter."""
-    require(site.scaled != "array", "it is multiplied entry by entry before the dot")
     mine, other = site.operand, 1 - site.operand
     contracted, shared = site.params["dimension_numbers"]
     axes, shape = site.view.axes, site.shape(other)
@@ -96,6 +109,15 @@ def match(site: Site) -> DenseUse:
     batch_axes = [axes[beside[axis]] for axis in shared[other]]
     free_axes = [repeated(shape[axis]) for axis in free]
     kept_axes = [axes[axis] for axis in kept]
+    mask_axes = None
+    if site.scaled == "array":
+        atoms = [atom for axis in axes for atom in axis]
+        require(not any(a.repeated for a in atoms), "it is repeated and multiplied")
+        holds = dict.fromkeys(meets.values(), INPUT) | dict.fromkeys(kept, OUTPUT)
+        mask_axes = tuple(
+            tuple((atom, holds.get(i, BATCH)) for atom in axis)
+            for i, axis in enumerate(axes)
+        )
     tail_axes = kept_axes + free_axes if mine == 0 else free_axes + kept_axes
     return DenseUse(
         site.path,
@@ -111,10 +133,11 @@ def match(site: Site) -> DenseUse:
             tuple(batch_axes + tail_axes),
             site.view.stack,
         ),
-        **separability(site, along),
+        mixed=mixture(site, along),
         positions=math.prod(p.size for p in lead + rest if p.holds == POSITION),
         x_pieces=tuple(x_pieces),
         g_pieces=tuple(lead + tail),
+        mask_axes=mask_axes,
     )
 
 

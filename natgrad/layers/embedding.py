@@ -24,7 +24,7 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import View, repeated
 from natgrad.typing import Array
 
@@ -35,6 +35,7 @@ class LookupUse(Use):
 
     Attributes:
         index_pieces, g_pieces: what the axes of the indices and the result hold.
+        spots: axis of the result that an axis of the indices became -> what it holds.
         table: I, how many rows there are to look up.
         clipped: whether an index outside the table reads the nearest row.
         component: which entry of an index vector is the row.
@@ -42,6 +43,7 @@ class LookupUse(Use):
 
     index_pieces: tuple[Piece, ...]
     g_pieces: tuple[Piece, ...]
+    spots: tuple[tuple[int, tuple[Piece, ...]], ...]
     table: int
     clipped: bool
     component: int
@@ -53,14 +55,18 @@ class LookupUse(Use):
         """Are its inputs rows of the identity?"""
         return True
 
-    def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
-        """The indices as [N, T] and the gradients as [N, T, O]."""
+    def index(self, operands: Sequence[Array]) -> Array:
+        """The rows that are looked up; those outside the table are the row I."""
         index = operands[1][..., self.component]
         if self.clipped:
             index = jnp.clip(index, 0, self.table - 1)
         # An index outside the table reads a constant: send it where it is dropped.
         outside = (index < 0) | (index >= self.table)
-        index = jnp.where(outside, self.table, index)
+        return jnp.where(outside, self.table, index)
+
+    def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
+        """The indices as [N, T] and the gradients as [N, T, O]."""
+        index = self.index(operands)
         one = Piece(INPUT, 1)
         index = arrange(index, (*self.index_pieces, one), ())[..., 0]
         g = g if scale is None else g * scale.astype(g.dtype)
@@ -123,10 +129,11 @@ def match(site: Site) -> LookupUse:
             tuple(described[a] for a in order),
             site.view.stack,
         ),
-        **separability(site, example),
+        mixed=mixture(site, example),
         positions=math.prod(shape[:-1]) // (site.size if example else 1),
         index_pieces=tuple(p for spot in spots for p in spot),
         g_pieces=tuple(p for a in order for p in held[a]),
+        spots=tuple((a, tuple(held[a])) for a in free),
         table=rows[axis],
         component=searched.index(axis),
         clipped=site.params["mode"] == clip,

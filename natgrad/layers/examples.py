@@ -41,7 +41,8 @@ class Examples:
     """The example axis of every variable of a traced function.
 
     Variables are found by the path of the jaxpr they live in, (equation, sub-jaxpr,
-    equation, ...), since one jaxpr may be called in several places.
+    equation, ...), since one jaxpr may be called in several places, and by their number
+    in it (`jaxprs.numbers`), so that another trace of the same program reads them too.
 
     Attributes:
         size: N, or None when no input has an example axis.
@@ -49,18 +50,23 @@ class Examples:
 
     def __init__(self, traced: Jaxpr, doubled: Jaxpr | None, size: int | None):
         self.size = size
-        self._found: dict[tuple[Path, object], ExampleAxis | None] = {}
+        self._found: dict[tuple[Path, int], ExampleAxis | None] = {}
         self._aligned: set[Path] = set()
         if size is not None and doubled is not None:
             self._walk(traced, doubled, (), {})
 
-    def axis(self, path: Path, variable) -> ExampleAxis | None:
-        """The variable's example axis; None if it has none, or UNKNOWN."""
-        if self.size is None or jaxprs.is_literal(variable):
+    def axis(self, path: Path, number: int | None) -> ExampleAxis | None:
+        """The example axis of a variable; None if it has none, or UNKNOWN.
+
+        Args:
+            path: of its jaxpr.
+            number: its own, None for a literal.
+        """
+        if self.size is None or number is None:
             return None
         if path not in self._aligned:
             return UNKNOWN
-        return self._found.get((path, variable), UNKNOWN)
+        return self._found.get((path, number), UNKNOWN)
 
     def _walk(self, one: Jaxpr, two: Jaxpr, path: Path, given: dict) -> None:
         (one, _), (two, _) = jaxprs.opened(one), jaxprs.opened(two)
@@ -68,26 +74,34 @@ class Examples:
         if names[0] != names[1] or len(one.invars) != len(two.invars):
             return
         self._aligned.add(path)
+        numbers = jaxprs.numbers(one)
         for v, w in zip(
             (*one.constvars, *one.invars), (*two.constvars, *two.invars), strict=True
         ):
-            self._record(path, v, w, [given[v]] if v in given else [])
+            self._record(path, numbers[v], v, w, [given[v]] if v in given else [])
         for index, (e, f) in enumerate(zip(one.eqns, two.eqns, strict=True)):
-            operands = [self.axis(path, v) for v in e.invars]
+            operands = [
+                self.axis(path, None if jaxprs.is_literal(v) else numbers[v])
+                for v in e.invars
+            ]
             for v, w in zip(e.outvars, f.outvars, strict=True):
-                self._record(path, v, w, _merged(e, v, operands, self.size))
+                merged = _merged(e, v, operands, self.size)
+                self._record(path, numbers[v], v, w, merged)
             if e.primitive.name == "shard_map":
                 # One device's share of the examples has another size.
                 continue
+            if e.params.get("length") != f.params.get("length"):
+                # A loop over the examples, whose steps have no axis of them.
+                continue
             subs = zip(jaxprs.sub_jaxprs(e), jaxprs.sub_jaxprs(f), strict=True)
-            for number, (sub, other) in enumerate(subs):
+            for place, (sub, other) in enumerate(subs):
                 inner = jaxprs.opened(sub)[0].invars
                 same = len(inner) == len(operands)
                 marks = dict(zip(inner, operands, strict=True)) if same else {}
-                self._walk(sub, other, (*path, index, number), marks)
+                self._walk(sub, other, (*path, index, place), marks)
 
-    def _record(self, path: Path, v, w, candidates: Sequence) -> None:
-        self._found[path, v] = _compared(
+    def _record(self, path: Path, number: int, v, w, candidates: Sequence) -> None:
+        self._found[path, number] = _compared(
             getattr(v.aval, "shape", ()),
             getattr(w.aval, "shape", ()),
             self.size,

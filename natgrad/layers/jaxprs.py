@@ -27,6 +27,16 @@ REMAT = frozenset({"remat2", "remat", "checkpoint"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
+def trace(function: Callable, *operands: Any) -> tuple[Jaxpr, Any]:
+    """(closed jaxpr, shapes of the results), traced now.
+
+    `jax.make_jaxpr` keeps what it traced of a function that it has seen, with the
+    values that the function read from Python then.
+    """
+    anew = lambda *operands: function(*operands)
+    return jax.make_jaxpr(anew, return_shape=True)(*operands)
+
+
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
     """(jaxpr, constants): closed, merged and open jaxprs all read alike."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()) or ())
@@ -46,6 +56,46 @@ def use_counts(jaxpr: Jaxpr) -> Counter:
     """How often each variable is read, being returned included."""
     reads = [v for equation in jaxpr.eqns for v in equation.invars]
     return Counter(v for v in [*reads, *jaxpr.outvars] if not is_literal(v))
+
+
+def before(
+    jaxpr: Jaxpr, needed: Sequence[bool] | None, stopping: frozenset[str]
+) -> set[Variable]:
+    """The variables whose derivative matters to that of the results.
+
+    Args:
+        jaxpr: the jaxpr.
+        needed: whether each result matters; None for all.
+        stopping: primitives through which no derivative goes.
+    """
+    needed = [True] * len(jaxpr.outvars) if needed is None else needed
+    pairs = zip(jaxpr.outvars, needed, strict=True)
+    found = {v for v, need in pairs if need and not is_literal(v)}
+    for equation in reversed(jaxpr.eqns):
+        stops = equation.primitive.name in stopping
+        if not stops and any(v in found for v in equation.outvars):
+            found |= {v for v in equation.invars if not is_literal(v)}
+    return found
+
+
+def numbers(jaxpr: Jaxpr) -> dict[Variable, int]:
+    """The variables of a jaxpr in the order in which they are made: v -> its place."""
+    made = [v for equation in jaxpr.eqns for v in equation.outvars]
+    return {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars, *made])}
+
+
+def equation_at(jaxpr: Jaxpr, path: Sequence[int]) -> tuple[Jaxpr, Equation]:
+    """The equation at a path (equation, sub-jaxpr, equation, ...), and its jaxpr."""
+    jaxpr, _ = opened(jaxpr)
+    equation, rest = jaxpr.eqns[path[0]], path[1:]
+    return (
+        equation_at(sub_jaxprs(equation)[rest[0]], rest[1:])
+        if rest
+        else (
+            jaxpr,
+            equation,
+        )
+    )
 
 
 def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
@@ -68,6 +118,13 @@ def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
     closed = jex.core.ClosedJaxpr(alone, [])
     results = iter(jex.core.jaxpr_as_fun(closed)(*operands.values()))
     return [None if is_dropped(v) else next(results) for v in equation.outvars]
+
+
+def run(jaxpr: Jaxpr, constants: Sequence, values: Sequence) -> list:
+    """The results of an open jaxpr on its constants and operands."""
+    alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
+    closed = jex.core.ClosedJaxpr(alone, [])
+    return jex.core.jaxpr_as_fun(closed)(*constants, *values)
 
 
 def as_function(jaxpr: Jaxpr):

@@ -14,9 +14,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from natgrad.layers.rows import LookupRows, Rows
+from natgrad.layers.dense import DenseUse
+from natgrad.layers.rows import (
+    EXAMPLE,
+    INPUT,
+    POSITION,
+    LookupRows,
+    Piece,
+    Rows,
+    arrange,
+    contract,
+    pieces_of,
+)
 from natgrad.layers.scale_shift import EntrywiseUse
 from natgrad.layers.uses import Use, require
+from natgrad.layers.views import count
 from natgrad.typing import Array
 
 
@@ -73,16 +85,88 @@ class LateUse(Use):
         return Rows(x, g)
 
 
-def match(early: Use, meeting: Use) -> LateUse:
+@dataclasses.dataclass(frozen=True)
+class ProductUse(Use):
+    """A use of A or of B in x (A B), a product that is made before there are examples.
+
+    As in (x A) B: A has the rows x and g Bᵀ, and B the rows x A and g.
+
+    Attributes:
+        early: the use in the product A B.
+        meeting: the use of the product.
+        pieces: how the axes of the product that the parameter has are ordered in it.
+        first: whether those axes are the inputs of the meeting.
+    """
+
+    early: DenseUse
+    meeting: DenseUse
+    pieces: tuple[Piece, ...]
+    first: bool
+
+    @property
+    def kind(self) -> str:
+        """That of the use itself."""
+        return self.early.kind
+
+    def rows(self, operands: Sequence[Array], scale: tuple, g: Array) -> Rows:
+        """The rows of the meeting, one side of them through the other factor."""
+        scale, operands_early, scale_early = scale
+        given = self.meeting.rows(operands, scale, g)
+        other = operands_early[1 - self.early.operand].astype(g.dtype)
+        other = other if scale_early is None else other * scale_early.astype(g.dtype)
+        other = arrange(other, self.early.x_pieces, ())[0]  # [Q, C]
+        mine, through = (given.x, given.g) if self.first else (given.g, given.x)
+        n, t, _ = mine.shape
+        held = (Piece(EXAMPLE, n), Piece(POSITION, t), *self.pieces)
+        mine, through = arrange(mine, held, ()), contract("ntq,qc->ntc", through, other)
+        pair = (mine, through) if self.first else (through, mine)
+        return dataclasses.replace(given, x=pair[0], g=pair[1])
+
+
+def match(early: Use, meeting: Use) -> Use:
     """A use of the result of a use."""
+    if isinstance(early, DenseUse) and isinstance(meeting, DenseUse):
+        return _product(early, meeting)
     require(
         isinstance(meeting, EntrywiseUse) and meeting.separate,
         "it was computed once for all examples and meets them otherwise than entry "
         "by entry",
     )
     require(early.result is not None, "it was computed once for all examples")
-    fields = {
-        field.name: getattr(early, field.name) for field in dataclasses.fields(Use)
-    }
-    fields |= {"path": meeting.path, "separate": True, "note": "", "result": None}
-    return LateUse(**fields, early=early, meeting=meeting)
+    return LateUse(**_fields(early, meeting), early=early, meeting=meeting)
+
+
+def _fields(early: Use, meeting: Use) -> dict:
+    """The fields of the early use, at the place where its result meets the examples."""
+    names = [field.name for field in dataclasses.fields(Use)]
+    fields = {name: getattr(early, name) for name in names}
+    at = ("path", "primitive", "operand", "mixed")
+    return fields | {name: getattr(meeting, name) for name in at} | {"result": None}
+
+
+def _product(early: DenseUse, meeting: DenseUse) -> ProductUse:
+    held = early.result.axes
+    mine = {i for i, axis in enumerate(held) if axis and not axis[0].repeated}
+    rest = {i for i, axis in enumerate(held) if axis and axis[0].repeated}
+    inputs, outputs = ({a.axis for a in g} for g in (meeting.inputs, meeting.outputs))
+    first = inputs <= mine and outputs <= rest
+    whole = count(meeting.inputs) * count(meeting.outputs) == count(
+        [atom for axis in held for atom in axis]
+    )
+    require(
+        (first or (inputs <= rest and outputs <= mine)) and whole,
+        "it is a factor of a product that is read otherwise than as a matrix",
+    )
+    plain = not (early.batch or meeting.batch or early.masked or meeting.masked)
+    require(plain, "it is a factor of a product that is multiplied entry by entry")
+    fields = _fields(early, meeting)
+    sides = (early.outputs, early.inputs)
+    fields["inputs"], fields["outputs"] = sides if first else sides[::-1]
+    pieces = [p for i in sorted(mine) for p in pieces_of(held[i], INPUT, (i,))]
+    return ProductUse(
+        **fields | {"positions": meeting.positions},
+        early=early,
+        meeting=meeting,
+        pieces=tuple(pieces),
+        first=first,
+    )

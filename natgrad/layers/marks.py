@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ class Mark:
     """A value is scale ∘ view, plus a constant; or the result of the use `source`.
 
     With `early`, (a use, its operands, its scale), the view is of the result of that
-    use, which was computed once for all examples.
+    use, which was computed once for all examples; with `looked_up`, (a lookup, its
+    operands, its scale), it is of what was looked up for each example.
     """
 
     view: View
@@ -26,6 +28,7 @@ class Mark:
     scale: Array | None = None
     source: Path | None = None
     early: tuple | None = None
+    looked_up: tuple | None = None
 
     def times(self, factor: Array, shape: Sequence[int]) -> Mark:
         """The mark of a multiple: by a scalar, or entry by entry."""
@@ -38,6 +41,10 @@ class Mark:
         return dataclasses.replace(self, scaled="scalar", scale=scale)
 
 
+# Of one value: a sum comes from several parameters, or from one in several ways.
+Marks = tuple[Mark, ...]
+
+
 @dataclasses.dataclass
 class Findings:
     """What a walk found.
@@ -47,15 +54,17 @@ class Findings:
         joins: shift use -> (the use whose result it is added to, that result's view).
         unmatched: leaf -> reasons why a use of it was not understood.
         loops: paths of the scans of more than one step.
+        rules: custom derivative -> whether it is that of the function it replaces.
     """
 
     uses: dict[Path, Use] = dataclasses.field(default_factory=dict)
     joins: dict[Path, tuple[Path, View]] = dataclasses.field(default_factory=dict)
     unmatched: dict[int, set[str]] = dataclasses.field(default_factory=dict)
     loops: set[Path] = dataclasses.field(default_factory=set)
+    rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 
-    def refuse(self, marks: Sequence[Mark | None], reason: str) -> None:
+    def refuse(self, marks: Sequence[Marks], reason: str) -> None:
         """Notes that a use of these parameters was not understood."""
-        for mark in marks:
-            if mark is not None and mark.source is None:
+        for mark in itertools.chain(*marks):
+            if mark.source is None:
                 self.unmatched.setdefault(mark.view.leaf, set()).add(reason)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.layers import jaxprs
+from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.trials import disagreement, draw, tolerance
 
 # An interpreter's `Step`: one equation, some operand of which comes from a parameter.
@@ -25,12 +26,23 @@ Step = Any
 def _inline(step: Step) -> tuple[list, list]:
     """A call: as if its equations stood here."""
     sub = jaxprs.called(step.equation)
-    return step.walk.run(sub, step.values, step.marks, (*step.here, 0), step.live)
+    path = (*step.here, 0)
+    return step.walk.run(sub, step.values, step.marks, path, step.live, step.need)
+
+
+def _inside(step: Step, sub, values, marks, number: int, live) -> list:
+    """The results of a jaxpr inside, out of which no parameter may come as it is."""
+    path = (*step.here, number)
+    results, found = step.walk.run(sub, values, marks, path, live, None)
+    step.walk.findings.refuse(found, f"{step.name}: it comes out as it went in")
+    return results
 
 
 def _custom(step: Step) -> tuple[list, list]:
     """A function with a derivative of its own: inlined only if that changes nothing."""
-    if same_derivative(step.jaxpr, step.equation):
+    same = same_derivative(step.jaxpr, step.equation)
+    step.walk.findings.rules[step.here] = same
+    if same:
         return _inline(step)
     reason = f"{step.name}: it has a derivative of its own"
     step.walk.findings.refuse(step.marks, reason)
@@ -45,7 +57,7 @@ def _remat(step: Step) -> tuple[list, list]:
     marks = step.from_parameters()
 
     def body(values, live):
-        return step.walk.run(sub, values, marks, (*step.here, 0), live)[0]
+        return _inside(step, sub, values, marks, 0, live)
 
     again = jax.checkpoint(
         body, policy=params["policy"], prevent_cse=params["prevent_cse"]
@@ -59,8 +71,8 @@ def _cond(step: Step) -> tuple[list, list]:
         return step.natively(), step.unmarked()
 
     def branch(number: int, jaxpr):
-        path, marks = (*step.here, number), step.from_parameters()[1:]
-        return lambda values, live: step.walk.run(jaxpr, values, marks, path, live)[0]
+        marks = step.from_parameters()[1:]
+        return lambda values, live: _inside(step, jaxpr, values, marks, number, live)
 
     branches = [branch(i, j) for i, j in enumerate(step.equation.params["branches"])]
     which, values = jnp.asarray(step.values[0], jnp.int32), step.values[1:]
@@ -80,16 +92,14 @@ def _scan(step: Step) -> tuple[list, list]:
     for i in range(constants, constants + carried):
         if body_jaxpr.outvars[i - constants] is not body_jaxpr.invars[i]:
             findings.refuse([marks[i]], "scan: it is carried and changed")
-            marks[i] = None
+            marks[i] = ()
     for i in range(constants + carried, len(marks)):
-        if marks[i] is None:
-            continue
-        if marks[i].scaled == "array":
-            findings.refuse([marks[i]], "scan: it is multiplied entry by entry before")
-            marks[i] = None
-        else:
-            view = marks[i].view.scanned(step.here)
-            marks[i] = dataclasses.replace(marks[i], view=view)
+        sliced = [m for m in marks[i] if m.scaled != "array" and m.early is None]
+        rest = [m for m in marks[i] if m.scaled == "array" or m.early is not None]
+        findings.refuse([rest], "scan: it is multiplied before it is sliced")
+        marks[i] = tuple(
+            dataclasses.replace(m, view=m.view.scanned(step.here)) for m in sliced
+        )
     sliced = step.walk.stacked.get(step.here, frozenset())
     stacked = {k: v for k, v in step.live.items() if k in sliced}
     shared = {k: v for k, v in step.live.items() if k not in sliced}
@@ -98,9 +108,12 @@ def _scan(step: Step) -> tuple[list, list]:
     def body(carry, slices):
         xs, stacked = slices
         given = [*fixed, *carry, *xs]
-        out, _ = step.walk.run(
-            sub, given, marks, (*step.here, 0), {**shared, **stacked}
-        )
+        path, live = (*step.here, 0), {**shared, **stacked}
+        out, found = step.walk.run(sub, given, marks, path, live)
+        same = zip(body_jaxpr.outvars, body_jaxpr.invars[constants:], strict=False)
+        unchanged = [out is v for out, v in same][:carried]
+        lost = [m for i, m in enumerate(found) if i >= carried or not unchanged[i]]
+        findings.refuse(lost, "scan: it comes out as it went in")
         return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(
@@ -112,7 +125,7 @@ def _scan(step: Step) -> tuple[list, list]:
         unroll=params["unroll"],
     )
     kept = marks[constants : constants + carried]
-    return [*carry, *ys], [*kept, *([None] * len(ys))]
+    return [*carry, *ys], [*kept, *([()] * len(ys))]
 
 
 def _shard_map(step: Step) -> tuple[list, list]:
@@ -120,13 +133,14 @@ def _shard_map(step: Step) -> tuple[list, list]:
     if not step.walk.tapped_under(step.here):
         return step.natively(), step.unmarked()
     params, marks = step.equation.params, step.from_parameters()
-    for i, (mark, spec) in enumerate(zip(marks, params["in_specs"], strict=True)):
-        if mark is not None and (any(axis is not None for axis in spec) or mark.scaled):
-            step.walk.findings.refuse([mark], "shard_map: it is split over devices")
-            marks[i] = None
+    for i, (mine, spec) in enumerate(zip(marks, params["in_specs"], strict=True)):
+        split = any(axis is not None for axis in spec)
+        if split or any(m.scaled or m.early for m in mine):
+            step.walk.findings.refuse([mine], "shard_map: it is split over devices")
+            marks[i] = ()
 
     def body(values, live):
-        return step.walk.run(params["jaxpr"], values, marks, (*step.here, 0), live)[0]
+        return _inside(step, params["jaxpr"], values, marks, 0, live)
 
     everywhere = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(
@@ -154,7 +168,8 @@ def same_derivative(jaxpr, equation) -> bool:
     """Has a custom rule the derivative of the function it replaces, at random points?
 
     Compares values and pullbacks, so a rule that only rewrites a derivative more
-    accurately passes, and a straight-through or clipped gradient does not.
+    accurately passes, and a straight-through or clipped gradient does not. Compiled
+    and run once for each rule, as far as it can be told from others by its trace.
     """
     generator = np.random.default_rng(0)
     values = [
@@ -169,13 +184,31 @@ def same_derivative(jaxpr, equation) -> bool:
         plain = lambda *xs: jaxprs.as_function(called)(*xs)
         return [_pulled(function, values, cotangents) for function in (given, plain)]
 
-    mine, other = jax.jit(both).lower(values, cotangents).compile()(values, cotangents)
-    limit = tolerance(jaxprs.float_dtypes(called) | {str(v.dtype) for v in cotangents})
-    return all(
-        disagreement(a, b) < limit
-        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
-        if jnp.issubdtype(a.dtype, jnp.inexact)
-    )
+    def decide() -> bool:
+        mine, other = traced.lower().compile()(values, cotangents)
+        types = jaxprs.float_dtypes(called) | {str(v.dtype) for v in cotangents}
+        return all(
+            disagreement(a, b) < tolerance(types)
+            for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
+            if jnp.issubdtype(a.dtype, jnp.inexact)
+        )
+
+    traced = jax.jit(both).trace(values, cotangents)
+    try:
+        key = fingerprint(traced.jaxpr, values=True)
+        hash(key)
+    except TypeError:
+        return decide()
+    if key not in _DECIDED:
+        _DECIDED[key] = decide()
+        if len(_DECIDED) > _KEPT:
+            del _DECIDED[next(iter(_DECIDED))]
+    return _DECIDED[key]
+
+
+# What `same_derivative` found: the trace of a rule beside that of its function -> it.
+_DECIDED: dict[Any, bool] = {}
+_KEPT = 256
 
 
 def _pulled(function, values, cotangents) -> tuple:

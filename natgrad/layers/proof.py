@@ -3,11 +3,15 @@
 Every parameter's gradient, put together from the rows of its uses, is compared entry by
 entry with the gradient of the untapped function, at random parameters, inputs and
 cotangents of the same shapes. It proves that all uses were found and that every view,
-role and bias is read rightly. It runs once for each set of shapes, never on tracers.
+role and bias is read rightly. It runs once for each program, never on tracers, and
+takes about two compilations of the gradient, which is why it has to be asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
+from natgrad.layers import jaxprs
+from natgrad.layers.blocks import Block, DeclaredBlock
+from natgrad.layers.declared import Exact, declaration
 from natgrad.layers.statistics import Gradient
 from natgrad.layers.trials import (
     disagreement,
@@ -22,6 +29,47 @@ from natgrad.layers.trials import (
     draw_parameter,
 )
 from natgrad.layers.views import NotCapturedError
+
+_VERIFYING: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "natgrad.layers.verify", default=None
+)
+
+
+@contextlib.contextmanager
+def verify(enabled: bool = True) -> Iterator[None]:
+    """Within it, every model that is captured is checked by numbers too.
+
+        with natgrad.layers.verify():
+            curvature.init(params)
+
+    Without it, what is checked is that every equation that reads a parameter is
+    understood, and that no parameter reaches the outputs around the uses found: both by
+    the trace alone. With it the gradient is also put together from the uses and
+    compared with that of JAX, at random parameters and inputs. That compiles and runs
+    two backward passes, once for each program: about twice the time that the gradient
+    takes to compile. `natgrad.layers.report` does it always. So does the capture of a
+    model with blocks that are declared or fallen back to, whose gradients are taken for
+    one example at a time: that is wrong where examples depend on each other, and only
+    the numbers show it.
+
+    Args:
+        enabled: whether to check by numbers; False leaves it out for those too.
+
+    Raises:
+        ValueError: inside, a parameter's gradient is not the sum over the uses found.
+    """
+    token = _VERIFYING.set(enabled)
+    try:
+        yield
+    finally:
+        _VERIFYING.reset(token)
+
+
+def is_due(blocks: Sequence[Block]) -> bool:
+    """Is a capture with these blocks checked by numbers here?"""
+    asked = _VERIFYING.get()
+    alone = any(isinstance(block, DeclaredBlock) for block in blocks)
+    return alone if asked is None else asked
 
 
 def prove(captured: Any, apply, params, inputs) -> str:
@@ -52,7 +100,7 @@ def _drawn(apply, params, inputs, positive: bool) -> tuple:
     weight = lambda leaf: draw_parameter(generator, jax.typeof(leaf), positive)
     entry = lambda leaf: draw(generator, jax.typeof(leaf), positive)
     points, trial = jax.tree.map(weight, params), jax.tree.map(entry, inputs)
-    z = jax.eval_shape(apply, points, trial)
+    _, z = jaxprs.trace(apply, points, trial)
     return points, trial, jax.tree.map(lambda leaf: draw(generator, leaf), z)
 
 
@@ -65,7 +113,7 @@ def _checked(names, rebuilt, gradient, limit: float) -> float:
             raise NotCapturedError(
                 f"The uses found of the parameter {name!r} do not account for its "
                 f"gradient: they differ by {error:.1e} relative. Declare it instead: "
-                f"declared={{{name!r}: natgrad.layers.Exact()}}. If its block is "
+                f"{declaration([name], Exact)}. If its block is "
                 "already one that is declared or was not understood, then apply does "
                 "not treat examples separately."
             )

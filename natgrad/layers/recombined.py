@@ -87,7 +87,9 @@ def _plain(block: Block) -> bool:
 
 
 def _one_axis(use: DenseUse) -> bool:
-    """Do the inputs fill one axis of x, in the parameter's order?"""
+    """Do the inputs fill one axis of x, in the parameter's order, for it alone?"""
+    if use.masked or use.path[-1] < 0:
+        return False
     found = [piece for piece in use.x_pieces if piece.holds in (INPUT, SUMMED)]
     return len(found) == 1 and found[0].holds == INPUT and not found[0].flipped
 

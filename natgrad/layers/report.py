@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import jax.numpy as jnp
-
 from natgrad import tree
-from natgrad.layers.blocks import Block, DeclaredBlock
+from natgrad.layers.blocks import Block, DeclaredBlock, memory
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Declared
+from natgrad.layers.proof import verify
 from natgrad.typing import Inputs, Params
 
 COLUMNS = ("parameters", "block", "uses", "factors", "sharing", "memory")
@@ -26,6 +24,8 @@ def report(
 ) -> str:
     """How each parameter of a model is captured, as a printable table.
 
+    The capture is checked by numbers too: see `verify`.
+
     Args:
         model: anything with `apply`, and perhaps `example_inputs` and `in_axes`; or a
             function apply(params, inputs).
@@ -37,9 +37,9 @@ def report(
     if inputs is None:
         inputs = getattr(model, "example_inputs", None)
     in_axes = getattr(model, "in_axes", 0)
-    return table(
-        capture(apply, params, inputs, in_axes=in_axes, declared=declared), params
-    )
+    with verify():
+        captured = capture(apply, params, inputs, in_axes=in_axes, declared=declared)
+    return table(captured, params)
 
 
 def table(captured: Captured, params: Params) -> str:
@@ -65,15 +65,6 @@ def table(captured: Captured, params: Params) -> str:
     return "\n".join([*lines, *filter(None, notes), checked])
 
 
-def factor_bytes(block: Block) -> int:
-    """Bytes of the Kronecker factors of a block."""
-    side = block.rows if block.diagonal_inputs else block.rows**2
-    entries = math.prod(block.lead) * (side + block.outputs**2)
-    if block.roles == 2:
-        entries += math.prod(block.lead) * (block.rows**2 + block.outputs**2)
-    return entries * jnp.dtype(block.dtype).itemsize
-
-
 def _row(block: Block, names: list[str]) -> tuple[str, ...]:
     title = block.name
     if block.bias:
@@ -82,10 +73,17 @@ def _row(block: Block, names: list[str]) -> tuple[str, ...]:
     side = "diagonal" if block.diagonal_inputs else f"{block.rows}"
     factors = f"{lead}({side}, {block.outputs})"
     if isinstance(block, DeclaredBlock):
-        return (title, block.kind, "-", factors, "per example", _memory(block))
+        return (
+            title,
+            block.kind,
+            "-",
+            factors,
+            "per example",
+            memory(block.factor_bytes),
+        )
     positions = sorted({use.positions for use in block.uses})
     spots = "/".join(str(n) for n in positions)
-    if block.note:
+    if not block.separate:
         sharing = "expand only"
     elif block.once and positions == [1]:
         sharing = "none"
@@ -99,7 +97,7 @@ def _row(block: Block, names: list[str]) -> tuple[str, ...]:
         str(len(block.uses)),
         factors,
         sharing,
-        _memory(block),
+        memory(block.factor_bytes),
     )
 
 
@@ -112,15 +110,6 @@ def _beside(name: str, other: str) -> str:
     return "/".join(parts[same:])
 
 
-def _memory(block: Block) -> str:
-    size = float(factor_bytes(block))
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} GiB"
-
-
 def _note(block: Block) -> str:
     if isinstance(block, DeclaredBlock):
         return f"{block.name}: {block.kind} block, {block.reason}"
@@ -130,4 +119,4 @@ def _note(block: Block) -> str:
             f"{block.name}: {count} of {len(block.uses)} uses read it transposed; "
             "its Fisher has two Kronecker terms"
         )
-    return f"{block.name}: {block.note}" if block.note else ""
+    return "" if block.separate else f"{block.name}: {block.mixed.value}"

@@ -120,10 +120,11 @@ class Rows:
         """N T, the number of rows."""
         return self.x.shape[-3] * self.x.shape[-2]
 
-    def flat(self) -> Rows:
-        """The same rows, each position an example of its own."""
-        merge = lambda a: a.reshape((*a.shape[:-3], -1, 1, a.shape[-1]))
-        return dataclasses.replace(self, x=merge(self.x), g=merge(self.g))
+    def number(self, weights: Array | None = None) -> Array | float:
+        """How many rows there are, weighted by example: one for all matrices."""
+        if weights is None:
+            return float(self.count)
+        return jnp.sum(weights) * (self.count / weights.shape[0])
 
     def reduced(self) -> Rows:
         """Inputs averaged, gradients summed over the positions: T becomes 1."""
@@ -208,14 +209,6 @@ class LookupRows(Rows):
 
     def _written(self) -> Rows:
         return Rows(self.homogeneous, self.g, None, self.separate, self.swapped)
-
-    def flat(self) -> Rows:
-        """The same rows, each position an example of its own."""
-        return dataclasses.replace(
-            self,
-            index=self.index.reshape((-1, 1)),
-            g=self.g.reshape((-1, 1, self.g.shape[-1])),
-        )
 
     def reduced(self) -> Rows:
         """Inputs averaged, gradients summed over the positions: T becomes 1."""

@@ -24,7 +24,7 @@ from natgrad.layers.rows import (
     batch_shape,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require, separability
+from natgrad.layers.uses import Site, Use, mixture, ordered, require
 from natgrad.layers.views import Atom, View, natural
 from natgrad.typing import Array
 
@@ -121,7 +121,7 @@ def match(site: Site) -> EntrywiseUse:
         view,
         **ordered([a for a in batch if not a.repeated], (), list(columns)),
         result=None,
-        **separability(site, example),
+        mixed=mixture(site, example),
         positions=math.prod(p.size for p in pieces if p.holds == "T"),
         g_pieces=tuple(pieces),
     )

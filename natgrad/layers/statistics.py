@@ -24,7 +24,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
+from natgrad.layers.required import refusal, require_examples, require_memory
 from natgrad.layers.rows import LookupRows, Rows, contract
+from natgrad.layers.uses import Mixed
 from natgrad.typing import Array
 
 
@@ -64,21 +66,27 @@ class Expand(Statistic):
     """Kronecker factors, every position an example of its own.
 
     Gives {"A": [lead..., I(+1), I(+1)], "G": [lead..., O, O], "rows": [stack...]}, the
-    last being how many rows were added up. A lookup table's A is its diagonal [I]. A
+    last being how many rows were added up, [stack..., batch...] where each row belongs
+    to one matrix of the batch. A lookup table's A is its diagonal [I]. A
     block with two roles also has "A_swapped" (of the gradients x there) and
-    "G_swapped", "rows_swapped": its Fisher has two Kronecker terms.
+    "G_swapped", "rows_swapped": its Fisher has two Kronecker terms. A block of a weight
+    that is multiplied by M before its use also has Σ M as "mask", and how often it was
+    added up as "masks"; A and G are those of the product.
     """
 
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
-        if block.note.startswith("it is computed once"):
+        if block.mixed is Mixed.BEFORE:
             raise ValueError(refusal(block, "Kronecker factors"))
+        require_memory(block)
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
             "A": (*block.lead, *side),
             "G": (*block.lead, block.outputs, block.outputs),
-            "rows": block.stack,
+            "rows": (*block.stack, *(block.batch if block.routed else ())),
         }
+        if block.masked:
+            shapes |= {"mask": block.shape, "masks": block.stack}
         if block.roles == 2:
             shapes["A_swapped"] = (*block.lead, block.rows, block.rows)
             shapes["G_swapped"], shapes["rows_swapped"] = shapes["G"], shapes["rows"]
@@ -88,9 +96,14 @@ class Expand(Statistic):
         """A and G of one use, in its role."""
         del context
         names = [n + "_swapped" * rows.swapped for n in ("A", "G", "rows")]
-        moments = [rows.input_moment(), rows.output_moment(), float(rows.count)]
+        number = jnp.asarray(rows.number(), block.dtype)
+        if block.routed:
+            number = jnp.broadcast_to(number, block.batch)
+        moments = [rows.input_moment(), rows.output_moment(), number]
+        if block.masked:
+            names += ["mask", "masks"]
+            moments += [rows.whole_mask(), jnp.ones((), block.dtype)]
         if block.roles == 1:
-            moments[2] = jnp.asarray(moments[2], block.dtype)
             return dict(zip(names, moments, strict=True))
         total = {
             name: jnp.zeros(value.shape[len(block.stack) :], block.dtype)
@@ -242,7 +255,8 @@ class RowFactors(PerExample):
     @staticmethod
     def are_cheaper(block: Block) -> bool:
         """Does T² (I + O) < I O hold for its one use, or does it look up?"""
-        if not isinstance(block, LayerBlock) or not block.once:
+        layered = isinstance(block, LayerBlock) and not block.masked
+        if not layered or not block.once:
             return False
         positions = block.uses[0].positions
         size = block.rows + block.outputs
@@ -252,6 +266,7 @@ class RowFactors(PerExample):
     def are_few(block: Block) -> bool:
         """Does R (I² + O² + I O) < I O (I + O) hold, R = N T, for its one use?"""
         plain = block.once and block.separate and not block.diagonal_inputs
+        plain = plain and not block.masked
         if not isinstance(block, LayerBlock) or not plain:
             return False
         i, o, rows = block.rows, block.outputs, block.uses[0].positions
@@ -278,23 +293,3 @@ class RowFactors(PerExample):
         """The same."""
         del block
         return total
-
-
-def refusal(block: Block, what: str) -> str:
-    """Why a statistic cannot be had."""
-    return (
-        f"{what} of {block.name!r} need the rows of each example, but {block.note}. "
-        "Pass inputs with a leading axis of examples (in_axes marks those without), "
-        "compute the layer inside the batch, or declare the block: "
-        f"declared={{{block.name!r}: natgrad.layers.Exact()}}."
-    )
-
-
-def require_examples(block: Block, what: str) -> None:
-    """Raises where rows cannot be told apart by example.
-
-    Raises:
-        ValueError: naming the block, the reason and the cure.
-    """
-    if not block.separate:
-        raise ValueError(refusal(block, what))

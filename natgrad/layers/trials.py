@@ -26,9 +26,10 @@ def draw(generator: np.random.Generator, aval, positive: bool = False):
 def draw_parameter(generator: np.random.Generator, aval, positive: bool = False):
     """Matrices that keep the size of what they multiply; vectors near one."""
     drawn = draw(generator, aval, positive=positive or len(aval.shape) < 2)
-    if len(aval.shape) < 2 or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
+    flat = len(aval.shape) < 2 or not drawn.size
+    if flat or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
         return drawn
-    return (drawn * float(np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
+    return (drawn * max(1.0, np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
 
 
 def tolerance(dtypes: Iterable) -> float:

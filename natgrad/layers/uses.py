@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,18 @@ from natgrad.layers.jaxprs import Equation
 from natgrad.layers.rows import Rows
 from natgrad.layers.views import NotUnderstoodError, View, natural
 from natgrad.typing import Array
+
+
+class Mixed(enum.Enum):
+    """Why the rows of a use cannot be told apart by example."""
+
+    NO_EXAMPLES = "the inputs have no example axis"
+    LOST = (
+        "the example axis could not be followed to it (apply may name the batch size, "
+        "or loop over it)"
+    )
+    BEFORE = "it is computed once for all examples"
+    SUMMED = "the examples are summed over by it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +82,7 @@ class Use(abc.ABC):
             rows and the columns of its matrix, in the parameter's own order.
         result: the op's result, described as a view of the same parameter whose
             repeated atoms are positions; None where that cannot be said.
-        separate: whether the rows of the use can be told apart by example.
-        note: why not.
+        mixed: why its rows cannot be told apart by example; None if they can.
         positions: T, the positions of one example.
     """
 
@@ -82,15 +94,29 @@ class Use(abc.ABC):
     inputs: tuple
     outputs: tuple
     result: View | None
-    separate: bool
-    note: str
+    mixed: Mixed | None
     positions: int
 
     kind: ClassVar[str] = ""
 
     @property
+    def separate(self) -> bool:
+        """Can its rows be told apart by example?"""
+        return self.mixed is None
+
+    @property
     def looks_up(self) -> bool:
         """Are its inputs rows of the identity?"""
+        return False
+
+    @property
+    def routed(self) -> bool:
+        """Does each row belong to one matrix of the batch?"""
+        return False
+
+    @property
+    def masked(self) -> bool:
+        """Is the parameter multiplied entry by entry before?"""
         return False
 
     @property
@@ -121,22 +147,15 @@ class Use(abc.ABC):
         return statistic(self, operands, g)
 
 
-def separability(site: Site, along: ExampleAxis | None) -> dict[str, Any]:
-    """The fields `separate` and `note` of a use whose rows run over `along`."""
+def mixture(site: Site, along: ExampleAxis | None) -> Mixed | None:
+    """Why the rows of a use, which run over `along`, cannot be told apart."""
     if along is not None or site.size == 1:
-        return {"separate": True, "note": ""}
+        return None
     if site.size is None:
-        note = "the inputs have no example axis"
-    elif UNKNOWN in site.examples:
-        note = (
-            "the example axis could not be followed to it (apply may name the batch "
-            "size, or loop over it)"
-        )
-    elif site.examples[-1] is None:
-        note = "it is computed once for all examples"
-    else:
-        note = "the examples are summed over by it"
-    return {"separate": False, "note": note}
+        return Mixed.NO_EXAMPLES
+    if UNKNOWN in site.examples:
+        return Mixed.LOST
+    return Mixed.BEFORE if site.examples[-1] is None else Mixed.SUMMED
 
 
 def ordered(batch: Sequence, inputs: Sequence, outputs: Sequence) -> dict[str, tuple]:

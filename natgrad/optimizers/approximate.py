@@ -129,7 +129,7 @@ def kfac(
         refresh=refresh,
         trust_region=_trust(trust_region, learning_rate),
     )
-    return chain(direction, then, learning_rate)
+    return chain(direction, then, learning_rate=learning_rate)
 
 
 def ekfac(
@@ -174,7 +174,7 @@ def ekfac(
         refresh=dataclasses.replace(refresh, inverses=1, staggered=False),
         trust_region=_trust(trust_region, learning_rate),
     )
-    return chain(direction, then, learning_rate)
+    return chain(direction, then, learning_rate=learning_rate)
 
 
 def _trust(radius, learning_rate) -> TrustRegion | None:

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import jax
 import optax
 
+from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping
+from natgrad.damping import Damping, check_scalar
+from natgrad.health import SCALED, noted
+from natgrad.inplace import cleared
+from natgrad.model import Model
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 
-def chain(direction, then, learning_rate) -> optax.GradientTransformationExtraArgs:
-    """A direction, what comes then, if anything, and −η."""
-    steps = [direction] if then is None else [direction, then]
-    return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
+def chain(*steps: optax.GradientTransformation | None, learning_rate):
+    """The steps that are not None, and −η; a step that is not finite then is skipped.
+
+    Raises:
+        ValueError: for a learning rate that is known and no finite number.
+    """
+    check_scalar("learning_rate", learning_rate)
+    known = not callable(learning_rate)
+    known = known and not isinstance(learning_rate, jax.core.Tracer)
+    if known and not math.isfinite(float(learning_rate)):
+        raise ValueError(f"learning_rate must be finite, got {learning_rate}.")
+    given = [step for step in steps if step is not None]
+    inner = optax.chain(*given, optax.scale_by_learning_rate(learning_rate))
+
+    def update(updates, state, params=None, **extra_args):
+        step, state = inner.update(updates, state, params, **extra_args)
+        finite = tree.all_finite(step)
+        return cleared(finite, step), noted(state, ~finite, SCALED)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def curvature_of(form: Callable[[Model], Curvature], model: Model) -> Curvature:
+    """The curvature that an argument `curvature=` describes."""
+    if callable(form):
+        return form(model)
+    raise ValueError(
+        "curvature= is a function model -> curvature, such as natgrad.curvature.Dense; "
+        f"got an object of type {type(form).__name__}. Under optax.inject_hyperparams, "
+        "which takes functions for schedules, name it in static_args."
+    )
 
 
 def descend(
@@ -24,4 +59,4 @@ def descend(
 ) -> optax.GradientTransformationExtraArgs:
     """−η (F̄ + λI)⁻¹ g."""
     direction = scale_by_curvature(curvature, damping=damping, decay=decay)
-    return chain(direction, None, learning_rate)
+    return chain(direction, learning_rate=learning_rate)

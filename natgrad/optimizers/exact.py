@@ -20,7 +20,7 @@ from natgrad.curvature.preconditioners import Preconditioner
 from natgrad.damping import Damping
 from natgrad.krylov import Residual, Stopping
 from natgrad.model import Model
-from natgrad.optimizers.chains import chain, descend
+from natgrad.optimizers.chains import chain, curvature_of, descend
 from natgrad.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.transform import scale_by_curvature
 from natgrad.typing import ArrayLike
@@ -56,7 +56,7 @@ def natural_gradient(
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
-    return descend(form(model), learning_rate, damping, decay)
+    return descend(curvature_of(form, model), learning_rate, damping, decay)
 
 
 def gram(
@@ -107,10 +107,10 @@ def spring(
     accelerate the optimization of neural network wavefunctions.
     """
     form = Gram if curvature is None else curvature
-    return optax.chain(
-        scale_by_spring(form(model), damping=damping, momentum=momentum),
+    return chain(
+        scale_by_spring(curvature_of(form, model), damping=damping, momentum=momentum),
         scale_by_norm_constraint(learning_rate, constraint),
-        optax.scale_by_learning_rate(learning_rate),
+        learning_rate=learning_rate,
     )
 
 
@@ -143,4 +143,4 @@ def matrix_free(
         damping=damping,
         solver=WarmStart(),
     )
-    return chain(direction, None, learning_rate)
+    return chain(direction, learning_rate=learning_rate)

@@ -1,0 +1,77 @@
+"""Score columns of one example, all at once or one at a time.
+
+    Σ_k w_k s_k s_kᵀ,     s_k shaped like the output z
+
+K columns are K times as large as z, which a law of thousands of classes cannot afford
+for a batch; but each of them is known from its label alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from natgrad.model import Model
+from natgrad.typing import Array, ArrayLike
+from natgrad.weights import trailing
+
+
+class ScoreColumns(NamedTuple):
+    """Score columns of one example.
+
+    Kept apart from their weights because √w has no derivative at w = 0.
+
+    Attributes:
+        scores: s_k, [K, *z.shape].
+        weights: w_k, [K].
+    """
+
+    scores: Array
+    weights: Array
+
+    @property
+    def scaled(self) -> Array:
+        """S with S Sᵀ = Σ_k w_k s_k s_kᵀ, [K, *z.shape]."""
+        return jnp.sqrt(trailing(self.weights, self.scores)) * self.scores
+
+
+class FactorColumns(NamedTuple):
+    """Score columns of one example by factor, each made when it is asked for.
+
+    Column k = t L + l is column l of factor t, and 0 in the other factors.
+
+    Attributes:
+        z: parameters of each factor, [T, ...].
+        labels: whose scores at z are the columns, [T, L, ...]; or None.
+        scores: the columns, [T, L, ...], where they are not scores of labels; or None.
+        weights: w_k, [T L].
+    """
+
+    z: Array
+    labels: Array | None
+    scores: Array | None
+    weights: Array
+
+
+Columns = ScoreColumns | FactorColumns
+
+
+def score(model: Model, columns: Columns, k: ArrayLike, like: Array) -> Array:
+    """Column k of one example, shaped like its output z."""
+    if isinstance(columns, ScoreColumns):
+        return columns.scores[k]
+    z, labels, scores, weights = columns
+    factors = z.shape[0]
+    each = weights.shape[0] // factors
+    t, i = (0, k) if factors == 1 else (k // each, k % each)
+    found = model.family.score(z[t], labels[t, i]) if scores is None else scores[t, i]
+    if factors > 1:
+        own = jnp.arange(factors) == t
+        found = jnp.where(trailing(own, z), found[None], 0)
+    return found.reshape(like.shape)
+
+
+def root(weights: Array) -> Array:
+    """√w, with derivative 0 at 0, which is where masked examples are."""
+    return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))

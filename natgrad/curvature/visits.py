@@ -1,0 +1,236 @@
+"""Every example of a batch in turn: its output z_n, and cotangents pulled back from it.
+
+    visit(z_n, ζ -> J_nᵀ ζ, example n)
+
+Where an example's output depends on nothing but its own inputs (`natgrad.layers.
+dependence` finds out) the model is evaluated on each alone, and a pullback costs what
+one example costs. Elsewhere J_n is that of the batch's joint law, from one
+linearisation of the whole batch: by pulling cotangents that are 0 for all examples but
+one, or, where the parameters are fewer than those pulls, by pushing the parameters'
+unit vectors forward once.
+
+Examples are taken in chunks, and score columns where those of one example are too
+many, so that about 2^24 numbers are alive at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import batch, layers, tree
+from natgrad.curvature.columns import score
+from natgrad.curvature.labels import Labels
+from natgrad.curvature.whole import column_count
+from natgrad.layers import Dependence
+from natgrad.model import Model
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params
+
+# Numbers alive at once.
+ELEMENTS = 2**24
+
+Pull = Callable[[Array], Params]
+Visit = Callable[[Array, Pull, batch.Example], Any]
+Beside = Callable[[Array, batch.Example], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """The examples of a batch.
+
+    Attributes:
+        model: the model.
+        labels: whose score columns are pulled back.
+        columns: K.
+        each: what is known of every example; arrays with a leading axis N.
+        at: (visit, one example's part of `each`) -> what visit gives.
+        pulled: numbers alive for one pullback.
+        total: Σ_n max_t w_nt.
+        chunk_size: examples at once, or None.
+    """
+
+    model: Model
+    labels: Labels
+    columns: int
+    each: Any
+    at: Callable[[Visit, Any], Any]
+    pulled: int
+    total: Array
+    chunk_size: int | None
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return jax.tree.leaves(self.each)[0].shape[0]
+
+    def chunk(self, width: int) -> int:
+        """How many examples to take at once, of so many numbers each."""
+        chunk = self.chunk_size or max(1, ELEMENTS // max(width, 1))
+        return min(chunk, self.count)
+
+    def fold(self, visit: Visit, collect: Callable[[Any], Any]) -> Any:
+        """Σ over chunks of examples of collect(what visit gave for the chunk)."""
+        visited = lambda chunk: collect(jax.vmap(lambda e: self.at(visit, e))(chunk))
+        return tree.sum_over_chunks(visited, self.each, self.chunk(self._width(visit)))
+
+    def stack(self, visit: Visit) -> Any:
+        """What visit gave for every example, [N, ...]."""
+        one = lambda example: self.at(visit, example)
+        return jax.lax.map(one, self.each, batch_size=self.chunk(self._width(visit)))
+
+    def fold_columns(
+        self, collect: Callable[[Array, Array], Any], beside: Beside | None = None
+    ) -> tuple[Any, Any]:
+        """Σ over chunks of examples and columns of collect(g [M, P], w [M]).
+
+        Args:
+            collect: (J_nᵀ s_nk of the chunk, w_nk) -> what shall be summed.
+            beside: (z_n, example n) -> (a number, a cotangent), summed over the
+                examples too: the number, and what the cotangent is pulled back to, [P].
+
+        Returns:
+            the sum, and that of `beside`, () where there is none.
+        """
+        chunk = self.chunk(self.columns * self.pulled)
+        at_once = min(self.columns, max(1, ELEMENTS // (chunk * self.pulled)))
+        ks = jnp.arange(self.columns)
+
+        def of_columns(ks, examples, beside):
+            visit = functools.partial(self._pull_columns, ks, beside)
+            g, w, more = jax.vmap(lambda e: self.at(visit, e))(examples)
+            more = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), more)
+            return collect(g.reshape(-1, g.shape[-1]), w.reshape(-1)), more
+
+        def of_examples(examples):
+            sums = of_columns(ks[:at_once], examples, beside)
+            if at_once == self.columns:
+                return sums
+            rest = lambda ks: of_columns(ks, examples, None)[0]
+            others = tree.sum_over_chunks(rest, ks[at_once:], at_once)
+            return jax.tree.map(jnp.add, sums[0], others), sums[1]
+
+        return tree.sum_over_chunks(of_examples, self.each, chunk)
+
+    def _pull_columns(self, ks, beside, z, pull, example):
+        """J_nᵀ s_nk [K, P] and w_nk of some columns, and what stands beside them."""
+        found = self.labels.each(self.model, z, example)
+        cotangents = jax.vmap(lambda k: score(self.model, found, k, z))(ks)
+        flat = jax.vmap(lambda cotangent: _flat(pull(cotangent)))
+        if beside is None:
+            return flat(cotangents), found.weights[ks], ()
+        value, cotangent = beside(z, example)
+        g = flat(jnp.concatenate([cotangents, cotangent[None]]))
+        return g[:-1], found.weights[ks], (value, g[-1])
+
+    def _width(self, visit: Visit) -> int:
+        """Numbers alive for one example."""
+        first = jax.tree.map(lambda leaf: leaf[0], self.each)
+        visited = jax.eval_shape(lambda e: self.at(visit, e), first)
+        return max(self.pulled, sum(leaf.size for leaf in jax.tree.leaves(visited)))
+
+
+def visits(
+    model: Model,
+    labels: Labels,
+    params: Params,
+    inputs: Inputs,
+    targets: Array | None = None,
+    key: Key | None = None,
+) -> Visits:
+    """The examples of a batch.
+
+    Args:
+        model: the model.
+        labels: over which labels.
+        params: θ.
+        inputs: a batch of inputs.
+        targets: labels [N, ...], handed to visit.
+        key: a key, folded with the example's index and handed to visit.
+    """
+    examples, total = model.examples(params, inputs, targets, key)
+    z = jax.eval_shape(model.outputs, params, inputs)
+    columns = column_count(model, labels, z, examples)
+    known = (model, labels, columns)
+    found = layers.dependence(model.apply, params, inputs, model.in_axes)
+    if found is Dependence.NOTHING:
+        return _alone(known, params, inputs, examples, total)
+    return _together(known, params, inputs, examples, total)
+
+
+def _flat(params: Params) -> Array:
+    return Layout.of(params).ravel(params)
+
+
+def _alone(known, params, inputs, examples, total) -> Visits:
+    """Each example through the model by itself."""
+    model, *_ = known
+    batched, rebuild = batch.split_inputs(inputs, model.in_axes)
+
+    def at(visit, each):
+        rows, example = each
+
+        def output(params):
+            with batch.traceable():
+                z = model.apply(params, rebuild(rows))[0]
+            return z.astype(tree.working_dtype(z))
+
+        z, vjp = jax.vjp(output, params)
+        example = model.labelled(z, example)
+        return visit(z, lambda cotangent: vjp(cotangent)[0], example)
+
+    size = Layout.of(params).size
+    return Visits(*known, (batched, examples), at, size, total, model.chunk_size)
+
+
+def _together(known, params, inputs, examples, total) -> Visits:
+    """Rows of the whole batch's Jacobian."""
+    model, _, columns = known
+    outputs = lambda params: model.outputs(params, inputs)
+    count, size = examples.weights.shape[0], Layout.of(params).size
+    z, vjp = jax.vjp(outputs, params)
+    # One row of outputs without inputs serves any number of targets.
+    rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
+    forward = _jacobian(outputs, params, z, columns * count)
+
+    def at(visit, each):
+        row, example = each
+
+        def pulled(cotangent):
+            return vjp(jnp.zeros_like(z).at[row].set(cotangent.astype(z.dtype)))[0]
+
+        def summed(cotangent):
+            of_row = forward[:, row]
+            flat = jnp.tensordot(of_row, cotangent.astype(z.dtype), axes=z.ndim - 1)
+            return Layout.of(params).unravel(flat)
+
+        example = model.labelled(z[row], example)
+        return visit(z[row], pulled if forward is None else summed, example)
+
+    if forward is not None:
+        return Visits(*known, (rows, examples), at, size, total, model.chunk_size)
+    alive = size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(vjp))
+    limit = max(1, ELEMENTS // alive)
+    chunk_size = model.chunk_size and min(model.chunk_size, limit)
+    return Visits(*known, (rows, examples), at, alive, total, chunk_size)
+
+
+def _jacobian(outputs: Callable, params, z: Array, pulls: int) -> Array | None:
+    """∂z/∂θ, [P, N, ...], where P is less than the pulls, and it is small enough."""
+    layout = Layout.of(params)
+    if layout.size >= pulls or layout.size * z.size > ELEMENTS:
+        return None
+    try:
+        _, push = jax.linearize(outputs, params)
+    except TypeError:  # a custom_vjp has no forward mode
+        return None
+    unit = jnp.eye(layout.size, dtype=layout.dtype)
+    alive = z.size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(push))
+    at_once = max(1, min(layout.size, ELEMENTS // alive))
+    of = lambda vector: push(layout.unravel(vector))
+    return jax.lax.map(of, unit, batch_size=at_once)

@@ -1,0 +1,174 @@
+"""What an example's output depends on, besides the parameters and its own inputs.
+
+    NOTHING     apply on one example gives the row that apply on the batch gives
+    PLACE       the row does not depend on the other examples' inputs, but one example
+                alone gives another: dropout masks drawn from one key for the batch, a
+                table of positions, a division by N
+    OTHERS      the row changes with the other examples' inputs: normalisation by the
+                batch's statistics, contrastive scores, a graph whose nodes are examples
+
+A program all of whose operations have known rules is read (`natgrad.layers.rowwise`).
+Of others it is found by trial, at random parameters and inputs: two examples together,
+each alone, and each beside another neighbour. Models that accept one batch size only
+are tried at that size. Draws of random numbers whose shape follows the batch's are
+PLACE whatever the trial says, since a mask may happen to drop nothing.
+
+Found once for each program: the key of the cache is what was traced, so that Python
+state which changes the program changes the answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import enum
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad import batch
+from natgrad.layers import jaxprs, rowwise
+from natgrad.layers.trial_runs import Trial, constants_of, identity
+from natgrad.layers.trials import disagreement
+from natgrad.typing import Apply, Inputs, Params
+
+
+class Dependence(enum.Enum):
+    """On what of the batch an example's output depends."""
+
+    NOTHING = "nothing"
+    PLACE = "its place in the batch"
+    OTHERS = "the other examples"
+
+
+_CACHE: collections.OrderedDict = collections.OrderedDict()
+_CACHE_SIZE = 256
+
+
+def dependence(
+    apply: Apply, params: Params, inputs: Inputs, in_axes: Any = 0
+) -> Dependence:
+    """What a row of apply(params, inputs) depends on.
+
+    Args:
+        apply: apply(params, inputs) -> z [N, ...].
+        params: parameters, arrays or shapes; traced ones too.
+        inputs: inputs, likewise.
+        in_axes: 0 or None for each leaf of the inputs, as for `Model`.
+
+    Returns:
+        PLACE where no leaf of the inputs has an axis of examples, or where the outputs
+        are not finite at random parameters; NOTHING where apply cannot be run outside
+        the mapped axes that it was traced in.
+    """
+    size = batch.input_count(inputs, in_axes)
+    if size is None:
+        return Dependence.PLACE
+    if size == 1:
+        return Dependence.NOTHING
+    traced, _ = jaxprs.trace(apply, params, inputs)
+    constants = list(constants_of(traced))
+    text = re.sub(r"0x[0-9a-f]+", "", str(jaxprs.opened(traced)[0]))
+    key = (
+        hashlib.sha256(text.encode()).digest(),
+        jax.tree.structure((params, inputs)),
+        repr(in_axes),
+        *map(identity, constants),
+    )
+    if key not in _CACHE:
+        shapes = jax.tree.map(_bare, (params, inputs))
+        found = _outside(lambda: _tried(apply, *shapes, in_axes, size))
+        # Constants are kept, so that no other array takes their identity.
+        kept = [c for c in constants if not isinstance(c, jax.core.Tracer)]
+        _CACHE[key] = found, kept
+        while len(_CACHE) > _CACHE_SIZE:
+            _CACHE.popitem(last=False)
+    _CACHE.move_to_end(key)
+    return _CACHE[key][0]
+
+
+def _bare(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _outside(function: Callable[[], Dependence]) -> Dependence:
+    """The result of a function run outside the mesh axes that are mapped, if any are.
+
+    Mesh and traces are local to a thread, and so are settings; see `capture`.
+    """
+    mapped = set(jax.sharding.get_abstract_mesh().axis_types)
+    if not mapped - {jax.sharding.AxisType.Auto}:
+        return function()
+    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
+
+    def alone():
+        with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
+            return function()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(alone).result()
+
+
+# Trials -----------------------------------------------------------------------------
+
+
+def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
+    """As `dependence`, by running apply on drawn arrays of these shapes."""
+    trial = lambda count: Trial.of(apply, params, inputs, in_axes, count)
+    read = [trial(count) for count in rowwise.SIZES]
+    if all(read) and read[0].proves(read[1]):
+        return Dependence.NOTHING
+    several, one = trial(2) or trial(size), trial(1)
+    if several is None:
+        return Dependence.NOTHING
+    finite, alike = False, one is not None and one.draws == several.draws
+    for positive in (False, True):
+        rows, others = (several.rows(seed, positive) for seed in (0, 1))
+        z = several.run(rows, positive)
+        if not np.all(np.isfinite(z)):
+            continue
+        finite = True
+        if _interact(several, z, rows, others, positive):
+            return Dependence.OTHERS
+        alike = alike and _alike(one, z, rows, positive, several.precision)
+    return Dependence.NOTHING if finite and alike else Dependence.PLACE
+
+
+def _interact(trial: Trial, z, rows: list, others: list, positive: bool) -> bool:
+    """Do rows change when other examples do? Two examples differ in some binary digit.
+
+    One program on equal shapes: what does not change is equal to the last digits.
+    """
+    index = np.arange(trial.count)
+    for digit in range(max(1, (trial.count - 1).bit_length())):
+        for value in (0, 1):
+            changed = (index >> digit) & 1 == value
+            mixed = [
+                _chosen(changed, new, old)
+                for old, new in zip(rows, others, strict=True)
+            ]
+            kept = ~changed
+            after = trial.run(mixed, positive)[kept]
+            if disagreement(after, z[kept]) > trial.precision / 100:
+                return True
+    return False
+
+
+def _chosen(changed, new, old):
+    if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+        return old  # drawn keys are all the same
+    return np.where(changed.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+
+
+def _alike(one: Trial, z, rows: list, positive: bool, limit: float) -> bool:
+    """Does each example alone give its row?"""
+    for n in range(len(z)):
+        alone = one.run([leaf[n : n + 1] for leaf in rows], positive)
+        if disagreement(alone[0], z[n]) > limit:
+            return False
+    return True

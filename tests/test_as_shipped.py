@@ -1,0 +1,367 @@
+"""Solves and first steps as the library is used: float32, XLA as it comes, real widths.
+
+Everything is compared with NumPy in float64 on the same statistics: eigenvalues of
+the very factors, matrices or rows that the library made in float32. The other tests run
+in float64 with XLA's optimisation off (see conftest.py); `shipped` puts both back, for
+its function alone.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import natgrad as ng
+from natgrad.curvature import (
+    EKFAC,
+    KFAC,
+    BlockDiagonal,
+    Dense,
+    Gram,
+    LayerDiagonal,
+    MatrixFree,
+    Sampled,
+)
+from natgrad.kronecker import FactoredTikhonov
+
+SCALES = ("from 0 to 1", "standardised", "from 0 to 255")
+# λ -> the largest relative error of a block's direction.
+BOUNDS = {1e-3: 1e-3, 1e-5: 1e-2}
+KEY = np.array([0, 7], np.uint32)
+slow = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    with jax.enable_x64(False):
+        yield
+
+
+def shipped(function):
+    """jit with the flags that conftest.py changes as XLA has them by default."""
+    flags = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_multi_thread_eigen": True,
+    }
+    return jax.jit(function, compiler_options=flags)
+
+
+def scaled(scale, *shape):
+    """Inputs as they come: uniform, of mean 0 and variance 1, or whole bytes."""
+    x = np.random.default_rng(0).uniform(size=shape)
+    spread = {"standardised": (x - 0.5) * 12**0.5, "from 0 to 255": np.round(255 * x)}
+    return np.asarray(spread.get(scale, x), np.float32)
+
+
+def parameters(**shapes):
+    """Weights that keep the size of what they multiply, biases of 0."""
+    draw = np.random.default_rng(1)
+    size = lambda shape: np.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0
+    return {
+        name: np.asarray(size(shape) * draw.normal(size=shape), np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def classifier(hidden=256):
+    def apply(p, x):
+        return jax.nn.relu(x @ p["w"] + p["b"][None]) @ p["v"] + p["c"][None]
+
+    shapes = {"w": (784, hidden), "b": (hidden,), "v": (hidden, 10), "c": (10,)}
+    return apply, parameters(**shapes), (784,)
+
+
+def convolution():
+    """3 x 3 x 128 = 1152 inputs."""
+
+    def apply(p, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x, p["k"], (1, 1), "VALID", dimension_numbers=dims
+        )
+        x = jax.nn.relu(x + p["b"][None, None, None])
+        return x.mean((1, 2)) @ p["v"]
+
+    return apply, parameters(k=(3, 3, 128, 16), b=(16,), v=(16, 10)), (5, 5, 128)
+
+
+def transformer():
+    """One block of width 512: attention of 8 heads, a layer of 512 units, a mean."""
+
+    def norm(x):
+        return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+
+    def apply(p, x):
+        heads = lambda w: (norm(x) @ w).reshape(*x.shape[:2], 8, 64)
+        q, k, v = heads(p["q"]), heads(p["k"]), heads(p["v"])
+        seen = jax.nn.softmax(jnp.einsum("nshi,nthi->nhst", q, k) / 8)
+        x = x + jnp.einsum("nhst,nthi->nshi", seen, v).reshape(x.shape) @ p["o"]
+        x = x + jax.nn.gelu(norm(x) @ p["up"]) @ p["down"]
+        return x.mean(1) @ p["out"]
+
+    square = dict.fromkeys(("q", "k", "v", "o", "up", "down"), (512, 512))
+    return apply, parameters(**square, out=(512, 10)), (8, 512)
+
+
+PROBLEMS = {
+    "classifier": (classifier, 128),
+    "convolution": (convolution, 16),
+    "transformer": (transformer, 16),
+}
+
+
+def error(given, expected):
+    return np.linalg.norm(given - expected) / np.linalg.norm(expected)
+
+
+def wide(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+# What each solves, of a block's statistics, its gradient V and λ.
+
+
+def exact(statistics, v, damping):
+    """(A ⊗ G + λI)⁻¹ V."""
+    (a, left), (g, right) = (np.linalg.eigh(factor) for factor in statistics)
+    s = np.maximum(a, 0)[:, None] * np.maximum(g, 0)
+    return left @ ((left.T @ v @ right) / (s + damping)) @ right.T
+
+
+def factored(statistics, v, damping):
+    """(A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹."""
+    a, g = statistics
+    pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
+    root = np.sqrt(damping)
+    half = np.linalg.solve(a + pi * root * np.eye(len(a)), v)
+    return np.linalg.solve(g + root / pi * np.eye(len(g)), half.T).T
+
+
+def in_basis(statistics, v, damping):
+    """U_A [(U_Aᵀ V U_G) / (s + λ)] U_Gᵀ."""
+    left, right, s = statistics
+    return left @ ((left.T @ v @ right) / (s + damping)) @ right.T
+
+
+@functools.cache
+def layerwise(name):
+    """Statistics of (params, x, y), solves of these, and blocks: compiled once."""
+    make, examples = PROBLEMS[name]
+    apply, params, shape = make()
+    model = ng.Model(
+        apply,
+        ng.families.Categorical(),
+        example_inputs=np.zeros((1, *shape), np.float32),
+    )
+    curvatures = [c(model, Sampled(1)) for c in (KFAC, EKFAC, LayerDiagonal)]
+
+    @shipped
+    def found(params, x, y):
+        gradient = jax.grad(model.loss)(params, x, y)
+        return gradient, [c.estimate(params, x, key=KEY) for c in curvatures]
+
+    @shipped
+    def solved(statistics, params, gradient, damping):
+        metrics = [
+            c.metric(s, params) for c, s in zip(curvatures, statistics, strict=True)
+        ]
+        return {
+            "kfac": metrics[0].solve(gradient, damping),
+            "factored": FactoredTikhonov()(metrics[0], gradient, damping),
+            "ekfac": metrics[1].solve(gradient, damping),
+            "diagonal": metrics[2].solve(gradient, damping),
+        }
+
+    blocks = (
+        curvatures[0].captured(params, np.zeros((examples, *shape), np.float32)).blocks
+    )
+    return params, (examples, *shape), found, solved, blocks
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "name",
+    ["classifier", *(pytest.param(name, marks=slow) for name in list(PROBLEMS)[1:])],
+)
+def test_layerwise_solves(name, scale):
+    params, shape, found, solved, blocks = layerwise(name)
+    y = np.arange(shape[0]) % 10
+    gradient, statistics = found(params, scaled(scale, *shape), y)
+    kfac, ekfac, diagonal = wide(statistics)
+    for damping, bound in BOUNDS.items():
+        steps = solved(statistics, params, gradient, np.float32(damping))
+        for i, block in enumerate(blocks):
+            matrix = lambda tree, b=block: wide(b.to_matrix(jax.tree.leaves(tree)))
+            v, s = matrix(gradient), (kfac.inputs[i], kfac.outputs[i])
+            basis = ekfac.bases.left[i], ekfac.bases.right[i], ekfac.scales[i]
+            expected = {
+                "kfac": exact(s, v, damping),
+                "factored": factored(s, v, damping),
+                "ekfac": in_basis(basis, v, damping),
+            }
+            for form, right in expected.items():
+                off = error(matrix(steps[form]), right)
+                assert off < bound, (form, block.name, damping, off)
+        flat = lambda tree: np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)])
+        right = flat(wide(gradient)) / (diagonal + damping)
+        assert error(flat(wide(steps["diagonal"])), right) < 1e-6
+
+
+def vector(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(wide(tree))])
+
+
+def clipped(matrix, v, damping):
+    """(F + λI)⁻¹ v with negative eigenvalues of F as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors @ ((vectors.T @ v) / (np.maximum(values, 0) + damping))
+
+
+def from_rows(rows, v, damping):
+    """(Bᵀ B + λI)⁻¹ v by the singular values of B."""
+    values, left = np.linalg.eigh(rows @ rows.T)
+    inner = left @ ((left.T @ (rows @ v)) / (np.maximum(values, 0) + damping))
+    return (v - rows.T @ inner) / damping
+
+
+@functools.cache
+def whole(name):
+    """The same for forms of the whole F; `dense` and its blocks of the last layer."""
+    apply, params, shape = classifier(64)
+    example = np.zeros((1, *shape), np.float32)
+    model = ng.Model(apply, ng.families.Categorical(), example_inputs=example)
+    last = lambda p, h: h @ p["v"] + p["c"][None]
+    head = ng.Model(last, model.family)
+    forms = {
+        "dense": Dense(head),
+        "blocks": BlockDiagonal(head),
+        "gram": Gram(model),
+        "sampled": Gram(model, Sampled(1)),
+        "matrix_free": MatrixFree(model),
+    }
+    form = forms[name]
+
+    small = form.model is head
+
+    @shipped
+    def of(params, x, y):
+        if small:
+            x = jax.nn.relu(x @ params["w"] + params["b"][None])
+            params = {"v": params["v"], "c": params["c"]}
+            made = form.at(params, x).dense()
+        else:
+            made = Gram(model, form.labels).at(params, x, key=KEY).jacobian.explicit()
+        return params, x, jax.grad(form.model.loss)(params, x, y), made
+
+    @shipped
+    def solved(params, x, gradient, damping):
+        return form.at(params, x, key=KEY).solution(gradient, damping)
+
+    return params, of, solved, small
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense",
+        "gram",
+        pytest.param("blocks", marks=slow),
+        pytest.param("sampled", marks=slow),
+        pytest.param("matrix_free", marks=slow),
+    ],
+)
+def test_solves_of_the_whole(name, scale):
+    params, of, solved, small = whole(name)
+    x, y = scaled(scale, 40, 784), np.arange(40) % 10
+    params, x, gradient, made = of(params, x, y)
+    solve = clipped if small else from_rows
+    for damping, bound in BOUNDS.items():
+        given = solved(params, x, gradient, np.float32(damping)).value
+        right = solve(np.asarray(made, np.float64), vector(gradient), damping)
+        off = error(vector(given), right)
+        assert off < bound, (damping, off)
+
+
+@functools.cache
+def first_step(name):
+    """Of an optimizer with η = 1: (params, x, y, λ) -> (update, its statistics)."""
+    layered = name in ("kfac", "ekfac")
+    apply, params, shape = classifier(256 if layered else 64)
+    example = np.zeros((1, *shape), np.float32)
+    model = ng.Model(apply, ng.families.Categorical(), example_inputs=example)
+
+    @shipped
+    def step(params, x, y, damping):
+        gradient = jax.grad(model.loss)(params, x, y)
+        tx = getattr(ng, name)(1.0, model, damping=damping)
+        update, state = tx.update(gradient, tx.init(params), params, inputs=x)
+        state = state[0].solve if name == "spring" else state[0]
+        if layered:
+            return gradient, update, state.statistics
+        if name == "gram":
+            rows = Gram(model, Sampled(1)).metric(state.statistics, params, x)
+        else:
+            rows = Gram(model).at(params, x)
+        return gradient, update, rows.jacobian.explicit()
+
+    blocks = KFAC(model).captured(params).blocks
+    return params, step, blocks
+
+
+def in_region(d, product):
+    """d no longer than 0.1 nats, ½ ⟨d, F d⟩."""
+    square = sum(np.sum(a * b) for a, b in zip(d, product, strict=True))
+    return [min(1, np.sqrt(0.2 / square)) * part for part in d]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_first_steps_layer_by_layer(name, scale):
+    params, step, blocks = first_step(name)
+    x, y = scaled(scale, 128, 784), np.arange(128) % 10
+    for damping, bound in BOUNDS.items():
+        gradient, update, statistics = step(params, x, y, np.float32(damping))
+        matrices = lambda tree: [
+            wide(block.to_matrix(jax.tree.leaves(tree))) for block in blocks
+        ]
+        if name == "kfac":
+            factors = list(zip(*wide(tuple(statistics)), strict=True))
+            d = [
+                factored(s, v, damping)
+                for s, v in zip(factors, matrices(gradient), strict=True)
+            ]
+            product = [a @ v @ g for (a, g), v in zip(factors, d, strict=True)]
+        else:
+            known = wide((*statistics.bases, statistics.scales))
+            bases = list(zip(*known, strict=True))
+            d = [
+                in_basis(s, v, damping)
+                for s, v in zip(bases, matrices(gradient), strict=True)
+            ]
+            product = [
+                left @ ((left.T @ v @ right) * s) @ right.T
+                for (left, right, s), v in zip(bases, d, strict=True)
+            ]
+        right = in_region(d, product)
+        for given, part in zip(matrices(update), right, strict=True):
+            assert error(-given, part) < bound, damping
+
+
+@slow
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["gram", "spring", "natural_gradient"])
+def test_first_steps_of_the_whole(name, scale):
+    params, step, _ = first_step(name)
+    x, y = scaled(scale, 40, 784), np.arange(40) % 10
+    for damping, bound in BOUNDS.items():
+        gradient, update, rows = step(params, x, y, np.float32(damping))
+        d = from_rows(np.asarray(rows, np.float64), vector(gradient), damping)
+        if name == "spring":
+            d = d * min(1, np.sqrt(1e-3) / np.linalg.norm(d))
+        assert error(-vector(update), d) < bound, damping

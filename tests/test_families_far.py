@@ -1,0 +1,221 @@
+"""Every family far from the middle, against numbers of mpmath that are stored.
+
+oracles/far_parameters.npz holds them, written by oracles/far_parameters.py: pairs of
+parameters on logarithmic grids over the range of each precision, in both directions and
+near to each other, and the exact value at exactly these floating-point numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import natgrad.families as nf
+
+FAMILIES = {
+    "bernoulli": nf.Bernoulli(),
+    "binomial": nf.Binomial(7),
+    "categorical": nf.Categorical(num_classes=3),
+    "poisson": nf.Poisson(),
+    "geometric": nf.Geometric(),
+    "negative_binomial": nf.NegativeBinomial(2.5),
+    "exponential": nf.Exponential(),
+    "weibull": nf.Weibull(1.5),
+    "gamma": nf.Gamma(),
+    "inverse_gamma": nf.InverseGamma(),
+    "beta": nf.Beta(),
+    "dirichlet": nf.Dirichlet(),
+    "normal": nf.Normal(),
+    "log_normal": nf.LogNormal(),
+    "inverse_gaussian": nf.InverseGaussian(),
+    "von_mises": nf.VonMises(),
+    "multivariate_normal": nf.MultivariateNormal(),
+    "multivariate_normal_diag": nf.MultivariateNormalDiag(),
+    "normal_mean": nf.NormalMean(0.5),
+    "normal_mean_log_scale": nf.NormalMeanLogScale(),
+    "laplace": nf.Laplace(),
+    "cauchy": nf.Cauchy(),
+    "logistic": nf.Logistic(),
+    "student_t_half": nf.StudentT(0.5),
+    "student_t": nf.StudentT(2.5),
+    "student_t_4": nf.StudentT(4),
+    "student_t_1000": nf.StudentT(1000),
+}
+EVERY = pytest.mark.parametrize(
+    ("name", "kind"), [(n, k) for n in FAMILIES for k in ("float32", "float64")]
+)
+RTOL = {"float32": 1e-4, "float64": 1e-9}
+
+
+@functools.cache
+def stored():
+    path = pathlib.Path(__file__).parent / "oracles" / "far_parameters.npz"
+    with np.load(path) as file:
+        return dict(file)
+
+
+@functools.cache
+def expected(name, kind):
+    """The stored numbers of one law, infinite where this precision overflows."""
+    prefix = f"{name}/{kind}/"
+    fields = {k[len(prefix) :]: v for k, v in stored().items() if k.startswith(prefix)}
+    largest = float(np.finfo(kind).max)
+    inputs = ("z", "y", "first", "second")
+    for key in fields.keys() - set(inputs):
+        value = fields[key]
+        limit = np.copysign(np.inf, value)
+        fields[key] = np.where(np.abs(value) > largest, limit, value)
+    return fields
+
+
+@functools.cache
+def computed(name, kind):
+    """What the family says of them, by one compiled program."""
+    family, known = FAMILIES[name], expected(name, kind)
+    shape = lambda z: z if family.parameter_ndim else z[..., 0]
+    label = lambda y: y if family.label_ndim else y[..., 0]
+    of = {k: jnp.asarray(shape(known[k]), kind) for k in ("z", "first", "second")}
+    ys = jnp.asarray(label(known["y"]), kind)
+
+    def of_point(z, ys):
+        out = {
+            "log_prob": jax.vmap(lambda y: family.log_prob(z, y))(ys),
+            "score": jax.vmap(lambda y: family.score(z, y))(ys),
+            "log_prob_slope": jax.vmap(lambda y: jax.grad(family.log_prob)(z, y))(ys),
+            "fisher": family.fisher(z),
+        }
+        if isinstance(family, nf.ExponentialFamily):
+            out["mean"] = family.mean(z)
+            entropy = jax.value_and_grad(family.entropy)(z)
+            out |= zip(("entropy", "entropy_slope"), entropy, strict=True)
+        return out
+
+    def program(z, ys, first, second):
+        kl = jax.vmap(jax.value_and_grad(family.kl, (0, 1)))(first, second)
+        value, slopes = kl
+        return jax.vmap(of_point)(z, ys) | {"kl": value, "slope": jnp.stack(slopes, 1)}
+
+    out = jax.device_get(jax.jit(program)(of["z"], ys, of["first"], of["second"]))
+    like = lambda key: known[key.replace("log_prob_slope", "score")].shape
+    return {key: np.reshape(value, like(key)) for key, value in out.items()}
+
+
+def deviations(fisher):
+    """The scores' standard deviations [P, d]."""
+    return np.sqrt(np.abs(np.einsum("pii->pi", fisher)))
+
+
+def disagreement(actual, exact, scale, slack, kind, *, divergence=False):
+    """Errors in units of the scale, beyond the slack; none where both are infinite.
+
+    Where the scale or the slack overflows nothing is promised.
+    """
+    tiny = 1e4 * np.finfo(kind).tiny
+    actual = actual.astype(float)
+    error = np.maximum(np.abs(actual - exact) - slack, 0) / (scale + tiny)
+    error = np.where(np.isfinite(actual), error, np.inf)
+    overflowed = np.isinf(exact)
+    same = actual == exact if divergence else ~np.isfinite(actual)
+    large = np.abs(actual) > 0.9 * float(np.finfo(kind).max)
+    error = np.where(overflowed, np.where(same | large, 0, np.inf), error)
+    return np.where(np.isinf(scale) | np.isinf(slack), 0, error)
+
+
+def assert_small(errors, rtol, *labels):
+    bad = np.argwhere(~(errors <= rtol))
+    at = tuple(bad[0]) if len(bad) else ()
+    told = [f"{np.asarray(part)[at[0]]}" for part in labels] if len(bad) else []
+    assert not len(bad), f"{len(bad)} of {errors.size}; first {at}: {told}"
+
+
+# A tail of 1/√y, whose integral in single precision has a thousand terms.
+LOOSE = {("student_t_half", "float32"): 1e-3}
+
+
+@EVERY
+@np.errstate(all="ignore")
+def test_divergences_of_far_and_near_laws_and_their_gradients(name, kind):
+    known, out = expected(name, kind), computed(name, kind)
+    labels = known["first"], known["second"], out["kl"], known["kl"]
+    assert np.all(out["kl"] >= 0)
+    rtol = RTOL[kind]
+    error = disagreement(
+        out["kl"], known["kl"], np.abs(known["kl"]), 0.0, kind, divergence=True
+    )
+    assert_small(error, rtol, *labels)
+    # A gradient is at most √(2 KL) standard deviations of the score nearby. Far away it
+    # answers for the rounding of the parameters, and where KL overflows for nothing.
+    spread = known["scale"]
+    whole = np.isfinite(spread).all(axis=(1, 2)) & np.isfinite(known["kl"])
+    size = np.sqrt(np.minimum(1, known["kl"]))[:, None, None]
+    sides = np.abs(np.stack([known["first"], known["second"]], 1))
+    apart = np.abs(known["second"] - known["first"]) > 0.05 * sides[:, 0]
+    rounding = (
+        8
+        * np.finfo(kind).eps
+        * spread
+        * np.sum(spread * sides.sum(1, keepdims=True), axis=2, keepdims=True)
+    )
+    slack = np.where(apart.any(1)[:, None, None], rounding, 0.0)
+    scale = np.abs(known["slope"]) + spread * size
+    error = disagreement(out["slope"], known["slope"], scale, slack, kind)
+    rtol = LOOSE.get((name, kind), rtol)
+    assert_small(error[whole], rtol, *(side[whole] for side in labels[:2]))
+
+
+@EVERY
+@np.errstate(all="ignore")
+def test_densities_and_moments_of_far_laws(name, kind):
+    known, out = expected(name, kind), computed(name, kind)
+    eps, rtol = np.finfo(kind).eps, RTOL[kind]
+    z, fisher = known["z"], known["fisher"]
+    spread = deviations(fisher)
+    whole = np.isfinite(spread).all(1)
+    check = lambda key, exact, scale, slack: assert_small(
+        disagreement(out[key], exact, scale, slack, kind)[whole], rtol, z[whole]
+    )
+    check("fisher", fisher, np.abs(fisher) + spread[:, :, None] * spread[:, None], 0.0)
+    # What the rounding of parameters and labels moves.
+    moved = 8 * eps * np.sum(spread * np.abs(z), axis=1)
+    log_prob, score = known["log_prob"], known["score"]
+    roots = 1 + np.sqrt(np.abs(log_prob))
+    check("log_prob", log_prob, 1 + np.abs(log_prob), moved[:, None] * roots)
+    scale = np.abs(score) + spread[:, None]
+    slack = moved[:, None, None] * scale + 4 * eps
+    check("score", score, scale, slack)
+    check("log_prob_slope", score, scale, slack)
+    if isinstance(FAMILIES[name], nf.ExponentialFamily):
+        mean, entropy = known["mean"], known["entropy"]
+        check("mean", mean, np.abs(mean) + spread, 0.0)
+        check("entropy", entropy, 1 + np.abs(entropy), 0.0)
+        slope = known["entropy_slope"]
+        unit = np.maximum(1e-4 * np.abs(z), np.minimum(np.abs(z), 1) + 1e-300)
+        slack = 64 * eps * (1 + np.abs(entropy))[:, None] / unit
+        check("entropy_slope", slope, np.abs(slope) + spread, slack)
+
+
+def test_logits_of_minus_infinity_are_classes_that_never_come():
+    """0 · (−∞) is 0 in the divergence, which is infinite where only q is 0."""
+    family = nf.Categorical()
+    inf = np.inf
+    z = jnp.array([[0.0, 1.0, -inf], [0.0, 1.0, -inf], [0.0, 1.0, 2.0]])
+    z2 = jnp.array([[0.5, 0.0, -inf], [0.5, 0.0, 1.0], [0.5, 0.0, -inf]])
+    kl, (slope, slope2) = jax.jit(jax.vmap(jax.value_and_grad(family.kl, (0, 1))))(
+        z, z2
+    )
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (z, z2))
+    with np.errstate(all="ignore"):
+        terms = np.where(p > 0, p * np.log(p / q), 0)
+    exact = terms.sum(1)
+    np.testing.assert_allclose(kl, exact, 1e-12)
+    assert kl[2] == inf
+    np.testing.assert_allclose(slope2[:2], (q - p)[:2], 1e-12, 1e-15)
+    ratio = np.where(p > 0, np.log(np.where(p > 0, p, 1) / np.where(q > 0, q, 1)), 0)
+    np.testing.assert_allclose(
+        slope[:2], (p * (ratio - exact[:, None]))[:2], 1e-12, 1e-15
+    )

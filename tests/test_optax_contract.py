@@ -1,0 +1,293 @@
+"""optax's own contract: a table of transformations and of what optax does with them.
+
+Each row is a transformation of the library (`optax_rows`), each column a wrapper or a
+utility of optax. The oracle of a wrapper is the bare transformation, whose step is
+tested elsewhere. What cannot work is an error that says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from contract import MODEL, X, Y, describe, equal, gradient_of, start
+from optax_rows import COPIES, LAYERWISE, NOT_OBSERVED, RATE, ROWS, of_batch
+from problems import slow_but
+
+import natgrad as ng
+
+EVERY = pytest.mark.parametrize("name", ROWS)
+HALF, HIDDEN = {"w": True, "b": False}, optax.MaskedNode()
+
+
+def test_the_table_has_every_transformation():
+    named = vars(ng) | vars(ng.inference)
+    gives = lambda f: str(inspect.signature(f).return_annotation)
+    found = {
+        name
+        for name in (*ng.__all__, *ng.inference.__all__)
+        if inspect.isfunction(named[name]) and "GradientTransf" in gives(named[name])
+    }
+    assert found == ROWS.keys()
+    assert all(
+        isinstance(row.tx(), optax.GradientTransformationExtraArgs)
+        for row in ROWS.values()
+    )
+
+
+# The state --------------------------------------------------------------------------
+
+
+@EVERY
+def test_map_params_finds_the_copies_of_the_parameters_and_nothing_else(name):
+    tx, params = ROWS[name].tx(), start()
+    state = tx.init(params)
+    specs = {"w": "spec of w", "b": "spec of b"}
+    marked = optax.tree.map_params(
+        tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: "other"
+    )
+    leaves = jax.tree.leaves(marked)
+    copies = COPIES.get(name, 0)
+    assert [leaves.count(spec) for spec in specs.values()] == [copies, copies]
+    assert leaves.count("other") == len(leaves) - 2 * copies
+    same = optax.tree.map_params(tx, lambda value: value, state)
+    assert describe(same) == describe(state)
+
+
+@EVERY
+def test_no_parameters_have_a_state_and_no_update(name):
+    tx = ROWS[name].tx()
+    for nothing in ({}, (), {"w": HIDDEN, "b": None}):
+        state = tx.init(nothing)
+        updates, after = tx.update(nothing, state, nothing, inputs=X, unknown=1)
+        assert updates == nothing
+        assert describe(after) == describe(state)
+
+
+@EVERY
+def test_complex_parameters_are_refused(name):
+    with pytest.raises(ValueError, match=r"real floating array.*complex"):
+        ROWS[name].tx().init({"w": jnp.ones((2, 3), complex)})
+
+
+class Mixed(NamedTuple):
+    """Parameters of two low precisions beside what is no array at all."""
+
+    w: jax.Array
+    b: jax.Array
+    nothing: None = None
+    empty: tuple = ()
+
+
+@EVERY
+def test_updates_have_the_dtypes_and_the_containers_of_the_parameters(name):
+    params = Mixed(*(start(d)[k] for k, d in (("w", jnp.bfloat16), ("b", "float16"))))
+    model = ng.Model(
+        lambda p, x: x @ p.w + p.b[None], MODEL.family, example_inputs=X[:1]
+    )
+    row = ROWS[name]
+    tx = row.tx(model)
+
+    def step(params):
+        grads = jax.grad(model.loss)(params, X, Y)
+        extra = of_batch(params, row.needs, model)
+        state = tx.init(params)
+        updates, after = tx.update(grads, state, params, **extra)
+        return state, updates, after
+
+    before, updates, after = jax.eval_shape(step, params)
+    assert describe(updates) == describe(jax.eval_shape(lambda: params))
+    assert describe(before) == describe(after)
+
+
+@EVERY
+def test_a_python_number_is_a_parameter(name):
+    params = start() | {"scale": 0.5}
+    model = ng.Model(
+        lambda p, x: x @ p["w"] * p["scale"] + p["b"][None],
+        MODEL.family,
+        example_inputs=X[:1],
+    )
+    row = ROWS[name]
+
+    def step():
+        grads, tx = jax.grad(model.loss)(params, X, Y), row.tx(model)
+        extra = of_batch(params, row.needs, model)
+        return tx.update(grads, tx.init(params), params, **extra)[0]
+
+    updates = jax.eval_shape(step)
+    assert updates.keys() == params.keys()
+    assert updates["scale"].shape == ()
+
+
+@EVERY
+def test_injected_hyperparameters_are_got_and_set_by_name(name):
+    row = ROWS[name]
+    tx = row.injected()
+    state = tx.init(start())
+    for key, value in row.arguments(MODEL).items():
+        if isinstance(value, float):
+            assert optax.tree.get(state.hyperparams, key) == value
+            state = optax.tree.set(state, **{key: jnp.asarray(value / 2)})
+            assert optax.tree.get(state.hyperparams, key) == value / 2
+    assert describe(optax.tree.map_params(tx, lambda value: value, state)) == describe(
+        state
+    )
+
+
+# The update -------------------------------------------------------------------------
+
+
+def one(tx, params, extra):
+    """One update with the gradient at the parameters; the state keeps its structure."""
+    state = tx.init(params)
+    updates, after = tx.update(gradient_of(params), state, params, **extra)
+    assert describe(after) == describe(state)
+    return updates
+
+
+def transparent(row, params, extra):
+    """Wrappers that change nothing, one around the other, and an unknown argument."""
+    scheduled = row.injected(learning_rate=optax.constant_schedule(RATE))
+    groups = {"some": optax.masked(scheduled, True), "nobody": row.tx()}
+    wrapped = optax.apply_if_finite(
+        optax.named_chain(
+            ("ours", optax.partition(groups, "some")), ("after", optax.identity())
+        ),
+        max_consecutive_errors=2,
+    )
+    wrapped = optax.with_extra_args_support(wrapped)
+    return one(wrapped, params, extra | {"unknown": 1.0})
+
+
+def accumulated(row, params, extra):
+    """The mean of two gradients, with the arguments that come with the second."""
+    tx = optax.MultiSteps(row.tx(), every_k_schedule=2)
+
+    def micro_step(state, scale):
+        grads = jax.tree.map(lambda g: scale * g, gradient_of(params))
+        updates, after = tx.update(grads, state, params, **extra)
+        assert describe(after) == describe(state)
+        return after, updates
+
+    updates = jax.lax.scan(micro_step, tx.init(params), jnp.array([0.5, 1.5]))[1]
+    return jax.tree.map(lambda both: jnp.where(both[0] == 0, both[1], jnp.nan), updates)
+
+
+def looked_ahead(row, params, extra):
+    """The fast step; no extra argument gets through, so the batch is observed."""
+    tx = optax.lookahead(row.tx(), sync_period=2, slow_step_size=0.5)
+    pair = optax.LookaheadParams.init_synced(params)
+    state = tx.init(pair)
+    if extra:
+        state = ng.observe(tx, state, pair, inputs=X, targets=Y)
+    return tx.update(gradient_of(params), state, pair)[0].fast
+
+
+def schedule_free(row, params, extra):
+    """The step of z, the sequence that the bare transformation moves."""
+    tx = optax.contrib.schedule_free(row.tx(), RATE)
+    before = tx.init(params)
+    _, after = tx.update(gradient_of(params), before, params, **extra)
+    assert describe(after) == describe(before)
+    return jax.tree.map(jnp.subtract, after.z, before.z)
+
+
+def searched(search):
+    """A line search after it, along the same line: the length is put back."""
+
+    def of(row, params, extra):
+        down = -1.0 if row.make is ng.scale_by_dual else 1.0
+        tx = optax.chain(row.tx(), optax.scale(down), search(3))
+        extra = of_batch(params, ("value", "value_fn", "grad")) | extra
+        found, _ = tx.update(gradient_of(params), tx.init(params), params, **extra)
+        length = optax.tree.norm(one(row.tx(), params, extra)) / optax.tree.norm(found)
+        return jax.tree.map(lambda u: down * length * u, found)
+
+    return of
+
+
+def masked(row, params, extra):
+    """A part of the parameters; `kfac` has to know the others when it is made."""
+    layerwise = row.make.__name__ in LAYERWISE
+    tx = row.tx(MODEL.fixing(params) if layerwise else MODEL)
+    return one(optax.masked(tx, HALF), params, extra | {"model_params": params})
+
+
+def part(row, params):
+    """The update of a model that has these parameters alone, beside the gradient."""
+    mine, grads = {"w": params["w"]}, gradient_of(params)
+    model = ng.Model(
+        lambda p, x: MODEL.apply(p | {"b": params["b"]}, x),
+        MODEL.family,
+        example_inputs=X[:1],
+    )
+    tx, extra = row.tx(model), of_batch(mine, row.needs, model)
+    updates, _ = tx.update({"w": grads["w"]}, tx.init(mine), mine, **extra)
+    return updates | {"b": grads["b"]}
+
+
+COLUMNS = {
+    "transparent": transparent,
+    "accumulated": accumulated,
+    "looked_ahead": looked_ahead,
+    "schedule_free": schedule_free,
+    "masked": masked,
+}
+# A line search sees the update alone, whoever made it.
+SEARCHES = {
+    "backtracking": searched(optax.scale_by_backtracking_linesearch),
+    "zoom": searched(optax.scale_by_zoom_linesearch),
+}
+SEARCHED = "natural_gradient", "ivon", "scale_by_dual"
+PAIRS = [(name, column) for name in ROWS for column in COLUMNS]
+PAIRS += [(name, column) for name in SEARCHED for column in SEARCHES]
+# The others are of the same kinds, and run where everything runs.
+QUICK = {"natural_gradient", "kfac", "kfac_adaptive", "spring", "mirror_descent"}
+QUICK |= {"ivon", "scale_by_quadratic_model", "scale_by_norm_constraint"}
+
+
+@functools.cache
+def table(name):
+    """The bare update and the columns, from one program, and what columns raised."""
+    row, raised = ROWS[name], {}
+
+    @jax.jit
+    def program(params):
+        extra = of_batch(params, row.needs)
+        found = {"bare": one(row.tx(), params, extra), "part": part(row, params)}
+        columns = COLUMNS | (SEARCHES if name in SEARCHED else {})
+        for column, of in columns.items():
+            try:
+                found[column] = of(row, params, extra)
+            except ValueError as error:
+                raised[column] = str(error)
+        return found
+
+    return program(start()), raised
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), slow_but({pair for pair in PAIRS if pair[0] in QUICK}, PAIRS)
+)
+def test_a_wrapper_gives_the_bare_update_or_says_why_not(name, column, tolerance):
+    found, raised = table(name)
+    if column == "looked_ahead" and name in NOT_OBSERVED:
+        assert re.search(NOT_OBSERVED[name], raised[column])
+        return
+    assert column not in raised, raised[column]
+    expected = found["part" if column == "masked" else "bare"]
+    rtol = tolerance("identity", "float32" if column == "accumulated" else "float64")
+    equal(found[column], expected, rtol)
+
+
+@pytest.mark.parametrize("name", sorted(LAYERWISE))
+def test_a_masked_layer_curvature_says_that_it_needs_the_whole_tree_at_init(name):
+    with pytest.raises(ValueError, match=r"build it from model.fixing\(params\)"):
+        optax.masked(ROWS[name].tx(), HALF).init(start())
