@@ -195,6 +195,34 @@ def test_a_mesh_with_explicit_axes_is_an_error_that_says_what_to_do():
         Dense(MODEL).init(params)
 
 
+def apart(apply):
+    """F of two halves of the inputs under a mapped axis, and of both together."""
+    model = ng.Model(apply, ng.families.Categorical())
+    part = lambda x: Dense(model, axis_name="parts").estimate(PARAMS, x)
+    halves = jnp.asarray(X).reshape(2, -1, X.shape[-1])
+    return jax.vmap(part, axis_name="parts")(halves)[0]
+
+
+def test_examples_that_interact_over_devices_are_an_error():
+    def normalised(params, x):
+        return apply(params, x - jax.lax.pmean(x, "parts"))
+
+    with pytest.raises(ValueError, match=r"mapped axis \(psum.*sharded inputs"):
+        apart(normalised)
+
+
+def test_what_only_asks_for_its_place_among_the_devices_is_taken_as_it_is():
+    """A key of one's own for each device, as dropout has."""
+
+    def shifted(params, x):
+        return apply(params, x + jax.lax.axis_index("parts"))
+
+    moved = jnp.repeat(jnp.arange(2), len(X) // 2)[:, None]
+    known = ng.Model(apply, ng.families.Categorical())
+    expected = Dense(known).estimate(PARAMS, X + moved)
+    np.testing.assert_allclose(apart(shifted), expected, rtol=1e-10, atol=1e-13)
+
+
 def test_examples_that_are_not_there_cannot_be_spread():
     model = ng.Model(lambda params, _: params["z"][None], ng.families.Categorical())
     curvature = Dense(model, axis_name="data")

@@ -99,7 +99,8 @@ def definitions(family, z):
     )
 
 
-LESS_QUICK = {"kl", "tfp finite", "numpyro binomial", "distrax bernoulli"}
+LESS_QUICK = {"kl", "tfp finite", "tfp categorical", "numpyro binomial"}
+LESS_QUICK |= {"distrax bernoulli", "distrax bernoullis", "subclass with labels"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def shared_output(law: Law):
     return model, problem(law)[0][0]
 
 
-QUICK_DRAWN = {"functions", "distrax laplace", "product"}
+QUICK_DRAWN = {"functions", "product"}
 
 
 @pytest.mark.parametrize("law", [slow_but(QUICK_DRAWN, law) for law in DRAWN])
@@ -171,10 +172,9 @@ def test_the_error_of_a_drawn_law_falls_with_the_examples_and_its_draws_are_fres
     few, many = estimates(keys, 2), estimates(keys, 32)
     assert 16 / 2 < square(few) / square(many) < 16 * 2
     assert jnp.any(few[0] != few[1])
-    fixed = Dense(model).at(z, jnp.zeros((32, 1))).dense()  # without a key
-    assert square(fixed[None]) < 8 * square(many)
-    again = Dense(model).at(z, jnp.zeros((32, 1))).dense()
-    np.testing.assert_array_equal(fixed, again)
+    without_key = jax.jit(lambda z: Dense(model).at(z, jnp.zeros((32, 1))).dense())
+    assert square(without_key(z)[None]) < 8 * square(many)
+    np.testing.assert_array_equal(without_key(z), without_key(z))
 
 
 def test_under_one_key_all_curvatures_have_the_same_draws():
@@ -182,9 +182,8 @@ def test_under_one_key_all_curvatures_have_the_same_draws():
     model, step = ng.Model(linear, family), 1e-3 * jnp.ones_like(w).at[0, 0].set(2)
     for key in (KEY, None):
         expected = matrix(Dense, family, w, x, key)
-        for make in (MatrixFree, KLHessian):
-            found = matrix(make, family, w, x, key)
-            np.testing.assert_allclose(found, expected, 1e-9, 1e-12)
+        found = matrix(MatrixFree, family, w, x, key)
+        np.testing.assert_allclose(found, expected, 1e-9, 1e-12)
     quadratic = 0.5 * step.ravel() @ expected @ step.ravel()
     np.testing.assert_allclose(jax.jit(model.kl)(w, w + step, x), quadratic, 1e-2)
 
@@ -264,7 +263,7 @@ def test_labels_of_probability_zero_add_nothing():
         lambda z: numpyro.Categorical(logits=z, validate_args=False),
     ):
         family = nf.from_distribution(factory)
-        scores, weights = family.columns(None, z)
+        scores, weights = jax.jit(family.columns)(None, z)
         found = jnp.einsum("k,ki,kj->ij", weights, scores, scores)
         np.testing.assert_allclose(found, SOFTMAX.fisher(z), 1e-12, 1e-15)
 

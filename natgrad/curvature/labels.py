@@ -117,9 +117,10 @@ class Exact(Labels):
 
     A law of one's own that has neither a divergence nor finitely many known labels
     (`Family.drawn`) is averaged over draws, fresh ones for each example and each key:
-    F is then an estimate, whose error falls with the number of examples times
-    `monte_carlo_samples`. Optimizers give a new key at every step. Without a key the
-    draws are those of one fixed key and the example's index, the same at every call.
+    F is then an estimate, whose error falls as one over the square root of the number
+    of examples times `monte_carlo_samples`. Optimizers with a key in their state give
+    a new one at every step. Without a key the draws are those of one fixed key
+    and the example's index, the same at every call.
     """
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:

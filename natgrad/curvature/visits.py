@@ -29,6 +29,7 @@ from natgrad.curvature.labels import Labels
 from natgrad.curvature.whole import column_count
 from natgrad.layers import Dependence
 from natgrad.model import Model
+from natgrad.solvers import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -77,12 +78,13 @@ class Visits:
     def fold(self, visit: Visit, collect: Callable[[Any], Any]) -> Any:
         """Σ over chunks of examples of collect(what visit gave for the chunk)."""
         visited = lambda chunk: collect(jax.vmap(lambda e: self.at(visit, e))(chunk))
-        return tree.sum_over_chunks(visited, self.each, self.chunk(self._width(visit)))
+        return tree.sum_over_chunks(visited, self.each, self._chunk(visit, 1))
 
     def stack(self, visit: Visit) -> Any:
-        """What visit gave for every example, [N, ...]."""
+        """What visit, which may pull back K cotangents, gave for each example."""
         one = lambda example: self.at(visit, example)
-        return jax.lax.map(one, self.each, batch_size=self.chunk(self._width(visit)))
+        chunk = self._chunk(visit, self.columns)
+        return jax.lax.map(one, self.each, batch_size=chunk)
 
     def fold_columns(
         self, collect: Callable[[Array, Array], Any], beside: Beside | None = None
@@ -128,11 +130,12 @@ class Visits:
         g = flat(jnp.concatenate([cotangents, cotangent[None]]))
         return g[:-1], found.weights[ks], (value, g[-1])
 
-    def _width(self, visit: Visit) -> int:
-        """Numbers alive for one example."""
+    def _chunk(self, visit: Visit, pulls: int) -> int:
+        """How many examples to visit at once, with so many pullbacks each."""
         first = jax.tree.map(lambda leaf: leaf[0], self.each)
         visited = jax.eval_shape(lambda e: self.at(visit, e), first)
-        return max(self.pulled, sum(leaf.size for leaf in jax.tree.leaves(visited)))
+        given = sum(leaf.size for leaf in jax.tree.leaves(visited))
+        return self.chunk(max(pulls * self.pulled, given))
 
 
 def visits(
@@ -206,7 +209,8 @@ def _together(known, params, inputs, examples, total) -> Visits:
 
         def summed(cotangent):
             of_row = forward[:, row]
-            flat = jnp.tensordot(of_row, cotangent.astype(z.dtype), axes=z.ndim - 1)
+            cotangent, axes = cotangent.astype(z.dtype), z.ndim - 1
+            flat = jnp.tensordot(of_row, cotangent, axes, precision=HIGHEST)
             return Layout.of(params).unravel(flat)
 
         example = model.labelled(z[row], example)

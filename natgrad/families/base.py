@@ -75,9 +75,9 @@ class Family(abc.ABC):
     def kl_under(self, key: Key | None, z: Array, z2: Array) -> Array:
         """`kl`; where that is an estimate (`drawn`), one under this key.
 
-        The mean of r − 1 − log r with r = p(y | z2)/p(y | z): no term is negative, and
-        the Hessian at z2 = z is that of `columns`, Σ_k w_k s_k s_kᵀ. Its variance grows
-        quickly with the distance of the two laws.
+        The mean of r − 1 − log r, r = p(y | z2)/p(y | z): no term is negative, and the
+        Hessian at z2 = z is that of `columns`. Its variance grows quickly with the
+        distance of the two laws.
         """
         given = self._gives("kl")
         return self.kl(z, z2) if given else expectations.divergence(self, key, z, z2)
@@ -85,10 +85,9 @@ class Family(abc.ABC):
     def nodes(self, z: Array) -> tuple[Array, Array]:
         """Labels and weights (ys [K, ...], weights [K]) with Σ_k w_k s_k s_kᵀ = F_z.
 
-        z holds the parameters of ONE factor. The weights are positive; labels of a
-        quadrature may lie outside of the support (counts that are no integers): they
-        are good for scores alone. Here they are those of `support` with their
-        probabilities, else draws under one fixed key, a Monte-Carlo estimate.
+        z holds the parameters of ONE factor. Weights are positive; labels of a
+        quadrature may lie outside of the support, and serve scores alone. Here they are
+        those of `support`, else draws under one fixed key, a Monte-Carlo estimate.
         """
         labels = self.support(z)
         if labels is None:
@@ -151,7 +150,7 @@ class Family(abc.ABC):
         return jnp.all(~jnp.isnan(y), axis=axes)
 
     def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of labels of parameters of this shape; None if only samples tell."""
+        """The shape of the labels; None where only samples tell."""
         if self.parameter_ndim is None or self.label_ndim != 0:
             return None
         return z_shape[: len(z_shape) - self.parameter_ndim]

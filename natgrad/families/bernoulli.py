@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside
-from natgrad.families.remainders import log_mean_exp, logistic
+from natgrad.families.remainders import bounded_expm1, log_mean_exp, logistic
 from natgrad.typing import Array, Key
 
 
@@ -98,5 +98,5 @@ def _binary_divergence_jvp(
     (z, z2), (dz, dz2) = primals, tangents
     p, q, d = logistic(z), logistic(-z), z2 - z
     larger = jnp.where(d > 0, logistic(z2) * q, logistic(-z2) * p)
-    gap = -jnp.sign(d) * larger * jnp.expm1(-jnp.abs(d))
+    gap = larger * bounded_expm1(d)
     return binary_divergence(z, z2), gap * dz2 - p * q * d * dz

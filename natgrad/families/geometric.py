@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside
-from natgrad.families.remainders import expm1_remainder, log1p_remainder
+from natgrad.families.remainders import bounded_expm1, expm1_remainder, log1p_remainder
 from natgrad.typing import Array, Key
 
 
@@ -111,6 +111,6 @@ def _geometric_divergence_jvp(
     (z, z2), (dz, dz2) = primals, tangents
     d, mean = z2 - z, geometric_mean(z)
     inverse, inverse2 = -1 / jnp.expm1(z), -1 / jnp.expm1(z2)
-    gap = -jnp.sign(d) * jnp.exp(jnp.maximum(z, z2)) * jnp.expm1(-jnp.abs(d))
+    gap = jnp.exp(jnp.maximum(z, z2)) * bounded_expm1(d)
     value = geometric_divergence(z, z2)
     return value, gap * inverse * inverse2 * dz2 - mean * (d * inverse) * dz

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.counts import expectation_of_log_gamma
-from natgrad.families.remainders import expm1_remainder, poisson_deviance
+from natgrad.families.remainders import bounded_expm1, expm1_remainder, poisson_deviance
 from natgrad.families.special import log_factorial_excess
 from natgrad.typing import Array, Key
 
@@ -117,5 +117,5 @@ def _divergence_jvp(
     """−λ d dz + (λ2 − λ) dz2."""
     (z, z2), (dz, dz2) = primals, tangents
     d = z2 - z
-    gap = -jnp.sign(d) * jnp.exp(jnp.maximum(z, z2)) * jnp.expm1(-jnp.abs(d))
+    gap = jnp.exp(jnp.maximum(z, z2)) * bounded_expm1(d)
     return _divergence(z, z2), gap * dz2 - jnp.exp(z) * d * dz

@@ -29,6 +29,13 @@ def expm1_remainder(x: Array) -> Array:
 expm1_remainder.defjvps(lambda dx, _, x: jnp.expm1(x) * dx)
 
 
+def bounded_expm1(x: Array) -> Array:
+    """(e^x − 1)/max(1, e^x), elementwise: between −1 and 1, with the slope 1 at 0."""
+    positive = x > 0
+    rise = -jnp.expm1(-jnp.where(positive, x, 0.0))
+    return jnp.where(positive, rise, jnp.expm1(jnp.where(positive, 0.0, x)))
+
+
 @jax.custom_jvp
 def log1p_remainder(x: Array) -> Array:
     """The remainder x − log(1 + x), elementwise for x > −1; x²/2 near zero.

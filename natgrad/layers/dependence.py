@@ -46,6 +46,8 @@ class Dependence(enum.Enum):
     OTHERS = "the other examples"
 
 
+_COLLECTIVES = {"psum", "psum2", "psum_invariant", "pmin", "pmax", "ppermute"}
+_COLLECTIVES |= {"all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter"}
 _CACHE: collections.OrderedDict = collections.OrderedDict()
 _CACHE_SIZE = 256
 
@@ -62,9 +64,13 @@ def dependence(
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
 
     Returns:
-        PLACE where no leaf of the inputs has an axis of examples, or where the outputs
-        are not finite at random parameters; NOTHING where apply cannot be run outside
-        the mapped axes that it was traced in.
+        PLACE where no leaf of the inputs has an axis of examples, where the outputs are
+        not finite at random parameters, or where apply cannot be run outside the mapped
+        axes that it was traced in.
+
+    Raises:
+        ValueError: apply communicates over a mapped axis, so that examples interact
+            over the devices.
     """
     size = batch.input_count(inputs, in_axes)
     if size is None:
@@ -72,6 +78,7 @@ def dependence(
     if size == 1:
         return Dependence.NOTHING
     traced, _ = jaxprs.trace(apply, params, inputs)
+    _check_collectives(traced)
     constants = list(constants_of(traced))
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxprs.opened(traced)[0]))
     key = (
@@ -90,6 +97,20 @@ def dependence(
             _CACHE.popitem(last=False)
     _CACHE.move_to_end(key)
     return _CACHE[key][0]
+
+
+def _check_collectives(traced) -> None:
+    """Raise where examples interact over a mapped axis."""
+    # Inside apply's own shard_map they are over axes of its own.
+    found = jaxprs.primitives(traced, frozenset({"shard_map"})) & _COLLECTIVES
+    if found:
+        raise ValueError(
+            f"apply communicates over a mapped axis ({', '.join(sorted(found))}), so "
+            "the outputs of an example depend on the examples of other devices, and "
+            "the Fisher information is not a sum over devices. Run the whole batch "
+            "under jax.jit with sharded inputs instead, or take what is communicated "
+            "(batch statistics, say) out of apply and pass it in the inputs."
+        )
 
 
 def _bare(leaf) -> jax.ShapeDtypeStruct:
@@ -125,7 +146,7 @@ def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
         return Dependence.NOTHING
     several, one = trial(2) or trial(size), trial(1)
     if several is None:
-        return Dependence.NOTHING
+        return Dependence.PLACE
     finite, alike = False, one is not None and one.draws == several.draws
     for positive in (False, True):
         rows, others = (several.rows(seed, positive) for seed in (0, 1))

@@ -154,6 +154,17 @@ def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
     return list(_jaxprs_in(equation.params))
 
 
+def primitives(jaxpr: Jaxpr, closed: frozenset[str] = frozenset()) -> set[str]:
+    """The names of all primitives, in every jaxpr inside but those of `closed` ones."""
+    found = set()
+    for equation in opened(jaxpr)[0].eqns:
+        found.add(equation.primitive.name)
+        if equation.primitive.name not in closed:
+            for inner in sub_jaxprs(equation):
+                found |= primitives(inner, closed)
+    return found
+
+
 def float_dtypes(jaxpr: Jaxpr) -> set[str]:
     """The floating types of all values computed, in every jaxpr inside."""
     jaxpr, _ = opened(jaxpr)
