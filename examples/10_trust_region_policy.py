@@ -8,9 +8,9 @@ state, a `NormalMeanLogScale` model. The policy gradient g of the surrogate
 is turned into the natural gradient d = (F + λI)⁻¹ g by conjugate gradients, where F is
 the Fisher information of the policy over the visited states, and the step −η d is
 shrunk to ½ η² ⟨d, F d⟩ <= δ, the bound on the mean KL divergence in that quadratic
-model (Schulman et al. 2015). The rate η is so large that the bound decides. Then the
-step is shortened until the measured divergence obeys the bound, which the quadratic
-model may overshoot, and the surrogate has fallen.
+model, and then until the measured divergence obeys it (Schulman et al. 2015). The rate
+η is so large that the bound decides. The step is shortened further until the surrogate
+has fallen.
 
 The value function, a network with a `NormalMean` law, is fitted to the returns by a few
 natural gradient (here Gauss-Newton) steps; advantages A are exponentially weighted sums
@@ -18,10 +18,10 @@ of its errors (generalised advantage estimation).
 
     python examples/10_trust_region_policy.py [picture.png]
 
-iteration  0  mean return  -1226.2  KL 0.0069 <= 0.01  (whole step 0.0110)
-iteration 10  mean return   -710.7  KL 0.0069 <= 0.01  (whole step 0.0111)
-iteration 20  mean return   -152.3  KL 0.0067 <= 0.01  (whole step 0.0106)
-iteration 39  mean return   -145.0  KL 0.0095 <= 0.01  (whole step 0.0095)
+iteration  0  mean return  -1226.2  KL 0.0098 <= 0.01  (whole step 0.0098)
+iteration 10  mean return   -658.9  KL 0.0095 <= 0.01  (whole step 0.0095)
+iteration 20  mean return   -150.5  KL 0.0096 <= 0.01  (whole step 0.0096)
+iteration 39  mean return   -145.5  KL 0.0094 <= 0.01  (whole step 0.0094)
 """
 
 import sys

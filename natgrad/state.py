@@ -9,6 +9,7 @@ curvature is what averages them. Those of a skipped step do not enter the averag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -136,6 +137,7 @@ def examined(
     strength: Array,
     state: ScaleByCurvatureState,
     trust_region: TrustRegion | None,
+    divergence: Callable[[Params], Array] | None,
     reason: Array,
 ) -> tuple[Health, Params]:
     """The health of a step along what was solved for, and the step.
@@ -144,6 +146,16 @@ def examined(
     is formed once a period, when the inverses are oldest; with a trust region also in
     each step of the warm-up and of the period after it, when F changes fastest. In
     between, ⟨d, F d⟩ is taken to be the last measured multiple of ⟨g, d⟩.
+
+    Args:
+        metric: F.
+        gradient: g.
+        solved: what was solved for, d.
+        strength: λ.
+        state: of the transformation.
+        trust_region: a bound on the step's KL divergence; None for none.
+        divergence: of an update of the parameters; None where it is not known.
+        reason: why the step is skipped, 0 if it is not.
     """
     direction, fallback, remainder, iterations = solved.solution
     usable, old = solved.usable, state.health
@@ -172,8 +184,10 @@ def examined(
         )
     square, shrink = ratio * slope, jnp.ones_like(slope)
     if trust_region is not None:
-        shrink = trust_region.shrinkage(state.count, square).astype(square.dtype)
-        direction = jax.tree.map(lambda d: shrink.astype(d.dtype) * d, direction)
+        part = lambda t: jax.tree.map(lambda d: t.astype(d.dtype) * d, direction)
+        along = None if divergence is None else lambda t: divergence(part(-t))
+        shrink = trust_region.shrinkage(state.count, square, along).astype(square.dtype)
+        direction = part(shrink)
     decrease = jnp.where(usable, shrink * slope - shrink**2 * square / 2, 0)
     health = Health(
         damping=strength,

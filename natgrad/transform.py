@@ -23,6 +23,7 @@ from natgrad import tree
 from natgrad.arguments import MISSING, checked, transformation
 from natgrad.curvature.base import Curvature
 from natgrad.damping import Damping, TrustRegion, as_damping, check_scalar
+from natgrad.families import Unnormalized
 from natgrad.health import first_failure
 from natgrad.inplace import cleared
 from natgrad.observation import owner
@@ -149,8 +150,20 @@ def scale_by_curvature(
         if here.instantaneous:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)
         reason = first_failure(finite, damped, known, solved.usable)
+        divergence = None
+        if inputs is not MISSING and not isinstance(here.model.family, Unnormalized):
+            divergence = lambda step: here.divergence(
+                params, optax.apply_updates(params, step), inputs
+            )
         health, direction = examined(
-            metric, gradient, solved, strength, state, trust_region, reason
+            metric,
+            gradient,
+            solved,
+            strength,
+            state,
+            trust_region,
+            divergence,
+            reason,
         )
         state = state._replace(
             count=tree.increment(state.count, period=refresh.statistics),

@@ -12,7 +12,7 @@ LAYERS = (
     {"layers"},
     {"krylov", "spectral"},
     {"solvers", "inplace", "inverse", "damping"}
-    | {"metric", "blockwise", "eigenbasis", "kronecker"},
+    | {"metric", "blockwise", "eigenbasis", "kronecker", "scaling"},
     {"spread"},
     {"pieces", "jacobian", "sample_space"},
     {"curvature"},

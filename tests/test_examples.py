@@ -126,7 +126,7 @@ def test_the_policy_learns_inside_its_trust_region(run, tmp_path):
     assert np.mean(returns[-3:]) > np.mean(returns[:3]) / 3
     assert np.all(results["kl"] <= results["radius"])
     assert np.all(results["kl"] > results["radius"] / 10)
-    assert np.any(results["whole_step_kl"] > results["radius"])
+    assert np.all(results["whole_step_kl"] <= 1.001 * results["radius"])
     assert is_picture(picture)
 
 

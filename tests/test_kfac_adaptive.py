@@ -253,6 +253,18 @@ def test_derivatives_in_the_first_damping_are_differences(tolerance):
     np.testing.assert_allclose(end(0.5)[1], difference, tolerance("differences"))
 
 
+def test_parameters_of_low_precision_train():
+    """In float16 the first gradient over γ² = 1e-6 overflowed, in every step."""
+    low = jax.tree.map(lambda leaf: leaf.astype("float16"), PARAMS)
+    tx = ng.kfac_adaptive(MODEL)
+    x = X.astype("float16")
+    one = lambda carry, _: (step(tx, *carry, x), MODEL.loss(carry[0], x, Y))
+    _, losses = jax.jit(lambda c: jax.lax.scan(one, c, None, length=6))(
+        (low, tx.init(low))
+    )
+    assert losses[-1] - least_loss() < 0.05 * (losses[0] - least_loss())
+
+
 def test_missing_arguments_are_named():
     tx = optimizer()
     state = jax.eval_shape(tx.init, PARAMS)

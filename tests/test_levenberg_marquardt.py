@@ -131,7 +131,6 @@ def test_damping_and_steps_are_those_of_a_numpy_loop(rule, tolerance):
 def restored(state, before):
     """Bit for bit, but for what the rejection is counted in."""
     assert state.rejected
-    assert state.damping > before.damping
     documented = {"damping", "growth", "rejected", "rejections", "undone"}
     for name in set(state._fields) - documented:
         for a, b in zip(
@@ -170,6 +169,7 @@ def test_a_batch_with_nan_leaves_no_trace(what):
     after, stepped = step(params, state, **SPOILED[what])
     same_bits(after, params)
     restored(stepped, state)
+    assert stepped.damping == state.damping  # it is not at fault
 
 
 @pytest.mark.slow
@@ -185,6 +185,7 @@ def test_statistics_with_nan_leave_no_trace():
     )
     same_bits(optax.apply_updates(params, moves), params)
     restored(after, state)
+    assert after.damping == state.damping
 
 
 def test_the_ratio_of_a_quadratic_loss_is_one(tolerance):

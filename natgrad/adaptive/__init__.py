@@ -1,7 +1,7 @@
 """Steps that look after themselves: damping, length and momentum from a model of them.
 
-Pieces that optax's `chain` puts together with any curvature. All of them judge a step d
-by the quadratic model of the loss at the parameters,
+Pieces that optax's `chain` puts together with any curvature. They judge a step d by the
+quadratic model of the loss at the parameters,
 
     M(d) = ⟨g, d⟩ + ½ ⟨d, F d⟩,
 
@@ -25,11 +25,15 @@ from natgrad.adaptive.quadratic import (
 )
 from natgrad.adaptive.rules import LossFloor, Nielsen, Rule, Thresholds
 from natgrad.adaptive.trials import Trials
-from natgrad.adaptive.trust_region import scale_by_kl_trust_region
+from natgrad.adaptive.trust_region import (
+    KLTrustRegionState,
+    scale_by_kl_trust_region,
+)
 
 __all__ = [
     "FactoredState",
     "GeodesicAccelerationState",
+    "KLTrustRegionState",
     "LevenbergMarquardtState",
     "LossFloor",
     "Nielsen",

@@ -131,7 +131,7 @@ def scale_by_factored_curvature(
         zero, number = jnp.zeros((), jnp.int32), 0
         if jax.tree.leaves(params):
             here = curvature.resolved(params)
-            pieces = _of_nothing(here, params, gamma)
+            pieces = _of_nothing(here, params)
             solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
             number = len(parts(here.metric(solve.statistics, params)))
         step = no_step_yet(params, number)
@@ -184,7 +184,8 @@ def scale_by_factored_curvature(
         found = proposed(solve.inverse.pieces, gamma)
         taken = found.usable
         if accept is not None:
-            taken = taken & accept(found.step, found.undamped)
+            step, accepted = accept(found.step, found.undamped)
+            taken, found = taken & accepted, found._replace(step=step)
 
         # From here on what is kept changes, and only if the step is taken.
         key, draw = jax.random.split(solve.key)
@@ -237,13 +238,15 @@ def scale_by_factored_curvature(
     return transformation(init, update)
 
 
-def _of_nothing(curvature: Curvature, params: Params, gamma: Array) -> tuple:
-    """The inverses where F is 0: I/γ for both factors of each block."""
-    scale = 1 / jnp.where(gamma > 0, gamma, 1)
+def _of_nothing(curvature: Curvature, params: Params) -> tuple:
+    """The inverses where F is 0, times γ, which the step's length makes good: I.
+
+    In float16 a gradient over γ² overflows.
+    """
 
     def inverse(shape, diagonal):
         one = jnp.ones(()) if diagonal else jnp.eye(shape.shape[-1])
-        return jnp.broadcast_to((scale * one).astype(shape.dtype), shape.shape)
+        return jnp.broadcast_to(one.astype(shape.dtype), shape.shape)
 
     return tuple(
         Inverted(inverse(a, a.ndim < g.ndim), inverse(g, False), jnp.array(False))

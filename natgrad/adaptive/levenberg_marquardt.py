@@ -10,10 +10,20 @@ gradient or the step is not finite, or if the transformation inside skipped it. 
 update is −0, which leaves every parameter as it is bit for bit, the state inside is
 what it was, its random key included, and λ is raised.
 
+λ is left alone where a step says nothing about it: where loss or gradient are not
+finite, and where |M(0) − M(d)| is within r, the rounding of the loss. So λ outlives
+convergence. And it has a limit: M(0) − M(d) is at most ⟨g, g⟩/(2 λ) for steps damped by
+λI, so a λ above ⟨g, g⟩/(2 r) is not raised.
+
+A step can fit what its batch has by chance, which the batch itself does not show. So
+where the next batch is another one, the step is judged by that batch, too: one that
+was too long there raises λ, and λ falls only while steps are of use there.
+
 A transformation inside that keeps much can ask before it changes anything: it gets
-`accept=`, a function (step, decrease=None) -> is the step taken?, to be called with
-the step it is about to return, and with M(0) − M(d) if it knows it. Others are put back
-as they were, which reads and writes their whole state in every step.
+`accept=`, a function (step, decrease=None) -> (the part of the step that is to be
+returned, is it taken?), to be called with the step it is about to return, and with
+M(0) − M(d) if it knows it. Others are put back as they were, which reads and writes
+their whole state in every step.
 
 Source: Marquardt (1963), An algorithm for least-squares estimation of nonlinear
 parameters; Martens (2010), Deep learning via Hessian-free optimization, section 4.1;
@@ -22,9 +32,7 @@ Martens & Grosse (2015), section 6.5.
 
 from __future__ import annotations
 
-import inspect
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +40,8 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import placeholders, tree
+from natgrad.adaptive.comparison import called, compared, taking_all
+from natgrad.adaptive.decisions import Decision, any_nonzero, decided, elsewhere
 from natgrad.adaptive.forms import EXACT, check_batch, fisher_forms, part
 from natgrad.adaptive.rules import LossFloor, Rule, Thresholds
 from natgrad.arguments import MISSING, transformation
@@ -56,6 +66,9 @@ class LevenbergMarquardtState(NamedTuple):
         ratio: ρ, when it was measured last; 1 before.
         rejected: was the last step rejected?
         rejections: how many were so far.
+        update: the last step that was taken, like the parameters.
+        after: the loss of its batch after it; 0 before any.
+        fall: by how much it had lowered that loss; 0 before any.
         inner: the state of the transformation inside.
         undone: the reason for `natgrad.check_health`, where the last step was rejected
             since something was not finite, and how many such steps there were.
@@ -67,6 +80,9 @@ class LevenbergMarquardtState(NamedTuple):
     ratio: Array
     rejected: Array
     rejections: Array
+    update: Params
+    after: Array
+    fall: Array
     inner: Any
     undone: Undone
 
@@ -80,6 +96,7 @@ def levenberg_marquardt(
     floor: LossFloor = NO_FLOOR,
     weight_decay: ArrayLike = 0.0,
     labels: Labels = EXACT,
+    halvings: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Adapt the damping of `inner`, and undo its steps that raise the loss.
 
@@ -94,22 +111,30 @@ def levenberg_marquardt(
 
     `value_fn(params, ...)` is the loss of the same batch, and gets those extra
     arguments that it has parameters for, as in optax's line searches. `inner` gets all
-    of them, and `grad=` besides. Cost: a forward pass and, unless `inner` knows
-    the decrease its model predicts, every `rule.period` steps a forward derivative.
+    of them, and `grad=` besides. Cost: a forward pass, where the batch is another one
+    than before a second, and, unless `inner` knows the decrease its model predicts,
+    every `rule.period` steps and in rejected ones a forward derivative.
+
+    Losses that differ by their rounding are compared by the scores of the model, if
+    `value_fn` is `model.loss`; by their difference, if it is anything else.
 
     Args:
         inner: the transformation whose steps these are.
         model: the statistical model, for the predicted decrease.
-        damping: λ of the first step.
+        damping: λ > 0 of the first step; 0 only with a floor, since it is multiplied.
         rule: how ρ changes λ: `Thresholds()` or `Nielsen()`.
         floor: what λ does not fall below.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         labels: whose F, as for `fisher_forms`.
+        halvings: a step that raises the loss is halved so often before it is rejected;
+            one that had to be halved raises λ as a rejected one does.
 
     Raises:
-        ValueError: where `value=`, `value_fn=`, `inputs=` or `params` is missing.
+        ValueError: for impossible arguments, and where `value=`, `value_fn=`,
+            `inputs=` or `params` is missing in `update`.
     """
     start = as_damping(damping)
+    _check(damping, floor, halvings)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -123,6 +148,9 @@ def levenberg_marquardt(
             ratio=number(1),
             rejected=number(False, bool),
             rejections=number(0, jnp.int32),
+            update=jax.tree.map(jnp.zeros_like, params),
+            after=number(0),
+            fall=number(0),
             inner=inner.init(params),
             undone=Undone(number(0, jnp.int32), number(0, jnp.int32)),
         )
@@ -148,74 +176,90 @@ def levenberg_marquardt(
             )
         dtype = state.damping.dtype
         before = jnp.asarray(value, dtype)
-        strength = jnp.maximum(state.damping, floor.of(before).astype(dtype))
-        # A floor that is not finite comes from a loss that is not: rejected below.
-        strength = jnp.where(jnp.isfinite(strength), strength, state.damping)
+        sound = tree.all_finite((updates, before))
         batch = extra_args | {"inputs": inputs, "model_params": model_params}
-        handed = {"grad": updates} | batch | {"value": value, "damping": strength}
-        asked: list[_Decision] = []
+        mine = part(model, model_params) if value_fn == model.loss else None
 
-        def accept(step: Params, decrease: Array | None = None) -> Array:
-            asked.append(decided(step, decrease))
-            return asked[-1].taken
-
-        def decided(step, decrease):
-            ahead = optax.apply_updates(params, step)
+        def loss(params):
             if model_params is not None:
-                ahead = placeholders.fill_placeholders(ahead, model_params)
-            after = jnp.asarray(_called(value_fn, ahead, batch), dtype)
-            still = jnp.logical_not(_any_nonzero(step)) & _any_nonzero(updates)
-            taken = tree.all_finite((updates, step, before, after))
-            taken = taken & (after <= before) & ~still
-            return _Decision(step, taken, after, decrease)
+                params = placeholders.fill_placeholders(params, model_params)
+            return jnp.asarray(called(value_fn, params, batch), dtype)
+
+        harmed, useless = elsewhere(
+            loss, params, updates, before, sound, state.update, state.after, state.fall
+        )
+        raised, growth = rule.rejected(state.damping, state.growth)
+        strength = jnp.where(harmed, raised, state.damping)
+        growth = jnp.where(harmed, growth, state.growth)
+        lowest = floor.of(before).astype(dtype)
+        # A floor that is not finite comes from a loss that is not: rejected below.
+        strength = jnp.maximum(strength, jnp.where(jnp.isfinite(lowest), lowest, 0))
+        handed = {"grad": updates} | batch | {"value": value, "damping": strength}
+        asked: list[Decision] = []
+
+        def accept(step: Params, decrease: Array | None = None) -> tuple[Params, Array]:
+            asked.append(judged(step, decrease))
+            return asked[-1].step, asked[-1].taken
+
+        def judged(step, decrease):
+            compare = lambda p: compared(mine, loss, before, params, p, batch)
+            moves = any_nonzero(step) | ~any_nonzero(updates)
+            return decided(compare, params, sound & moves, step, decrease, halvings)
 
         handed["accept"] = accept
-        handed["value_fn"] = _taking_all(value_fn, handed)
+        handed["value_fn"] = taking_all(value_fn, handed)
         step, inside = inner.update(updates, state.inner, params, **handed)
         if len(asked) == 1 and _same(asked[0].step, step):
             decision = asked[0]
         else:
-            decision = decided(step, None)
+            decision = judged(step, None)
             inside = tree.where(decision.taken, inside, state.inner)
-        _, taken, after, decrease = decision
+        whole, length, step, taken, found, decrease = decision
         reason = first_failure(
-            tree.all_finite((updates, before)),
+            sound,
             True,
             True,
-            tree.all_finite(step) & (_any_nonzero(step) | ~_any_nonzero(updates)),
+            tree.all_finite(whole) & (any_nonzero(whole) | ~any_nonzero(updates)),
         )
         undone = state.undone.times + (reason > 0)
 
-        def predicted():
+        def promised():
+            slope = -tree.inner(updates, whole)
             if decrease is not None:
-                return decrease
+                return slope.astype(dtype), decrease.astype(dtype)
             forms = fisher_forms(part(model, model_params), params, inputs, labels)
-            square = forms((step,))[0, 0] + weight_decay * tree.inner(step, step)
-            return -tree.inner(updates, step) - square / 2
+            square = forms((whole,))[0, 0] + weight_decay * tree.inner(whole, whole)
+            return slope.astype(dtype), (slope - square / 2).astype(dtype)
 
-        def measured():
-            fall = predicted().astype(dtype)
-            large = fall > 8 * jnp.finfo(dtype).eps * jnp.abs(before)
-            ratio = (before - after) / jnp.where(large, fall, 1)
-            ratio = jnp.where(large, ratio, 0.5)  # rounding: no reason for a change
-            return ratio, rule.accepted(strength, ratio)
-
-        kept = lambda: (state.ratio, strength)
         count = tree.increment(state.count, taken, rule.period)
         due = taken & (count % rule.period == 0)
-        ratio, eased = jax.lax.cond(any_member(due), measured, kept)
-        ratio = jnp.where(due, ratio, state.ratio).astype(dtype)
-        eased = jnp.where(due, eased, strength).astype(dtype)
-        raised, growth = rule.rejected(strength, state.growth)
-        raised = jnp.minimum(raised, jnp.sqrt(jnp.finfo(dtype).max))
+        missed = sound & (~taken | (length < 1))
+        nothing = lambda: (jnp.zeros((), dtype),) * 2
+        slope, fall = jax.lax.cond(any_member(due | missed), promised, nothing)
+        predicted = length * slope - length**2 * (slope - fall)
+        due = due & (predicted > found.rounding)
+        ratio = jnp.where(due, found.fall / jnp.where(due, predicted, 1), state.ratio)
+        eased = rule.accepted(strength, ratio)
+        eased = jnp.where(useless, jnp.maximum(eased, strength), eased)
+        damping = jnp.where(due, eased, strength)
+        # Not where nothing was to be gained, nor where no λ so large can be at fault.
+        overflows = strength**2 < tree.inner(updates, updates) / jnp.finfo(dtype).max
+        told = ~(jnp.abs(fall) <= found.rounding)  # NaN is no rounding
+        blamed = missed & jnp.where(any_nonzero(whole), told, overflows)
+        raised, grown = rule.rejected(strength, growth)
+        damping = jnp.where(blamed, raised, damping)
+        growth = jnp.where(blamed, grown, jnp.where(taken, 2, growth))
         return jax.tree.map(lambda d: jnp.where(taken, d, -0.0), step), (
             LevenbergMarquardtState(
                 count=count,
-                damping=jnp.where(taken, eased, raised).astype(dtype),
-                growth=jnp.where(taken, 2, growth).astype(dtype),
-                ratio=ratio,
+                damping=damping.astype(dtype),
+                growth=growth.astype(dtype),
+                ratio=ratio.astype(dtype),
                 rejected=~taken,
                 rejections=tree.increment(state.rejections, ~taken),
+                update=tree.where(taken, step, state.update),
+                after=jnp.where(taken, found.after, state.after),
+                fall=jnp.where(taken, found.fall, state.fall),
                 inner=inside,
                 undone=Undone(reason, undone),
             )
@@ -224,44 +268,18 @@ def levenberg_marquardt(
     return transformation(init, update)
 
 
-class _Decision(NamedTuple):
-    """A step, whether it is taken, the loss after it, and M(0) − M(step) if known."""
-
-    step: Params
-    taken: Array
-    after: Array
-    decrease: Array | None
+def _check(damping: ArrayLike, floor: LossFloor, halvings: int) -> None:
+    known = not callable(damping) and not isinstance(damping, jax.core.Tracer)
+    if known and float(damping) == 0 and floor.coefficient == 0:
+        raise ValueError(
+            "levenberg_marquardt multiplies λ, and 0 stays 0: give it damping > 0, or "
+            f"a floor such as natgrad.adaptive.LossFloor(); got damping={damping}."
+        )
+    if not isinstance(halvings, int) or halvings < 0:
+        raise ValueError(f"halvings must be an integer >= 0, got {halvings!r}.")
 
 
 def _same(step: Params, other: Params) -> bool:
     """Are they the very same arrays?"""
     leaves, others = jax.tree.leaves(step), jax.tree.leaves(other)
     return len(leaves) == len(others) and all(map(operator.is_, leaves, others))
-
-
-def _called(value_fn: Callable, params: Any, known: dict[str, Any]) -> Array:
-    """value_fn(params), with the extra arguments it has parameters for."""
-    names = list(inspect.signature(value_fn).parameters)[1:]
-    return value_fn(params, **{name: known[name] for name in names if name in known})
-
-
-def _taking_all(value_fn: Callable, known: dict[str, Any]) -> Callable:
-    """value_fn with all these as parameters; optax's line searches refuse others."""
-
-    def of(params, **given):
-        return _called(value_fn, params, given)
-
-    kinds = inspect.Parameter
-    of.__signature__ = inspect.Signature(
-        [
-            kinds("params", kinds.POSITIONAL_ONLY),
-            *(kinds(name, kinds.KEYWORD_ONLY) for name in known),
-        ]
-    )
-    return of
-
-
-def _any_nonzero(values: Any) -> Array:
-    """Is some entry not 0? NaN is not."""
-    found = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(values)]
-    return jnp.any(jnp.stack(found))

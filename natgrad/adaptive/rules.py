@@ -16,7 +16,7 @@ from natgrad.typing import Array
 
 
 class Rule(abc.ABC):
-    """(λ, growth, ρ, accepted) -> (λ, growth) after a step; all scalars.
+    """λ after a step: `accepted` for one that was taken, `rejected` for others.
 
     Attributes:
         period: ρ is measured every so many steps, and λ lowered or raised by it.

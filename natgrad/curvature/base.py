@@ -108,6 +108,10 @@ class Curvature(abc.ABC):
         loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
+    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """The mean of KL(p(· | params, x) ‖ p(· | other, x)) in nats, shape ()."""
+        return self.model.kl(params, other, inputs)
+
     def resolved(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes: itself, unless it chooses."""
         del params

@@ -82,6 +82,10 @@ class Constant(Delegate):
         )
         return loss, gradient, jax.lax.stop_gradient(statistics)
 
+    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """The curvature's."""
+        return self.curvature.divergence(params, other, inputs)
+
     def following(self, statistics: Statistics) -> Constant:
         """The curvature's, constant."""
         return Constant(self.curvature.following(statistics))

@@ -113,6 +113,10 @@ class SubBatch(Delegate):
         loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
+    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """The curvature's, of the whole batch."""
+        return self.curvature.divergence(params, other, inputs)
+
     def following(self, statistics: Statistics) -> SubBatch:
         """The curvature's, of a part of the batch."""
         return self._of(self.curvature.following(statistics))

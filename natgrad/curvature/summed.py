@@ -92,3 +92,8 @@ class SummedCurvature(Curvature):
             lambda mean, whole: (whole / weight).astype(mean.dtype), means, weighted
         )
         return means, sums, weight
+
+    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """The mean over the examples of all devices."""
+        mean = self.model.kl(params, other, inputs)
+        return self.everywhere(mean, (), jnp.ones_like(mean), params, inputs)[0]

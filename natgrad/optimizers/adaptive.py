@@ -17,6 +17,8 @@ from natgrad.typing import ArrayLike
 FLOOR = LossFloor(1e-3)
 # Statistics and quadratic model are of every fourth example, but of 64 at least.
 EVERY, FEWEST = 4, 64
+# With 16 times less length even the first steps of small batches lower their loss.
+HALVINGS = 4
 
 
 def kfac_adaptive(
@@ -41,15 +43,18 @@ def kfac_adaptive(
     Learning rates and momenta, of each layer its own (of eight groups of layers, or one
     for 20 examples of the batch, where there are more layers), minimise the quadratic
     model of the loss; λ follows from how far that model is right, γ of the factors from
-    which is best; a step that raises the loss of its own batch, or is not finite, is
-    undone. Statistics and quadratic model are of every fourth example, of 64 at least.
-    Steps fit one batch as well as they can, so batches should be large or grow. A step
-    costs, beside K-FAC's, two forward derivatives a group, of a part of the batch, and
-    a forward pass of all; `rows=` of `KFAC(model).value_grad_and_rows` saves some.
+    which is best; a step that raises the loss of its own batch is halved, at most four
+    times, and undone if that does not help, or if it is not finite; one that proves too
+    long on the next batch raises λ. Statistics and quadratic model are of every fourth
+    example, of 64 at least. Steps fit one batch as well as they can, so batches should
+    be large or grow. A step costs, beside K-FAC's, two forward derivatives a group, of
+    a part of the batch, and two forward passes of all; `rows=` of
+    `KFAC(model).value_grad_and_rows` saves some.
 
     Args:
         model: the statistical model; needs `example_inputs`.
-        damping: λ of the first step, where it is above the floor.
+        damping: λ of the first step, where it is above the floor; 1e-6 is so only for
+            a loss below 1e-3, so that by default the floor decides.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed.
@@ -79,4 +84,5 @@ def kfac_adaptive(
         rule=rule,
         floor=floor,
         weight_decay=weight_decay,
+        halvings=HALVINGS,
     )
