@@ -60,6 +60,7 @@ ROWS = {
             "model": model,
         },
         SEARCH,
+        static=("halvings",),
     ),
     "mirror_descent": Row(ng.mirror_descent, OF_FAMILY, ()),
     "dual_mirror_descent": Row(ng.dual_mirror_descent, OF_FAMILY, ()),
@@ -94,10 +95,9 @@ ROWS = {
     ),
 }
 # Copies of the parameters in the state: what a partition spec of theirs is for.
-COPIES = {"spring": 1, "scale_by_spring": 1, "ivon": 2}
-COPIES |= dict.fromkeys(
-    ["kfac_adaptive", "scale_by_factored_curvature", "scale_by_quadratic_model"], 1
-)
+COPIES = {"kfac_adaptive": 2, "ivon": 2}
+COPIES |= dict.fromkeys(["spring", "scale_by_spring", "levenberg_marquardt"], 1)
+COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_model"], 1)
 # They trace the model's layers when the state is made.
 LAYERWISE = {"kfac", "ekfac", "kfac_adaptive", "scale_by_factored_curvature"}
 # They need the batch in `update`, which lookahead passes no extra arguments to.

@@ -81,7 +81,7 @@ def test_a_curvature_in_place_of_a_function_of_the_model_is_refused(optimizer):
     with refuses("model -> curvature", "type Dense", "static_args"):
         optimizer(0.1, MODEL, curvature=DENSE)
     injected = optax.inject_hyperparams(optimizer)
-    with refuses("model -> curvature", "type Dense", "static_args"):
+    with refuses("Dense is the curvature of", "static_args"):
         injected(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)
     static = optax.inject_hyperparams(optimizer, "curvature")
     static(0.1, MODEL, curvature=ng.curvature.Dense).init(PARAMS)

@@ -174,6 +174,7 @@ def levenberg_marquardt(
                 "params -> loss of the same batch), or value_fn=model.loss and "
                 "targets=y too."
             )
+        tree.check_kept(state.update, params)
         dtype = state.damping.dtype
         before = jnp.asarray(value, dtype)
         sound = tree.all_finite((updates, before))
@@ -276,7 +277,10 @@ def _check(damping: ArrayLike, floor: LossFloor, halvings: int) -> None:
             f"a floor such as natgrad.adaptive.LossFloor(); got damping={damping}."
         )
     if not isinstance(halvings, int) or halvings < 0:
-        raise ValueError(f"halvings must be an integer >= 0, got {halvings!r}.")
+        raise ValueError(
+            f"halvings must be an integer >= 0, got {halvings!r}. Under "
+            "optax.inject_hyperparams name it in static_args."
+        )
 
 
 def _same(step: Params, other: Params) -> bool:

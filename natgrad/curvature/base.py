@@ -43,7 +43,9 @@ class Curvature(abc.ABC):
             raise ValueError(
                 f"{type(self).__name__} is the curvature of a natgrad.Model(apply, "
                 f"family), got {self.model!r}. Optimizers take the learning rate first "
-                "and the model second: natural_gradient(0.1, model)."
+                "and the model second: natural_gradient(0.1, model). Under "
+                "optax.inject_hyperparams, which takes functions for schedules, name "
+                "curvature= in static_args."
             )
 
     @abc.abstractmethod
