@@ -58,7 +58,7 @@ class ScaleByCurvatureState(NamedTuple):
 
     Attributes:
         count: steps taken or skipped, which a damping schedule sees.
-        key: the raw random key that sampled labels are drawn with.
+        key: the raw random key that labels, and whatever else is drawn, come from.
         decay: β.
         estimates: how many statistics went into the average.
         statistics: the average F̄_k.
