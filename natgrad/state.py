@@ -29,7 +29,8 @@ class Health(NamedTuple):
 
     Attributes:
         damping: λ.
-        fallback: did the solver's first choice of algorithm fail?
+        fallback: did the solver's first choice of algorithm fail? False for conjugate
+            gradients, and where `solver` is called and keeps nothing: it cannot tell.
         iterations: of an iterative solver; 0 for a direct one.
         residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, this
             and the next are those of the last measured step.
