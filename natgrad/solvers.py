@@ -35,7 +35,7 @@ from natgrad.typing import Array, ArrayLike, Params
 
 
 class Remainder(NamedTuple):
-    """What a solver knows of its residual ρ = v − (F + λI) x, which is constant.
+    """What a solver knows of its residual ρ = v − (F + λI) x.
 
     Attributes:
         norm: |ρ|.

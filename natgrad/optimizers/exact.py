@@ -53,6 +53,10 @@ def natural_gradient(
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
             MatrixFree of `natgrad.curvature`; None for Automatic.
 
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`; such as
+            a decay above 0 where nothing can be averaged.
+
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
