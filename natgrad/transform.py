@@ -66,7 +66,7 @@ def scale_by_curvature(
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0 in the units of F, or a schedule of it.
+        damping: λ >= 0, or a schedule of it; in the units of F, where it is λI.
         decay: β of the moving average in [0, 1); 0 uses the current batch alone.
         solver: (metric, gradient, damping) -> direction; None for `metric.solution`.
         refresh: how often statistics and kept inverses are renewed.
