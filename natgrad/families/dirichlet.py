@@ -34,7 +34,7 @@ from jax.scipy.special import digamma, gammaln, logsumexp, polygamma
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.checks import inside, resolved
 from natgrad.families.divergences import divergence
-from natgrad.families.remainders import entropy_remainder, quotient
+from natgrad.families.remainders import entropy_remainder, log_quotient, quotient
 from natgrad.families.shares import mean_log, mean_log_complement
 from natgrad.families.special import (
     inverse_digamma,
@@ -156,7 +156,8 @@ def dirichlet_entropy(a: Array) -> Array:
     φ(a₀) + K log a₀ + (a₀ − K) L(a₀).
     """
     total, number = jnp.sum(a, axis=-1), a.shape[-1]
-    parts = log_gamma_excess(a) + jnp.log(a / total[..., None])
+    whole = jnp.broadcast_to(total[..., None], a.shape)
+    parts = log_gamma_excess(a) + log_quotient(whole, a)
     parts = parts + (a - 1) * log_minus_digamma(a)
     rest = log_gamma_excess(total) + (total - number) * log_minus_digamma(total)
     return jnp.sum(parts, axis=-1) - rest
