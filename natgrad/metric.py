@@ -36,7 +36,12 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """(F + λI)⁻¹ v, and whether the solver had to fall back."""
+        """As `solve`, and whether the solver had to fall back.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
 
     @abc.abstractmethod
     def dense(self) -> Array:
@@ -53,6 +58,13 @@ class Metric(abc.ABC):
         F⁺ v is the solution of least norm; what counts as singular there, and how far
         rounding reaches, is said in `natgrad.spectral`. Iterative metrics stop as their
         `stop` says.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+
+        Returns:
+            A tree like the parameters, in their dtypes.
         """
         return self.solution(v, damping).value
 
@@ -63,9 +75,11 @@ class Metric(abc.ABC):
 
     @final
     def norm(self, v: Params) -> Array:
-        """√⟨v, F v⟩, shape (): the length of v; ½ its square is the KL divergence.
+        """√⟨v, F v⟩, shape (): the length of v.
 
-        0, with the derivative 0, where rounding makes ⟨v, F v⟩ negative or v is null.
+        Half its square is the KL divergence of the step v in nats, to second order in
+        v. It is 0, with the derivative 0, where v is null or rounding makes ⟨v, F v⟩
+        negative.
         """
         square = inner(v, self.mv(v))
         null = square <= 0

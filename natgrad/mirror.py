@@ -64,6 +64,10 @@ def mirror_descent(
         learning_rate: h, or an optax schedule.
         family: whose natural parameters η the params are, with potential A; or
             `DualPotential(family)`, with params μ, potential A*: η' = η − h ∇_μ L.
+
+    Raises:
+        ValueError: for a family that is not an exponential one; in `update`, where
+            `params` is missing.
     """
     potential = Potential(family) if isinstance(family, ExponentialFamily) else family
     if not isinstance(potential, Potential | DualPotential):
@@ -87,6 +91,9 @@ def dual_mirror_descent(
     Args:
         learning_rate: h, or an optax schedule.
         family: whose natural parameters η the params are.
+
+    Raises:
+        ValueError: as for `mirror_descent`.
     """
     natural = charts(family)["natural"]
 
@@ -102,6 +109,9 @@ def scale_by_dual(family: ExponentialFamily) -> optax.GradientTransformationExtr
 
     Args:
         family: whose natural parameters η the params are.
+
+    Raises:
+        ValueError: as for `mirror_descent`.
     """
     natural = charts(family)["natural"]
     dual = lambda eta, gradient, _: raised(Point(family, natural, eta), gradient)

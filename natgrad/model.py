@@ -77,7 +77,11 @@ class Model:
             )
 
     def outputs(self, params: Params, inputs: Inputs) -> Array:
-        """z [N, ...], in at least float32."""
+        """z [N, ...], in at least float32.
+
+        Raises:
+            ValueError: for an empty batch, and outputs of a wrong shape or type.
+        """
         count = batch.input_count(inputs, self.in_axes)
         if count == 0:
             raise ValueError(
@@ -105,12 +109,20 @@ class Model:
         return z.astype(tree.working_dtype(z))
 
     def log_prob(self, params: Params, inputs: Inputs, targets: Array) -> Array:
-        """log p(y_n | θ, x_n) for each example, weights included: [N], nats."""
+        """log p(y_n | θ, x_n) for each example, weights included: [N], nats.
+
+        Arguments and errors are those of `loss`.
+        """
         z, weights, y = self._batch(params, inputs, targets)
         return jax.vmap(self._log_prob)(z, weights, y)
 
     def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
         """The mean negative log-likelihood, shape (), nats an example.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+            targets: its labels, [N, ...] as the family has them.
 
         Raises:
             ValueError: for labels of a wrong shape and, where values are known (not
@@ -123,7 +135,7 @@ class Model:
         return -total / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), shape ().
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), (), nats.
 
         By draws that are fixed for each example, where the family must draw.
         """

@@ -18,8 +18,8 @@ squares the condition number of B; refinement of w = (K + λI)⁻¹ h through B 
 
 as long as e halves and is above rounding; x = Bᵀ w + r/λ has the residual Bᵀ e. A large
 B is refined through only where the rounding of K matters, λ < ε^¾ |K|, since that takes
-two products with it. Where B is small enough to be written out and λ < 1e-6 |K|, K is
-not used at all: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
+two products with it. Where B is small enough to be written out and λ < 1e-6 |K|, in
+float64 M ε |K|, K is not used: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
 
 With x64 on, K is formed and factorised in float64.
 

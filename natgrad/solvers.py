@@ -35,7 +35,7 @@ from natgrad.typing import Array, ArrayLike, Params
 
 
 class Remainder(NamedTuple):
-    """What a solver knows of its residual ρ = v − (F + λI) x, which is constant.
+    """What a solver knows of its residual ρ = v − (F + λI) x.
 
     Attributes:
         norm: |ρ|.
@@ -166,7 +166,10 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
     Args:
         matrix: F, [P, P], symmetric positive semi-definite.
         v: [P].
-        damping: λ >= 0.
+        damping: λ >= 0, in the units of F.
+
+    Returns:
+        x [P]; and as `fallback`, whether Cholesky failed.
     """
     damping = jnp.asarray(damping, matrix.dtype)
     operator = _damped(matrix, damping)
@@ -207,7 +210,11 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
 
 
 def spectral_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
-    """(F + λI)⁺ v by eigendecomposition: the solution of least norm where singular."""
+    """(F + λI)⁺ v by eigendecomposition: the solution of least norm where singular.
+
+    Arguments as for `direct_solution`; for λ > 0 no direction is dropped. It is the
+    first choice of algorithm, so `fallback` is False.
+    """
     damping = jnp.asarray(damping, matrix.dtype)
     fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))
     value = jax.lax.custom_linear_solve(

@@ -59,16 +59,17 @@ def scale_by_spring(
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by φ = (F + λI)⁻¹ (g + λ μ φ_before).
 
-    Takes the extra arguments of `scale_by_curvature`, and skips the steps it skips.
+    Takes the extra arguments of `scale_by_curvature`, and skips the steps it skips. Do
+    not give it `rows=`: those are of g, and the solve is of g + λ μ φ_before.
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0, or a schedule of it.
+        damping: λ >= 0 in the units of F, or a schedule of it.
         momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
-        seed: of the key for sampled labels.
+        seed: as for `scale_by_curvature`.
 
     Raises:
         ValueError: for impossible arguments.
@@ -121,7 +122,10 @@ def scale_by_norm_constraint(
 
     Args:
         learning_rate: η, the same as that of the transformation that follows.
-        constraint: c > 0.
+        constraint: c > 0, in squared units of the parameters.
+
+    Raises:
+        ValueError: for a constraint that is known and not positive.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
     check_scalar("constraint", constraint)

@@ -29,7 +29,8 @@ class Health(NamedTuple):
 
     Attributes:
         damping: λ.
-        fallback: did the solver's first choice of algorithm fail?
+        fallback: did the solver's first choice of algorithm fail? False for conjugate
+            gradients, and where `solver` is called and keeps nothing: it cannot tell.
         iterations: of an iterative solver; 0 for a direct one.
         residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, this
             and the next are those of the last measured step.
@@ -58,7 +59,7 @@ class ScaleByCurvatureState(NamedTuple):
 
     Attributes:
         count: steps taken or skipped, which a damping schedule sees.
-        key: the raw random key that sampled labels are drawn with.
+        key: the raw random key that labels, and whatever else is drawn, come from.
         decay: β.
         estimates: how many statistics went into the average.
         statistics: the average F̄_k.

@@ -66,12 +66,12 @@ def scale_by_curvature(
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0, or a schedule of it.
+        damping: λ >= 0, or a schedule of it; in the units of F, where it is λI.
         decay: β of the moving average in [0, 1); 0 uses the current batch alone.
-        solver: (metric, gradient, damping) -> direction; None for `metric.solve`.
+        solver: (metric, gradient, damping) -> direction; None for `metric.solution`.
         refresh: how often statistics and kept inverses are renewed.
-        trust_region: a bound on the KL divergence of a step; None for none.
-        seed: of the key for sampled labels.
+        trust_region: a bound on the KL divergence of a step, in nats; None for none.
+        seed: of the random key, for sampled labels and whatever else is drawn.
 
     Raises:
         ValueError: for impossible arguments, here or at the first `update`.

@@ -1,4 +1,4 @@
-"""Parameter trees as vectors, placeholders, and sums over chunks of examples.
+"""Parameter trees as vectors, their checks, and sums over chunks of examples.
 
 Only what `jax.tree` and `optax.tree` lack.
 """

@@ -52,6 +52,11 @@ OPTAX = {
     "natgrad.placeholders": "fills in the MaskedNodes that optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }
+X64 = {
+    "natgrad.spectral": "finds in float64 the eigenvalues that decide a solve",
+    "natgrad.layers": "hands the setting on to a thread of its own",
+    "natgrad.compare": "has a command-line option for it",
+}
 # Imports inside functions, for optional extras: (module, what it imports) -> why.
 LATE_IMPORTS: dict[tuple[str, str], str] = {}
 # Packages whose functions may import what only the `report` extra installs.

@@ -17,6 +17,7 @@ from layering import (
     MAX_LINES,
     OPTAX,
     STOP_GRADIENT,
+    X64,
 )
 from modules import imports, library, made_up, names_in, of_library, under
 
@@ -100,6 +101,19 @@ def optax_imports(modules):
         if any(under(i.target, "optax") for i in imports(module, modules))
     }
     yield from allowed(users, OPTAX, "optax", modules)
+
+
+def precision_switches(modules):
+    """Nothing switches x64 on, whose callers would then compute in other types."""
+    packages = ("natgrad.compare", "natgrad.layers")
+    users = {
+        next((p for p in packages if under(module.name, p)), module.name)
+        for module in modules.values()
+        if "enable_x64" in set(names_in(module))
+        or "jax_enable_x64'" in module.source
+        or 'jax_enable_x64"' in module.source
+    }
+    yield from allowed(users, X64, "enable_x64", modules)
 
 
 def allowed(users, reasons, what, modules):
@@ -205,6 +219,11 @@ BROKEN = {
         (made_up(metric="import optax"), "metric uses optax"),
         (made_up(curvature__a="from optax.tree import x"), "curvature.a uses optax"),
         (made_up(init="", transform=""), "transform no longer uses"),
+    ],
+    precision_switches: [
+        (made_up(tree="import jax\njax.enable_x64(True)"), "tree uses"),
+        (made_up(tree="jax.config.update('jax_enable_x64', True)"), "tree uses"),
+        (made_up(init="", spectral=""), "spectral no longer uses"),
     ],
     jaxprs_outside_layers: [
         (made_up(model="import jax\njax.make_jaxpr(f)"), "model works"),

@@ -28,7 +28,7 @@ class Curvature(abc.ABC):
 
     Attributes:
         model: whose Fisher information.
-        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        labels: over which labels: `Exact()`, `Sampled(n)`, `Empirical()`, `Centred()`.
         instantaneous: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
     """
@@ -95,17 +95,18 @@ class Curvature(abc.ABC):
         targets: Array | None = None,
         key: Key | None = None,
     ) -> Metric:
-        """The metric of one batch: metric(estimate(...))."""
+        """The metric of one batch: metric(estimate(...)), whose arguments it has."""
         statistics = self.estimate(params, inputs, targets, key)
         return self.metric(statistics, params, inputs, targets)
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
-        """(loss, gradient, statistics) of one batch.
+        """(loss, gradient, statistics) of one batch; arguments as of `estimate`.
 
-        Here two passes, whose common forward pass XLA merges under one jit;
-        curvatures that pull cotangents back share one forward pass and one `vjp`.
+        The loss, shape (), and its gradient are those of `Model.loss`, in nats. Here
+        two passes, whose common forward pass XLA merges under one jit; curvatures that
+        pull cotangents back share one forward pass and one `vjp`.
         """
         loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)

@@ -165,9 +165,8 @@ class Family(abc.ABC):
         """How each derived quantity is computed: given, exactly, or estimated."""
         own, given = self._otherwise, self._gives("kl")
         exactly = "estimated" in own and (given or self._gives("fisher"))
-        return self._provenance(
-            "given" if given else own, "root of fisher" if exactly else own
-        )
+        kl = "given" if given else own
+        return self._provenance(kl, "root of fisher" if exactly else own)
 
     @property
     def _otherwise(self) -> str:

@@ -4,9 +4,9 @@
     mean μ = (ψ(a), ψ(b)) − ψ(a + b),   F_η = diag(ψ'(a), ψ'(b)) − ψ'(a + b) 1 1ᵀ,
 
 the Dirichlet law of (y, 1 − y). Labels near 1 round to it, and with them log(1 − y);
-where b is small that is much of the law. So a label may also be given as −(1 − y): a
-number in [−1, 0) stands for the proportion 1 more. Or use `Dirichlet`, whose labels
-hold both proportions.
+where b is small that is much of the law. So `log_prob`, the score and the nodes also
+know a label as −(1 − y): a number in [−1, 0) stands for the proportion 1 more. Data of
+a `Model` are proportions in (0, 1); or use `Dirichlet`, whose labels hold both.
 
 Nodes. In x = log(y/(1 − y)) the density is proportional to e^{a x}/(1 + e^x)^{a + b}:
 a Gauss-Legendre rule over the bulk, in a variable that is stretched about the mode, and
@@ -129,7 +129,7 @@ class Beta(ExponentialFamily):
         return jnp.clip(draw, limits.tiny, 1 - limits.epsneg)
 
     def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is between 0 and 1."""
+        """Whether y is between 0 and 1: labels −(1 − y) are for nodes alone."""
         del z
         return (y > 0) & (y < 1)
 

@@ -8,9 +8,10 @@ Closed forms (each factor of a product adds its square):
     Poisson      2 |√λ − √λ'|
     Exponential  |log r/r'|
 
-written so that near points do not cancel. For normal vectors with a known mean or
-covariance see `distance_normal`. Other families go by geodesic shooting in an
-unconstrained chart.
+written so that near points do not cancel; `LogNormal`, `Binomial`, `Geometric`,
+`NegativeBinomial` and `Weibull` have such forms too (in the files of their charts). For
+normal vectors with a known mean or covariance see `distance_normal`. Other families go
+by geodesic shooting in an unconstrained chart.
 
 Source: Rao (1945), Information and the accuracy attainable in the estimation of
 statistical parameters; Atkinson & Mitchell (1981), Rao's distance measure.
@@ -48,8 +49,16 @@ def register_distance(cls: type) -> Callable[[Formula], Formula]:
 def distance(start: Point, end: Point) -> Array:
     """The Fisher-Rao distance of two laws of a family, shape ().
 
-    By the closed form where there is one, else by `shooting_distance`. Its derivative
-    at coinciding points, where there is none, is 0.
+    By the closed form where there is one, else by `shooting_distance`, which is NaN
+    where it finds no geodesic. Its derivative at coinciding points, where there is
+    none, is 0.
+
+    Args:
+        start: in any chart.
+        end: of the same family, in any chart.
+
+    Raises:
+        ValueError: for points of different families.
     """
     expected(Point, start, "distance")
     same_family(start, end)

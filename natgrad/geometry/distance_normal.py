@@ -27,6 +27,9 @@ def known_mean_distance(start: Point, end: Point) -> Array:
     """Among laws with one mean, of which only the covariances are read; shape ().
 
     Where two λ_i are equal it has a first derivative, not a second.
+
+    Raises:
+        ValueError: for points that are not single laws of `MultivariateNormal`.
     """
     _, s, _, s2 = _moments(start, end, "known_mean_distance")
     factor = jnp.linalg.cholesky(s)

@@ -136,6 +136,9 @@ def m_projection(point: Point, origin: Point, directions: Array) -> Projection:
         point: p.
         origin: a law of the e-flat family.
         directions: [K, ...] in η, linearly independent.
+
+    Raises:
+        ValueError: for points of different families and directions of another shape.
     """
     return _projection(Potential(_family(point, origin)), point, origin, directions)
 
@@ -147,6 +150,9 @@ def e_projection(point: Point, origin: Point, directions: Array) -> Projection:
         point: p.
         origin: a law of the m-flat family.
         directions: [K, ...] in μ, linearly independent.
+
+    Raises:
+        ValueError: as for `m_projection`.
     """
     potential = DualPotential(_family(point, origin))
     return _projection(potential, point, origin, directions)

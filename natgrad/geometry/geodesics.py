@@ -144,6 +144,9 @@ def logarithm(
         end: in the same chart.
         alpha: as in `exponential`.
         steps: as in `exponential`.
+
+    Raises:
+        ValueError: for points that are not in one chart of one family.
     """
     expected(Point, start, "logarithm")
     same_chart(start, end)

@@ -43,7 +43,12 @@ Divergence = Callable[[Point, Point], Array]
 
 
 def retract(v: Tangent, h: ArrayLike = 1.0) -> Point:
-    """The end of the straight step h v in the tangent's chart, inside the domain."""
+    """The end of the straight step h v in the tangent's chart, inside the domain.
+
+    Args:
+        v: a tangent.
+        h: the step size, a scalar of any sign.
+    """
     expected(Tangent, v, "retract")
     x = v.point.coordinates
     step = jnp.asarray(h, x.dtype) * v.components
@@ -66,12 +71,23 @@ def geodesic_retract(
 
 
 def natural_gradient(loss: Loss, point: Point) -> Tangent:
-    """F⁻¹ ∇L in the point's chart: the direction of steepest ascent."""
+    """F⁻¹ ∇L in the point's chart: the direction of steepest ascent.
+
+    Args:
+        loss: a function of a Point, in nats, shape ().
+        point: where, and in which chart.
+    """
     return sharp(gradient(loss, point))
 
 
 def natural_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
-    """The natural-gradient step −h F⁻¹ ∇L, straight in the point's chart."""
+    """The natural-gradient step −h F⁻¹ ∇L, straight in the point's chart.
+
+    Args:
+        loss: a function of a Point, in nats, shape ().
+        point: where the step starts.
+        h: the step size.
+    """
     return retract(-natural_gradient(loss, point), h)
 
 

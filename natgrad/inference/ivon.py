@@ -77,6 +77,10 @@ def ivon(
         initial_hessian: h at the start, at least 0.
         b1: β₁ of the gradient's average.
         b2: β₂ of the Hessian's average.
+
+    Raises:
+        ValueError: for impossible numbers; in `update`, where `params` or `weights` is
+            missing.
     """
     for name, value in (("ess", ess), ("weight_decay", weight_decay)):
         if isinstance(value, int | float) and not value > 0:

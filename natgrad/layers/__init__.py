@@ -1,12 +1,12 @@
 """Layers without registration: what each parameter is used for, read off the jaxpr.
 
-`capture(apply, params, inputs)` traces a model once and follows every parameter through
+`capture(apply, params, inputs)` traces a model and follows every parameter through
 reshapes, casts, slices, scans, branches and rematerialisation to the ops that use it.
 Each use becomes rows: inputs X and output gradients G, whose Σ x gᵀ is the gradient.
 When a model is captured it is checked that no parameter reaches the outputs around its
 uses, and within `verify` that identity itself, so nothing can be missed silently.
 
-    captured = capture(model.apply, params, inputs)         # traced, never run
+    captured = capture(model.apply, params, inputs)         # traced
     z, pullback = captured.pull({"factors": Expand()}, params, inputs)
     gradient, statistics = pullback(cotangent)              # one vjp, twice if need be
     for block in captured.blocks:                           # static descriptions

@@ -8,8 +8,10 @@ All of them minimise `model.loss` (or it plus what the user adds) and are used a
     updates, state = tx.update(grads, state, params, inputs=x)
     params = optax.apply_updates(params, updates)
 
-For other labels, solvers or momentum, compose `scale_by_curvature` with optax's own
-pieces; that is all these functions do.
+(`empirical_fisher` also needs `targets=y`, and `kfac_adaptive` `value=` and `value_fn=`
+besides.) For other labels, solvers or momentum, compose `scale_by_curvature` with
+optax's own pieces, as these functions do. They also skip a step that is not finite
+after the learning rate.
 """
 
 from natgrad.optimizers.adaptive import kfac_adaptive

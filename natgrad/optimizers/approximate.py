@@ -108,11 +108,12 @@ def kfac(
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed;
             `natgrad.Refresh(inverses=10)` estimates factors in every step.
-        trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
-            shrunk to it, which an old inverse needs while F still changes fast. With
-            a momentum β after it the sum of steps is up to 1/(1 − β) times as long:
-            take δ (1 − β)². For a classifier, whose loss soon falls below 0.1, take
-            0.01. None for none, and one product with F less.
+        trust_region: δ in nats; steps of a larger KL divergence, by ½ η² ⟨d, F d⟩ and
+            then as measured, are shrunk to it (`natgrad.damping.TrustRegion`), which
+            an old inverse needs while F still changes fast. With a momentum β after it
+            the sum of steps is up to 1/(1 − β) times as long: take δ (1 − β)². For a
+            classifier, whose loss soon falls below 0.1, take 0.01. None for none: one
+            product with F less, and no forward pass.
         sub_batch: k: the statistics are those of every k-th example of the batch; None
             for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
@@ -146,22 +147,19 @@ def ekfac(
     """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
 
     As `kfac`, with the scales measured in the factors' eigenbasis rather than taken
-    from it. λ damps exactly; the basis is refreshed every `refresh.inverses` steps.
+    from it. λ damps exactly. A basis lasts `refresh.inverses // refresh.statistics`
+    estimates, and one at least: by default two, which are 10 steps after the warm-up.
 
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model; needs `example_inputs`.
         damping: λ, or a schedule.
         decay: of the moving averages of factors and scales.
-        refresh: how often, in steps, statistics and bases are renewed.
-        trust_region: δ in nats; steps of a larger KL divergence ½ η² ⟨d, F d⟩ are
-            shrunk to it, which an old inverse needs while F still changes fast. With
-            a momentum β after it the sum of steps is up to 1/(1 − β) times as long:
-            take δ (1 − β)². For a classifier, whose loss soon falls below 0.1, take
-            0.01. None for none, and one product with F less.
-        sub_batch: k: the statistics are those of every k-th example of the batch; None
-            for all. Four does no harm where the batch has hundreds.
-        then: what comes between the direction and the learning rate.
+        refresh: how often, in steps, statistics and bases are renewed; all bases at
+            once, whatever `staggered` says.
+        trust_region: as for `kfac`.
+        sub_batch: as for `kfac`.
+        then: as for `kfac`.
 
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.

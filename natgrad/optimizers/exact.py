@@ -53,6 +53,10 @@ def natural_gradient(
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
             MatrixFree of `natgrad.curvature`; None for Automatic.
 
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`; such as
+            a decay above 0 where nothing can be averaged.
+
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
@@ -99,9 +103,10 @@ def spring(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule.
-        momentum: μ.
-        constraint: c.
-        curvature: model -> curvature; None for Gram.
+        momentum: μ in [0, 1].
+        constraint: c > 0, in squared units of the parameters.
+        curvature: model -> curvature; None for Gram with `Exact` labels. A function
+            such as lambda m: Gram(m, Sampled(1)) chooses the labels too.
 
     Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to
     accelerate the optimization of neural network wavefunctions.
