@@ -59,8 +59,8 @@ def scale_by_spring(
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by φ = (F + λI)⁻¹ (g + λ μ φ_before).
 
-    Takes the extra arguments of `scale_by_curvature`, and skips the steps it skips. Do
-    not give it `rows=`: those are of g, and the solve is of g + λ μ φ_before.
+    Takes the extra arguments of `scale_by_curvature` but `rows=`, which are of g alone,
+    and skips the steps it skips.
 
     Args:
         curvature: the approximation of the Fisher information.
@@ -72,7 +72,7 @@ def scale_by_spring(
         seed: as for `scale_by_curvature`.
 
     Raises:
-        ValueError: for impossible arguments.
+        ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
     check_scalar("momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
@@ -94,7 +94,12 @@ def scale_by_spring(
             jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
         )
 
-    def update(updates, state, params=None, *, damping=None, **extra_args):
+    def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
+        if rows is not None:
+            raise ValueError(
+                "scale_by_spring solves for g + λ μ φ_before, and rows= are of the "
+                "gradient g alone: leave them out."
+            )
         tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
         strength = rule(state.solve.count) if damping is None else damping

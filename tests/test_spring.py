@@ -150,3 +150,11 @@ def test_impossible_arguments_are_refused(arguments, words):
         ng.scale_by_spring(ng.curvature.Gram(CASE.model()), **arguments)
     with pytest.raises(ValueError, match="constraint must be positive"):
         ng.scale_by_norm_constraint(0.1, constraint=0.0)
+
+
+def test_rows_of_the_gradient_are_refused():
+    """They would take the momentum away in silence."""
+    tx = ng.scale_by_spring(ng.curvature.Dense(CASE.model()))
+    params, x, _ = batches()
+    with pytest.raises(ValueError, match="leave them out"):
+        tx.update(params, tx.init(params), params, inputs=x[0], rows={})
