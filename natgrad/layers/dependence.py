@@ -22,8 +22,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import enum
-import hashlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +31,8 @@ import numpy as np
 
 from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
-from natgrad.layers.trial_runs import Trial, constants_of, identity
+from natgrad.layers.fingerprint import fingerprint
+from natgrad.layers.trial_runs import Trial
 from natgrad.layers.trials import disagreement
 from natgrad.typing import Apply, Inputs, Params
 
@@ -72,24 +71,25 @@ def dependence(
     if size == 1:
         return Dependence.NOTHING
     traced, _ = jaxprs.trace(apply, params, inputs)
-    constants = list(constants_of(traced))
-    text = re.sub(r"0x[0-9a-f]+", "", str(jaxprs.opened(traced)[0]))
-    key = (
-        hashlib.sha256(text.encode()).digest(),
-        jax.tree.structure((params, inputs)),
-        repr(in_axes),
-        *map(identity, constants),
-    )
+    try:
+        key = (
+            fingerprint(traced, values=True),
+            jax.tree.structure((params, inputs)),
+            repr(in_axes),
+        )
+        hash(key)
+    except TypeError:
+        key = None
     if key not in _CACHE:
         shapes = jax.tree.map(_bare, (params, inputs))
         found = _outside(lambda: _tried(apply, *shapes, in_axes, size))
-        # Constants are kept, so that no other array takes their identity.
-        kept = [c for c in constants if not isinstance(c, jax.core.Tracer)]
-        _CACHE[key] = found, kept
+        if key is None:
+            return found
+        _CACHE[key] = found
         while len(_CACHE) > _CACHE_SIZE:
             _CACHE.popitem(last=False)
     _CACHE.move_to_end(key)
-    return _CACHE[key][0]
+    return _CACHE[key]
 
 
 def _bare(leaf) -> jax.ShapeDtypeStruct:
