@@ -246,12 +246,15 @@ def test_functions_of_the_host_are_told_apart():
 
 
 def test_no_array_is_kept():
-    graph = jnp.ones((len(X), 500))
-    kept = weakref.ref(graph)
-    assert layers.dependence(lambda p, x: x @ p["w"] + graph.sum(), PARAMS, X)
-    del graph
+    def seen(graph):
+        apply = lambda p, x: x @ p["w"] + graph.sum()
+        assert layers.dependence(apply, PARAMS, X) is NOTHING
+        layers.capture(apply, PARAMS, X)
+        return weakref.ref(graph)
+
+    reference = seen(jnp.ones((len(X), 500)))
     gc.collect()
-    assert kept() is None
+    assert reference() is None
 
 
 def test_it_is_found_under_jit_vmap_and_with_traced_constants():

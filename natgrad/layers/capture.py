@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import math
 from typing import Any
@@ -22,7 +21,7 @@ from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.nesting import same_derivative
-from natgrad.layers.trials import tolerance
+from natgrad.layers.trials import bare, is_mapped, outside, tolerance
 from natgrad.layers.views import NotCapturedError
 from natgrad.typing import Apply, Inputs, Params
 
@@ -195,37 +194,19 @@ def _proven(captured, apply, params, inputs, in_axes, declared) -> str:
     constants = jaxprs.opened(captured._traced)[1]
     if any(isinstance(c, jax.core.Tracer) for c in constants):
         return "not checked: apply closes over traced values"
-    kinds = set(jax.sharding.get_abstract_mesh().axis_types)
-    if kinds - {jax.sharding.AxisType.Auto}:
-        return _proven_apart(apply, params, inputs, in_axes, declared)
-    return proof.prove(captured, apply, params, inputs)
-
-
-def _proven_apart(apply, params, inputs, in_axes, declared) -> str:
-    """The proof where a mesh has manual or explicit axes: of the same shapes, without.
-
-    Mesh and traces are local to a thread, so another thread is outside of all; so are
-    settings made by a context manager, of which two decide what `apply` may do.
-    """
-    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
-    bare = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+    if not is_mapped():
+        return proof.prove(captured, apply, params, inputs)
     shapes = jax.tree.map(bare, (params, inputs))
 
     def alone() -> str:
         try:
-            with (
-                jax.enable_x64(wide),
-                jax.numpy_rank_promotion(ranks),
-                proof.verify(),
-            ):
-                return capture(
-                    apply, *shapes, in_axes=in_axes, declared=declared
-                ).proven
+            with proof.verify():
+                found = capture(apply, *shapes, in_axes=in_axes, declared=declared)
         except NameError as error:
             return f"not checked: {error}"
+        return found.proven
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(alone).result()
+    return outside(alone)
 
 
 def _doubled(apply, params, inputs, in_axes, size: int | None):

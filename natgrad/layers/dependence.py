@@ -20,9 +20,7 @@ state which changes the program changes the answer.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import enum
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +31,7 @@ from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.trial_runs import Trial
-from natgrad.layers.trials import disagreement
+from natgrad.layers.trials import bare, disagreement, outside
 from natgrad.typing import Apply, Inputs, Params
 
 
@@ -81,8 +79,8 @@ def dependence(
     except TypeError:
         key = None
     if key not in _CACHE:
-        shapes = jax.tree.map(_bare, (params, inputs))
-        found = _outside(lambda: _tried(apply, *shapes, in_axes, size))
+        shapes = jax.tree.map(bare, (params, inputs))
+        found = outside(lambda: _tried(apply, *shapes, in_axes, size))
         if key is None:
             return found
         _CACHE[key] = found
@@ -90,28 +88,6 @@ def dependence(
             _CACHE.popitem(last=False)
     _CACHE.move_to_end(key)
     return _CACHE[key]
-
-
-def _bare(leaf) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-
-
-def _outside(function: Callable[[], Dependence]) -> Dependence:
-    """The result of a function run outside the mesh axes that are mapped, if any are.
-
-    Mesh and traces are local to a thread, and so are settings; see `capture`.
-    """
-    mapped = set(jax.sharding.get_abstract_mesh().axis_types)
-    if not mapped - {jax.sharding.AxisType.Auto}:
-        return function()
-    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
-
-    def alone():
-        with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
-            return function()
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(alone).result()
 
 
 # Trials -----------------------------------------------------------------------------
