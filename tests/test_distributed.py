@@ -25,6 +25,7 @@ from jax.sharding import AxisType, PartitionSpec
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled
 from natgrad.kronecker import FactoredTikhonov
+from natgrad.layers.exchange import exchanges
 from natgrad.spread import Spread, shared_out
 
 PROGRAM = Path(__file__).parent / "devices.py"
@@ -175,6 +176,38 @@ def on_a_mesh(curvature, inputs):
         ),
         inputs,
     )
+
+
+def synchronised(p, x):
+    """Normalised by the mean of all devices, in a loop and a call."""
+    mean = jax.jit(lambda h: jax.lax.pmean(h.mean(0, keepdims=True), "d"))
+    return jax.lax.scan(lambda h, _: (h - mean(h), None), x @ p, length=2)[0]
+
+
+def gathered(p, x):
+    """Parameters are on all devices, and examples stay on theirs."""
+    return jax.nn.relu(x @ jax.lax.pmean(p, "d"))
+
+
+@pytest.mark.parametrize("make", [KFAC, Dense])
+def test_statistics_of_all_devices_are_refused_inside_the_model(make):
+    run = make(ng.Model(synchronised, ng.families.NormalMean()), axis_name="d").at
+    with pytest.raises(ValueError, match="on each device alone"):
+        jax.eval_shape(
+            jax.vmap(lambda x: run(jnp.ones((3, 2)), x).dense(), axis_name="d"),
+            jnp.ones((2, 4, 3)),
+        )
+
+
+def test_what_is_sent_between_devices_is_found():
+    seen, models = [], (synchronised, gathered)
+
+    def look(x):
+        seen.extend(exchanges(f, jnp.ones((3, 2)), x, 0, "d") for f in models)
+        return x
+
+    jax.eval_shape(jax.vmap(look, axis_name="d"), jnp.ones((2, 4, 3)))
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize("make", [KFAC, Dense])

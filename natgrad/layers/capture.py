@@ -194,7 +194,7 @@ def _proven(captured, apply, params, inputs, in_axes, declared) -> str:
     constants = jaxprs.opened(captured._traced)[1]
     if any(isinstance(c, jax.core.Tracer) for c in constants):
         return "not checked: apply closes over traced values"
-    if not is_mapped():
+    if not is_mapped(captured._traced):
         return proof.prove(captured, apply, params, inputs)
     shapes = jax.tree.map(bare, (params, inputs))
 

@@ -31,7 +31,7 @@ from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.trial_runs import Trial
-from natgrad.layers.trials import bare, disagreement, outside
+from natgrad.layers.trials import bare, disagreement, is_mapped, outside
 from natgrad.typing import Apply, Inputs, Params
 
 
@@ -80,7 +80,8 @@ def dependence(
         key = None
     if key not in _CACHE:
         shapes = jax.tree.map(bare, (params, inputs))
-        found = outside(lambda: _tried(apply, *shapes, in_axes, size))
+        trials = lambda: _tried(apply, *shapes, in_axes, size)
+        found = outside(trials) if is_mapped(traced) else trials()
         if key is None:
             return found
         _CACHE[key] = found

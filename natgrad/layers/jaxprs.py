@@ -143,6 +143,12 @@ def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, [])), constants
 
 
+def open_axes(jaxpr: Jaxpr) -> set:
+    """The mapped axes that a jaxpr names and does not map itself."""
+    effects = opened(jaxpr)[0].effects
+    return {effect.name for effect in effects if hasattr(effect, "name")}
+
+
 def called(equation: Equation) -> Jaxpr:
     """The one jaxpr that a call, remat, custom rule or scan runs."""
     found = [equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")]

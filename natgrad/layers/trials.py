@@ -10,26 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad.layers import jaxprs
+
 
 def bare(leaf) -> jax.ShapeDtypeStruct:
     """Shape and type of an array, without the mesh axes that it belongs to."""
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
-def is_mapped() -> bool:
-    """Has the mesh manual or explicit axes here?"""
+def is_mapped(traced: jaxprs.Jaxpr) -> bool:
+    """Does a program depend on axes that are mapped where it was traced, just now?"""
     kinds = set(jax.sharding.get_abstract_mesh().axis_types)
-    return bool(kinds - {jax.sharding.AxisType.Auto})
+    return bool(kinds - {jax.sharding.AxisType.Auto} or jaxprs.open_axes(traced))
 
 
 def outside(function: Callable[[], Any]) -> Any:
-    """The result of a function run outside the mesh axes that are mapped, if any are.
+    """The result of a function run outside all axes that are mapped.
 
-    Mesh and traces are local to a thread, so another thread is outside of all; so are
+    Axes and traces are local to a thread, so another thread is outside of all; so are
     settings made by a context manager, of which two decide what a model may do.
     """
-    if not is_mapped():
-        return function()
     wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
 
     def alone():
