@@ -21,6 +21,7 @@ from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.nesting import same_derivative
+from natgrad.layers.proof import TRACED, Proof
 from natgrad.layers.trials import bare, is_mapped, outside, tolerance
 from natgrad.layers.views import NotCapturedError
 from natgrad.typing import Apply, Inputs, Params
@@ -41,9 +42,9 @@ def capture(
     equations. It is checked, by the trace alone, that no parameter reaches the outputs
     around the uses found. A custom derivative that a parameter goes through is compiled
     and run once, at random points, beside the function it replaces. Within
-    `natgrad.layers.verify`, and where some block is declared or fallen back to, the
-    gradient is put together from the uses and compared with that of JAX, which compiles
-    and runs two backward passes at random parameters, once for each program.
+    `natgrad.layers.verify` the gradient is put together from the uses and compared with
+    that of JAX, which compiles and runs two backward passes at random parameters, once
+    for each program.
 
     Args:
         apply: apply(params, inputs) -> z [N, ...].
@@ -71,7 +72,7 @@ def capture(
     captured = Captured(
         found.blocks,
         found.uncovered,
-        found.proven,
+        found.proof,
         found.precision,
         plain,
         in_axes,
@@ -79,21 +80,16 @@ def capture(
         jax.tree.structure(shape),
         found.examples,
     )
-    if found.proven == TRACED and proof.is_due(found.blocks):
-        proven = _proven(captured, plain, params, inputs, in_axes, declared)
-        captured = dataclasses.replace(captured, proven=proven)
-        if proven.startswith("checked"):
-            found = dataclasses.replace(found, proven=proven)
+    if proof.is_due() and not found.proof.computed:
+        done = _proven(captured, plain, params, inputs, in_axes, declared)
+        captured = dataclasses.replace(captured, proof=done)
+        found = dataclasses.replace(found, proof=done) if done.computed else found
     if key is not None:
         _FOUND[key] = found
         _FOUND.move_to_end(key)
         while len(_FOUND) > _KEPT:
             _FOUND.popitem(last=False)
     return captured
-
-
-# How `Captured.proven` says that nothing was computed.
-TRACED = "by the trace; natgrad.layers.verify computes it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Found:
     precision: float
     examples: Examples
     rules: dict
-    proven: str = TRACED
+    proof: Proof = TRACED
 
     def holds_for(self, traced) -> bool:
         """Have the custom derivatives of another trace what was found of this one's?"""
@@ -189,22 +185,22 @@ def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> Non
         )
 
 
-def _proven(captured, apply, params, inputs, in_axes, declared) -> str:
+def _proven(captured, apply, params, inputs, in_axes, declared) -> Proof:
     """How the numerical check of `natgrad.layers.verify` went."""
     constants = jaxprs.opened(captured._traced)[1]
     if any(isinstance(c, jax.core.Tracer) for c in constants):
-        return "not checked: apply closes over traced values"
+        return Proof(False, "not checked: apply closes over traced values")
     if not is_mapped(captured._traced):
         return proof.prove(captured, apply, params, inputs)
     shapes = jax.tree.map(bare, (params, inputs))
 
-    def alone() -> str:
+    def alone() -> Proof:
         try:
             with proof.verify():
                 found = capture(apply, *shapes, in_axes=in_axes, declared=declared)
         except NameError as error:
-            return f"not checked: {error}"
-        return found.proven
+            return Proof(False, f"not checked: {error}")
+        return found.proof
 
     return outside(alone)
 
