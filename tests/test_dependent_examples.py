@@ -6,6 +6,8 @@ F is that of the batch's joint law, for every curvature, or an error names the c
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import dependent
 import jax
@@ -234,6 +236,25 @@ def test_what_python_changes_is_seen():
     assert found() is PLACE
     net.training = False
     assert found() is NOTHING
+
+
+def test_functions_of_the_host_are_told_apart():
+    apply = lambda f: lambda p, x: jax.pure_callback(f, x, x) @ p["w"]
+    found = lambda f: layers.dependence(apply(f), PARAMS, X)
+    assert found(lambda x: np.asarray(x) * 2) is NOTHING
+    assert found(lambda x: np.asarray(x) - np.mean(x)) is OTHERS
+
+
+def test_no_array_is_kept():
+    def seen(graph):
+        apply = lambda p, x: x @ p["w"] + graph.sum()
+        assert layers.dependence(apply, PARAMS, X) is NOTHING
+        layers.capture(apply, PARAMS, X)
+        return weakref.ref(graph)
+
+    reference = seen(jnp.ones((len(X), 500)))
+    gc.collect()
+    assert reference() is None
 
 
 def test_it_is_found_under_jit_vmap_and_with_traced_constants():

@@ -6,6 +6,7 @@ over a named axis are tested here with vmap, which has axes and no devices.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -25,6 +26,7 @@ from jax.sharding import AxisType, PartitionSpec
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled
 from natgrad.kronecker import FactoredTikhonov
+from natgrad.layers.exchange import exchanges
 from natgrad.spread import Spread, shared_out
 
 PROGRAM = Path(__file__).parent / "devices.py"
@@ -177,6 +179,38 @@ def on_a_mesh(curvature, inputs):
     )
 
 
+def synchronised(p, x):
+    """Normalised by the mean of all devices, in a loop and a call."""
+    mean = jax.jit(lambda h: jax.lax.pmean(h.mean(0, keepdims=True), "d"))
+    return jax.lax.scan(lambda h, _: (h - mean(h), None), x @ p, length=2)[0]
+
+
+def gathered(p, x):
+    """Parameters are on all devices, and examples stay on theirs."""
+    return jax.nn.relu(x @ jax.lax.pmean(p, "d"))
+
+
+@pytest.mark.parametrize("make", [KFAC, Dense])
+def test_statistics_of_all_devices_are_refused_inside_the_model(make):
+    run = make(ng.Model(synchronised, ng.families.NormalMean()), axis_name="d").at
+    with pytest.raises(ValueError, match="on each device alone"):
+        jax.eval_shape(
+            jax.vmap(lambda x: run(jnp.ones((3, 2)), x).dense(), axis_name="d"),
+            jnp.ones((2, 4, 3)),
+        )
+
+
+def test_what_is_sent_between_devices_is_found():
+    seen, models = [], (synchronised, gathered)
+
+    def look(x):
+        seen.extend(exchanges(f, jnp.ones((3, 2)), x, 0, "d") for f in models)
+        return x
+
+    jax.eval_shape(jax.vmap(look, axis_name="d"), jnp.ones((2, 4, 3)))
+    assert seen == [True, False]
+
+
 @pytest.mark.parametrize("make", [KFAC, Dense])
 def test_a_batch_that_is_secretly_a_part_is_an_error(make):
     with pytest.raises(ValueError, match="axis_name='data'"):
@@ -195,32 +229,19 @@ def test_a_mesh_with_explicit_axes_is_an_error_that_says_what_to_do():
         Dense(MODEL).init(params)
 
 
-def apart(apply):
-    """F of two halves of the inputs under a mapped axis, and of both together."""
-    model = ng.Model(apply, ng.families.Categorical())
-    part = lambda x: Dense(model, axis_name="parts").estimate(PARAMS, x)
-    halves = jnp.asarray(X).reshape(2, -1, X.shape[-1])
-    return jax.vmap(part, axis_name="parts")(halves)[0]
-
-
-def test_examples_that_interact_over_devices_are_an_error():
-    def normalised(params, x):
-        return apply(params, x - jax.lax.pmean(x, "parts"))
-
-    with pytest.raises(ValueError, match=r"mapped axis \(psum.*sharded inputs"):
-        apart(normalised)
-
-
 def test_what_only_asks_for_its_place_among_the_devices_is_taken_as_it_is():
     """A key of one's own for each device, as dropout has."""
 
     def shifted(params, x):
         return apply(params, x + jax.lax.axis_index("parts"))
 
+    f = lambda apply: Dense(ng.Model(apply, ng.families.Categorical()))
+    part = dataclasses.replace(f(shifted), axis_name="parts")
+    halves = jnp.asarray(X).reshape(2, -1, X.shape[-1])
+    found = jax.vmap(lambda x: part.estimate(PARAMS, x), axis_name="parts")(halves)
     moved = jnp.repeat(jnp.arange(2), len(X) // 2)[:, None]
-    known = ng.Model(apply, ng.families.Categorical())
-    expected = Dense(known).estimate(PARAMS, X + moved)
-    np.testing.assert_allclose(apart(shifted), expected, rtol=1e-10, atol=1e-13)
+    expected = f(apply).estimate(PARAMS, X + moved)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-10, atol=1e-13)
 
 
 def test_examples_that_are_not_there_cannot_be_spread():

@@ -126,17 +126,22 @@ def test_the_proof_catches_a_use_that_was_missed(monkeypatch):
         layers.report(zoo.mlp, zoo.mlp_params(), jnp.ones((7, 3)))
 
 
-def test_blocks_taken_one_example_at_a_time_are_checked_by_numbers_unasked():
-    p = {"w": zoo.normal(0, 3, 2)}
-    centred = lambda p, x: (x - jnp.mean(x, axis=0, keepdims=True)) @ jnp.exp(p["w"])
-    token = proof._VERIFYING.set(None)  # as without `verify`
-    try:
-        with pytest.raises(ValueError, match="does not treat examples separately"):
-            layers.capture(centred, p, X)
-        plain = layers.capture(lambda p, x: x @ p["w"], p, X[:3])
+def test_nothing_is_computed_unasked():
+    p, token = {"w": zoo.normal(0, 3, 2)}, proof._VERIFYING.set(False)
+    try:  # as without `verify`
+        captured = layers.capture(lambda p, x: x @ jnp.exp(p["w"]), p, X)
     finally:
         proof._VERIFYING.reset(token)
-    assert plain.proven.startswith("by the trace")
+    assert captured.proven.startswith("by the trace")
+
+
+def test_blocks_by_hand_are_right_where_examples_interact():
+    p = {"w": zoo.normal(0, 3, 2)}
+    centred = lambda p, x: (x - jnp.mean(x, axis=0, keepdims=True)) @ jnp.exp(p["w"])
+    blocks, found = statistics(centred, p, X, Z, GRADIENT)
+    assert isinstance(blocks["w"], layers.DeclaredBlock)
+    expected = (X - X.mean(0, keepdims=True)).T @ Z * np.exp(p["w"])
+    close(found["w"]["gradient"].reshape(3, 2), expected)
 
 
 @pytest.mark.parametrize("lost", ["dot_general", "tanh", "add"])

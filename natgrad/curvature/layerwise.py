@@ -1,9 +1,9 @@
 """Curvatures whose statistics come from taps on the layers: see `natgrad.layers`.
 
 A subclass says what it asks of every block, what it keeps of the answers, and which
-metric that is. One
-forward pass, and one backward pass for each score column; the loss's gradient is one
-more pull of the same `vjp`, and for empirical labels no pull more.
+metric that is. One forward pass, and one backward pass for each score column; the
+loss's gradient is one more pull of the same `vjp`, and for empirical labels no pull
+more.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class LayerCurvature(SummedCurvature):
         self._check(params, inputs, targets, key)
         params, key = self.local(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
-        z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
+        captured = self.captured(params, inputs)
+        z, pullback = captured.pull(wanted, params, inputs)
         head = dataclasses.replace(self.model, apply=lambda z, _: z)
         loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
         gradient, sums = pullback(cotangent)
@@ -112,7 +113,7 @@ class LayerCurvature(SummedCurvature):
         (loss, gradient), sums, total = self.everywhere(
             (loss, gradient), sums, total, params, inputs
         )
-        return loss, gradient, keep(self._ordered(sums, params, inputs), total / scale)
+        return loss, gradient, keep(_ordered(sums, captured), total / scale)
 
     def _check(self, params: Params, inputs: Inputs, targets, key) -> None:
         if self.labels.centred:
@@ -146,13 +147,14 @@ class LayerCurvature(SummedCurvature):
         self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
     ) -> tuple[Mapping, Array]:
         """The answers, summed over examples and score columns, and Σ_n ω_n."""
-        z, pullback = self.captured(params, inputs).pull(wanted, params, inputs)
+        captured = self.captured(params, inputs)
+        z, pullback = captured.pull(wanted, params, inputs)
         columns, total = whole_columns(
             self.model, self.labels, z, params, inputs, targets, key
         )
         sums = _over_columns(pullback, z, columns)
         _, sums, total = self.everywhere((), sums, total, params, inputs)
-        return self._ordered(sums, params, inputs), total
+        return _ordered(sums, captured), total
 
     def captured(self, params: Params, inputs: Inputs = None) -> Captured:
         """The layers; from the model's example inputs where no batch is given."""
@@ -194,10 +196,10 @@ class LayerCurvature(SummedCurvature):
         weights = examples.weights
         return jnp.max(weights.reshape(weights.shape[0], -1), axis=1)
 
-    def _ordered(self, sums: Mapping, params: Params, inputs: Inputs) -> Mapping:
-        """The answers in the order of the blocks: transformations sort dictionaries."""
-        names = [block.name for block in self.captured(params, inputs).blocks]
-        return {name: sums[name] for name in names}
+
+def _ordered(sums: Mapping, captured: Captured) -> Mapping:
+    """The answers in the order of the blocks: transformations sort dictionaries."""
+    return {block.name: sums[block.name] for block in captured.blocks}
 
 
 def _over_columns(pullback: Callable, z: Array, columns: BatchColumns) -> Mapping:

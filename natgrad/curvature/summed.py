@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from natgrad import batch, tree
 from natgrad.curvature.base import Curvature
+from natgrad.layers.exchange import exchanges
 from natgrad.typing import Array, Inputs, Key, Params
 from natgrad.weights import total_weight
 
@@ -45,7 +46,8 @@ class SummedCurvature(Curvature):
 
         Raises:
             ValueError: the batch is spread over devices and `axis_name` does not say
-                so, or it says so of a batch without an axis of examples.
+                so, it says so of a batch without an axis of examples, or the
+                outputs depend on the examples of other devices.
         """
         count = batch.input_count(inputs, self.model.in_axes)
         rows, _ = batch.split_inputs(inputs, self.model.in_axes)
@@ -64,6 +66,15 @@ class SummedCurvature(Curvature):
                 f"axis_name={self.axis_name!r} spreads the examples over devices, and "
                 "these inputs have no axis of examples: "
                 f"{jax.tree.map(jnp.shape, inputs)}."
+            )
+        apply, axes = self.model.apply, self.model.in_axes
+        if exchanges(apply, params, inputs, axes, self.axis_name):
+            raise ValueError(
+                f"{type(self).__name__} takes derivatives on each device alone, and "
+                "here apply sends values of the examples along "
+                f"axis_name={self.axis_name!r} (statistics of the whole batch do). Use "
+                "Gram, MatrixFree or Dense under jit with sharded arrays, without "
+                "shard_map, which take the batch as one; or stored statistics."
             )
         z = None
         if key is None:

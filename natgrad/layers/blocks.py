@@ -202,9 +202,9 @@ class LayerBlock(Block):
 class DeclaredBlock(Block):
     """Parameters treated as one vector v, whatever reads them.
 
-    Their gradient is taken for one example at a time. As one exact block the matrix is
-    vᵀ [1, P], whose factor of the outputs is the whole block [P, P]; as a diagonal it
-    is [P, 1, 1].
+    Each example's gradient is taken through the whole model. As one exact block the
+    matrix is vᵀ [1, P], whose factor of the outputs is the whole block [P, P]; as a
+    diagonal it is [P, 1, 1].
 
     Attributes:
         shapes: of its parameters.

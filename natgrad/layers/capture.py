@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import math
 from typing import Any
@@ -22,7 +21,8 @@ from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.nesting import same_derivative
-from natgrad.layers.trials import tolerance
+from natgrad.layers.proof import TRACED, Proof
+from natgrad.layers.trials import bare, is_mapped, outside, tolerance
 from natgrad.layers.views import NotCapturedError
 from natgrad.typing import Apply, Inputs, Params
 
@@ -42,9 +42,9 @@ def capture(
     equations. It is checked, by the trace alone, that no parameter reaches the outputs
     around the uses found. A custom derivative that a parameter goes through is compiled
     and run once, at random points, beside the function it replaces. Within
-    `natgrad.layers.verify`, and where some block is declared or fallen back to, the
-    gradient is put together from the uses and compared with that of JAX, which compiles
-    and runs two backward passes at random parameters, once for each program.
+    `natgrad.layers.verify` the gradient is put together from the uses and compared with
+    that of JAX, which compiles and runs two backward passes at random parameters, once
+    for each program.
 
     Args:
         apply: apply(params, inputs) -> z [N, ...].
@@ -72,7 +72,7 @@ def capture(
     captured = Captured(
         found.blocks,
         found.uncovered,
-        found.proven,
+        found.proof,
         found.precision,
         plain,
         in_axes,
@@ -80,21 +80,16 @@ def capture(
         jax.tree.structure(shape),
         found.examples,
     )
-    if found.proven == TRACED and proof.is_due(found.blocks):
-        proven = _proven(captured, plain, params, inputs, in_axes, declared)
-        captured = dataclasses.replace(captured, proven=proven)
-        if proven.startswith("checked"):
-            found = dataclasses.replace(found, proven=proven)
+    if proof.is_due() and not found.proof.computed:
+        done = _proven(captured, plain, params, inputs, in_axes, declared)
+        captured = dataclasses.replace(captured, proof=done)
+        found = dataclasses.replace(found, proof=done) if done.computed else found
     if key is not None:
         _FOUND[key] = found
         _FOUND.move_to_end(key)
         while len(_FOUND) > _KEPT:
             _FOUND.popitem(last=False)
     return captured
-
-
-# How `Captured.proven` says that nothing was computed.
-TRACED = "by the trace; natgrad.layers.verify computes it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +105,7 @@ class Found:
     precision: float
     examples: Examples
     rules: dict
-    proven: str = TRACED
+    proof: Proof = TRACED
 
     def holds_for(self, traced) -> bool:
         """Have the custom derivatives of another trace what was found of this one's?"""
@@ -190,42 +185,24 @@ def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> Non
         )
 
 
-def _proven(captured, apply, params, inputs, in_axes, declared) -> str:
+def _proven(captured, apply, params, inputs, in_axes, declared) -> Proof:
     """How the numerical check of `natgrad.layers.verify` went."""
     constants = jaxprs.opened(captured._traced)[1]
     if any(isinstance(c, jax.core.Tracer) for c in constants):
-        return "not checked: apply closes over traced values"
-    kinds = set(jax.sharding.get_abstract_mesh().axis_types)
-    if kinds - {jax.sharding.AxisType.Auto}:
-        return _proven_apart(apply, params, inputs, in_axes, declared)
-    return proof.prove(captured, apply, params, inputs)
-
-
-def _proven_apart(apply, params, inputs, in_axes, declared) -> str:
-    """The proof where a mesh has manual or explicit axes: of the same shapes, without.
-
-    Mesh and traces are local to a thread, so another thread is outside of all; so are
-    settings made by a context manager, of which two decide what `apply` may do.
-    """
-    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
-    bare = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+        return Proof(False, "not checked: apply closes over traced values")
+    if not is_mapped(captured._traced):
+        return proof.prove(captured, apply, params, inputs)
     shapes = jax.tree.map(bare, (params, inputs))
 
-    def alone() -> str:
+    def alone() -> Proof:
         try:
-            with (
-                jax.enable_x64(wide),
-                jax.numpy_rank_promotion(ranks),
-                proof.verify(),
-            ):
-                return capture(
-                    apply, *shapes, in_axes=in_axes, declared=declared
-                ).proven
+            with proof.verify():
+                found = capture(apply, *shapes, in_axes=in_axes, declared=declared)
         except NameError as error:
-            return f"not checked: {error}"
+            return Proof(False, f"not checked: {error}")
+        return found.proof
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(alone).result()
+    return outside(alone)
 
 
 def _doubled(apply, params, inputs, in_axes, size: int | None):

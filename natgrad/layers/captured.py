@@ -17,6 +17,7 @@ from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.interpreter import Interpreter
 from natgrad.layers.marks import Mark
+from natgrad.layers.proof import Proof
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import Statistic
 from natgrad.layers.tap import Work
@@ -38,19 +39,24 @@ class Captured:
         blocks: what was found; static.
         uncovered: names of parameters that the outputs do not depend on, or that some
             entries of which are read by no block.
-        proven: how Σ x gᵀ was checked against the gradient.
+        proof: how Σ x gᵀ was checked against the gradient.
         precision: relative rounding that the model's coarsest type may show.
     """
 
     blocks: tuple[Block, ...]
     uncovered: tuple[str, ...]
-    proven: str
+    proof: Proof
     precision: float
     _apply: Apply
     _in_axes: Any
     _traced: Any
     _structure: Any
     _examples: Examples
+
+    @property
+    def proven(self) -> str:
+        """How Σ x gᵀ was checked against the gradient, in words."""
+        return self.proof.text
 
     def outputs(
         self, params: Params, inputs: Inputs, statistics: Mapping, probes: Mapping
@@ -195,11 +201,11 @@ def _together(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
     """Gradients [N, ...] of leaves, where an example alone gives another output."""
     del in_axes
     _, pull = jax.vjp(lambda mine: outputs(mine, inputs), own)
+    cotangent = jax.tree.map(jnp.asarray, cotangent)
 
     def gradient(n):
-        return pull(
-            jax.tree.map(lambda g: jnp.zeros_like(g).at[n].set(g[n]), cotangent)
-        )
+        one = lambda g: jnp.zeros_like(g).at[n].set(g[n])
+        return pull(jax.tree.map(one, cotangent))
 
     count = jax.tree.leaves(cotangent)[0].shape[0]
     return jax.lax.map(gradient, jnp.arange(count))[0]

@@ -20,11 +20,7 @@ state which changes the program changes the answer.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import enum
-import hashlib
-import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,8 +29,9 @@ import numpy as np
 
 from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
-from natgrad.layers.trial_runs import Trial, constants_of, identity
-from natgrad.layers.trials import disagreement
+from natgrad.layers.fingerprint import fingerprint
+from natgrad.layers.trial_runs import Trial
+from natgrad.layers.trials import bare, disagreement, is_mapped, outside
 from natgrad.typing import Apply, Inputs, Params
 
 
@@ -46,8 +43,6 @@ class Dependence(enum.Enum):
     OTHERS = "the other examples"
 
 
-_COLLECTIVES = {"psum", "psum2", "psum_invariant", "pmin", "pmax", "ppermute"}
-_COLLECTIVES |= {"all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter"}
 _CACHE: collections.OrderedDict = collections.OrderedDict()
 _CACHE_SIZE = 256
 
@@ -67,10 +62,6 @@ def dependence(
         PLACE where no leaf of the inputs has an axis of examples, where the outputs are
         not finite at random parameters, or where apply cannot be run outside the mapped
         axes that it was traced in.
-
-    Raises:
-        ValueError: apply communicates over a mapped axis, so that examples interact
-            over the devices.
     """
     size = batch.input_count(inputs, in_axes)
     if size is None:
@@ -78,61 +69,26 @@ def dependence(
     if size == 1:
         return Dependence.NOTHING
     traced, _ = jaxprs.trace(apply, params, inputs)
-    _check_collectives(traced)
-    constants = list(constants_of(traced))
-    text = re.sub(r"0x[0-9a-f]+", "", str(jaxprs.opened(traced)[0]))
-    key = (
-        hashlib.sha256(text.encode()).digest(),
-        jax.tree.structure((params, inputs)),
-        repr(in_axes),
-        *map(identity, constants),
-    )
+    try:
+        key = (
+            fingerprint(traced, values=True),
+            jax.tree.structure((params, inputs)),
+            repr(in_axes),
+        )
+        hash(key)
+    except TypeError:
+        key = None
     if key not in _CACHE:
-        shapes = jax.tree.map(_bare, (params, inputs))
-        found = _outside(lambda: _tried(apply, *shapes, in_axes, size))
-        # Constants are kept, so that no other array takes their identity.
-        kept = [c for c in constants if not isinstance(c, jax.core.Tracer)]
-        _CACHE[key] = found, kept
+        shapes = jax.tree.map(bare, (params, inputs))
+        trials = lambda: _tried(apply, *shapes, in_axes, size)
+        found = outside(trials) if is_mapped(traced) else trials()
+        if key is None:
+            return found
+        _CACHE[key] = found
         while len(_CACHE) > _CACHE_SIZE:
             _CACHE.popitem(last=False)
     _CACHE.move_to_end(key)
-    return _CACHE[key][0]
-
-
-def _check_collectives(traced) -> None:
-    """Raise where examples interact over a mapped axis."""
-    # Inside apply's own shard_map they are over axes of its own.
-    found = jaxprs.primitives(traced, frozenset({"shard_map"})) & _COLLECTIVES
-    if found:
-        raise ValueError(
-            f"apply communicates over a mapped axis ({', '.join(sorted(found))}), so "
-            "the outputs of an example depend on the examples of other devices, and "
-            "the Fisher information is not a sum over devices. Run the whole batch "
-            "under jax.jit with sharded inputs instead, or take what is communicated "
-            "(batch statistics, say) out of apply and pass it in the inputs."
-        )
-
-
-def _bare(leaf) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-
-
-def _outside(function: Callable[[], Dependence]) -> Dependence:
-    """The result of a function run outside the mesh axes that are mapped, if any are.
-
-    Mesh and traces are local to a thread, and so are settings; see `capture`.
-    """
-    mapped = set(jax.sharding.get_abstract_mesh().axis_types)
-    if not mapped - {jax.sharding.AxisType.Auto}:
-        return function()
-    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
-
-    def alone():
-        with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
-            return function()
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(alone).result()
+    return _CACHE[key]
 
 
 # Trials -----------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 Variables are numbered in the order in which they are made, so two traces of one program
 have one key, whichever objects they consist of. Literals count by their value, arrays
-that are closed over by their type, or by their value where that is asked for. Rules of
-custom derivatives are Python functions, made anew with each trace, and do not count:
-whoever depends on one has to ask what it does (`natgrad.layers.nesting`).
+that are closed over by their type, or as `identity` says where that is asked for. Rules
+of custom derivatives are Python functions, made anew with each trace, and do not count:
+whoever depends on one has to ask what it does (`natgrad.layers.nesting`). Keys hold
+digests of arrays, or weak references to them, and keep none of them in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from natgrad.layers import jaxprs
 
-# Arrays up to this size count by their value where that is asked for.
+# Arrays on a device count by their entries up to this size, larger ones as objects.
 SMALL = 1024
 
 
@@ -27,25 +30,24 @@ def fingerprint(jaxpr: jaxprs.Jaxpr, values: bool = False) -> Hashable:
 
     Args:
         jaxpr: closed or open.
-        values: whether arrays that are closed over count by their value.
+        values: whether arrays that are closed over count by more than their type.
 
     Raises:
-        TypeError: something in it cannot be part of a key: with `values` an array that
-            is traced, or of more than `SMALL` entries.
+        TypeError: something in it cannot be part of a key.
     """
     opened, constants = jaxprs.opened(jaxpr)
     number: dict[Any, int] = {}
 
     def name(v) -> Hashable:
         if jaxprs.is_literal(v):
-            return _array(v.val), v.aval
+            return identity(v.val), v.aval
         return number.setdefault(v, len(number))
 
     def made(variables) -> Hashable:
         return tuple((name(v), v.aval) for v in variables)
 
     key = [made((*opened.constvars, *opened.invars))]
-    key += [_array(c) for c in constants] if values else []
+    key += [identity(c) for c in constants] if values else []
     for equation in opened.eqns:
         custom = equation.primitive.name in jaxprs.CUSTOM
         params = tuple(
@@ -72,20 +74,40 @@ def _key(value, values: bool) -> Hashable:
     if isinstance(value, dict):
         return tuple((k, _key(v, values)) for k, v in sorted(value.items()))
     if isinstance(value, np.ndarray | jax.Array):
-        return _array(value)
+        return identity(value)
     hash(value)
     return value
 
 
-def _array(value) -> Hashable:
-    """Type, shape and entries of a small array.
+def identity(array) -> Hashable:
+    """What an array is known by: type, shape and entries; the type if it is traced.
 
-    Raises:
-        TypeError: it is traced, or not small.
+    A large array on a device, which cannot change, is known as the object that it is.
     """
-    if isinstance(value, jax.core.Tracer) or np.size(value) > SMALL:
-        raise TypeError("not a small constant")
-    if jax.dtypes.issubdtype(jax.typeof(value).dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    value = np.asarray(value)
-    return value.dtype.name, value.shape, value.tobytes()
+    if isinstance(array, jax.core.Tracer):
+        return array.aval
+    on_device = isinstance(array, jax.Array)
+    if on_device and (array.size > SMALL or not array.is_fully_addressable):
+        return _Object(array)
+    if jax.dtypes.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():
+            array = jax.random.key_data(array)
+    array = np.asarray(array)
+    digest = hashlib.sha256(array.tobytes()).digest()
+    return array.dtype.name, array.shape, digest
+
+
+class _Object:
+    """Equal to itself and to what was made of the same object, while that lives."""
+
+    def __init__(self, kept):
+        self._hash, self._reference = id(kept), weakref.ref(kept)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, _Object):
+            return False
+        mine = self._reference()
+        return self is other or (mine is not None and mine is other._reference())

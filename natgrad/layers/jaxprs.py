@@ -143,6 +143,12 @@ def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, [])), constants
 
 
+def open_axes(jaxpr: Jaxpr) -> set:
+    """The mapped axes that a jaxpr names and does not map itself."""
+    effects = opened(jaxpr)[0].effects
+    return {effect.name for effect in effects if hasattr(effect, "name")}
+
+
 def called(equation: Equation) -> Jaxpr:
     """The one jaxpr that a call, remat, custom rule or scan runs."""
     found = [equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")]
@@ -152,17 +158,6 @@ def called(equation: Equation) -> Jaxpr:
 def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
     """Every jaxpr among the equation's parameters, in a fixed order."""
     return list(_jaxprs_in(equation.params))
-
-
-def primitives(jaxpr: Jaxpr, closed: frozenset[str] = frozenset()) -> set[str]:
-    """The names of all primitives, in every jaxpr inside but those of `closed` ones."""
-    found = set()
-    for equation in opened(jaxpr)[0].eqns:
-        found.add(equation.primitive.name)
-        if equation.primitive.name not in closed:
-            for inner in sub_jaxprs(equation):
-                found |= primitives(inner, closed)
-    return found
 
 
 def float_dtypes(jaxpr: Jaxpr) -> set[str]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ import numpy as np
 
 from natgrad import tree
 from natgrad.layers import jaxprs
-from natgrad.layers.blocks import Block, DeclaredBlock
 from natgrad.layers.declared import Exact, declaration
 from natgrad.layers.statistics import Gradient
 from natgrad.layers.trials import (
@@ -30,9 +29,24 @@ from natgrad.layers.trials import (
 )
 from natgrad.layers.views import NotCapturedError
 
-_VERIFYING: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
-    "natgrad.layers.verify", default=None
+_VERIFYING: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "natgrad.layers.verify", default=False
 )
+
+
+class Proof(NamedTuple):
+    """How the uses found of a program were checked.
+
+    Attributes:
+        computed: whether by numbers, beside the trace.
+        text: how, for people.
+    """
+
+    computed: bool
+    text: str
+
+
+TRACED = Proof(False, "by the trace; natgrad.layers.verify computes it")
 
 
 @contextlib.contextmanager
@@ -47,13 +61,10 @@ def verify(enabled: bool = True) -> Iterator[None]:
     the trace alone. With it the gradient is also put together from the uses and
     compared with that of JAX, at random parameters and inputs. That compiles and runs
     two backward passes, once for each program: about twice the time that the gradient
-    takes to compile. `natgrad.layers.report` does it always. So does the capture of a
-    model with blocks that are declared or fallen back to, whose gradients are taken for
-    one example at a time: that is wrong where examples depend on each other, and only
-    the numbers show it.
+    takes to compile. `natgrad.layers.report` does it always.
 
     Args:
-        enabled: whether to check by numbers; False leaves it out for those too.
+        enabled: whether to check by numbers.
 
     Raises:
         ValueError: inside, a parameter's gradient is not the sum over the uses found.
@@ -65,14 +76,12 @@ def verify(enabled: bool = True) -> Iterator[None]:
         _VERIFYING.reset(token)
 
 
-def is_due(blocks: Sequence[Block]) -> bool:
-    """Is a capture with these blocks checked by numbers here?"""
-    asked = _VERIFYING.get()
-    alone = any(isinstance(block, DeclaredBlock) for block in blocks)
-    return alone if asked is None else asked
+def is_due() -> bool:
+    """Is a capture checked by numbers here?"""
+    return _VERIFYING.get()
 
 
-def prove(captured: Any, apply, params, inputs) -> str:
+def prove(captured: Any, apply, params, inputs) -> Proof:
     """How the check went.
 
     Args:
@@ -90,8 +99,8 @@ def prove(captured: Any, apply, params, inputs) -> str:
         rebuilt, gradient = run.lower(*arguments).compile()(*arguments)
         if all(np.all(np.isfinite(_wide(g))) for g in gradient):
             worst = _checked(tree.paths(params), rebuilt, gradient, captured.precision)
-            return f"checked to {worst:.0e}"
-    return "not checked: the gradient at random parameters is not finite"
+            return Proof(True, f"checked to {worst:.0e}")
+    return Proof(False, "not checked: the gradient at random parameters is not finite")
 
 
 def _drawn(apply, params, inputs, positive: bool) -> tuple:
@@ -113,9 +122,7 @@ def _checked(names, rebuilt, gradient, limit: float) -> float:
             raise NotCapturedError(
                 f"The uses found of the parameter {name!r} do not account for its "
                 f"gradient: they differ by {error:.1e} relative. Declare it instead: "
-                f"{declaration([name], Exact)}. If its block is "
-                "already one that is declared or was not understood, then apply does "
-                "not treat examples separately."
+                f"{declaration([name], Exact)}."
             )
     return worst
 

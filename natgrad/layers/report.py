@@ -61,7 +61,8 @@ def table(captured: Captured, params: Params) -> str:
     notes = [_note(block) for block in captured.blocks]
     if captured.uncovered:
         notes.append(f"not wholly read by blocks: {', '.join(captured.uncovered)}")
-    checked = f"gradient from uses: {captured.proven.split(' to ')[0]}"
+    checked = "checked" if captured.proof.computed else captured.proven
+    checked = f"gradient from uses: {checked}"
     return "\n".join([*lines, *filter(None, notes), checked])
 
 

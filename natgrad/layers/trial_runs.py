@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
+from natgrad.layers.fingerprint import identity
 from natgrad.layers.trials import draw, draw_parameter, tolerance
 
-# Constants up to this size are known by their bytes, larger ones by their identity.
-_SMALL = 4096
 # It runs a few times on two examples.
 _QUICKLY = {"xla_backend_optimization_level": 0}
 _DRAWS = {"random_bits", "threefry2x32", "random_gamma", "rng_bit_generator"}
@@ -139,13 +136,3 @@ def constants_of(jaxpr) -> Iterator:
     for equation in opened.eqns:
         for inner in jaxprs.sub_jaxprs(equation):
             yield from constants_of(inner)
-
-
-def identity(constant) -> Any:
-    """What a constant is known by: its bytes, or itself if it is large."""
-    if isinstance(constant, jax.core.Tracer):
-        return str(constant.aval)
-    numbers = not jnp.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key)
-    if numbers and np.size(constant) <= _SMALL:
-        return np.shape(constant), np.asarray(constant).tobytes()
-    return id(constant)

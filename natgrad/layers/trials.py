@@ -1,11 +1,43 @@
-"""Random data of a given shape and type, and whether two trees agree up to rounding."""
+"""What trial runs need: random data, a place outside mapped axes, a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import concurrent.futures
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from natgrad.layers import jaxprs
+
+
+def bare(leaf) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array, without the mesh axes that it belongs to."""
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def is_mapped(traced: jaxprs.Jaxpr) -> bool:
+    """Does a program depend on axes that are mapped where it was traced, just now?"""
+    kinds = set(jax.sharding.get_abstract_mesh().axis_types)
+    return bool(kinds - {jax.sharding.AxisType.Auto} or jaxprs.open_axes(traced))
+
+
+def outside(function: Callable[[], Any]) -> Any:
+    """The result of a function run outside all axes that are mapped.
+
+    Axes and traces are local to a thread, so another thread is outside of all; so are
+    settings made by a context manager, of which two decide what a model may do.
+    """
+    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
+
+    def alone():
+        with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
+            return function()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(alone).result()
 
 
 def draw(generator: np.random.Generator, aval, positive: bool = False):
