@@ -129,6 +129,17 @@ def test_the_log_determinant_counts_negative_eigenvalues_as_zero():
     np.testing.assert_allclose(metric.logdet(1e-9), right, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("gradient", "reason"), [(0.0, 0), (np.nan, 1)])
+def test_a_gradient_of_zero_is_no_failure(gradient, reason):
+    tx = ng.scale_by_factored_curvature(ng.curvature.KFAC(MODEL))
+    gradient = jax.tree.map(lambda p: jnp.full_like(p, gradient), PARAMS)
+    step = jax.jit(lambda g: tx.update(g, tx.init(PARAMS), PARAMS, inputs=X))
+    updates, state = step(gradient)
+    assert not ravel(updates).any()
+    assert state.solve.health.reason == reason
+    assert state.solve.health.skipped == bool(reason)
+
+
 def by_kernel(kernel):
     return lambda w: kernel(w @ w.T, w[:, 0], 1e-3).value
 
