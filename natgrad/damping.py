@@ -90,20 +90,22 @@ def longest_within(
 
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:
     """Raise a ValueError for what is neither a real scalar nor a schedule."""
-    if callable(value):
-        return
+    if not callable(value):
+        check_number(name, value, "a scalar or a schedule")
+
+
+def check_number(name: str, value: ArrayLike, expected: str = "a scalar") -> None:
+    """Raise a ValueError for what is no real scalar."""
     number = value if isinstance(value, jax.Array) else np.asarray(value)
     real = jnp.issubdtype(number.dtype, jnp.number) and not jnp.iscomplexobj(number)
     if not real:
         raise ValueError(
-            f"{name} must be a scalar or a schedule, got {value!r}. Optimizers take "
-            "the learning rate first and the model second: natural_gradient(0.1, "
-            "model, damping=1e-3)."
+            f"{name} must be {expected}, got {value!r}. Optimizers take the learning "
+            "rate first and the model second: natural_gradient(0.1, model, "
+            "damping=1e-3)."
         )
     if number.ndim != 0:
-        raise ValueError(
-            f"{name} must be a scalar or a schedule, got shape {number.shape}."
-        )
+        raise ValueError(f"{name} must be {expected}, got shape {number.shape}.")
 
 
 @final

@@ -94,8 +94,8 @@ class KroneckerMetric(BlockwiseMetric):
         damping = jnp.asarray(damping, self.layout.dtype)
         total = jnp.zeros((), self.layout.dtype)
         for a, g in zip(self.inputs, self.outputs, strict=True):
-            left = a if a.ndim < g.ndim else jnp.linalg.eigvalsh(a)
-            right = jnp.linalg.eigvalsh(g)
+            left = a if a.ndim < g.ndim else _spectrum(a)
+            right = _spectrum(g)
             products = left[..., :, None] * right[..., None, :]
             total = total + jnp.sum(jnp.log(products + damping))
         return total + self.outside * jnp.log(damping) if self.outside else total
@@ -240,6 +240,11 @@ class FactoredTikhonov(KeptInverse):
     def reading(self, rows: Mapping[str, Mapping[str, Array]]) -> FactoredTikhonov:
         """This solver for gradients that are Xᵀ G of these rows."""
         return dataclasses.replace(self, rows=rows)
+
+
+def _spectrum(matrix: Array) -> Array:
+    """The eigenvalues; a negative one is rounding, and counts as 0."""
+    return jnp.maximum(jnp.linalg.eigvalsh(matrix), 0)
 
 
 def _diagonal_of(a: Array, g: Array) -> Array:

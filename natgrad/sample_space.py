@@ -104,7 +104,7 @@ def _inverse(
     failed = ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
     root = jax.lax.cond(
         any_member(failed),
-        lambda: spectral_root(gram, damping)[0],
+        lambda: spectral_root(gram, damping),
         lambda: jnp.zeros_like(gram),
     )
 
@@ -198,7 +198,8 @@ def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
         improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e) / 2)
         return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
 
-    state = (w, e, jnp.zeros((), jnp.int32), jnp.array(True))
+    begun = tree.varying_like((jnp.zeros((), jnp.int32), jnp.array(True)), (w, e))
+    state = (w, e, *begun)
     w, e, _, _ = jax.lax.while_loop(unfinished, step, state)
     return w, e
 
@@ -225,7 +226,7 @@ def _split(jacobian, damping, inverse, b) -> _Split:
     # |b − Bᵀ u|², as far as M numbers tell.
     rest = square - jnp.vdot(u, c + damping * u, precision=HIGHEST)
     inside = (damping == 0) | (rest < 1e-2 * square)
-    nowhere = _Split(jnp.zeros_like(u), c, jnp.ones((), c.dtype))
+    nowhere = _Split(jnp.zeros_like(u), c, jnp.ones_like(square))
 
     def within():
         v = u

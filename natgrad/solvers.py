@@ -277,7 +277,7 @@ def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:
 
 
 def _spectral_solve(matrix: Array, b: Array, damping: Array) -> Array:
-    root, _ = spectral_root(matrix, damping)
+    root = spectral_root(matrix, damping)
     return jnp.matmul(root, jnp.matmul(root.T, b, precision=HIGHEST), precision=HIGHEST)
 
 

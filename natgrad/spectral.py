@@ -79,8 +79,8 @@ def equilibration(diagonal: Array) -> Array:
     return jnp.exp2(power).astype(diagonal.dtype)
 
 
-def spectral_root(matrix: Array, damping: Array) -> tuple[Array, Array]:
-    """L with L Lᵀ = (F + λI)⁻¹, for λ = 0 F⁺, and whether that drops anything.
+def spectral_root(matrix: Array, damping: Array) -> Array:
+    """L with L Lᵀ = (F + λI)⁻¹, for λ = 0 F⁺.
 
     From the eigenvalues s of the equilibrated F̂ = d F d, whose diagonal with λ is about
     1, so that the units of the parameters decide nothing: what is rounding beside the
@@ -109,15 +109,15 @@ def spectral_root(matrix: Array, damping: Array) -> tuple[Array, Array]:
         upper = jnp.linalg.qr(rows, mode="r")
         eye = jnp.eye(size, dtype=matrix.dtype)
         inverse = jax.lax.linalg.triangular_solve(upper, eye, left_side=True)
-        return d[:, None] * inverse, jnp.array(False)
+        return d[:, None] * inverse
 
     def undamped():
-        reciprocal, dropped = damped_reciprocal(values, 0.0)
+        reciprocal, _ = damped_reciprocal(values, 0.0)
         null = reciprocal == 0  # these come first: eigenvalues ascend
         lost, _ = jnp.linalg.qr(jnp.where(null[None], d[:, None] * vectors, 0))
         lost = jnp.where(null[None], lost, 0)
         root = d[:, None] * vectors * jnp.sqrt(reciprocal)[None]
         inside = jnp.matmul(lost.T, root, precision=HIGHEST)
-        return root - jnp.matmul(lost, inside, precision=HIGHEST), dropped
+        return root - jnp.matmul(lost, inside, precision=HIGHEST)
 
     return jax.lax.cond(damping > 0, damped, undamped)

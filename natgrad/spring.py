@@ -25,7 +25,7 @@ import optax
 from natgrad import tree
 from natgrad.arguments import transformation
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, as_damping, check_scalar
+from natgrad.damping import Damping, as_damping, check_number
 from natgrad.refresh import EVERY_STEP, Refresh
 from natgrad.solvers import Solver
 from natgrad.state import ScaleByCurvatureState
@@ -74,7 +74,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
-    check_scalar("momentum", momentum)
+    check_number("momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
     rule = as_damping(damping)
@@ -133,7 +133,7 @@ def scale_by_norm_constraint(
         ValueError: for a constraint that is known and not positive.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    check_scalar("constraint", constraint)
+    check_number("constraint", constraint)
     if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
         raise ValueError(f"constraint must be positive, got {constraint}.")
 

@@ -22,7 +22,7 @@ from natgrad import refresh as refreshing
 from natgrad import tree
 from natgrad.arguments import MISSING, checked, transformation
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, TrustRegion, as_damping, check_scalar
+from natgrad.damping import Damping, TrustRegion, as_damping, check_number
 from natgrad.families import Unnormalized
 from natgrad.health import first_failure
 from natgrad.inplace import cleared
@@ -177,7 +177,7 @@ def scale_by_curvature(
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
-    check_scalar("decay", decay)
+    check_number("decay", decay)
     known = not isinstance(decay, jax.core.Tracer)
     if known and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +116,49 @@ def test_only_the_pseudo_inverse_drops_directions():
     assert dropped.tolist() == [True, False]
     slope = jax.grad(lambda s: spectral.damped_reciprocal(s, 0.5)[0].sum())(values)
     np.testing.assert_allclose(slope, [-1 / 2.25, -4, -4, 0], rtol=1e-6)
+
+
+def test_the_log_determinant_counts_negative_eigenvalues_as_zero():
+    diagonal = lambda *entries: (jnp.diag(jnp.asarray(entries, jnp.float32)),)
+    metric = dataclasses.replace(
+        ng.curvature.KFAC(MODEL).at(PARAMS, X),
+        inputs=diagonal(2, 0, -1e-8),
+        outputs=diagonal(1, 0),
+    )
+    right = np.log(2) + 5 * np.log(1e-9)
+    np.testing.assert_allclose(metric.logdet(1e-9), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("gradient", "reason"), [(0.0, 0), (np.nan, 1)])
+def test_a_gradient_of_zero_is_no_failure(gradient, reason):
+    tx = ng.scale_by_factored_curvature(ng.curvature.KFAC(MODEL))
+    gradient = jax.tree.map(lambda p: jnp.full_like(p, gradient), PARAMS)
+    step = jax.jit(lambda g: tx.update(g, tx.init(PARAMS), PARAMS, inputs=X))
+    updates, state = step(gradient)
+    assert not ravel(updates).any()
+    assert state.solve.health.reason == reason
+    assert state.solve.health.skipped == bool(reason)
+
+
+def by_kernel(kernel):
+    return lambda w: kernel(w @ w.T, w[:, 0], 1e-3).value
+
+
+def by_gram(w):
+    return ng.curvature.Gram(MODEL).at({"w": w}, X).solve({"w": w}, 1e-3)["w"]
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [by_kernel(solvers.direct_solution), by_kernel(solvers.spectral_solution), by_gram],
+)
+def test_each_device_may_solve_for_its_own(solve):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    own = jax.sharding.PartitionSpec("data")
+    alone = lambda w: solve(w[0])[None]
+    every = jax.shard_map(alone, mesh=mesh, in_specs=own, out_specs=own)
+    shape = jnp.ones((1, 3, 2))
+    assert jax.eval_shape(every, shape).shape == jax.eval_shape(alone, shape).shape
 
 
 def gram_matrix(units, rank):

@@ -124,18 +124,32 @@ def test_a_damping_that_is_not_a_scalar_is_refused():
         ng.scale_by_curvature(DENSE, damping=jnp.ones(3))
 
 
+# Without a schedule.
+NUMBERS = {
+    "decay": lambda value: ng.diagonal_fisher(0.1, MODEL, decay=value),
+    "momentum": lambda value: ng.spring(0.1, MODEL, momentum=value),
+    "constraint": lambda value: ng.scale_by_norm_constraint(0.1, value),
+}
+
+
 @pytest.mark.parametrize("value", ["1e-3", None, True, 1j, MODEL])
 def test_what_is_no_number_is_refused_where_a_number_is_expected(value):
     for name, make in {
-        "damping": lambda: ng.scale_by_curvature(DENSE, damping=value),
-        "learning_rate": lambda: ng.natural_gradient(value, MODEL),
-        "decay": lambda: ng.diagonal_fisher(0.1, MODEL, decay=value),
-        "momentum": lambda: ng.spring(0.1, MODEL, momentum=value),
-        "constraint": lambda: ng.scale_by_norm_constraint(0.1, value),
-        "radius": lambda: ng.scale_by_kl_trust_region(MODEL, value),
+        "damping": lambda value: ng.scale_by_curvature(DENSE, damping=value),
+        "learning_rate": lambda value: ng.natural_gradient(value, MODEL),
+        "radius": lambda value: ng.scale_by_kl_trust_region(MODEL, value),
     }.items():
         with refuses(f"{name} must be a scalar or a schedule", repr(value)):
-            make()
+            make(value)
+    for name, make in NUMBERS.items():
+        with refuses(f"{name} must be a scalar, got", repr(value)):
+            make(value)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_schedule_is_refused_where_there_is_none(name):
+    with refuses(f"{name} must be a scalar, got", "function"):
+        NUMBERS[name](lambda count: 0.5)
 
 
 @pytest.mark.parametrize("rate", [float("nan"), np.float32("inf"), jnp.array(jnp.nan)])

@@ -213,12 +213,14 @@ def scale_by_factored_curvature(
         next_gamma, pieces = renewed(due, inverted, (gamma, solve.inverse.pieces))
         turned = trial & (next_gamma == gamma)
         counted = jnp.array(True) if accept is None else taken
+        at_rest = jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(updates)]).all()
+        sound = found.usable | at_rest  # a gradient of 0 has the step 0
         health = solve.health._replace(
             damping=gamma**2,
             predicted_decrease=found.decrease,
-            skipped=~found.usable,
-            skips=tree.increment(solve.health.skips, ~found.usable),
-            reason=first_failure(tree.all_finite(updates), True, True, found.usable),
+            skipped=~sound,
+            skips=tree.increment(solve.health.skips, ~sound),
+            reason=first_failure(tree.all_finite(updates), True, True, sound),
         )
         return found.step, FactoredState(
             count=tree.increment(count, taken, period),

@@ -155,7 +155,10 @@ def inverse_log_minus_digamma(s: Array) -> Array:
     linear: −1 and slightly less are its slopes.
     """
     s = jnp.where(s > 0, s, jnp.nan)
-    x = (3 - s + jnp.hypot(s - 3, jnp.sqrt(24 * s))) / (12 * s)
+    # (3 − s + h)/(12 s) = 2/(s − 3 + h), each where it does not cancel.
+    h = jnp.hypot(s - 3, jnp.sqrt(24 * s))
+    large = s > 3
+    x = jnp.where(large, 2 / jnp.where(large, s - 3 + h, 1), (3 - s + h) / (12 * s))
 
     def newton(_, x):
         value = log_minus_digamma(x)
