@@ -184,7 +184,8 @@ def _moved(model: Model, params: Params, inputs: Inputs, key: Key, count: int) -
 def _along(moved: Array, scores: Array) -> Array:
     """The mean over directions of ⟨s_nk, J_n u⟩², [N, K]."""
     flat = moved.reshape(*moved.shape[:2], -1)
-    return jnp.mean(jnp.einsum("nkc,mnc->mnk", scores, flat) ** 2, axis=0)
+    inner = jnp.einsum("nkc,mnc->mnk", scores, flat, precision="highest")
+    return jnp.mean(inner**2, axis=0)
 
 
 def _expected_along(model, z, examples, total, moved) -> Array:

@@ -205,8 +205,10 @@ def _together(known, params, inputs, examples, total) -> Visits:
             return vjp(jnp.zeros_like(z).at[row].set(cotangent.astype(z.dtype)))[0]
 
         def summed(cotangent):
-            of_row = forward[:, row]
-            flat = jnp.tensordot(of_row, cotangent.astype(z.dtype), axes=z.ndim - 1)
+            cotangent = cotangent.astype(z.dtype)
+            flat = jnp.tensordot(
+                forward[:, row], cotangent, axes=z.ndim - 1, precision="highest"
+            )
             return Layout.of(params).unravel(flat)
 
         example = model.labelled(z[row], example)
