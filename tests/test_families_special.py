@@ -30,17 +30,14 @@ def test_the_divergence_of_student_laws_holds_for_all_degrees_of_freedom(nu, tol
 
 @pytest.mark.parametrize("ratio", [1e-3, 1.001, 1.5, 200])
 @pytest.mark.parametrize("x", [0.01, 1.7, 9.9, 10.5, 300.0])
-def test_the_divergences_of_log_gamma_are_accurate_to_rounding(x, ratio):
+def test_the_divergence_of_log_gammas_excess_is_accurate_to_rounding(x, ratio):
     step = x * (ratio - 1)
     a, d = mp.mpf(x), mp.mpf(step)
     gap = mp.loggamma(a + d) - mp.loggamma(a) - mp.digamma(a) * d
     entropy = (a + d) * mp.log1p(d / a) - d
-    for function, expected in (
-        (special.log_gamma_gap, gap),
-        (special.log_gamma_excess_gap, gap - entropy),
-    ):
-        actual = jax.jit(function)(jnp.array(x), jnp.array(x + step), jnp.array(step))
-        np.testing.assert_allclose(actual, float(expected), 1e-12)
+    points = jnp.array(x), jnp.array(x + step), jnp.array(step)
+    actual = jax.jit(special.log_gamma_excess_gap)(*points)
+    np.testing.assert_allclose(actual, float(gap - entropy), 1e-12)
 
 
 def test_the_inverse_of_log_minus_digamma_is_accurate_over_ten_decades():

@@ -14,7 +14,8 @@ the model at this θ, is known by drawing labels from it, for any N and any fami
 
 with R draws. θ is taken as given, so after fitting many parameters to few data the test
 asks less than it could, and z far below 0 says that the labels are predicted better
-than the model itself expects.
+than the model itself expects. So it says of soft labels, which are means and vary less
+than draws: draw labels from them first.
 
 Source: White (1982), Maximum likelihood estimation of misspecified models, section 4;
 Davidson & MacKinnon (1992), A new form of the information matrix test, for its bad size
@@ -77,7 +78,10 @@ class Misspecification:
                 f"the model is misspecified or not yet fitted: its errors are larger "
                 f"than it expects {found}"
             )
-        return f"they are predicted better than the model expects {found}"
+        return (
+            "they are predicted better than the model expects, or are soft labels, "
+            f"which vary less than draws {found}"
+        )
 
 
 def information_matrix_test(
