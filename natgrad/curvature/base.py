@@ -105,8 +105,14 @@ class Curvature(abc.ABC):
         Here two passes, whose common forward pass XLA merges under one jit;
         curvatures that pull cotangents back share one forward pass and one `vjp`.
         """
-        loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        loss, gradient = self.loss_and_gradient(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
+
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """(loss, gradient) of one batch, with the parts of it on all devices."""
+        return jax.value_and_grad(self.model.loss)(params, inputs, targets)
 
     def resolved(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes: itself, unless it chooses."""

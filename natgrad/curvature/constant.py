@@ -82,6 +82,12 @@ class Constant(Delegate):
         )
         return loss, gradient, jax.lax.stop_gradient(statistics)
 
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """Those of the curvature, of the whole batch."""
+        return self.curvature.loss_and_gradient(params, inputs, targets)
+
     def following(self, statistics: Statistics) -> Constant:
         """The curvature's, constant."""
         return Constant(self.curvature.following(statistics))
