@@ -88,6 +88,10 @@ def labels(factory):
     return of(factory, parameter_ndim=0)
 
 
+def doubled(family):
+    return nf.Transformed(family, lambda y: 2 * y, lambda y: y // 2, lambda y: 0.0 * y)
+
+
 SOFTMAX, NORMAL = nf.Categorical(), nf.NormalMeanLogScale()
 # Equal to the built-in law to rounding.
 EXACT = {
@@ -126,11 +130,13 @@ EXACT = {
         SOFTMAX,
     ),
     "transformed": Law(
-        lambda: nf.Transformed(
-            softmax(support=jnp.arange(CLASSES), parameter_ndim=1),
-            lambda y: 2 * y,
-            lambda y: y // 2,
-            lambda y: 0.0 * y,
+        lambda: doubled(softmax(support=jnp.arange(CLASSES), parameter_ndim=1)), SOFTMAX
+    ),
+    "transformed exponential family": Law(
+        lambda: doubled(
+            nf.exponential_family(
+                lambda y: jax.nn.one_hot(y, CLASSES), lambda y: 0.0, jax.nn.logsumexp
+            )
         ),
         SOFTMAX,
     ),

@@ -24,7 +24,7 @@ from devices import apply, problem
 from jax.sharding import AxisType, PartitionSpec
 
 import natgrad as ng
-from natgrad.curvature import KFAC, Dense, Sampled
+from natgrad.curvature import KFAC, Dense, Sampled, SubBatch
 from natgrad.kronecker import FactoredTikhonov
 from natgrad.layers.exchange import exchanges
 from natgrad.spread import Spread, shared_out
@@ -146,6 +146,7 @@ INPUTS = {"x": jnp.asarray(X), "mask": jnp.asarray(MASK)}
 CURVATURES = {
     "kfac": lambda **axis: KFAC(MODEL, Sampled(1), **axis),
     "dense": lambda **axis: Dense(MODEL, Sampled(2), **axis),
+    "sub-batch": lambda **axis: SubBatch(Dense(MODEL, **axis), 1),
 }
 
 

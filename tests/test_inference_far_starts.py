@@ -70,3 +70,4 @@ def test_a_start_without_a_finite_elbo_is_an_error_that_names_the_cure():
     stuck = jitted(100.0, 100.0)
     assert np.all(stuck.rate == 0)
     np.testing.assert_array_equal(stuck.state.natural, law(100.0))
+    assert np.all(jitted(100.0, np.nan).rate == 0)  # and it ends

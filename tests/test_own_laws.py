@@ -16,6 +16,7 @@ from own_laws import (
     SOFTMAX,
     Law,
     distrax,
+    doubled,
     numpyro,
     softmax,
     softmax_sample,
@@ -175,6 +176,20 @@ def test_the_error_of_a_drawn_law_falls_with_the_examples_and_its_draws_are_fres
     without_key = jax.jit(lambda z: Dense(model).at(z, jnp.zeros((32, 1))).dense())
     assert square(without_key(z)[None]) < 8 * square(many)
     np.testing.assert_array_equal(without_key(z), without_key(z))
+
+
+def test_a_law_of_few_draws_has_fresh_ones_inside_of_another_too():
+    few = softmax(samples=2, parameter_ndim=1)
+    z, one = jnp.array([0.3, -0.6, 0.2]), jnp.ones(())
+
+    @partial(jax.jit, static_argnums=0)
+    def drawn(family, key):
+        model = ng.Model(linear, family)
+        return Exact().columns(model, z, Example(one, None, key)).scaled
+
+    for family in (few, doubled(few), nf.Product((few,), (CLASSES,))):
+        found = [drawn(family, key) for key in jax.random.split(KEY, 4)]
+        assert np.ptp(found, axis=0).max() > 0, family
 
 
 def test_under_one_key_all_curvatures_have_the_same_draws():

@@ -14,7 +14,8 @@ the model at this θ, is known by drawing labels from it, for any N and any fami
 
 with R draws. θ is taken as given, so after fitting many parameters to few data the test
 asks less than it could, and z far below 0 says that the labels are predicted better
-than the model itself expects.
+than the model itself expects. So it says of soft labels, which are means and vary less
+than draws: draw labels from them first.
 
 Source: White (1982), Maximum likelihood estimation of misspecified models, section 4;
 Davidson & MacKinnon (1992), A new form of the information matrix test, for its bad size
@@ -77,7 +78,10 @@ class Misspecification:
                 f"the model is misspecified or not yet fitted: its errors are larger "
                 f"than it expects {found}"
             )
-        return f"they are predicted better than the model expects {found}"
+        return (
+            "they are predicted better than the model expects, or are soft labels, "
+            f"which vary less than draws {found}"
+        )
 
 
 def information_matrix_test(
@@ -184,7 +188,8 @@ def _moved(model: Model, params: Params, inputs: Inputs, key: Key, count: int) -
 def _along(moved: Array, scores: Array) -> Array:
     """The mean over directions of ⟨s_nk, J_n u⟩², [N, K]."""
     flat = moved.reshape(*moved.shape[:2], -1)
-    return jnp.mean(jnp.einsum("nkc,mnc->mnk", scores, flat) ** 2, axis=0)
+    inner = jnp.einsum("nkc,mnc->mnk", scores, flat, precision="highest")
+    return jnp.mean(inner**2, axis=0)
 
 
 def _expected_along(model, z, examples, total, moved) -> Array:

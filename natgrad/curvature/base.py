@@ -108,12 +108,18 @@ class Curvature(abc.ABC):
         two passes, whose common forward pass XLA merges under one jit; curvatures that
         pull cotangents back share one forward pass and one `vjp`.
         """
-        loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        loss, gradient = self.loss_and_gradient(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean of KL(p(· | params, x) ‖ p(· | other, x)) in nats, shape ()."""
         return self.model.kl(params, other, inputs)
+
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """(loss, gradient) of one batch, with the parts of it on all devices."""
+        return jax.value_and_grad(self.model.loss)(params, inputs, targets)
 
     def resolved(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes: itself, unless it chooses."""

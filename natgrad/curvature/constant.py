@@ -86,6 +86,12 @@ class Constant(Delegate):
         """The curvature's."""
         return self.curvature.divergence(params, other, inputs)
 
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """Those of the curvature, of the whole batch."""
+        return self.curvature.loss_and_gradient(params, inputs, targets)
+
     def following(self, statistics: Statistics) -> Constant:
         """The curvature's, constant."""
         return Constant(self.curvature.following(statistics))

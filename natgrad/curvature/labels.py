@@ -58,8 +58,8 @@ class Labels(abc.ABC):
     def product(self, model: Model, z: Array, example: Example, v: Array) -> Array:
         """Σ_k w_k s_k ⟨s_k, v⟩, shaped like z."""
         scores, weights = self.columns(model, z, example)
-        inner = jnp.tensordot(scores, v, axes=z.ndim)
-        return jnp.tensordot(weights * inner, scores, axes=1)
+        inner = jnp.tensordot(scores, v, axes=z.ndim, precision="highest")
+        return jnp.tensordot(weights * inner, scores, axes=1, precision="highest")
 
     def divergence(self, model: Model, z: Array, example: Example, z2: Array) -> Array:
         """A divergence of z2 from z whose Hessian in z2 is Σ_k w_k s_k s_kᵀ, shape ().
@@ -68,7 +68,8 @@ class Labels(abc.ABC):
         variance whose means are the columns' coordinates √w_k ⟨s_k, ·⟩.
         """
         scores, weights = self.columns(model, z, example)
-        return 0.5 * jnp.sum(weights * jnp.tensordot(scores, z2 - z, axes=z.ndim) ** 2)
+        inner = jnp.tensordot(scores, z2 - z, axes=z.ndim, precision="highest")
+        return 0.5 * jnp.sum(weights * inner**2)
 
     def products(
         self, model: Model, z: Array, examples: Example, total: Array, v: Array
@@ -243,8 +244,10 @@ def _factor_columns(family: Family, key: Key | None, z: Array) -> ScoreColumns:
         return ScoreColumns(scores, weights)
     flat = scores.reshape(-1, z.size)
     if z.size == 1:
-        return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), weights @ flat**2)
-    rows, weights = root_columns((flat * weights[:, None]).T @ flat)
+        total = jnp.sum(weights[:, None] * flat**2, axis=0)
+        return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), total)
+    weighted = weights[:, None] * flat
+    rows, weights = root_columns(jnp.matmul(weighted.T, flat, precision="highest"))
     return ScoreColumns(rows.reshape(-1, *z.shape), weights)
 
 

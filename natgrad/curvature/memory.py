@@ -36,6 +36,7 @@ def _memory() -> int | None:
         ]
         return sum(limits) if all(limits) else None
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        pages = os.sysconf("SC_PHYS_PAGES")  # -1 where it is not known
+        return os.sysconf("SC_PAGE_SIZE") * pages if pages > 0 else None
     except (AttributeError, ValueError, OSError):  # not on every system
         return None

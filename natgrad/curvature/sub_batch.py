@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, final
 
-import jax
 import jax.numpy as jnp
 
 from natgrad import batch, layers, tree
@@ -110,12 +109,18 @@ class SubBatch(Delegate):
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
         """Loss and gradient of the whole batch, statistics of a part."""
-        loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        loss, gradient = self.loss_and_gradient(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The curvature's, of the whole batch."""
         return self.curvature.divergence(params, other, inputs)
+
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """Those of the curvature, of the whole batch."""
+        return self.curvature.loss_and_gradient(params, inputs, targets)
 
     def following(self, statistics: Statistics) -> SubBatch:
         """The curvature's, of a part of the batch."""

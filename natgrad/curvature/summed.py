@@ -83,6 +83,14 @@ class SummedCurvature(Curvature):
         key = batch.keys(self.model.family, key, z, count, first)
         return tree.varying_like(params, rows), key
 
+    def loss_and_gradient(
+        self, params: Params, inputs: Inputs, targets: Array
+    ) -> tuple[Array, Params]:
+        """(loss, gradient): the means over the examples of all devices."""
+        params, _ = self.local(params, inputs, targets, None)
+        means = super().loss_and_gradient(params, inputs, targets)
+        return self.everywhere(means, (), jnp.ones(()), params, inputs)[0]
+
     def everywhere(
         self, means: Any, sums: Any, total: Array, params: Params, inputs: Inputs
     ) -> tuple[Any, Any, Array]:

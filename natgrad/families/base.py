@@ -137,7 +137,7 @@ class Family(abc.ABC):
 
     def fisher_product(self, z: Array, v: Array) -> Array:
         """F_z v, shaped like z."""
-        return jnp.tensordot(self.fisher(z), v, axes=z.ndim)
+        return jnp.tensordot(self.fisher(z), v, axes=z.ndim, precision="highest")
 
     def in_support(self, z: Array, y: Array) -> Array:
         """Boolean, one entry a factor: is `log_prob` defined at y?
@@ -282,7 +282,7 @@ class ExponentialFamily(Family):
         bregman, d = self.bregman(z2, z), z2 - z
         scale = jnp.abs(self.log_normalizer(z)) + jnp.abs(self.log_normalizer(z2))
         near = bregman < jnp.finfo(z.dtype).eps ** 0.4 * scale
-        along = lambda t: jnp.vdot(d, self.fisher_product(z + t * d, d))
+        along = lambda t: jnp.sum(d * self.fisher_product(z + t * d, d))
         return jnp.where(near, taylor_remainder(along, z.dtype), bregman)
 
     def score(self, z: Array, y: Array) -> Array:

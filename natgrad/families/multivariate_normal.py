@@ -125,7 +125,7 @@ class MultivariateNormal(ExponentialFamily):
         points, weights = gaussian_rule(first.shape[-1])
         m, _ = self.mean_and_covariance(z)
         root = _inverse_root(precision)
-        moves = jnp.asarray(points, z.dtype) @ root
+        moves = jnp.matmul(jnp.asarray(points, z.dtype), root, precision="highest")
         return m[None] + moves, jnp.asarray(weights, z.dtype)
 
     def sample(self, key: Key, z: Array) -> Array:

@@ -96,9 +96,8 @@ class Product(Family):
         scores = []
         for family, z_block, y_block in self._blocks(z, y):
             present, label = _present(family, z_block, y_block)
-            scores.append(
-                jnp.where(_widened(present, z_block), family.score(z_block, label), 0.0)
-            )
+            score = family.score(z_block, label)
+            scores.append(jnp.where(_widened(present, z_block), score, 0.0))
         return jnp.concatenate(scores, axis=-1)
 
     def fisher(self, z: Array) -> Array:
@@ -119,9 +118,8 @@ class Product(Family):
         for family, z_block, offset in blocks:
             if family.parameter_ndim == 0:
                 ys, ws = jax.vmap(family.nodes)(z_block)  # [size, K], [size, K]
-                places = (
-                    offset + np.repeat(np.arange(ys.shape[0]), ys.shape[1])[:, None]
-                )
+                entries = np.repeat(np.arange(ys.shape[0]), ys.shape[1])
+                places = offset + entries[:, None]
                 ys, ws = ys.reshape(-1, 1), ws.reshape(-1)
             else:
                 ys, ws = family.nodes(z_block)
@@ -141,14 +139,18 @@ class Product(Family):
             self.families, self._keys(key), self._split(z), offsets[:-1], strict=True
         )
         for family, key, z_block, offset in parts:
-            of_block = family.columns
-            if family.parameter_ndim == 0:
-                of_block = _of_scalars(family.columns)
-            s, w = of_block(key, z_block)
+            scalars, of_block = family.parameter_ndim == 0, family.columns
+            s, w = (_of_scalars(of_block) if scalars else of_block)(key, z_block)
             after = z.size - offset - z_block.size
             scores.append(jnp.pad(s, ((0, 0), (offset, after))))
             weights.append(w)
         return jnp.concatenate(scores), jnp.concatenate(weights)
+
+    def has_nodes(self, z: Array) -> bool:
+        """Whether every block has."""
+        first = lambda family, part: part[0] if family.parameter_ndim == 0 else part
+        blocks = zip(self.families, self._split(z), strict=True)
+        return all(family.has_nodes(first(family, part)) for family, part in blocks)
 
     def drawn(self, z: Array) -> bool:
         """Whether any block is."""

@@ -108,11 +108,6 @@ def log_gamma_excess_gap(x: Array, y: Array, step: Array) -> Array:
     return jnp.where(near, of_near, jnp.where(large, of_large, of_small))
 
 
-def log_gamma_gap(x: Array, y: Array, step: Array) -> Array:
-    """log Γ(y) − log Γ(x) − ψ(x) step with step = y − x; elementwise, nonnegative."""
-    return log_gamma_excess_gap(x, y, step) + entropy_remainder(x, y, step)
-
-
 def _split(x: Array) -> tuple[Array, Array]:
     """x up to `_SHIFT`, and 1/x from there on; elsewhere their values at `_SHIFT`."""
     return jnp.minimum(x, _SHIFT), 1 / jnp.maximum(x, _SHIFT)

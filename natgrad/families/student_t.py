@@ -152,22 +152,30 @@ def _log_constant(nu: ArrayLike) -> ArrayLike:
 
 def _integral(nu: ArrayLike, log_ratio: Array, delta: Array) -> Array:
     """KL by the trapezoidal rule, elementwise."""
-    real, imaginary, of_real, of_imaginary, log_cosh = (
-        aligned(array, delta[..., None]) for array in _line(nu)
+    *line, log_cosh = _line(nu)
+    real, imaginary, of_real, of_imaginary, size = (
+        aligned(array, delta[..., None]) for array in line
     )
     nu, t = jnp.asarray(nu, delta.dtype), log_ratio[..., None]
-    # In units of the larger scale.
-    unit = jnp.exp(jnp.minimum(t, 0.0))
-    across = jnp.exp(-jnp.maximum(t, 0.0)) + of_imaginary * unit
-    along = (of_real + delta[..., None]) * unit
-    mean = real * jnp.log(jnp.hypot(across, along))
+    # In units of the larger scale, and of e^(unit + size), lest squares overflow.
+    high, low = jnp.maximum(t, 0.0), jnp.minimum(t, 0.0)
+    unit = jnp.maximum(-high - size, low)
+    across = jnp.exp(-high - size - unit) + of_imaginary * jnp.exp(low - unit)
+    along = of_real * jnp.exp(low - unit) + delta[..., None] * jnp.exp(
+        low - size - unit
+    )
+    mean = real * (jnp.log(jnp.hypot(across, along)) + unit)
     mean = jnp.sum(mean + imaginary * jnp.arctan2(along, across), axis=-1)
     larger = jnp.where(log_ratio > 0, nu * log_ratio, -log_ratio)
-    return larger + (nu + 1) * (mean - log_cosh)
+    return larger + (nu + 1) * (mean - jnp.asarray(log_cosh, delta.dtype))
 
 
 def _line(nu: ArrayLike) -> tuple[ArrayLike, ...]:
-    """Weights (real and imaginary parts), sinh u likewise, and E[log cosh u]."""
+    """Weights (real and imaginary parts), sinh u likewise, and E[log cosh u].
+
+    sinh and cosh, which overflow for a small ν, are in units of e^|Re u|; |Re u| comes
+    before the last.
+    """
     if isinstance(nu, jax.core.Tracer):
         xp, number = jnp, 2000
     else:
@@ -176,11 +184,13 @@ def _line(nu: ArrayLike) -> tuple[ArrayLike, ...]:
     reach = 37 / nu + 9 / xp.sqrt(nu)
     number = number or int(10 * reach / height)
     u = xp.linspace(-1.0, 1.0, number) * reach + 1j * height
-    weights = xp.exp(-nu * xp.log(xp.cosh(u)))
+    size = xp.abs(u.real)
+    rising, falling = 0.5 * xp.exp(u - size), 0.5 * xp.exp(-u - size)
+    log_cosh, x = xp.log(rising + falling), rising - falling
+    weights = xp.exp(-nu * (size + log_cosh))
     weights = weights / xp.sum(weights)
-    log_cosh = xp.sum(weights * xp.log(xp.cosh(u)))
-    x = xp.sinh(u)
-    return weights.real, weights.imag, x.real, x.imag, log_cosh.real
+    mean = xp.sum(weights * log_cosh)
+    return weights.real, weights.imag, x.real, x.imag, size, mean.real
 
 
 @jax.custom_jvp

@@ -107,6 +107,10 @@ class Transformed(Family):
         """Those of the law of x, whose scores are the same."""
         return self.family.columns(key, z)
 
+    def has_nodes(self, z: Array) -> bool:
+        """As the law of x."""
+        return self.family.has_nodes(z)
+
     def drawn(self, z: Array) -> bool:
         """Whether the law of x is."""
         return self.family.drawn(z)

@@ -113,10 +113,11 @@ def _check_start(rule: LearningRule, fitted: Fit) -> None:
         return
     if not jnp.any(fitted.rate > 0):
         raise ValueError(
-            "No step could be taken: at the start the ELBO, or its gradient, is "
-            f"{fitted.elbo[0]}, for E_q[log p(D | w)] overflows where q is wide. Start "
-            f"from a narrower law of {rule.family!r} (`start` need not be the prior; a "
-            "hundredth of its covariance, say), scale the inputs, or use x64."
+            "No step could be taken: rho, the ELBO at the start or its gradient is not "
+            f"finite. That ELBO is {fitted.elbo[0]}; E_q[log p(D | w)] overflows where "
+            f"q is wide. Start from a narrower law of {rule.family!r} (`start` need "
+            "not be the prior; a hundredth of its covariance, say), scale the inputs, "
+            "or use x64."
         )
 
 

@@ -18,7 +18,7 @@ base measure
 Domain. The step ends with `geometry.domain.displaced`: no step of any size leaves the
 domain, so precisions stay positive definite.
 
-Damping. A step is halved until the ELBO at its end is finite. Where the ELBO or its
+Damping. A step is halved until the ELBO at its end is finite. Where ρ, the ELBO or its
 gradient is not finite before the step, q stays as it is and ρ' is 0. Undamped steps of
 ρ = 1 may end in a 2-cycle: with `halvings` > 0 a step is halved, at most that many
 times, until also
@@ -202,8 +202,8 @@ def step(
     value, direction = _ascent(rule, natural, prior, data, scale, key)
     rho = jnp.asarray(rho, natural.dtype)
     rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
-    usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(direction))
-    direction = jnp.where(usable, direction, 0)
+    usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(direction)) & jnp.isfinite(rho)
+    direction, rho = jnp.where(usable, direction, 0), jnp.where(usable, rho, 0)
 
     def short_enough(rate, count):
         move = rate * direction
@@ -213,12 +213,11 @@ def step(
         if rule.halvings:
             least = SUFFICIENT * family.kl(natural, end) / (rate * part)
             good = good & ((gain >= least - rounding) | (count >= rule.halvings))
-        return good | jnp.all(natural + move == natural)
+        return good | ~usable | jnp.all(natural + move == natural)
 
     rho = rho * 0.5 ** _halvings(short_enough, rho).astype(rho.dtype)
     end, part = displaced_part(chart, natural, rho * direction)
     value_there = elbo(rule, end, prior, data, scale, key)
-    rho = jnp.where(jnp.all(end == natural) & ~jnp.isfinite(value_there), 0, rho)
     change = _both_ways(family, end, natural)
     returned = _both_ways(family, end, state.previous)
     moved = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)

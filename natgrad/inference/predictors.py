@@ -65,7 +65,8 @@ class LinearPredictors(Expectation):
 
         def example(m, v, y):
             predictors = m + jnp.sqrt(v) * z
-            return weights @ jax.vmap(lambda f: self.log_likelihood(f, y))(predictors)
+            values = jax.vmap(lambda f: self.log_likelihood(f, y))(predictors)
+            return jnp.vdot(weights, values, precision="highest")
 
         return jnp.sum(jax.vmap(example)(m, v, data.y))
 

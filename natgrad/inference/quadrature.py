@@ -55,7 +55,8 @@ class Quadrature(Expectation):
                 "Sampling."
             )
         ws, weights = smooth_nodes(family, eta)
-        return weights @ jax.vmap(lambda w: self.log_density(w, data))(ws)
+        values = jax.vmap(lambda w: self.log_density(w, data))(ws)
+        return jnp.vdot(weights, values, precision="highest")
 
 
 @functools.cache

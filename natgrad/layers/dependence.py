@@ -145,7 +145,9 @@ def _chosen(changed, new, old):
 def _alike(one: Trial, z, rows: list, positive: bool, limit: float) -> bool:
     """Does each example alone give its row?"""
     for n in range(len(z)):
-        alone = one.run([leaf[n : n + 1] for leaf in rows], positive)
+        with jax.ensure_compile_time_eval():  # of keys, under an outer trace
+            row = [leaf[n : n + 1] for leaf in rows]
+        alone = one.run(row, positive)
         if disagreement(alone[0], z[n]) > limit:
             return False
     return True
