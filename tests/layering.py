@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # From the ground up: a module imports from its own line and from those before it.
 LAYERS = (
-    {"_version", "typing"},
+    {"_version", "typing", "errors"},
     {"tree", "placeholders"},
     {"families"},
     {"geometry"},

@@ -19,6 +19,7 @@ from natgrad.compare.fidelity import approximation_names, factories
 from natgrad.compare.instruments import Instruments
 from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import by_name
+from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.tree import Layout
@@ -238,6 +239,8 @@ def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
         state = jax.eval_shape(entrant.make(1.0).init, params)
     except NotCapturedError as error:
         return f"cannot read this model: {error}"
+    except DoesNotFitError as error:
+        return f"does not fit. {error} Use a smaller --hidden."
     largest = max((leaf.size for leaf in jax.tree.leaves(state)), default=0)
     if largest > MAX_PARAMETERS**2:
         return (

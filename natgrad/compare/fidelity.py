@@ -28,10 +28,10 @@ from collections.abc import Callable, Iterable, Mapping
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.effort import Effort
 from natgrad.compare.instruments import Instruments
-from natgrad.compare.observation import DoesNotFitError
 from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
+from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params

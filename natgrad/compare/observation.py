@@ -13,6 +13,7 @@ from natgrad.compare.effort import Effort
 from natgrad.compare.timing import Cost
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
+from natgrad.errors import DoesNotFitError
 from natgrad.krylov import conjugate_gradients
 from natgrad.metric import Metric
 from natgrad.solvers import Solution
@@ -20,10 +21,6 @@ from natgrad.typing import Array, Inputs, Key, Params
 
 # (metric, gradient, λ) -> (F + λI)⁻¹ g
 Solve = Callable[[Metric, Params, float], Solution]
-
-
-class DoesNotFitError(ValueError):
-    """An approximation needs more memory than it may have."""
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from natgrad.errors import DoesNotFitError
+
 
 def require(numbers: int, dtype: Any, what: str, instead: str) -> None:
     """Raise unless so many numbers of a dtype fit into the machine's memory.
@@ -20,7 +22,7 @@ def require(numbers: int, dtype: Any, what: str, instead: str) -> None:
     """
     size, limit = numbers * jnp.dtype(dtype).itemsize, _memory()
     if limit is not None and size > limit:
-        raise ValueError(
+        raise DoesNotFitError(
             f"{what}: {numbers:.2g} numbers of type {jnp.dtype(dtype)}, "
             f"{size / 1e9:.3g} GB, and there are {limit / 1e9:.3g} GB of memory. "
             f"Use {instead} instead."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from natgrad.errors import DoesNotFitError
 from natgrad.layers.blocks import Block, LayerBlock, memory
 from natgrad.layers.declared import Diagonal, Exact, declaration
 from natgrad.layers.uses import Mixed
@@ -17,13 +18,13 @@ def require_memory(block: Block) -> None:
     """Raises, before anything is allocated, where factors dwarf their parameters.
 
     Raises:
-        ValueError: naming the parameter, the sizes and the cure.
+        DoesNotFitError: naming the parameter, the sizes and the cure.
     """
     own = block.size * jnp.dtype(block.dtype).itemsize
     size = block.factor_bytes
     layered = isinstance(block, LayerBlock)
     if layered and size > LARGEST_FACTORS and size > LARGEST_RATIO * own:
-        raise ValueError(
+        raise DoesNotFitError(
             f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
             f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
             f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "

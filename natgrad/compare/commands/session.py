@@ -17,11 +17,11 @@ from natgrad.compare import files, plots
 from natgrad.compare.commands.shared import INTERRUPTED
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.experiment import Experiment, surroundings
-from natgrad.compare.observation import DoesNotFitError
 from natgrad.compare.progress import Advance, progress
 from natgrad.compare.report import Report
 from natgrad.compare.standings import Race
 from natgrad.compare.training import race
+from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
 
 
