@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from natgrad.solvers import HIGHEST, any_member
 from natgrad.spectral import damped_reciprocal, eigh
@@ -38,7 +37,6 @@ _SMALL = 320
 _NEAR, _NEARLY = 16, 0.05
 
 
-@jax.custom_jvp
 def inverses(
     matrices: Sequence[Array], floors: Sequence[Array]
 ) -> tuple[list[Array], Array]:
@@ -53,6 +51,15 @@ def inverses(
             matrix is enlarged by the identity to the size of its neighbours.
         floors: δ >= 0, [...], of which M − δI is positive semi-definite.
     """
+    found, failed = _inverses(matrices, floors)
+    return found, failed > 0
+
+
+@jax.custom_jvp
+def _inverses(
+    matrices: Sequence[Array], floors: Sequence[Array]
+) -> tuple[list[Array], Array]:
+    """The same, failure as the number 1: a boolean's derivative has no device axes."""
     sizes = sorted({matrix.shape[-1] for matrix in matrices}, reverse=True)
     shared: dict[int, int] = {}
     for size in sizes:
@@ -77,22 +84,22 @@ def inverses(
         broken = [
             ~jnp.all(good | (d == 0)) for good, d in zip(sound, floors, strict=True)
         ]
-        return mixed, functools.reduce(jnp.logical_or, [*broken, *dropped])
+        any_broken = functools.reduce(jnp.logical_or, [*broken, *dropped])
+        return mixed, any_broken.astype(float)
 
     failed = functools.reduce(jnp.logical_or, [~jnp.all(good) for good in sound], False)
     failed = jnp.asarray(failed)
-    return jax.lax.cond(
-        any_member(failed), spectral, lambda: (found, jnp.zeros_like(failed))
-    )
+    sound_all = lambda: (found, jnp.zeros_like(failed, float))
+    return jax.lax.cond(any_member(failed), spectral, sound_all)
 
 
-@inverses.defjvp
+@_inverses.defjvp
 def _inverses_jvp(primals, tangents):
-    found, failed = inverses(*primals)
+    found, failed = _inverses(*primals)
     moved = [
         -_product(_product(m, dm), m) for m, dm in zip(found, tangents[0], strict=True)
     ]
-    return (found, failed), (moved, np.zeros(failed.shape, jax.dtypes.float0))
+    return (found, failed), (moved, jnp.zeros_like(failed))
 
 
 def _bounded(inverse: Array, floor: Array) -> Array:
