@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ Damping = Callable[[Array], ArrayLike]
 
 # A measured divergence may exceed its bound by this part of it, which is rounding.
 SLACK = 1e-3
-# How often a step is shortened; after that it is 0.
+# How many lengths of a step are measured beside the whole.
 TRIES = 12
 
 
@@ -48,6 +48,14 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
     return lambda _count: damping
 
 
+class _Tried(NamedTuple):
+    """A length, the divergence there, and the power of the length it grows like."""
+
+    length: Array
+    found: Array
+    power: Array
+
+
 def longest_within(
     divergence: Callable[[Array], Array], radius: Array, first: Array
 ) -> tuple[Array, Array]:
@@ -55,8 +63,9 @@ def longest_within(
 
     The divergence is taken to grow like a power tᵖ, p = 4 at first and then what two
     measurements say, within 1 and 8; a try is where that power is 0.97ᵖ δ, and at least
-    a tenth of the last one. After 12 tries in vain t is 0. Lengths have derivatives,
-    forward and reverse.
+    a tenth of the last one. Where this shortens too much, to less than δ/4, the next
+    tries lie between the last two. After 12 tries it is the best so far, or 0. Lengths
+    have derivatives, forward and reverse.
 
     Args:
         divergence: of a part t in (0, 1] of the step, in nats.
@@ -64,28 +73,50 @@ def longest_within(
         first: the divergence at 1.
     """
     bound = radius * (1 + SLACK)
+    one, four = jnp.ones_like(first), jnp.full_like(first, 4)
+    nothing = _Tried(jnp.zeros_like(first), jnp.zeros_like(first), four)
+    whole, within = _Tried(one, first, four), first <= bound  # NaN is outside
 
-    def shortened(best, _):
-        length, found, power = best
-        outside = ~(found <= bound)  # NaN is outside
-        known = (found > bound) & jnp.isfinite(found)
-        excess = jnp.where(known, found, radius)
-        factor = jnp.clip(0.97 * (radius / excess) ** (1 / power), 0.1, 0.97)
-        factor = jnp.where(known, factor, 0.1)
+    def attempt(tried, _):
+        inside, outside = tried
+        done = (inside.length > 0) & (inside.found >= radius / 4)
+        going = ~(done | (inside.length == 1))
 
         def again():
-            new = divergence(length * factor)
-            fell = jnp.where(known & (new > 0), excess / jnp.where(new > 0, new, 1), 1)
-            measured = -jnp.log(fell) / jnp.log(factor)
-            measured = jnp.where(known & (new > 0), jnp.clip(measured, 1, 8), power)
-            return tree.where(outside, (length * factor, new, measured), best)
+            length = _next(inside, outside, radius)
+            new = divergence(length)
+            known = jnp.isfinite(outside.found) & (outside.found > bound) & (new > 0)
+            fell = jnp.where(known, outside.found, 1) / jnp.where(known, new, 1)
+            shrank = jnp.where(known, outside.length / length, 2)
+            power = jnp.clip(jnp.log(fell) / jnp.log(shrank), 1, 8)
+            point = _Tried(length, new, jnp.where(known, power, outside.power))
+            good = new <= bound
+            longer = tree.where(good & going, point, inside)
+            return longer, tree.where(~good & going, point, outside)
 
-        return jax.lax.cond(any_member(outside), again, lambda: best), None
+        return jax.lax.cond(any_member(going), again, lambda: tried), None
 
-    start = jnp.ones_like(first), first, jnp.full_like(first, 4)
-    (length, found, _), _ = jax.lax.scan(shortened, start, length=TRIES)
-    within = found <= bound
-    return jnp.where(within, length, 0), jnp.where(within, found, 0)
+    start = tree.where(within, whole, nothing), whole
+    (inside, _), _ = jax.lax.scan(attempt, start, length=TRIES)
+    return inside.length, inside.found
+
+
+def _next(inside: _Tried, outside: _Tried, radius: Array) -> Array:
+    """The next length to try, below the one outside and above the one inside."""
+    known = jnp.isfinite(outside.found) & (outside.found > 0)
+    found = jnp.where(known, outside.found, radius)
+    factor = jnp.clip(0.97 * (radius / found) ** (1 / outside.power), 0.1, 0.97)
+    shorter = outside.length * jnp.where(known, factor, 0.1)
+    # Between two that are known, log of the divergence over log of the length.
+    some = inside.length > 0
+    low = jnp.where(some, inside.length, 0.1 * outside.length)
+    both = some & known & (inside.found > 0)
+    rise = jnp.log(found / jnp.where(both, inside.found, 1))
+    power = jnp.clip(rise / jnp.log(outside.length / low), 0.5, 8)
+    share = radius / jnp.where(both, inside.found, radius)
+    between = jnp.clip(0.97 * share ** (1 / power), 1, 0.99 * outside.length / low)
+    between = jnp.where(both, low * between, jnp.sqrt(low * outside.length))
+    return jnp.where(some, between, shorter)
 
 
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:

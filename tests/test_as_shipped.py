@@ -359,7 +359,7 @@ def test_first_steps_layer_by_layer(name, scale):
         kl = divergence(classifier()[0], params, update, x)
         assert kl <= 0.1 * 1.001
         assert 0 < alpha < 1 + bound
-        assert kl > 1e-3 or alpha > 1 - bound
+        assert kl > 0.02 or alpha > 1 - bound
 
 
 @slow

@@ -85,6 +85,25 @@ def test_an_update_without_a_divergence_is_not_applied():
     assert all(np.all(np.isnan(u)) for u in jax.tree.leaves(update(spoiled, X)))
 
 
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        lambda t: 50 * t**2,
+        lambda t: jnp.minimum(300 * t, 5e4 * t**2),  # of probabilities that saturate
+        lambda t: 1e6 * t**4,
+        lambda t: jnp.where(t > 1e-3, jnp.inf, 1e6 * t**2),
+        lambda t: jnp.expm1(1e3 * t) / 1e3,
+    ],
+)
+def test_the_length_is_within_the_radius_and_not_much_shorter(divergence):
+    one = divergence(jnp.ones(()))
+    length, found = jax.jit(ng.damping.longest_within, static_argnums=0)(
+        divergence, jnp.array(RADIUS), one
+    )
+    np.testing.assert_allclose(found, divergence(length), rtol=1e-12)
+    assert RADIUS / 4 <= found <= RADIUS * 1.001
+
+
 def test_lengths_have_derivatives_both_ways(tolerance):
     model, params = policy("gaussian_policy")
     tx = ng.scale_by_kl_trust_region(model, RADIUS)
