@@ -164,7 +164,8 @@ def _divergence_jvp(
     gap = p * jnp.expm1(jnp.where(near, move, 0.0))
     gap = jnp.where(near & (p > 0), gap, softmax(z2) - p)
     # They sum to 0: that of the likeliest class from the others'.
-    top = jnp.argmax(z, axis=-1, keepdims=True) == jnp.arange(z.shape[-1])
+    places = jax.lax.broadcasted_iota(int, z.shape, z.ndim - 1)
+    top = jnp.argmax(z, axis=-1, keepdims=True) == places
     others = jnp.where(top, 0.0, gap)
     gap = jnp.where(top, -jnp.sum(others, axis=-1, keepdims=True), others)
     return _divergence(z, z2), jnp.sum(gap * dz2 - p * c * dz, axis=-1)

@@ -174,7 +174,8 @@ def dirichlet_divergence(z: Array, z2: Array) -> Array:
     excess = step - a * quotient(rise, total)[..., None]
     excess = jnp.where(close, excess, c - scaled)
     # They sum to 0: that of the largest entry, which cancels, from the others'.
-    largest = jnp.argmax(scaled, axis=-1, keepdims=True) == jnp.arange(a.shape[-1])
+    places = jax.lax.broadcasted_iota(int, a.shape, a.ndim - 1)
+    largest = jnp.argmax(scaled, axis=-1, keepdims=True) == places
     others = jnp.where(largest, 0.0, excess)
     rest = -jnp.sum(others, axis=-1, keepdims=True)
     excess = jnp.where(largest, rest, others)
