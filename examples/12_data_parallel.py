@@ -80,7 +80,8 @@ def under_shard_map(mesh):
     def step(params, state, x, y):
         draw = jax.random.split(state[0].key)[1]  # the key that `update` would use
         loss, grads, statistics = curvature.value_and_grad(params, x, y, draw)
-        updates, state = tx.update(grads, state, params, statistics=statistics)
+        batch = {"statistics": statistics, "inputs": x}  # x: for the trust region
+        updates, state = tx.update(grads, state, params, **batch)
         return optax.apply_updates(params, updates), state, loss
 
     specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT)

@@ -60,6 +60,8 @@ def scale_by_curvature(
         tx.update(grads, state, params, inputs=x, rows=rows)    # value_grad_and_rows
         tx.update(grads, state, params)                         # after natgrad.observe
 
+    With `statistics=` give `inputs=x` too where there is a trust region: it measures
+    its divergence on the batch, and without one the quadratic model alone decides.
     `damping=` in place of the rule's λ where something else adapts it and, inside
     `optax.masked` or `optax.multi_transform`, `model_params=` with the whole parameter
     tree, of which `params` is then a part.
