@@ -26,7 +26,7 @@ import natgrad as ng
 from benchmarks.problems import dense_apply, dense_layers
 from benchmarks.timing import environment
 from natgrad.curvature import Identity, Jacobi, Kronecker, MatrixFree, Nystrom
-from natgrad.krylov import Residual
+from natgrad.solvers.conjugate_gradients import Residual
 
 PRECONDITIONERS = {
     "identity": Identity(),

@@ -32,9 +32,9 @@ from benchmarks.problems import autoencoder, classified, dense_apply, dense_laye
 from benchmarks.solvers import normal, paired
 from benchmarks.timing import compiled, environment, interleaved
 from natgrad.curvature import Dense, Gram, Sampled
-from natgrad.jacobian import Jacobian
-from natgrad.pieces import Explicit
-from natgrad.sample_space import gram_solution
+from natgrad.solvers.gram import gram_solution
+from natgrad.solvers.jacobian_blocks import Explicit
+from natgrad.solvers.score_jacobian import Jacobian
 
 DAMPING = 1e-2
 

@@ -34,7 +34,7 @@ import numpy as np
 import natgrad as ng
 from benchmarks.timing import Timing, compiled, environment, interleaved
 from natgrad.curvature.dense import weighted_gram
-from natgrad.solvers import direct_solution
+from natgrad.solvers.dense import direct_solution
 
 INPUTS, CLASSES = 16, 10
 DAMPING = 1e-3

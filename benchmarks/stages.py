@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks.timing import compiled
 from natgrad.curvature import KFAC, Sampled, SubBatch
-from natgrad.kronecker import FactoredTikhonov
+from natgrad.metrics.kronecker import FactoredTikhonov
 
 PARTS = (
     "gradient",

@@ -29,7 +29,7 @@ import optax
 
 from natgrad import geometry
 from natgrad.families import Categorical, Gamma
-from natgrad.mirror import dual_mirror_descent, mirror_descent
+from natgrad.transforms.mirror_descent import dual_mirror_descent, mirror_descent
 
 jax.config.update("jax_enable_x64", True)  # the identities hold to rounding
 

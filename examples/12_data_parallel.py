@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Sampled
-from natgrad.kronecker import FactoredTikhonov
-from natgrad.spread import Spread
+from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.transforms.distributed_inverse import Spread
 
 SIZES = (64, 64, 32, 10)
 STEPS = 40

@@ -23,34 +23,21 @@ Loss and F are means over the batch, in nats; damping adds λI to F.
 """
 
 from natgrad import (
-    adaptive,
+    _deprecated,
+    compare,
     curvature,
-    damping,
     families,
     geometry,
     inference,
-    kronecker,
-    krylov,
     layers,
-    scaling,
+    metrics,
     solvers,
-    spread,
+    transforms,
     tree,
 )
-from natgrad._version import __version__
-from natgrad.adaptive import (
-    geodesic_acceleration,
-    levenberg_marquardt,
-    scale_by_factored_curvature,
-    scale_by_kl_trust_region,
-    scale_by_quadratic_model,
-)
-from natgrad.compare import compare
 from natgrad.curvature import CURVATURES
-from natgrad.health import check_health
-from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
+from natgrad.metrics import kronecker
 from natgrad.model import Model
-from natgrad.observation import observe
 from natgrad.optimizers import (
     diagonal_fisher,
     ekfac,
@@ -62,10 +49,29 @@ from natgrad.optimizers import (
     natural_gradient,
     spring,
 )
-from natgrad.refresh import Refresh
-from natgrad.spring import scale_by_norm_constraint, scale_by_spring
-from natgrad.state import Health
-from natgrad.transform import scale_by_curvature
+from natgrad.solvers import conjugate_gradients as krylov
+from natgrad.transforms import adaptive, damping, scaling
+from natgrad.transforms import distributed_inverse as spread
+from natgrad.transforms.adaptive import (
+    geodesic_acceleration,
+    levenberg_marquardt,
+    scale_by_factored_curvature,
+    scale_by_kl_trust_region,
+    scale_by_quadratic_model,
+)
+from natgrad.transforms.health import check_health
+from natgrad.transforms.inverse_cache import Refresh
+from natgrad.transforms.mirror_descent import (
+    dual_mirror_descent,
+    mirror_descent,
+    scale_by_dual,
+)
+from natgrad.transforms.observation import observe
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
+from natgrad.transforms.state import Health
+
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "CURVATURES",
@@ -94,6 +100,7 @@ __all__ = [
     "layers",
     "levenberg_marquardt",
     "matrix_free",
+    "metrics",
     "mirror_descent",
     "natural_gradient",
     "observe",
@@ -108,5 +115,8 @@ __all__ = [
     "solvers",
     "spread",
     "spring",
+    "transforms",
     "tree",
 ]
+
+_deprecated.install()

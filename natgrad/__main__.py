@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from natgrad._version import __version__
+from natgrad import __version__
 from natgrad.compare.commands import (
     compare,
     completion,

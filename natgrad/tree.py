@@ -276,3 +276,15 @@ def raw_key(key: Key) -> Array:
     """The key's data, an array of integers, whether the key is typed or raw."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(key) if typed else key
+
+
+def metric_pytree(*static: str):
+    """A class decorator: a frozen dataclass and a pytree with these fields static."""
+
+    def register(cls):
+        cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        data = [name for name in names if name not in static]
+        return jax.tree_util.register_dataclass(cls, data, list(static))
+
+    return register

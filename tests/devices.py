@@ -30,9 +30,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import natgrad as ng
 from natgrad import curvature as of
 from natgrad import tree
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov
-from natgrad.solvers import KeptInverse
-from natgrad.spread import Spread
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
+from natgrad.solvers.base import KeptInverse
+from natgrad.transforms.distributed_inverse import Spread
 
 N, STEPS, RATE = 32, 3, 0.3
 EVERYWHERE = PartitionSpec()

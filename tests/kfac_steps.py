@@ -8,7 +8,7 @@ from problems import CASES
 
 import natgrad as ng
 from natgrad.curvature import EKFAC, KFAC
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
 
 CASE = CASES["categorical"]
 

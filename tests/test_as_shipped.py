@@ -26,8 +26,8 @@ from natgrad.curvature import (
     MatrixFree,
     Sampled,
 )
-from natgrad.kronecker import FactoredTikhonov
-from natgrad.metric import DiagonalMetric
+from natgrad.metrics.base import DiagonalMetric
+from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.tree import Layout
 
 SCALES = ("from 0 to 1", "standardised", "from 0 to 255")

@@ -17,7 +17,7 @@ import natgrad as ng
 from natgrad import tree
 from natgrad.compare import Effort, invariance, tables
 from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
-from natgrad.metric import DenseMetric
+from natgrad.metrics.base import DenseMetric
 
 QUICK = Effort(repeats=1, charts=0)
 NAMES = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal", "kfac")
@@ -37,7 +37,9 @@ def oracle(problem):
 @pytest.fixture(scope="module")
 def comparison(problem):
     given = {"damping": DAMPING, "step_size": STEP_SIZE}
-    return ng.compare(*problem, approximations=NAMES, effort=Effort(repeats=1), **given)
+    return ng.compare.compare(
+        *problem, approximations=NAMES, effort=Effort(repeats=1), **given
+    )
 
 
 def assert_equal(found, expected):
@@ -151,7 +153,9 @@ BROKEN = {"scale": WrongScale, "axes": SwappedAxes, "factor": Unnormalised}
 @pytest.fixture(scope="module")
 def broken(problem):
     names = {"dense": Dense, "kfac": KFAC, **BROKEN}
-    return ng.compare(*problem, approximations=names, damping=DAMPING, effort=QUICK)
+    return ng.compare.compare(
+        *problem, approximations=names, damping=DAMPING, effort=QUICK
+    )
 
 
 @pytest.mark.slow
@@ -207,7 +211,7 @@ def test_curvatures_are_compared_as_they_are_given(problem):
         "made": lambda model: KFAC(model, declared=declared),
         "diagonal": Diagonal(model),
     }
-    found = ng.compare(model, *batch, approximations=given, effort=QUICK)
+    found = ng.compare.compare(model, *batch, approximations=given, effort=QUICK)
     rows = [row.figures() for row in found.rows]
     assert rows[0] == pytest.approx(rows[1], nan_ok=True)
     assert found["by hand"].relative_error == pytest.approx(
@@ -219,7 +223,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
     for name in CURVATURES.keys() - {"dense", "kfac"}:
         monkeypatch.delitem(CURVATURES, name)
     monkeypatch.setitem(CURVATURES, "mine", Dense)
-    names = [row.name for row in ng.compare(*problem, effort=QUICK).rows]
+    names = [row.name for row in ng.compare.compare(*problem, effort=QUICK).rows]
     assert names == ["dense", "kfac", "mine"]
 
 
@@ -240,7 +244,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
 )
 def test_impossible_arguments_are_refused(problem, arguments, message):
     with pytest.raises(ValueError, match=message):
-        ng.compare(*problem, **arguments)
+        ng.compare.compare(*problem, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_impossible_arguments_are_refused(problem, arguments, message):
 def test_impossible_arrays_are_refused(problem, change, message):
     model, *arrays = problem
     with pytest.raises(ValueError, match=message):
-        ng.compare(model, *change(*arrays))
+        ng.compare.compare(model, *change(*arrays))
 
 
 @pytest.mark.parametrize(

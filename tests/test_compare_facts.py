@@ -39,7 +39,7 @@ def test_kfac_is_exact_in_every_block_of_a_deep_linear_network():
     inputs, targets = draw.normal(size=(9, 3)), draw.normal(size=(9, 2))
     model = ng.Model(chain, ng.families.NormalMean(0.7))
     names = ("kfac", "diagonal")
-    found = ng.compare(
+    found = ng.compare.compare(
         model, params, inputs, targets, approximations=names, effort=QUICK
     )
     assert max(block.relative_error for block in found["kfac"].blocks) < 1e-13
@@ -55,7 +55,7 @@ def test_ekfac_is_nearer_than_kfac_in_every_block(name):
     case = ZOO[name]()
     model = ng.Model(case.apply, ng.families.NormalMean(), in_axes=case.in_axes)
     z = model.outputs(case.params, case.inputs)
-    found = ng.compare(
+    found = ng.compare.compare(
         model,
         case.params,
         case.inputs,
@@ -75,7 +75,7 @@ def test_true_and_empirical_fisher_agree_for_logistic_regression_at_zero():
     """There the squared residual is p(1 − p), whatever the label."""
     draw = np.random.default_rng(1)
     inputs, targets = draw.normal(size=(20, 3)), draw.integers(0, 2, (20, 1))
-    found = ng.compare(
+    found = ng.compare.compare(
         ng.Model(linear, ng.families.Bernoulli()),
         {"w": np.zeros((3, 1))},
         inputs,
@@ -97,7 +97,7 @@ def test_twice_the_noise_makes_the_empirical_fisher_four_times_too_large():
     draw = np.random.default_rng(2)
     inputs, weights = draw.normal(size=(4000, 3)), np.array([[1.0], [-2.0], [0.5]])
     targets = inputs @ weights + 2 * 0.3 * draw.normal(size=(4000, 1))
-    found = ng.compare(
+    found = ng.compare.compare(
         ng.Model(linear, ng.families.NormalMean(0.3)),
         {"w": weights},
         inputs,

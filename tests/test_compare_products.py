@@ -47,7 +47,9 @@ def test_lanczos_integrates_and_solves_as_the_matrix_does(operator):
 def found():
     effort = Effort(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
     problem = compare_oracle.problem()
-    return ng.compare(*problem, approximations=NAMES, damping=DAMPING, effort=effort)
+    return ng.compare.compare(
+        *problem, approximations=NAMES, damping=DAMPING, effort=effort
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_what_is_estimated_and_what_is_not(found, oracle):
 def test_few_iterations_give_bounds_from_inside(oracle):
     effort = Effort(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
     given = {"approximations": ["diagonal"], "damping": DAMPING, "effort": effort}
-    row = ng.compare(*compare_oracle.problem(), **given).rows[0]
+    row = ng.compare.compare(*compare_oracle.problem(), **given).rows[0]
     exact = oracle.figures("diagonal")
     assert row.spectral_error <= exact["spectral_error"] * 1.2
     assert exact["lowest_ratio"] <= row.lowest_ratio <= 1 <= row.highest_ratio
@@ -112,11 +114,11 @@ def test_what_does_not_fit_is_left_out_unless_asked_for(monkeypatch):
     problem = (model, {"w": np.zeros((100, 3))}, inputs, targets)
     small = {"matrices": 0, "probes": 2, "iterations": 3, "repeats": 1, "charts": 0}
     effort = Effort(**small, memory=2e5)
-    found = ng.compare(*problem, effort=effort)
+    found = ng.compare.compare(*problem, effort=effort)
     assert {row.name for row in found.rows} == {"diagonal", "matrix_free"}
     ((name, reason),) = found.skipped
     assert name == "dense"
     assert "720.0 kB of statistics" in reason
     assert "left out: dense" in str(found)
     with pytest.raises(ValueError, match="dense needs 720"):
-        ng.compare(*problem, approximations=["dense"], effort=effort)
+        ng.compare.compare(*problem, approximations=["dense"], effort=effort)

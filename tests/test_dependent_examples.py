@@ -145,7 +145,7 @@ def test_point_sets_of_different_lengths_are_sent_to_the_documentation():
 @pytest.mark.parametrize("name", ["dropout", "batch norm"])
 def test_compare_gives_figures_or_names_the_cure(name):
     case = CASES[name]
-    compared = lambda *names: ng.compare(
+    compared = lambda *names: ng.compare.compare(
         case.model(), PARAMS, case.inputs, Y, approximations=names
     )
     found = compared("diagonal", "empirical", "matrix_free").to_dict()

@@ -25,9 +25,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled, SubBatch
-from natgrad.kronecker import FactoredTikhonov
 from natgrad.layers.exchange import exchanges
-from natgrad.spread import Spread, shared_out
+from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.transforms.distributed_inverse import Spread, shared_out
 
 PROGRAM = Path(__file__).parent / "devices.py"
 LIMIT = {"float32": 1e-5, "float64": 1e-10}

@@ -12,7 +12,7 @@ import pytest
 from test_families_oracles import CASES, line, oracle_kl, student_log_density
 
 import natgrad.families as nf
-from natgrad.families import special
+from natgrad.families.numerics import special
 
 
 @pytest.mark.parametrize("nu", [0.7, 1, 4, 5, 40])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natgrad.inplace import cleared, renewed, renewed_in_turn
+from natgrad.control_flow import cleared, renewed, renewed_in_turn
 
 X = jnp.linspace(0.5, 2.0, 4)
 

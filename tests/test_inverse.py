@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from natgrad import inverse
+from natgrad.solvers import spd_inverse as inverse
 
 
 def matrices(seed, *shape, condition=1e3):

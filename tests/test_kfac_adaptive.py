@@ -12,7 +12,7 @@ import pytest
 from contract import describe
 
 import natgrad as ng
-from natgrad import adaptive
+from natgrad.transforms import adaptive
 
 N, FEATURES, OUTPUTS = 16, 4, 2
 RNG = np.random.default_rng(0)

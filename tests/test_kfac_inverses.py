@@ -12,7 +12,7 @@ import natgrad as ng
 from natgrad.curvature import (
     KFAC,
 )
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov, KroneckerMetric
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov, KroneckerMetric
 
 LAMBDA = 0.03
 

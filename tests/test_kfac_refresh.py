@@ -14,7 +14,7 @@ from problems import ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import EKFAC, KFAC, Dense
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
 
 
 def states(tx, steps, params=PARAMS, batches=BATCHES):

@@ -13,7 +13,12 @@ from problems import CASES, dense_of, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import Identity, Jacobi, Kronecker, MatrixFree, Nystrom
-from natgrad.krylov import Fixed, Progress, Residual, conjugate_gradients
+from natgrad.solvers.conjugate_gradients import (
+    Fixed,
+    Progress,
+    Residual,
+    conjugate_gradients,
+)
 
 PRECONDITIONERS = {
     "identity": Identity(),

@@ -9,7 +9,7 @@ import zoo
 from layer_problems import N, X, Z, close, hom, outer, statistics
 
 from natgrad import layers
-from natgrad.curvature.weighted import Weighted
+from natgrad.curvature.kfac import Weighted
 
 
 def test_a_layer_used_twice_adds_its_uses():

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import zoo
 
-from natgrad import batch, layers
+from natgrad import layers
+from natgrad.model import batch
 
 REPORTS = Path(__file__).with_name("test_layers_reports.txt")
 FAST = {"plain", "linen", "scan and remat", "experts", "fused projection", "tied"}

@@ -26,7 +26,7 @@ from contract import (
 from problems import slow_but
 
 import natgrad as ng
-from natgrad import adaptive
+from natgrad.transforms import adaptive
 
 DECAY = 0.05  # η, of ½ η |θ|² beside the model's loss
 loss_of = jax.jit(MODEL.loss)

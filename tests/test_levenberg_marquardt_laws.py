@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import natgrad as ng
-from natgrad.adaptive import comparison
+from natgrad.transforms.adaptive import comparison
 
 RNG = np.random.default_rng(0)
 X = np.asarray(RNG.normal(size=(64, 4)), "float32")

@@ -13,7 +13,7 @@ from problems import ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled
-from natgrad.kronecker import Eigenbasis
+from natgrad.metrics.kronecker import Eigenbasis
 
 
 @dataclasses.dataclass(frozen=True)

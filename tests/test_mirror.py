@@ -11,7 +11,11 @@ from manifolds import MANIFOLDS, NAMES, coordinates
 
 import natgrad.families as nf
 from natgrad import geometry
-from natgrad.mirror import dual_mirror_descent, mirror_descent, scale_by_dual
+from natgrad.transforms.mirror_descent import (
+    dual_mirror_descent,
+    mirror_descent,
+    scale_by_dual,
+)
 
 
 def start(name, dtype=jnp.float64):

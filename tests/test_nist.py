@@ -21,7 +21,7 @@ import optax
 import pytest
 
 import natgrad as ng
-from natgrad import adaptive
+from natgrad.transforms import adaptive
 
 DATA = pathlib.Path(__file__).parent / "data" / "nist"
 STEPS, DIGITS = 400, 1e-6

@@ -12,9 +12,10 @@ from jax.test_util import check_grads
 from problems import ravel, relative_error
 
 import natgrad as ng
-from natgrad import solvers, spectral, tree
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov
-from natgrad.metric import DenseMetric
+from natgrad import solvers, tree
+from natgrad.metrics.base import DenseMetric
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
+from natgrad.solvers import spectral
 from natgrad.tree import Layout
 
 MAX = np.iinfo(np.int32).max

@@ -22,7 +22,7 @@ from contract import (
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Diagonal, Empirical, Exact, Sampled
-from natgrad.state import ScaleByCurvatureState
+from natgrad.transforms.state import ScaleByCurvatureState
 
 HALVES = {"w": "w", "b": "b"}
 

@@ -24,7 +24,6 @@ from own_laws import (
 
 import natgrad as ng
 import natgrad.families as nf
-from natgrad.batch import Example
 from natgrad.curvature import (
     CURVATURES,
     Automatic,
@@ -33,6 +32,7 @@ from natgrad.curvature import (
     KLHessian,
     MatrixFree,
 )
+from natgrad.model.batch import Example
 
 FEATURES, EXAMPLES = 2, 5
 KEY = jax.random.PRNGKey(3)

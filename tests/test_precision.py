@@ -10,8 +10,8 @@ from kfac_problems import normal
 
 import natgrad as ng
 from natgrad.curvature import EKFAC, KFAC, Dense, Gram, LayerDiagonal, Sampled
-from natgrad.kronecker import Eigenbasis, FactoredTikhonov
 from natgrad.layers import Reduce, jaxprs
+from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
 
 HIGH = jax.lax.Precision.HIGH  # the model's own products, and their derivatives
 KEY = jax.random.PRNGKey(0)

@@ -10,9 +10,9 @@ from jax.test_util import check_grads
 from problems import relative_error
 
 import natgrad as ng
-from natgrad.jacobian import Jacobian
-from natgrad.pieces import Explicit, Factored, Lookups
-from natgrad.sample_space import gram_solution, sample_space_solution
+from natgrad.solvers.gram import gram_solution, sample_space_solution
+from natgrad.solvers.jacobian_blocks import Explicit, Factored, Lookups
+from natgrad.solvers.score_jacobian import Jacobian
 
 # (decay, λ) -> relative error in float32 of Cholesky with three refinements through B,
 # or of QR where that diverges, as measured by others for M = 200.

@@ -13,7 +13,8 @@ from jax.test_util import check_grads
 from problems import CASES, ravel, relative_error
 
 import natgrad as ng
-from natgrad import krylov, solvers
+from natgrad import solvers
+from natgrad.solvers import conjugate_gradients as krylov
 
 KEY = jax.random.PRNGKey(0)
 

@@ -15,7 +15,7 @@ import optax
 from natgrad.compare.names import choose
 from natgrad.curvature import CURVATURES
 from natgrad.model import Model
-from natgrad.transform import scale_by_curvature
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 Make = Callable[[ArrayLike], optax.GradientTransformationExtraArgs]

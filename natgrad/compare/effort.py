@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natgrad.krylov import Residual
+from natgrad.solvers.conjugate_gradients import Residual
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad._version import __version__
+from natgrad import __version__
 from natgrad.compare import contenders, data, models
 from natgrad.compare.data import Dataset
 from natgrad.compare.effort import Effort
@@ -19,9 +19,9 @@ from natgrad.compare.fidelity import approximation_names, factories
 from natgrad.compare.instruments import Instruments
 from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import by_name
-from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
+from natgrad.model.errors import DoesNotFitError
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 

@@ -31,9 +31,9 @@ from natgrad.compare.instruments import Instruments
 from natgrad.compare.yardstick import Yardstick
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
-from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
+from natgrad.model.errors import DoesNotFitError
 from natgrad.typing import Array, Inputs, Key, Params
 
 Approximations = (

@@ -25,7 +25,7 @@ from natgrad.compare.estimates import root_of_ratio
 from natgrad.compare.figures import ratio
 from natgrad.compare.partition import captured
 from natgrad.layers import Recombined
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params

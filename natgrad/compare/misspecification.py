@@ -32,12 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad import batch
 from natgrad.compare.effort import Effort
 from natgrad.compare.figures import ratio
 from natgrad.curvature.labels import Empirical, Exact
 from natgrad.curvature.visits import visits
-from natgrad.model import Model
+from natgrad.model import Model, batch
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 

@@ -13,10 +13,10 @@ from natgrad.compare.effort import Effort
 from natgrad.compare.timing import Cost
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
-from natgrad.errors import DoesNotFitError
-from natgrad.krylov import conjugate_gradients
-from natgrad.metric import Metric
-from natgrad.solvers import Solution
+from natgrad.metrics.base import Metric
+from natgrad.model.errors import DoesNotFitError
+from natgrad.solvers.base import Solution
+from natgrad.solvers.conjugate_gradients import conjugate_gradients
 from natgrad.typing import Array, Inputs, Key, Params
 
 # (metric, gradient, λ) -> (F + λI)⁻¹ g

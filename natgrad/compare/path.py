@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import inner
 from natgrad.typing import Array, Inputs, Params

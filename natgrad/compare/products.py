@@ -27,7 +27,7 @@ from natgrad.compare.effort import Effort
 from natgrad.compare.figures import Figures, Spectrum, ratio
 from natgrad.compare.lanczos import Krylov, lanczos
 from natgrad.compare.partition import Part
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.typing import Array, Key
 
 

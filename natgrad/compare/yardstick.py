@@ -26,7 +26,7 @@ from natgrad.compare.observation import (
 from natgrad.compare.partition import parts
 from natgrad.compare.path import walk
 from natgrad.compare.products import ProductRuler
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import Layout, all_finite
 from natgrad.typing import Array, Inputs, Key, Params

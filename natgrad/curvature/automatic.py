@@ -28,8 +28,8 @@ from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
 from natgrad.curvature.visits import ELEMENTS
 from natgrad.curvature.whole import column_count
-from natgrad.krylov import Residual
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
+from natgrad.solvers.conjugate_gradients import Residual
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

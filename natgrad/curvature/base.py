@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.labels import Exact, Labels
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

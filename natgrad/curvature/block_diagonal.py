@@ -20,7 +20,7 @@ from natgrad import tree
 from natgrad.curvature.dense import weighted_gram
 from natgrad.curvature.memory import require
 from natgrad.curvature.pullback import PullbackCurvature
-from natgrad.metric import BlockDiagonalMetric
+from natgrad.metrics.base import BlockDiagonalMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from natgrad.batch import Example
 from natgrad.curvature.labels import Labels, ScoreColumns
 from natgrad.model import Model
+from natgrad.model.batch import Example
 from natgrad.typing import Array
 
 

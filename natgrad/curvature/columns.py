@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from natgrad.model import Model
+from natgrad.model.weights import trailing
 from natgrad.typing import Array, ArrayLike
-from natgrad.weights import trailing
 
 
 class ScoreColumns(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.labels import Labels
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from natgrad.curvature.memory import require
 from natgrad.curvature.pullback import PullbackCurvature
-from natgrad.metric import DenseMetric
-from natgrad.solvers import HIGHEST, mirrored
+from natgrad.metrics.base import DenseMetric
+from natgrad.solvers.dense import mirrored
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 

@@ -15,8 +15,8 @@ from typing import final
 import jax.numpy as jnp
 
 from natgrad.curvature.pullback import PullbackCurvature
-from natgrad.metric import DiagonalMetric
-from natgrad.solvers import HIGHEST
+from natgrad.metrics.base import DiagonalMetric
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 

@@ -29,12 +29,13 @@ from typing import NamedTuple, final
 import jax
 import jax.numpy as jnp
 
+from natgrad.control_flow import any_member, renewed
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
-from natgrad.eigenbasis import EigenbasisMetric, eigenbases, rotate
-from natgrad.inplace import renewed
 from natgrad.layers import Expand, ProjectedSquares
-from natgrad.solvers import HIGHEST, any_member, turns
+from natgrad.metrics.eigenbasis import EigenbasisMetric, eigenbases, rotate
+from natgrad.solvers.base import turns
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, increment
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

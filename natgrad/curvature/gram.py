@@ -36,14 +36,12 @@ from natgrad.curvature.columns import root
 from natgrad.curvature.memory import require
 from natgrad.curvature.visits import visits
 from natgrad.curvature.whole import whole_columns
-from natgrad.jacobian import Jacobian
 from natgrad.layers import Block, PerExample, RowFactors
-from natgrad.metric import DenseMetric, Metric, metric_pytree
-from natgrad.pieces import Explicit, Factored, Lookups, Piece
-from natgrad.sample_space import sample_space_solution
-from natgrad.solvers import HIGHEST, Solution
+from natgrad.metrics.gram import GramMetric
+from natgrad.solvers.jacobian_blocks import Explicit, Factored, Lookups, Piece
+from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, raw_key
-from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
 class GramStatistics(NamedTuple):
@@ -193,55 +191,6 @@ class Gram(Curvature):
     def _centre(self, roots: Array, total: Array) -> Array | None:
         """√(ω_n / Σω), [N], for centred labels, whose one score is 1."""
         return roots / jnp.sqrt(total) if self.labels.centred else None
-
-
-@metric_pytree("layout")
-class GramMetric(Metric):
-    """F = Bᵀ B of one batch.
-
-    Attributes:
-        layout: of the parameters.
-        jacobian: B.
-    """
-
-    layout: Layout
-    jacobian: Jacobian
-
-    def mv(self, v: Params) -> Params:
-        """Bᵀ (B v)."""
-        product = self.jacobian.pull(self.jacobian.push(v))
-        return self._cast(product)
-
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """In sample space (see `natgrad.sample_space`); from [P, P] where M > P."""
-        if self.jacobian.size > self.layout.size:
-            return DenseMetric(self.layout, self.dense()).solution(v, damping)
-        found = sample_space_solution(self.jacobian, v, damping)
-        return found._replace(value=self._cast(found.value))
-
-    def dense(self) -> Array:
-        """Bᵀ B, [P, P]; B is written out for it."""
-        rows = self.jacobian.explicit()
-        return jnp.matmul(rows.T, rows, precision=HIGHEST)
-
-    def diagonal(self) -> Params:
-        """Σ_m B_m², without B where each example uses a layer at one position."""
-        return self.jacobian.diagonal()
-
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P."""
-        size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
-        if outside < 0:
-            return super().logdet(damping)
-        damping = jnp.asarray(damping, self.layout.dtype)
-        matrix = self.jacobian.gram() + damping * jnp.eye(size, dtype=damping.dtype)
-        total = jnp.linalg.slogdet(matrix)[1]
-        return total + outside * jnp.log(damping) if outside else total
-
-    def _cast(self, tree: Params) -> Params:
-        leaves = zip(jax.tree.leaves(tree), self.layout.dtypes, strict=True)
-        cast = [leaf.astype(dtype) for leaf, dtype in leaves]
-        return jax.tree.unflatten(self.layout.treedef, cast)
 
 
 def _wanted(block: Block) -> dict[str, layers.Statistic]:

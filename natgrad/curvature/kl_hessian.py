@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.memory import require
-from natgrad.metric import DenseMetric
+from natgrad.metrics.base import DenseMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad.batch import Example
 from natgrad.curvature.columns import (
     Columns,
     FactorColumns,
@@ -40,8 +39,9 @@ from natgrad.curvature.columns import (
 from natgrad.families.base import Family
 from natgrad.families.expectations import root_columns
 from natgrad.model import Model
+from natgrad.model.batch import Example
+from natgrad.model.weights import trailing, zero_where_lost
 from natgrad.typing import Array, Key
-from natgrad.weights import trailing, zero_where_lost
 
 
 class Labels(abc.ABC):

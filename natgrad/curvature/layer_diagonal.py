@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.layers import Squares
-from natgrad.metric import DiagonalMetric
+from natgrad.metrics.base import DiagonalMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

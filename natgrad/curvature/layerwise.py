@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, layers, placeholders, tree
+from natgrad import layers, tree
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
-from natgrad.metric import Metric
+from natgrad.metrics.base import Metric
+from natgrad.model import batch, placeholders
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.preconditioners import Batch, Identity, Preconditioner, Product
-from natgrad.krylov import Residual, Stopping, conjugate_gradients
-from natgrad.metric import Metric, metric_pytree
-from natgrad.solvers import Recalling, Solution
-from natgrad.tree import Layout, raw_key
+from natgrad.metrics.base import Metric
+from natgrad.solvers.base import Recalling, Solution
+from natgrad.solvers.conjugate_gradients import Residual, Stopping, conjugate_gradients
+from natgrad.tree import Layout, metric_pytree, raw_key
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 # Columns of the dense matrix that are computed together.

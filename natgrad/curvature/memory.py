@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad.errors import DoesNotFitError
+from natgrad.model.errors import DoesNotFitError
 
 
 def require(numbers: int, dtype: Any, what: str, instead: str) -> None:

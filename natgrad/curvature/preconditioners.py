@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.visits import visits
-from natgrad.kronecker import FactoredTikhonov
-from natgrad.solvers import HIGHEST
+from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

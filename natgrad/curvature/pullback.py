@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.visits import visits
-from natgrad.solvers import HIGHEST
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

@@ -19,11 +19,11 @@ from typing import Any, final
 
 import jax.numpy as jnp
 
-from natgrad import batch, layers, tree
+from natgrad import layers, tree
 from natgrad.curvature.base import Curvature, Delegate
 from natgrad.curvature.labels import Labels
-from natgrad.metric import Metric
-from natgrad.model import Model
+from natgrad.metrics.base import Metric
+from natgrad.model import Model, batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.layers.exchange import exchanges
+from natgrad.model import batch
+from natgrad.model.weights import total_weight
 from natgrad.typing import Array, Inputs, Key, Params
-from natgrad.weights import total_weight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,13 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, layers, tree
+from natgrad import layers, tree
 from natgrad.curvature.columns import score
 from natgrad.curvature.labels import Labels
 from natgrad.curvature.whole import column_count
 from natgrad.layers import Dependence
-from natgrad.model import Model
-from natgrad.solvers import HIGHEST
+from natgrad.model import Model, batch
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 

@@ -6,13 +6,13 @@ import dataclasses
 
 import jax
 
-from natgrad.batch import Example
 from natgrad.curvature.columns import Columns, root, score
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
+from natgrad.model.batch import Example
+from natgrad.model.weights import trailing
 from natgrad.tree import working_dtype
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
-from natgrad.weights import trailing
 
 
 @dataclasses.dataclass(frozen=True)

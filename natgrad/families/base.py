@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families import expectations
-from natgrad.families.checks import without_lost
-from natgrad.families.remainders import taylor_remainder
+from natgrad.families.numerics.checks import without_lost
+from natgrad.families.numerics.remainders import taylor_remainder
 from natgrad.typing import Array, Key
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside
-from natgrad.families.remainders import bounded_expm1, log_mean_exp, logistic
+from natgrad.families.numerics.checks import inside
+from natgrad.families.numerics.remainders import bounded_expm1, log_mean_exp, logistic
 from natgrad.typing import Array, Key
 
 

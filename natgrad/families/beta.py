@@ -28,7 +28,6 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import split_pair
 from natgrad.families.dirichlet import (
     concentrations_from_mean,
     dirichlet_divergence,
@@ -36,10 +35,11 @@ from natgrad.families.dirichlet import (
     dirichlet_slope,
     log_complement,
 )
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import entropy_remainder, log_mean_exp
-from natgrad.families.shares import mean_log, mean_log_complement
-from natgrad.families.special import log_gamma_excess
+from natgrad.families.numerics.checks import split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import entropy_remainder, log_mean_exp
+from natgrad.families.numerics.shares import mean_log, mean_log_complement
+from natgrad.families.numerics.special import log_gamma_excess
 from natgrad.typing import Array, Key
 
 _LEGENDRE = np.polynomial.legendre.leggauss(80)

@@ -15,10 +15,10 @@ from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.bernoulli import binary_divergence
-from natgrad.families.checks import check_positive, inside
-from natgrad.families.counts import expectation_of_log_gamma
-from natgrad.families.remainders import logistic, poisson_deviance
-from natgrad.families.special import log_factorial_excess
+from natgrad.families.numerics.checks import check_positive, inside
+from natgrad.families.numerics.counts import expectation_of_log_gamma
+from natgrad.families.numerics.remainders import logistic, poisson_deviance
+from natgrad.families.numerics.special import log_factorial_excess
 from natgrad.typing import Array, ArrayLike, Key
 
 

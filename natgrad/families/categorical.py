@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import without_lost
-from natgrad.families.remainders import log_mean_exp, softmax
+from natgrad.families.numerics.checks import without_lost
+from natgrad.families.numerics.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
 
 # XLA unrolls the random generator over an axis that is shorter, and takes most of a

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import Family
-from natgrad.families.checks import diagonal, split_pair
+from natgrad.families.numerics.checks import diagonal, split_pair
 from natgrad.typing import Array, Key
 
 

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside
 from natgrad.families.custom import Constant, OfOneFactor
+from natgrad.families.numerics.checks import inside
 from natgrad.typing import Array, Key
 
 _ITERATIONS = 100

@@ -32,11 +32,15 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln, logsumexp, polygamma
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, resolved
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import entropy_remainder, log_quotient, quotient
-from natgrad.families.shares import mean_log, mean_log_complement
-from natgrad.families.special import (
+from natgrad.families.numerics.checks import inside, resolved
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import (
+    entropy_remainder,
+    log_quotient,
+    quotient,
+)
+from natgrad.families.numerics.shares import mean_log, mean_log_complement
+from natgrad.families.numerics.special import (
     inverse_digamma,
     log_gamma_excess,
     log_gamma_excess_gap,

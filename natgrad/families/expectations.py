@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.numerics.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
 LogProb = Callable[[Array, Array], Array]

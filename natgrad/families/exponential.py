@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside
-from natgrad.families.remainders import quotient, ratio_remainder
+from natgrad.families.numerics.checks import inside
+from natgrad.families.numerics.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 

@@ -28,15 +28,15 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import (
+from natgrad.families.numerics.checks import inside, resolved, split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import (
     expm1_remainder,
     log_quotient,
     quotient,
     ratio_remainder,
 )
-from natgrad.families.special import (
+from natgrad.families.numerics.special import (
     inverse_log_minus_digamma,
     log_gamma_excess,
     log_gamma_excess_gap,

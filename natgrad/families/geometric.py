@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside
-from natgrad.families.remainders import bounded_expm1, expm1_remainder, log1p_remainder
+from natgrad.families.numerics.checks import inside
+from natgrad.families.numerics.remainders import (
+    bounded_expm1,
+    expm1_remainder,
+    log1p_remainder,
+)
 from natgrad.typing import Array, Key
 
 

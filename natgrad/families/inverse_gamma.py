@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.divergences import divergence
 from natgrad.families.gamma import (
     gamma_divergence,
     gamma_entropy,
@@ -26,8 +24,13 @@ from natgrad.families.gamma import (
     log_gamma_nodes,
     near_shapes,
 )
-from natgrad.families.remainders import log_quotient, quotient
-from natgrad.families.special import inverse_log_minus_digamma, log_minus_digamma
+from natgrad.families.numerics.checks import inside, resolved, split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import log_quotient, quotient
+from natgrad.families.numerics.special import (
+    inverse_log_minus_digamma,
+    log_minus_digamma,
+)
 from natgrad.typing import Array, Key
 
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import aligned, inside, resolved, split_pair
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import quotient, ratio_remainder
+from natgrad.families.numerics.checks import aligned, inside, resolved, split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 _ROOT6 = math.sqrt(6)

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import Family
-from natgrad.families.checks import diagonal, split_pair
-from natgrad.families.remainders import expm1_remainder, scaled
+from natgrad.families.numerics.checks import diagonal, split_pair
+from natgrad.families.numerics.remainders import expm1_remainder, scaled
 from natgrad.typing import Array, Key
 
 

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import Family
-from natgrad.families.checks import aligned, diagonal, split_pair
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.numerics.checks import aligned, diagonal, split_pair
+from natgrad.families.numerics.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
 # Solutions of the four equations above, by Newton's method at 30 digits.

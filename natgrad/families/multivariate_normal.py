@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import aligned
-from natgrad.families.divergences import divergence
-from natgrad.families.gaussian_rule import gaussian_rule
-from natgrad.families.remainders import log1p_remainder, ratio_remainder
+from natgrad.families.numerics.checks import aligned
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.gaussian_rule import gaussian_rule
+from natgrad.families.numerics.remainders import log1p_remainder, ratio_remainder
 from natgrad.typing import Array, Key
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.gaussian_rule import gaussian_rule
 from natgrad.families.normal import Normal
+from natgrad.families.numerics.gaussian_rule import gaussian_rule
 from natgrad.typing import Array, Key
 
 _NORMAL = Normal()

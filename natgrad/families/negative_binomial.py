@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import check_positive, inside
-from natgrad.families.counts import expectation_of_log_gamma
 from natgrad.families.geometric import (
     geometric_divergence,
     geometric_log_normalizer,
     geometric_mean,
 )
-from natgrad.families.special import log_gamma_excess
+from natgrad.families.numerics.checks import check_positive, inside
+from natgrad.families.numerics.counts import expectation_of_log_gamma
+from natgrad.families.numerics.special import log_gamma_excess
 from natgrad.typing import Array, ArrayLike, Key
 
 _LARGE_ODDS = 1e12

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import inside, resolved, split_pair
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import quotient, ratio_remainder
+from natgrad.families.numerics.checks import inside, resolved, split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import quotient, ratio_remainder
 from natgrad.typing import Array, Key
 
 

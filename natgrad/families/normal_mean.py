@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import Family
-from natgrad.families.checks import check_positive, diagonal
+from natgrad.families.numerics.checks import check_positive, diagonal
 from natgrad.typing import Array, ArrayLike, Key
 
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import Family
-from natgrad.families.checks import diagonal, split_pair
-from natgrad.families.remainders import expm1_remainder
+from natgrad.families.numerics.checks import diagonal, split_pair
+from natgrad.families.numerics.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
 

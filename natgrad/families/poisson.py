@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.counts import expectation_of_log_gamma
-from natgrad.families.remainders import bounded_expm1, expm1_remainder, poisson_deviance
-from natgrad.families.special import log_factorial_excess
+from natgrad.families.numerics.counts import expectation_of_log_gamma
+from natgrad.families.numerics.remainders import (
+    bounded_expm1,
+    expm1_remainder,
+    poisson_deviance,
+)
+from natgrad.families.numerics.special import log_factorial_excess
 from natgrad.typing import Array, Key
 
 

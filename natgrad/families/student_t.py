@@ -39,8 +39,13 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from natgrad.families.base import Family
-from natgrad.families.checks import aligned, check_positive, diagonal, split_pair
-from natgrad.families.remainders import tanh_remainder
+from natgrad.families.numerics.checks import (
+    aligned,
+    check_positive,
+    diagonal,
+    split_pair,
+)
+from natgrad.families.numerics.remainders import tanh_remainder
 from natgrad.typing import Array, ArrayLike, Key
 
 _TERMS = 128

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.families.angles import centred_angles
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.bessel import (
+from natgrad.families.numerics.angles import centred_angles
+from natgrad.families.numerics.bessel import (
     Concentration,
     bessel_complement,
     bessel_curvature,
@@ -40,9 +40,9 @@ from natgrad.families.bessel import (
     log_scaled_bessel0,
     of_kappa,
 )
-from natgrad.families.checks import aligned, resolved, split_pair
-from natgrad.families.divergences import divergence
-from natgrad.families.remainders import quotient, taylor_remainder
+from natgrad.families.numerics.checks import aligned, resolved, split_pair
+from natgrad.families.numerics.divergences import divergence
+from natgrad.families.numerics.remainders import quotient, taylor_remainder
 from natgrad.typing import Array, Key
 
 _LOG_2PI = math.log(2 * math.pi)

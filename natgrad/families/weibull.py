@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.checks import check_positive
 from natgrad.families.exponential import Exponential
+from natgrad.families.numerics.checks import check_positive
 from natgrad.typing import Array, ArrayLike, Key
 
 _EXPONENTIAL = Exponential()

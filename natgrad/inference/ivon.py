@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natgrad import placeholders, tree
-from natgrad.arguments import transformation
+from natgrad import tree
+from natgrad.model import placeholders
+from natgrad.transforms.validation import transformation
 from natgrad.typing import Array, ArrayLike, Key, Params
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import tree
 from natgrad.layers import jaxprs, loops, proof
 from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
@@ -24,6 +24,7 @@ from natgrad.layers.nesting import same_derivative
 from natgrad.layers.proof import TRACED, Proof
 from natgrad.layers.trials import bare, is_mapped, outside, tolerance
 from natgrad.layers.views import NotCapturedError
+from natgrad.model import batch
 from natgrad.typing import Apply, Inputs, Params
 
 

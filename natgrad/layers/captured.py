@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import batch, tree
+from natgrad import tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.examples import Examples, Path
@@ -23,6 +23,7 @@ from natgrad.layers.statistics import Statistic
 from natgrad.layers.tap import Work
 from natgrad.layers.uses import Use
 from natgrad.layers.views import View
+from natgrad.model import batch
 from natgrad.typing import Apply, Array, Inputs, Params
 
 # Statistics by name, for all blocks alike or chosen block by block.

@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad import batch
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.trial_runs import Trial
 from natgrad.layers.trials import bare, disagreement, is_mapped, outside
+from natgrad.model import batch
 from natgrad.typing import Apply, Inputs, Params
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from natgrad import batch
 from natgrad.layers import jaxprs
+from natgrad.model import batch
 from natgrad.typing import Apply, Inputs, Params
 
 # They name an axis, and say only that a value differs along it.

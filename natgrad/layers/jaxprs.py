@@ -133,16 +133,6 @@ def as_function(jaxpr: Jaxpr):
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
 
 
-def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
-    """(run, constants): run(*constants, *operands) is function(*operands), all flat.
-
-    The constants are the arrays that the function closes over, traced ones too.
-    """
-    jaxpr, constants = opened(jax.make_jaxpr(function)(*operands))
-    alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
-    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, [])), constants
-
-
 def open_axes(jaxpr: Jaxpr) -> set:
     """The mapped axes that a jaxpr names and does not map itself."""
     effects = opened(jaxpr)[0].effects

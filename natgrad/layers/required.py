@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from natgrad.errors import DoesNotFitError
 from natgrad.layers.blocks import Block, LayerBlock, memory
 from natgrad.layers.declared import Diagonal, Exact, declaration
 from natgrad.layers.uses import Mixed
+from natgrad.model.errors import DoesNotFitError
 
 # Kronecker factors are refused that take more than both: bytes, and times what their
 # parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.

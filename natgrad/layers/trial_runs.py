@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from natgrad import batch
+from natgrad.control_flow import lifted
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import identity
 from natgrad.layers.trials import draw, draw_parameter, tolerance
+from natgrad.model import batch
 
 # It runs a few times on two examples.
 _QUICKLY = {"xla_backend_optimization_level": 0}
@@ -41,7 +42,7 @@ class Trial:
         )
         with jax.default_matmul_precision("highest"):
             traced = jax.make_jaxpr(ordered)(*operands, *batched)
-            run, constants = jaxprs.lifted(ordered, *operands, *batched)
+            run, constants = lifted(ordered, *operands, *batched)
         self._constants, self._traced = constants, traced
         self.precision = tolerance(jaxprs.float_dtypes(traced))
         opened, _ = jaxprs.opened(traced)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import optax
 
-from natgrad.adaptive.factored import TRIALS, TWENTY, scale_by_factored_curvature
-from natgrad.adaptive.levenberg_marquardt import THRESHOLDS, levenberg_marquardt
-from natgrad.adaptive.rules import LossFloor, Rule
-from natgrad.adaptive.trials import Trials
 from natgrad.curvature import KFAC, Sampled, SubBatch
 from natgrad.model import Model
-from natgrad.refresh import Refresh
+from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule
+from natgrad.transforms.adaptive.damping_search import Trials
+from natgrad.transforms.adaptive.kfac_damping import (
+    TRIALS,
+    TWENTY,
+    scale_by_factored_curvature,
+)
+from natgrad.transforms.adaptive.levenberg_marquardt import (
+    THRESHOLDS,
+    levenberg_marquardt,
+)
+from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
 # A thousandth suited first losses between 2 and 550 nats.

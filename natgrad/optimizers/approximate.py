@@ -16,12 +16,12 @@ from natgrad.curvature import (
     SubBatch,
 )
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, TrustRegion
-from natgrad.kronecker import FactoredTikhonov
+from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
 from natgrad.optimizers.chains import chain, descend
-from natgrad.refresh import Refresh
-from natgrad.transform import scale_by_curvature
+from natgrad.transforms.damping import Damping, TrustRegion
+from natgrad.transforms.inverse_cache import Refresh
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 # As many steps to a training loss as with statistics in every step, and cheaper ones;

@@ -9,12 +9,12 @@ import jax
 import optax
 
 from natgrad import tree
+from natgrad.control_flow import cleared
 from natgrad.curvature.base import Curvature
-from natgrad.damping import Damping, check_scalar
-from natgrad.health import SCALED, noted
-from natgrad.inplace import cleared
 from natgrad.model import Model
-from natgrad.transform import scale_by_curvature
+from natgrad.transforms.damping import Damping, check_scalar
+from natgrad.transforms.health import SCALED, noted
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 

@@ -17,12 +17,12 @@ from natgrad.curvature import (
 )
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.preconditioners import Preconditioner
-from natgrad.damping import Damping
-from natgrad.krylov import Residual, Stopping
 from natgrad.model import Model
 from natgrad.optimizers.chains import chain, curvature_of, descend
-from natgrad.spring import scale_by_norm_constraint, scale_by_spring
-from natgrad.transform import scale_by_curvature
+from natgrad.solvers.conjugate_gradients import Residual, Stopping
+from natgrad.transforms.damping import Damping
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
 ONE_SAMPLE = Sampled(1)

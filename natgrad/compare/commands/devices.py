@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad._version import __version__
+from natgrad import __version__
 from natgrad.compare.commands.shared import FAILED
-from natgrad.metric import DenseMetric
+from natgrad.metrics.base import DenseMetric
 from natgrad.tree import Layout
 
 _SIZE = 200

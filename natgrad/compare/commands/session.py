@@ -21,8 +21,8 @@ from natgrad.compare.progress import Advance, progress
 from natgrad.compare.report import Report
 from natgrad.compare.standings import Race
 from natgrad.compare.training import race
-from natgrad.errors import DoesNotFitError
 from natgrad.layers import NotCapturedError
+from natgrad.model.errors import DoesNotFitError
 
 
 class Session(abc.ABC):

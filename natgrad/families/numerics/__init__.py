@@ -1,0 +1,1 @@
+"""Special functions and remainders that families are computed with."""

@@ -1,0 +1,156 @@
+"""Eigenbases of Kronecker factors, and metrics that are diagonal in them.
+
+    F_b = (U_A ⊗ U_G) diag(s) (U_A ⊗ U_G)ᵀ,
+    F_b V = U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ,      V [I (+1), O]
+
+with s = a gᵀ, the products of eigenvalues, this is K-FAC's A ⊗ G; with the second
+moments s = mean (U_Aᵀ V_n U_G)² of the examples' gradients V_n it is EKFAC's metric,
+the nearest to F in Frobenius norm among all that are diagonal in this basis.
+
+Derivatives of eigenvectors, dU = U (E ∘ UᵀdA U) with E_ij = 1/(a_j − a_i), do not exist
+where eigenvalues repeat; there E_ij = 0, so that the basis of a degenerate subspace
+does not turn.
+
+Source: George et al. (2018), Fast approximate natural gradient descent in a
+Kronecker-factored eigenbasis, section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.layers import Block
+from natgrad.metrics.blockwise import BlockwiseMetric
+from natgrad.solvers.base import Solution
+from natgrad.solvers.spd_inverse import together
+from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
+from natgrad.tree import Layout, metric_pytree
+from natgrad.typing import Array, ArrayLike, Params
+
+
+@metric_pytree("layout", "blocks")
+class EigenbasisMetric(BlockwiseMetric):
+    """Diagonal in a Kronecker product of orthonormal bases, for each block.
+
+    Attributes:
+        layout: of the parameters.
+        blocks: what was captured.
+        left: U_A of each block, [lead..., I(+1), I(+1)]; None for the identity.
+        right: U_G of each block, [lead..., O, O].
+        scales: s of each block, [lead..., I(+1), O].
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+    left: tuple[Array | None, ...]
+    right: tuple[Array, ...]
+    scales: tuple[Array, ...]
+
+    def mv(self, v: Params) -> Params:
+        """U (s ∘ Uᵀ v) for each block; Σ_b O(I² O + I O²)."""
+        return self.blockwise(v, self._through(self.scales))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """U (Uᵀ v / (s + λ)), for λ = 0 the pseudo-inverse: see `natgrad.spectral`.
+
+        A fallback where λ = 0 and some s is 0 to rounding.
+        """
+        damping = jnp.asarray(damping, self.layout.dtype)
+        found = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
+        rest, singular = self.outer_inverse(damping)
+        value = self.blockwise(v, self._through([f[0] for f in found]), rest)
+        dropped = [f[1] for f in found]
+        return Solution(value, functools.reduce(jnp.logical_or, dropped, singular))
+
+    def dense(self) -> Array:
+        """[P, P], zero outside the blocks."""
+        matrices = []
+        for block, left, right, s in zip(
+            self.blocks, self.left, self.right, self.scales, strict=True
+        ):
+            if left is None:
+                left = jnp.eye(block.rows, dtype=s.dtype)
+            flat = lambda m, ndim: m.reshape((-1, *m.shape[m.ndim - ndim :]))
+            basis = jax.vmap(jnp.kron)(flat(left, 2), flat(right, 2))
+            scaled = basis * s.reshape(basis.shape[0], 1, -1)
+            matrices.append(jnp.matmul(scaled, basis.mT, precision=HIGHEST))
+        return self.placed(matrices)
+
+    def diagonal(self) -> Params:
+        """(U_A ∘ U_A) s (U_G ∘ U_G)ᵀ for each block."""
+        return self.split(
+            [
+                rotate(s, None if left is None else left.mT**2, right.mT**2)
+                for left, right, s in zip(
+                    self.left, self.right, self.scales, strict=True
+                )
+            ]
+        )
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Array:
+        """Σ log(s + λ), and log λ for each parameter outside."""
+        damping = jnp.asarray(damping, self.layout.dtype)
+        total = sum(
+            (jnp.sum(jnp.log(s + damping)) for s in self.scales),
+            start=jnp.zeros((), self.layout.dtype),
+        )
+        return total + self.outside * jnp.log(damping) if self.outside else total
+
+    def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
+        def through(left, right, s):
+            back = None if left is None else left.mT
+            return lambda v: rotate(s * rotate(v, left, right), back, right.mT)
+
+        return [
+            through(left, right, s)
+            for left, right, s in zip(self.left, self.right, scales, strict=True)
+        ]
+
+
+def rotate(v: Array, left: Array | None, right: Array) -> Array:
+    """Lᵀ V R, with None for the identity."""
+    v = jnp.matmul(v, right, precision=HIGHEST)
+    return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
+
+
+@jax.custom_jvp
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors; see the module for derivatives."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    values, vectors = eigh(*primals)
+    inner = rotate(tangents[0], vectors, vectors)
+    gaps = values[..., None, :] - values[..., :, None]
+    size, largest = values.shape[-1], jnp.max(jnp.abs(values), -1)[..., None, None]
+    apart = jnp.abs(gaps) > 10 * size * jnp.finfo(values.dtype).eps * largest
+    turn = jnp.where(apart, inner / jnp.where(apart, gaps, 1), 0)
+    moved = jnp.diagonal(inner, axis1=-2, axis2=-1)
+    turned = jnp.matmul(vectors, turn, precision=HIGHEST)
+    return (values, vectors), (moved, turned)
+
+
+def eigenbases(
+    factors: Sequence[Array], decompose: Callable = eigh
+) -> list[tuple[Array, Array | None]]:
+    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
+
+    A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
+    Eigenvalues are clipped at 0.
+
+    Args:
+        factors: symmetric matrices.
+        decompose: matrix [d, d] -> (eigenvalues, eigenvectors): `eigh`, or
+            `natgrad.spectral.eigh` where the eigenvalues have to be precise.
+    """
+    matrices = [factor for factor in factors if factor.ndim > 1]
+    found = iter(together(decompose, matrices))
+    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
+    return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]

@@ -1,0 +1,6 @@
+"""A statistical model: a function of parameters and inputs, and a family of laws."""
+
+from natgrad.model.errors import DoesNotFitError
+from natgrad.model.model import Model
+
+__all__ = ["DoesNotFitError", "Model"]

@@ -1,0 +1,265 @@
+"""Model = apply + family: what turns parameters and inputs into a likelihood.
+
+    z_n = apply(θ, x_n),     log p(y_n | θ, x_n) = Σ_t log p(y_nt | z_nt)
+    loss(θ) = −(1/N) Σ_n log p(y_n | θ, x_n)                             (nats)
+
+Factors of one example sum, examples average. With weights w_nt (a mask is a weight of
+0 or 1) the loss is
+
+    loss(θ) = −Σ_n Σ_t w_nt log p(y_nt | z_nt) / Σ_n max_t w_nt
+
+so that a weight of 0 does what removing that factor does, an example all of whose
+factors are masked does not count, and scaling all weights changes nothing. The Fisher
+information and `kl` are weighted in the same way.
+
+z_n may depend on all that apply is given: on a dropout key that the examples share, on
+their places in the batch, on each other (batch normalisation by the batch's statistics,
+contrastive scores, nodes of a graph). The Fisher information is that of the batch's
+joint law, given which the y_n are independent:
+
+    F = (1/N) Σ_n J_nᵀ F_{z_n} J_n,     J_n = ∂z_n/∂θ, the other examples included
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.families.base import Family
+from natgrad.model import batch, placeholders
+from natgrad.model import weights as weighting
+from natgrad.typing import Apply, Array, Inputs, Key, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A statistical model p(y | θ, x).
+
+    Attributes:
+        apply: apply(params, inputs) -> z [N, ...], one row an example, like flax's.
+        family: the law p(y | z).
+        example_inputs: inputs of any batch size, for what must know shapes early.
+        weights: weights(inputs) -> [N] or [N, factors...], not negative; None for 1. A
+            factor of weight 0 never counts, whatever its label and its output hold.
+        in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
+            `jax.vmap`: None marks what all examples share (batch statistics, keys).
+        chunk_size: examples whose per-example gradients are alive at once; None
+            chooses it so that they take about 2^24 numbers. Score columns are taken a
+            few at a time where one example's take more.
+    """
+
+    apply: Apply
+    family: Family
+    example_inputs: Inputs = None
+    _: dataclasses.KW_ONLY
+    weights: Callable[[Inputs], Array] | None = None
+    in_axes: Any = 0
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        if not callable(self.apply):
+            raise ValueError(
+                "Model's first argument must be a function (params, inputs) -> z, got "
+                f"{self.apply!r}."
+            )
+        if not isinstance(self.family, Family):
+            raise ValueError(
+                "Model's second argument must be a natgrad Family such as "
+                f"natgrad.families.Categorical(), got {self.family!r}."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(
+                f"chunk_size must be at least 1 or None, got {self.chunk_size}."
+            )
+
+    def outputs(self, params: Params, inputs: Inputs) -> Array:
+        """z [N, ...], in at least float32.
+
+        Raises:
+            ValueError: for an empty batch, and outputs of a wrong shape or type.
+        """
+        count = batch.input_count(inputs, self.in_axes)
+        if count == 0:
+            raise ValueError(
+                "The batch is empty: a mean over 0 examples does not exist. Got inputs "
+                f"of shapes {jax.tree.map(jnp.shape, inputs)}."
+            )
+        with batch.traceable():
+            z = self.apply(params, inputs)
+        if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(
+                "apply(params, inputs) must return one real floating array z [N, ...], "
+                f"got {jax.tree.map(jnp.result_type, z)}."
+            )
+        lowest = 1 + (self.family.parameter_ndim or 0)
+        if z.ndim < lowest:
+            raise ValueError(
+                f"apply(params, inputs) must return z with a leading axis of examples "
+                f"and at least {lowest} axes for {self.family}, got shape {z.shape}."
+            )
+        if count is not None and z.shape[0] != count:
+            raise ValueError(
+                f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
+                f"z has shape {z.shape}. One row an example is expected."
+            )
+        return z.astype(tree.working_dtype(z))
+
+    def log_prob(self, params: Params, inputs: Inputs, targets: Array) -> Array:
+        """log p(y_n | θ, x_n) for each example, weights included: [N], nats.
+
+        Arguments and errors are those of `loss`.
+        """
+        z, weights, y = self._batch(params, inputs, targets)
+        return jax.vmap(self._log_prob)(z, weights, y)
+
+    def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
+        """The mean negative log-likelihood, shape (), nats an example.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+            targets: its labels, [N, ...] as the family has them.
+
+        Raises:
+            ValueError: for labels of a wrong shape and, where values are known (not
+                under jit, where the loss is NaN), for impossible labels and negative
+                weights. All weights 0 are an error too, and under jit the loss is 0.
+        """
+        z, weights, y = self._batch(params, inputs, targets)
+        weighting.check_some_count(weights)
+        total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
+        return -total / self._total(weights)
+
+    def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
+        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), (), nats.
+
+        By draws that are fixed for each example, where the family must draw.
+        """
+        z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
+        weights = self._weights(inputs, z, z.shape[0])
+        keys = batch.factor_keys(self.family, z, weights)
+        divergence = jax.vmap(self.factor_sum(self.family.kl_under))
+        return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
+
+    def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
+        """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
+        z = self.outputs(params, inputs)
+        return jax.vmap(self.family.sample)(batch.example_keys(key, z.shape[0]), z)
+
+    def fixing(self, model_params: Params) -> Model:
+        """This model as a function of a part of its parameters, the rest held fixed.
+
+        The part has `optax.MaskedNode` in place of what is fixed, as in `optax.masked`.
+        """
+
+        def apply(part, inputs):
+            return self.apply(
+                placeholders.fill_placeholders(part, model_params), inputs
+            )
+
+        return dataclasses.replace(self, apply=apply)
+
+    def whole(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
+        """The batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
+        examples, total = self.examples(params, inputs, targets, key)
+        count = examples.weights.shape[0]
+
+        def outputs(params):
+            z = self.outputs(params, inputs)
+            return jnp.broadcast_to(z, (count, *z.shape[1:]))
+
+        if targets is not None:
+            examples = jax.vmap(self.labelled)(outputs(params), examples)
+        return outputs, examples, total
+
+    def examples(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> tuple[batch.Example, Array]:
+        """What is known of the examples beside their outputs, and Σ_n max_t w_nt.
+
+        `labelled` has still to look at the labels.
+        """
+        z = jax.eval_shape(self.outputs, params, inputs)
+        count = self._count(inputs, z, targets)
+        weights = self._weights(inputs, z, count)
+        target = None if targets is None else self._targets(z, targets, weights)
+        keys = batch.keys(self.family, key, z, count)
+        return batch.Example(weights, target, keys), self._total(weights)
+
+    def labelled(self, z: Array, example: batch.Example) -> batch.Example:
+        """One example, its label looked at: a masked one is replaced by a valid one."""
+        return example if example.target is None else self._safe_example(z, example)
+
+    def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
+
+        def summed(weights, *arrays):
+            return jnp.sum(weights * self.at_each_factor(function, weights, *arrays))
+
+        return summed
+
+    def at_each_factor(
+        self, function: Callable[..., Any], weights: Array, *arrays: Array
+    ) -> Any:
+        """function(*arrays) of each factor; at weight 0 what is not finite is 0."""
+        masked = self.weights is not None
+        return weighting.at_each_factor(function, weights, *arrays, masked=masked)
+
+    # One example --------------------------------------------------------------------
+
+    def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
+        example = self._safe_example(z, batch.Example(weights, y, None))
+        return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
+
+    def _safe_example(self, z: Array, example: batch.Example) -> batch.Example:
+        """Impossible labels replaced where they are masked, which else make NaN."""
+        return batch.safe_example(self.family, z, example, self.weights is not None)
+
+    # The batch ----------------------------------------------------------------------
+
+    def _batch(self, params, inputs, targets):
+        z = self.outputs(params, inputs)
+        count = self._count(inputs, z, targets)
+        weights = self._weights(inputs, z, count)
+        y = self._targets(z, targets, weights)
+        return jnp.broadcast_to(z, (count, *z.shape[1:])), weights, y
+
+    def _weights(self, inputs, z, count) -> Array:
+        """[N, factors...], ones where the model has no weights."""
+        ndim = self.family.parameter_ndim
+        factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
+        weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
+        return weighting.factor_weights(weights, (count, *factors), z)
+
+    def _total(self, weights) -> Array:
+        """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
+        if self.weights is None:
+            return jnp.asarray(weights.shape[0], weights.dtype)
+        return weighting.normaliser(weights)
+
+    def _targets(self, z, targets, weights) -> Array:
+        y = batch.check_targets(self.family, z, targets, weights.shape[0])
+        weights = None if self.weights is None else weights
+        batch.check_support(self.family, z, y, weights)
+        return y
+
+    def _count(self, inputs, z, targets) -> int:
+        """N; one row of outputs without inputs serves any number of targets."""
+        if batch.input_count(inputs, self.in_axes) is None and z.shape[0] == 1:
+            return 1 if targets is None else jnp.shape(targets)[0]
+        return z.shape[0]

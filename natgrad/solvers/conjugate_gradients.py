@@ -1,0 +1,234 @@
+"""Conjugate gradients for (F + λI) x = v, with a say in when to stop.
+
+The iterate is what counts, so the derivative is that of the exact solution, of any
+order and at one more solve's cost however many iterations were made
+(`lax.custom_linear_solve`); let the iteration converge before trusting derivatives.
+
+A start x₀ from an earlier solve enters as α x₀ with α = ⟨v, x₀⟩/⟨x₀, A x₀⟩, the best
+multiple, so that it is never worse than 0 in the norm of A.
+
+Three rules end the iteration: `Residual`, |v − A x| <= τ |v|; `Progress`, by which the
+quadratic model φ(x) = ½⟨x, A x⟩ − ⟨v, x⟩ has all but stopped to fall; `Fixed`, whose
+number of iterations depends on no value, so that under vmap no member waits for
+another.
+
+Source: Hestenes & Stiefel (1952), Methods of conjugate gradients for solving linear
+systems; Martens (2010), Deep learning via Hessian-free optimization, section 4.4, for
+`Progress`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad.solvers.base import DampedOperator
+from natgrad.typing import Array, ArrayLike, Params
+
+Operator = Callable[[Array], Array]
+
+
+class Step(NamedTuple):
+    """Where an iteration stands.
+
+    Attributes:
+        x: the iterate, [P].
+        residual: v − A x.
+        search: the next direction.
+        slope: ⟨r, M⁻¹ r⟩.
+        count: iterations made.
+        memory: of the stopping rule.
+        done: does the rule say so?
+    """
+
+    x: Array
+    residual: Array
+    search: Array
+    slope: Array
+    count: Array
+    memory: Any
+    done: Array
+
+
+class Stopping(abc.ABC):
+    """When conjugate gradients stop."""
+
+    @abc.abstractmethod
+    def limit(self, size: int) -> int:
+        """The most iterations, for P = size."""
+
+    def start(self, v: Array) -> Any:
+        """What the rule remembers, before the first iteration."""
+        del v
+        return ()
+
+    @abc.abstractmethod
+    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
+        """The memory after an iteration, and whether to stop."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Residual(Stopping):
+    """Stop when |v − A x| <= τ |v|.
+
+    Attributes:
+        tolerance: τ; None for ten times the dtype's rounding.
+        max_iterations: None for 10 P.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int | None = None
+
+    def limit(self, size: int) -> int:
+        """`max_iterations`, or 10 P."""
+        return 10 * size if self.max_iterations is None else self.max_iterations
+
+    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
+        """Compares the residual."""
+        tolerance = self.tolerance
+        if tolerance is None:
+            tolerance = 10 * float(jnp.finfo(v.dtype).eps)
+        return (), _square(step.residual) <= tolerance**2 * _square(v)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Progress(Stopping):
+    """Stop when φ fell by less than k ε of itself in the last k iterations.
+
+        (φ(x_i) − φ(x_{i−k})) / φ(x_i) < k ε,      k = max(10, i/10),  φ(x_i) < 0
+
+    Attributes:
+        epsilon: ε.
+        max_iterations: the most.
+    """
+
+    epsilon: float = 5e-4
+    max_iterations: int = 250
+
+    def limit(self, size: int) -> int:
+        """`max_iterations`."""
+        del size
+        return self.max_iterations
+
+    def start(self, v: Array) -> Array:
+        """φ of every iterate so far."""
+        return jnp.zeros(self.max_iterations + 1, v.dtype)
+
+    def seen(self, v: Array, step: Step) -> tuple[Array, Array]:
+        """Compares φ with what it was k iterations ago."""
+        value = -0.5 * _dot(step.x, v + step.residual)
+        history = step.memory.at[step.count].set(value)
+        k = jnp.maximum(10, step.count // 10)
+        before = history[jnp.maximum(step.count - k, 0)]
+        slow = value - before > k * self.epsilon * value
+        exact = _square(step.residual) == 0
+        return history, exact | ((step.count > k) & (value < 0) & slow)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Fixed(Stopping):
+    """Make n iterations, whatever the values.
+
+    Attributes:
+        iterations: n.
+    """
+
+    iterations: int
+
+    def limit(self, size: int) -> int:
+        """n."""
+        del size
+        return self.iterations
+
+    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
+        """Never."""
+        del v, step
+        return (), jnp.array(False)
+
+
+def conjugate_gradients(
+    operator: Operator,
+    v: Array,
+    preconditioner: Operator,
+    stop: Stopping,
+    start: Array | None = None,
+) -> tuple[Array, Array]:
+    """A⁻¹ v [P] and the number of iterations.
+
+    Args:
+        operator: A, symmetric positive definite.
+        v: [P].
+        preconditioner: an approximate inverse of A, symmetric positive definite.
+        stop: when to stop.
+        start: an earlier solution of a similar system; None for 0.
+    """
+
+    def solve(operator, v):
+        final = _iterated(operator, v, preconditioner, stop, start)
+        return final.x, final.count
+
+    return jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
+
+
+def _iterated(operator, v, preconditioner, stop, start) -> Step:
+    limit = stop.limit(v.size)
+    x, residual = jnp.zeros_like(v), v
+    if start is not None:
+        image = operator(start)
+        multiple = _ratio(_dot(v, start), _dot(start, image))
+        x, residual = multiple * start, v - multiple * image
+    search = preconditioner(residual)
+    slope = _dot(residual, search)
+    zero = jnp.zeros((), jnp.int32)
+    first = Step(x, residual, search, slope, zero, stop.start(v), jnp.array(False))
+    memory, done = stop.seen(v, first)
+    first = first._replace(memory=memory, done=done)
+
+    def body(step: Step) -> Step:
+        image = operator(step.search)
+        length = _ratio(step.slope, _dot(step.search, image))
+        x = step.x + length * step.search
+        residual = step.residual - length * image
+        scaled = preconditioner(residual)
+        slope = _dot(residual, scaled)
+        search = scaled + _ratio(slope, step.slope) * step.search
+        new = Step(x, residual, search, slope, step.count + 1, step.memory, step.done)
+        memory, done = stop.seen(v, new)
+        return new._replace(memory=memory, done=done)
+
+    unfinished = lambda step: (step.count < limit) & ~step.done
+    return jax.lax.while_loop(unfinished, body, first)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _square(a: Array) -> Array:
+    return _dot(a, a)
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a/b, and 0 where an exact solution left nothing to divide by."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+    """Conjugate gradients on `metric.mv`, to ten times the rounding of its dtype."""
+    layout = metric.layout
+    damping = jnp.asarray(damping, layout.dtype)
+    value, _ = conjugate_gradients(
+        lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
+        layout.ravel(v),
+        lambda x: x,
+        Residual(),
+    )
+    return layout.unravel(value)

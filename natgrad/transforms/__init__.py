@@ -1,0 +1,1 @@
+"""optax transformations of any curvature: its step, damping and trust regions."""

@@ -1,0 +1,124 @@
+"""A KL trust region for the update of any optimizer.
+
+    d ← t d,     KL(p(· | θ, x) ‖ p(· | θ + t d, x)) <= δ     (mean over the batch)
+
+A first t comes from the quadratic model of the divergence, ½ ⟨d, F d⟩ with the batch's
+exact Fisher information, by one forward derivative:
+
+    t = min(1, √(δ / (½ ⟨d, F d⟩)))
+
+The divergence itself is measured there, and t shortened until the bound holds: long
+steps, or outputs that are not linear in the parameters, leave the region in which the
+quadratic model is right.
+
+Source: Schulman et al. (2015), Trust region policy optimization, appendix C; Ba, Grosse
+& Martens (2017), Distributed second-order optimization using Kronecker-factored
+approximations, section 5.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad import tree
+from natgrad.curvature.labels import Labels
+from natgrad.families import Unnormalized
+from natgrad.model import Model
+from natgrad.transforms.adaptive.fisher_forms import (
+    EXACT,
+    check_batch,
+    fisher_forms,
+    part,
+)
+from natgrad.transforms.damping import check_scalar, longest_within
+from natgrad.transforms.validation import MISSING, transformation
+from natgrad.typing import Array, ArrayLike
+
+
+class KLTrustRegionState(NamedTuple):
+    """State of `scale_by_kl_trust_region`.
+
+    Attributes:
+        count: steps so far, which a schedule of δ sees.
+        length: t of the last step, in [0, 1].
+        divergence: the divergence of the last step, in nats.
+    """
+
+    count: Array
+    length: Array
+    divergence: Array
+
+
+def scale_by_kl_trust_region(
+    model: Model,
+    radius: ArrayLike | optax.Schedule,
+    *,
+    labels: Labels = EXACT,
+) -> optax.GradientTransformationExtraArgs:
+    """Shrink the update until the KL divergence that it leads to is at most δ.
+
+    Comes after the learning rate, at the end of a chain; `update` takes `inputs=x`.
+    What it returns obeys the bound, to 1e-3 of δ for rounding; an update that does not
+    after 12 tries, or whose divergence is not finite, becomes 0. Where the quadratic
+    model holds, the first try is the last. Cost: a forward derivative and a forward
+    pass, and a forward pass for each further try. Lengths have derivatives.
+
+    The divergence is `model.kl`: where the family estimates it from samples
+    (`family.provenance`), so is the bound. `Unnormalized` models have none, and are
+    bounded by the quadratic model alone.
+
+    Args:
+        model: the statistical model.
+        radius: δ > 0 in nats an example, or a schedule of it.
+        labels: whose F, as for `fisher_forms`.
+    """
+    check_scalar("radius", radius)
+    known = not callable(radius) and not isinstance(radius, jax.core.Tracer)
+    if known and not float(radius) > 0:
+        raise ValueError(f"radius must be positive, in nats, got {radius}.")
+
+    def init(params):
+        tree.check_params(params)
+        dtype = tree.working_dtype(params)
+        count = jnp.zeros((), jnp.int32)
+        return KLTrustRegionState(count, jnp.ones((), dtype), jnp.zeros((), dtype))
+
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        inputs=MISSING,
+        model_params=None,
+        **extra_args,
+    ):
+        del extra_args
+        check_batch("scale_by_kl_trust_region", params, inputs)
+        here = part(model, model_params)
+        square = fisher_forms(here, params, inputs, labels)((updates,))[0, 0] / 2
+        bound = radius(state.count) if callable(radius) else radius
+        bound = jnp.asarray(bound, square.dtype)
+        outside = square > bound
+        first = jnp.where(outside, jnp.sqrt(bound / jnp.where(outside, square, 1)), 1)
+        scaled = lambda t: jax.tree.map(lambda u: t.astype(u.dtype) * u, updates)
+
+        def divergence(t):
+            ahead = optax.apply_updates(params, scaled(t * first))
+            return here.kl(params, ahead, inputs).astype(square.dtype)
+
+        if isinstance(model.family, Unnormalized):
+            length, found = first, square * first**2
+        else:
+            whole = divergence(jnp.ones_like(first))
+            part_of_it, found = longest_within(divergence, bound, whole)
+            length = first * part_of_it
+        dtype = state.length.dtype
+        return scaled(length), KLTrustRegionState(
+            tree.increment(state.count), length.astype(dtype), found.astype(dtype)
+        )
+
+    return transformation(init, update)

@@ -1,0 +1,157 @@
+"""Kept inverses whose pieces are factorised each on one device.
+
+Data-parallel devices hold the same factors, and each would invert all of them. Here
+every device factorises its share of the pieces (layers) and one all-gather hands all
+results to all; the factorisations themselves communicate nothing. Pieces go, the
+dearest first, to the device that has least to do; a piece that is larger than a fair
+share bounds what is gained. The program contains each device's share as one branch of
+a switch.
+
+Source: Osawa et al. (2019), Large-scale distributed second-order optimization using
+Kronecker-factored approximate curvature, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.solvers.base import KeptInverse, Solution
+from natgrad.typing import Array, ArrayLike, Params
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Spread(KeptInverse):
+    """A kept inverse with its factorisations spread over the devices of a mesh.
+
+    Attributes:
+        solver: what to factorise and how, such as
+            `natgrad.kronecker.FactoredTikhonov()`.
+        mesh: the devices, a `jax.sharding.Mesh`.
+        axis_name: the axis of the mesh, or axes, over which the factors are replicated
+            and shall be shared out.
+    """
+
+    solver: KeptInverse
+    mesh: jax.sharding.Mesh
+    axis_name: str | tuple[str, ...] = "data"
+
+    def __post_init__(self):
+        if not isinstance(self.solver, KeptInverse):
+            raise ValueError(
+                "Spread shares out what a KeptInverse factorises, such as "
+                f"natgrad.kronecker.FactoredTikhonov(), got {self.solver!r}."
+            )
+        unknown = [name for name in self._axes if name not in self.mesh.shape]
+        if unknown:
+            raise ValueError(
+                f"Spread(axis_name=...) names axes of its mesh, "
+                f"{tuple(self.mesh.shape)}; got {unknown}."
+            )
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        name = self.axis_name
+        return name if isinstance(name, tuple) else (name,)
+
+    def pieces(self, metric: Any) -> int:
+        """As many as the solver's."""
+        return self.solver.pieces(metric)
+
+    def prepare(
+        self, metric: Any, damping: ArrayLike, which: Sequence[int]
+    ) -> Sequence[Any]:
+        """The factorisations of some pieces, each made on one device."""
+        if not len(which):
+            return []
+        one = lambda i: lambda m, d: self.solver.prepare(m, d, [i])[0]
+        shapes = [jax.eval_shape(one(i), metric, damping) for i in which]
+        devices = math.prod(self.mesh.shape[name] for name in self._axes)
+        shares = shared_out([_cost(shape) for shape in shapes], devices)
+        length = max(sum(_size(shapes[k]) for k in share) for share in shares)
+        dtype = jnp.result_type(*jax.tree.leaves(shapes))
+
+        def branch(share):
+            def make(metric, damping):
+                mine = [which[k] for k in share]
+                made = self.solver.prepare(metric, damping, mine) if mine else ()
+                whole = jnp.concatenate(
+                    [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)]
+                    or [jnp.zeros(0, dtype)]
+                )
+                whole = jnp.pad(whole, (0, length - whole.size))
+                return tree.varying_like(whole, metric)
+
+            return make
+
+        def gathered(metric, damping):
+            device = jax.lax.axis_index(self.axis_name)
+            # Where JAX follows what differs between devices, say that each reads the
+            # factors for itself (or derivatives would not be summed over devices), and
+            # that the result is the same on all.
+            given = tree.varying_like((metric, damping), device)
+            mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
+            to = "invarying" if tree.varying(device) else "varying"
+            return jax.lax.all_gather(mine, self.axis_name, to=to)
+
+        inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+        if not inside:
+            everywhere = jax.sharding.PartitionSpec()
+            gathered = jax.shard_map(
+                gathered, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere
+            )
+        rows = gathered(metric, jnp.asarray(damping))
+        found: list = [None] * len(shapes)
+        for row, share in zip(rows, shares, strict=True):
+            start = 0
+            for k in share:
+                found[k], start = _cut(shapes[k], row, start)
+        return found
+
+    def apply(
+        self, metric: Any, prepared: Sequence[Any], v: Params, damping: ArrayLike
+    ) -> Solution:
+        """As the solver does."""
+        return self.solver.apply(metric, prepared, v, damping)
+
+
+def shared_out(costs: Sequence[float], devices: int) -> list[list[int]]:
+    """The jobs of each device: the dearest first, to whoever has least to do.
+
+    Source: Graham (1969), Bounds on multiprocessing timing anomalies.
+    """
+    shares: list[list[int]] = [[] for _ in range(devices)]
+    load = [0.0] * devices
+    for job in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = min(range(devices), key=lambda d: load[d])
+        shares[least].append(job)
+        load[least] += costs[job]
+    return shares
+
+
+def _cost(shape: Any) -> float:
+    """d³ for each factorised matrix [..., d, d], up to a constant."""
+    return sum(
+        leaf.size * max(leaf.shape[-1:], default=1) for leaf in jax.tree.leaves(shape)
+    )
+
+
+def _size(shape: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shape))
+
+
+def _cut(shape: Any, row: Array, start: int) -> tuple[Any, int]:
+    """A tree of arrays read off a vector from `start` on, and where it ends."""
+    leaves = []
+    for leaf in jax.tree.leaves(shape):
+        piece = row[start : start + leaf.size]
+        leaves.append(piece.reshape(leaf.shape).astype(leaf.dtype))
+        start += leaf.size
+    return jax.tree.unflatten(jax.tree.structure(shape), leaves), start

@@ -1,0 +1,200 @@
+"""Refreshing less often than every step: statistics, and inverses kept in the state.
+
+With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
+A step applies kept inverses made of the statistics of the steps before it, never of its
+own; those that have become due are renewed from these when the step begins. Its pieces
+(layers) can take turns over the k2 steps, so that the step time stays flat. Only the
+first step makes all of them, of its own statistics.
+
+Every choice is a conditional, and stays one under `vmap`: there a refresh is due when
+it is due for any member of the batch, and all members refresh together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.control_flow import cleared
+from natgrad.curvature.base import Curvature
+from natgrad.metrics.base import Metric
+from natgrad.solvers.base import KeptInverse, Recalling, Solution, Solver
+from natgrad.tree import Layout
+from natgrad.typing import Array, Params
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+    """How often, in steps.
+
+    Attributes:
+        statistics: between two estimates of the statistics.
+        inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
+            needs a solver that is a `natgrad.solvers.KeptInverse`.
+        staggered: whether the pieces take turns, or are refreshed in one step.
+        warm_up: for so many steps at the start statistics are estimated in every step,
+            and inverses renewed whenever the number of steps has doubled. The average
+            of a few small estimates is far from full rank, and its inverse far too long
+            in what they miss.
+    """
+
+    statistics: int = 1
+    inverses: int = 1
+    staggered: bool = False
+    warm_up: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ValueError(
+                "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
+                f"{self.warm_up!r}."
+            )
+        for name in ("statistics", "inverses"):
+            period = getattr(self, name)
+            if not isinstance(period, int) or period < 1:
+                raise ValueError(
+                    f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
+                    f"{period!r}."
+                )
+
+    def warming(self, steps: Array) -> Array:
+        """Does the warm-up renew inverses after so many steps: 0, 1, 2, 4, 8 …?"""
+        doubled = (steps & (steps - 1)) == 0
+        return (steps == 0) | (doubled & (steps < self.warm_up))
+
+    def renews_inverses(self, steps: Array) -> Array:
+        """Are all inverses renewed after so many steps?"""
+        return (steps % self.inverses == 0) | self.warming(steps)
+
+
+EVERY_STEP = Refresh()
+
+
+class Kept(NamedTuple):
+    """An inverse between refreshes.
+
+    Attributes:
+        age: usable steps since it was first made; −1 before.
+        pieces: the factorisations.
+    """
+
+    age: Array
+    pieces: tuple[Any, ...]
+
+
+class Solved(NamedTuple):
+    """A solve with what is kept for the next.
+
+    Attributes:
+        solution: what was found; 0 if not usable.
+        usable: is it finite, from finite arguments?
+        kept: for the next step.
+        measured: shall the residual be measured in this step?
+        settled: usable steps from the start until F is taken to change slowly: the
+            warm-up and a period.
+    """
+
+    solution: Solution
+    usable: Array
+    kept: Any
+    measured: Array
+    settled: int
+
+
+def check(refresh: Refresh, solver: Solver | None) -> None:
+    """Raise a ValueError where the solver cannot keep what is asked to be kept."""
+    if refresh.inverses > 1 and not isinstance(solver, KeptInverse):
+        raise ValueError(
+            f"Refresh(inverses={refresh.inverses}) needs a solver that keeps its "
+            "inverse, such as solver=natgrad.kronecker.Eigenbasis() for KFAC, got "
+            f"{solver!r}."
+        )
+
+
+def reading(solver: Solver | None, rows: Any) -> Solver:
+    """The solver for gradients that are given as rows too; or a ValueError."""
+    if isinstance(solver, KeptInverse):
+        return solver.reading(rows)
+    raise ValueError(
+        "rows= are of use to solvers that keep their inverse, such as "
+        f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
+    )
+
+
+def nothing_kept(
+    refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
+) -> Any:
+    """The structure of what is kept, in zeros; () where nothing is."""
+    if isinstance(solver, Recalling):
+        return solver.first(Layout.of(params))
+    if refresh.inverses == 1:
+        return ()
+    shapes = shapes_of_pieces(solver, curvature, params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Kept(jnp.full((), -1, jnp.int32), zeros)
+
+
+def shapes_of_pieces(
+    solver: KeptInverse, curvature: Curvature, params: Params
+) -> tuple[Any, ...]:
+    """Shapes and dtypes of what the solver prepares for these parameters."""
+
+    def prepared(params):
+        metric = curvature.metric(curvature.init(params), params)
+        one = jnp.ones((), metric.layout.dtype)
+        return tuple(solver.prepare(metric, one, range(solver.pieces(metric))))
+
+    return jax.eval_shape(prepared, params)
+
+
+def solve(
+    refresh: Refresh,
+    solver: Solver | None,
+    metric: Metric,
+    kept: Any,
+    gradient: Params,
+    damping: Array,
+    usable: Array,
+) -> Solved:
+    """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one.
+
+    Args:
+        refresh: how often.
+        solver: of the transformation.
+        metric: F, with this step's statistics.
+        kept: what is kept of the steps before, an inverse renewed where it was due.
+        gradient: g.
+        damping: λ.
+        usable: are gradient, statistics and damping finite?
+    """
+    if isinstance(solver, Recalling):
+        tree.check_kept(kept, jax.eval_shape(lambda: solver.first(metric.layout)))
+        solution, memory = solver.solution(metric, gradient, damping, kept)
+        solution, usable = _finite(solution, usable)
+        kept = tree.where(usable, memory, kept)
+        return Solved(solution, usable, kept, jnp.array(True), 1)
+    if refresh.inverses == 1:
+        if solver is None:
+            solution = metric.solution(gradient, damping)
+        else:
+            value = solver(metric, gradient, damping)
+            solution = Solution(value, jnp.zeros((), bool))
+        return Solved(*_finite(solution, usable), kept, jnp.array(True), 1)
+
+    solution = solver.apply(metric, kept.pieces, gradient, damping)
+    solution, usable = _finite(solution, usable)
+    age = tree.increment(kept.age, usable, refresh.inverses)
+    measured = usable & (age % refresh.inverses == 0)
+    kept = kept._replace(age=age)
+    settled = refresh.warm_up + refresh.inverses
+    return Solved(solution, usable, kept, measured, settled)
+
+
+def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
+    usable = usable & tree.all_finite(solution.value)
+    return solution._replace(value=cleared(usable, solution.value)), usable

@@ -1,0 +1,154 @@
+"""SPRING: momentum inside the damped solve, for every curvature.
+
+    φ_k = (F_k + λI)⁻¹ (g_k + λ μ φ_{k−1})
+
+is the solution of the regularised problem pulled towards μ φ_{k−1} rather than 0,
+
+    φ_k = argmin_φ ½⟨φ, F_k φ⟩ − ⟨g_k, φ⟩ + ½ λ |φ − μ φ_{k−1}|²,
+
+so what one batch does not see is remembered from those before, and what it does see is
+solved afresh. μ = 0 is the plain step. The published method has F = B Bᵀ in sample
+space; this form of it needs (F + λI)⁻¹ alone.
+
+Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to accelerate
+the optimization of neural network wavefunctions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad import tree
+from natgrad.curvature.base import Curvature
+from natgrad.solvers.base import Solver
+from natgrad.transforms.damping import Damping, as_damping, check_number
+from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
+from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.validation import transformation
+from natgrad.typing import ArrayLike, Params
+
+
+class SpringState(NamedTuple):
+    """State of `scale_by_spring`.
+
+    Attributes:
+        direction: φ of the last step that was not skipped, like the gradient.
+        momentum: μ.
+        solve: the state of `scale_by_curvature`, whose health is that of the solve.
+    """
+
+    direction: Params
+    momentum: jax.Array
+    solve: ScaleByCurvatureState
+
+
+def scale_by_spring(
+    curvature: Curvature,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    momentum: ArrayLike = 0.99,
+    decay: ArrayLike = 0.0,
+    solver: Solver | None = None,
+    refresh: Refresh = EVERY_STEP,
+    seed: ArrayLike = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the gradient g by φ = (F + λI)⁻¹ (g + λ μ φ_before).
+
+    Takes the extra arguments of `scale_by_curvature` but `rows=`, which are of g alone,
+    and skips the steps it skips.
+
+    Args:
+        curvature: the approximation of the Fisher information.
+        damping: λ >= 0 in the units of F, or a schedule of it.
+        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
+        decay: β of the moving average of F.
+        solver: as for `scale_by_curvature`.
+        refresh: as for `scale_by_curvature`.
+        seed: as for `scale_by_curvature`.
+
+    Raises:
+        ValueError: for impossible arguments; at the first `update` for `rows=`.
+    """
+    check_number("momentum", momentum)
+    if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    rule = as_damping(damping)
+    inner = scale_by_curvature(
+        curvature,
+        damping=rule,
+        decay=decay,
+        solver=solver,
+        refresh=refresh,
+        seed=seed,
+    )
+
+    def init(params):
+        state = inner.init(params)
+        dtype = state.health.damping.dtype
+        return SpringState(
+            jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
+        )
+
+    def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
+        if rows is not None:
+            raise ValueError(
+                "scale_by_spring solves for g + λ μ φ_before, and rows= are of the "
+                "gradient g alone: leave them out."
+            )
+        tree.check_kept(state.direction, updates)
+        dtype = state.solve.health.damping.dtype
+        strength = rule(state.solve.count) if damping is None else damping
+        pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
+        pulled = jax.tree.map(
+            lambda g, d: g + pull.astype(g.dtype) * d.astype(g.dtype),
+            updates,
+            state.direction,
+        )
+        direction, solve = inner.update(
+            pulled, state.solve, params, damping=strength, **extra_args
+        )
+        kept = tree.where(solve.health.skipped, state.direction, direction)
+        return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
+
+    return transformation(init, update)
+
+
+def scale_by_norm_constraint(
+    learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike = 1e-3
+) -> optax.GradientTransformationExtraArgs:
+    """Shrink φ so that the squared length of the step, |η φ|², is at most c.
+
+        φ ← φ min(1, √c / (η |φ|))
+
+    Args:
+        learning_rate: η, the same as that of the transformation that follows.
+        constraint: c > 0, in squared units of the parameters.
+
+    Raises:
+        ValueError: for a constraint that is known and not positive.
+    """
+    rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    check_number("constraint", constraint)
+    if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
+        raise ValueError(f"constraint must be positive, got {constraint}.")
+
+    def init(params):
+        tree.check_params(params)
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        square = rate(state.count) ** 2 * tree.inner(updates, updates)
+        outside = square > constraint
+        shrink = jnp.where(
+            outside, jnp.sqrt(constraint / jnp.where(outside, square, 1)), 1
+        )
+        updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(tree.increment(state.count))
+
+    return transformation(init, update)
