@@ -26,7 +26,7 @@ import natgrad as ng
 from benchmarks.problems import dense_apply, dense_layers
 from benchmarks.timing import environment
 from natgrad.curvature import Identity, Jacobi, Kronecker, MatrixFree, Nystrom
-from natgrad.solvers.conjugate_gradients import Residual
+from natgrad.solvers.conjugate_gradients import RelativeResidual
 
 PRECONDITIONERS = {
     "identity": Identity(),
@@ -66,7 +66,7 @@ def iterations(model, params, x, y, damping: float) -> dict[str, Any]:
     found = {}
     for name, preconditioner in PRECONDITIONERS.items():
         curvature = MatrixFree(
-            model, stop=Residual(1e-4, 5000), preconditioner=preconditioner
+            model, stop=RelativeResidual(1e-4, 5000), preconditioner=preconditioner
         )
         solve = jax.jit(lambda p, g, c=curvature: c.at(p, x).solution(g, damping))
         found[name] = solve(params, gradient)

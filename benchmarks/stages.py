@@ -44,13 +44,13 @@ def stages(
     key, damping = jax.random.PRNGKey(0), jnp.float32(damping)
     part = SubBatch(curvature, 4)
     metric = jax.jit(curvature.at)(params, x, None, key)
-    pieces = range(solver.pieces(metric))
-    prepare = lambda metric: tuple(solver.prepare(metric, damping, pieces))
+    pieces = range(solver.num_blocks(metric))
+    prepare = lambda metric: tuple(solver.factorize(metric, damping, pieces))
     kept = jax.jit(prepare)(metric)
     _, gradient, rows = jax.jit(curvature.value_grad_and_rows)(params, x, y)
-    apply = lambda m, kept, v: solver.apply(m, kept, v, damping).value
+    apply = lambda m, kept, v: solver.solve(m, kept, v, damping).value
     from_rows = lambda m, kept, v, rows: (
-        solver.reading(rows).apply(m, kept, v, damping).value
+        solver.with_row_factors(rows).solve(m, kept, v, damping).value
     )
     programs = {
         "gradient": (jax.value_and_grad(model.loss), params, x, y),

@@ -103,7 +103,7 @@ def policy(params, x):
 actor = ng.Model(policy, ng.families.NormalMeanLogScale())
 critic = ng.Model(network, ng.families.NormalMean())
 
-curvature = ng.curvature.MatrixFree(actor, stop=ng.krylov.Residual(1e-3, 10))
+curvature = ng.curvature.MatrixFree(actor, stop=ng.krylov.RelativeResidual(1e-3, 10))
 trust = ng.damping.TrustRegion(RADIUS, RATE)
 actor_tx = optax.chain(
     ng.scale_by_curvature(curvature, damping=1e-3, trust_region=trust),

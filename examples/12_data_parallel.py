@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 import natgrad as ng
 from natgrad.curvature import KFAC, Sampled
 from natgrad.metrics.kronecker import FactoredTikhonov
-from natgrad.transforms.distributed_inverse import Spread
+from natgrad.transforms.distributed_inverse import DistributedInverse
 
 SIZES = (64, 64, 32, 10)
 STEPS = 40
@@ -53,7 +53,7 @@ def transformation(curvature, mesh):
         curvature,
         damping=1e-2,
         decay=0.95,
-        solver=Spread(FactoredTikhonov(), mesh),
+        solver=DistributedInverse(FactoredTikhonov(), mesh),
         refresh=ng.Refresh(inverses=10),
         trust_region=ng.damping.TrustRegion(0.1, RATE),
     )

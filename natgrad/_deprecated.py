@@ -47,7 +47,33 @@ MODULES = {
     "weights": ("model.weights",),
 }
 # The module or class -> {a name before: the name now}.
-NAMES: dict[str, dict[str, str]] = {}
+NAMES = {
+    "control_flow": {
+        "any_member": "any_over_vmap",
+        "cleared": "zeros_unless",
+        "renewed": "cond_in_place",
+    },
+    "curvature.Curvature": {
+        "fixing": "with_frozen",
+        "following": "with_previous",
+        "instantaneous": "requires_batch",
+        "resolved": "specialize",
+    },
+    "curvature.SubBatch": {"fewest": "min_examples", "part": "subsample"},
+    "geometry": {
+        "bending": "christoffel_contraction",
+        "displaced": "retract_into_domain",
+    },
+    "layers": {"Diagonal": "DiagonalBlock", "Exact": "DenseBlock"},
+    "model.Model": {"fixing": "with_frozen"},
+    "solvers": {"KeptInverse": "CachedSolver", "Recalling": "StatefulSolver"},
+    "solvers.conjugate_gradients": {
+        "Fixed": "FixedIterations",
+        "Progress": "ModelDecrease",
+        "Residual": "RelativeResidual",
+    },
+    "transforms.distributed_inverse": {"Spread": "DistributedInverse"},
+}
 
 
 class OldModule(types.ModuleType):

@@ -22,7 +22,7 @@ from natgrad import tree
 from natgrad.typing import Array
 
 
-def renewed(due: Array, renew: Callable[[Any], Any], kept: Any) -> Any:
+def cond_in_place(due: Array, renew: Callable[[Any], Any], kept: Any) -> Any:
     """renew(kept) where due, else `kept` as it is.
 
     Under `vmap` it stays a conditional: all members renew where one is due.
@@ -32,10 +32,10 @@ def renewed(due: Array, renew: Callable[[Any], Any], kept: Any) -> Any:
         renew: gives a tree like its argument; may close over traced arrays.
         kept: a tree of arrays.
     """
-    return renewed_in_turn([due], renew, kept)
+    return repeat_in_place([due], renew, kept)
 
 
-def renewed_in_turn(
+def repeat_in_place(
     due: Sequence[Array], renew: Callable[[Any], Any], kept: Any
 ) -> Any:
     """renew(renew(… kept)), once for each of `due` that holds; compiled once.
@@ -49,22 +49,24 @@ def renewed_in_turn(
         return jax.tree.leaves(new)
 
     run, constants = lifted(flat, *leaves)
-    turns = sum(any_member(each).astype(jnp.int32) for each in due)
+    turns = sum(any_over_vmap(each).astype(jnp.int32) for each in due)
     pending = [turns > i for i in range(len(due))]
-    return jax.tree.unflatten(structure, _renewed(run, pending, constants, leaves))
+    return jax.tree.unflatten(
+        structure, _repeat_in_place(run, pending, constants, leaves)
+    )
 
 
-def cleared(usable: Array, values: Any) -> Any:
+def zeros_unless(usable: Array, values: Any) -> Any:
     """The tree `values` where usable, else zeros; moves nothing where usable."""
 
     def zero(values):
         return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
 
-    return renewed(~usable, zero, values)
+    return cond_in_place(~usable, zero, values)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _renewed(run: Callable, pending: list, constants: list, kept: list) -> list:
+def _repeat_in_place(run: Callable, pending: list, constants: list, kept: list) -> list:
     """One turn for each of `pending` that holds; those that do come first."""
 
     def turn(carried):
@@ -80,8 +82,8 @@ def _renewed(run: Callable, pending: list, constants: list, kept: list) -> list:
     return jax.lax.while_loop(lambda carried: carried[0][0], turn, (pending, kept))[1]
 
 
-@_renewed.defjvp
-def _renewed_jvp(run, primals, tangents):
+@_repeat_in_place.defjvp
+def _repeat_in_place_jvp(run, primals, tangents):
     def conditional(pending, constants, kept):
         def turn(kept, now):
             new = lambda: list(run(*constants, *kept))
@@ -95,7 +97,7 @@ def _renewed_jvp(run, primals, tangents):
 
 
 @custom_vmap
-def any_member(predicate: Array) -> Array:
+def any_over_vmap(predicate: Array) -> Array:
     """The predicate; under vmap, whether it holds for any member of the batch.
 
     Unbatched, so a `lax.cond` on it stays a conditional under vmap.
@@ -103,12 +105,12 @@ def any_member(predicate: Array) -> Array:
     return predicate
 
 
-@any_member.def_vmap
-def _any_member_vmap(axis_size, in_batched, predicate):
+@any_over_vmap.def_vmap
+def _any_over_vmap_rule(axis_size, in_batched, predicate):
     del axis_size
     if in_batched[0]:
         predicate = jnp.any(predicate, axis=0)
-    return any_member(predicate), False
+    return any_over_vmap(predicate), False
 
 
 def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:

@@ -31,8 +31,8 @@ import natgrad as ng
 from natgrad import curvature as of
 from natgrad import tree
 from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
-from natgrad.solvers.base import KeptInverse
-from natgrad.transforms.distributed_inverse import Spread
+from natgrad.solvers.base import CachedSolver
+from natgrad.transforms.distributed_inverse import DistributedInverse
 
 N, STEPS, RATE = 32, 3, 0.3
 EVERYWHERE = PartitionSpec()
@@ -103,7 +103,7 @@ def transformed(curvature, solver):
     return ng.scale_by_curvature(
         curvature,
         damping=0.01,
-        decay=0.0 if curvature.instantaneous else 0.9,
+        decay=0.0 if curvature.requires_batch else 0.9,
         solver=solver,
         refresh=ng.Refresh(inverses=1 if solver is None else 2),
     )
@@ -126,7 +126,7 @@ def device_step(curvature, tx):
 
     def step(params, state, x, y):
         draw = jax.random.split(state.key)[1]  # as `update` does
-        here = curvature.following(state.statistics)
+        here = curvature.with_previous(state.statistics)
         _, grads, statistics = here.value_and_grad(params, x, y, draw)
         updates, state = tx.update(grads, state, params, statistics=statistics)
         updates = jax.tree.map(lambda u: -RATE * u, updates)
@@ -192,7 +192,11 @@ def check(mesh, mode, name, dtype):
     make, spread = MODES[mode]
     start, x, y = problem(dtype)
     case = CASES[name]
-    solver = Spread(case.solver, mesh, mesh.axis_names) if spread else case.solver
+    solver = (
+        DistributedInverse(case.solver, mesh, mesh.axis_names)
+        if spread
+        else case.solver
+    )
     tx, step = make(case, model(dtype, case.apply), mesh, solver)
 
     put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
@@ -229,22 +233,22 @@ def draws(mesh):
     return bool(np.array_equal(sample(x), sample(split)))
 
 
-class Recorder(KeptInverse):
+class Recorder(CachedSolver):
     """Another inverse, and which of its pieces were made, as often as they were."""
 
     def __init__(self, solver):
         self.solver, self.made = solver, []
 
-    def prepare(self, metric, damping, which):
+    def factorize(self, metric, damping, which):
         for i in which:
             jax.debug.callback(lambda i=i: self.made.append(i))
-        return self.solver.prepare(metric, damping, which)
+        return self.solver.factorize(metric, damping, which)
 
-    def pieces(self, metric):
-        return self.solver.pieces(metric)
+    def num_blocks(self, metric):
+        return self.solver.num_blocks(metric)
 
-    def apply(self, *arguments):
-        return self.solver.apply(*arguments)
+    def solve(self, *arguments):
+        return self.solver.solve(*arguments)
 
 
 def shares(mesh):
@@ -264,7 +268,7 @@ def shares(mesh):
     recorder = Recorder(FactoredTikhonov())
     found, expected = (
         jax.jit(jax.value_and_grad(functools.partial(solved, solver), (0, 1)))
-        for solver in (Spread(recorder, mesh), FactoredTikhonov())
+        for solver in (DistributedInverse(recorder, mesh), FactoredTikhonov())
     )
     found, expected = (
         jax.tree.leaves(f(statistics, params)) for f in (found, expected)

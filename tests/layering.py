@@ -26,8 +26,8 @@ LAYERS = (
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
     "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
-    "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, which "
-    "gives the derivative of the solution",
+    "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, "
+    "which gives the derivative of the solution",
     "natgrad.metrics.kronecker": "the same, by eigenbases of constant factors",
     "natgrad.solvers.gram": "the same, by Gram matrices of constant rows",
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
@@ -42,7 +42,7 @@ OPTAX = {
     "natgrad.transforms": "makes a transformation of any curvature",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.inference.ivon": "is an optimizer of optax",
-    "natgrad.model.placeholders": "fills in the MaskedNodes that optax.masked leaves behind",
+    "natgrad.model.placeholders": "fills in what optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
 }
 X64 = {

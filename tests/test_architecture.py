@@ -126,7 +126,7 @@ def allowed(users, reasons, what, modules):
 
 
 def jaxprs_outside_layers(modules):
-    """Only `layers` reads programs, and `control_flow` lifts what a branch closes over."""
+    """Only `layers` reads programs, and `control_flow` lifts what they close over."""
     words = {"make_jaxpr", "eval_jaxpr", "ClosedJaxpr", "Jaxpr", "JaxprEqn"}
     for module in modules.values():
         if under(module.name, "natgrad.layers") or module.name == CONTROL_FLOW:
@@ -235,7 +235,10 @@ BROKEN = {
             made_up(transforms__a="from natgrad.curvature.dense import Dense"),
             "natgrad.curvature.dense",
         ),
-        (made_up(transforms__state="from natgrad.curvature import Dense"), "curvature.base is all"),
+        (
+            made_up(transforms__state="from natgrad.curvature import Dense"),
+            "curvature.base is all",
+        ),
     ],
     imports_of_chex: [(made_up(tree="import chex"), "tree imports chex")],
     files_that_only_reexport: [
@@ -282,7 +285,10 @@ def test_the_rule_finds_nothing_in_sources_that_keep_it(rule):
 
 def test_the_files_are_really_read():
     assert {"natgrad", "natgrad.tree", "natgrad.curvature.dense"} <= LIBRARY.keys()
-    targets = {i.target for i in imports(LIBRARY["natgrad.transforms.scale_by_curvature"], LIBRARY)}
+    targets = {
+        i.target
+        for i in imports(LIBRARY["natgrad.transforms.scale_by_curvature"], LIBRARY)
+    }
     assert {"optax", "natgrad.tree", "natgrad.curvature.base"} <= targets | {
         target.rpartition(".")[0] for target in targets
     }

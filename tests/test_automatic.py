@@ -36,7 +36,7 @@ def test_the_space_is_chosen_by_the_documented_rule(
     examples, features, outputs, expected
 ):
     model, params = linear(outputs, features)
-    chosen = Automatic(model).resolved(params)
+    chosen = Automatic(model).specialize(params)
     if isinstance(chosen, OfTheBatch):
         chosen = chosen.choice(params, jnp.zeros((examples, features)))
     assert type(chosen) is expected
@@ -139,11 +139,11 @@ def test_the_derivative_in_damping_survives_a_constant_curvature():
 def test_constant_hands_on_what_it_wraps():
     model, params, x, y = CASES["categorical"].problem()
     constant = Constant(Automatic(model))
-    assert type(constant.resolved(params)) is Constant
+    assert type(constant.specialize(params)) is Constant
     loss, gradient, statistics = jax.jit(constant.value_and_grad)(params, x, y)
     assert relative_error(loss, model.loss(params, x, y)) < 1e-12
     expected = jax.grad(model.loss)(params, x, y)
     assert relative_error(ravel(gradient), ravel(expected)) < 1e-12
     assert relative_error(statistics, dense_of(Dense(model), params, x)) < 1e-12
-    assert Constant(Gram(model)).instantaneous
-    assert not Constant(Dense(model)).instantaneous
+    assert Constant(Gram(model)).requires_batch
+    assert not Constant(Dense(model)).requires_batch

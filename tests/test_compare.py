@@ -205,7 +205,7 @@ def test_an_unnormalised_factor_is_flagged(broken):
 def test_curvatures_are_compared_as_they_are_given(problem):
     """With their labels and declared blocks, beside functions that make one."""
     model, *batch = problem
-    declared = {path: ng.layers.Diagonal() for path in tree.paths(batch[0])}
+    declared = {path: ng.layers.DiagonalBlock() for path in tree.paths(batch[0])}
     given = {
         "by hand": KFAC(model, declared=declared),
         "made": lambda model: KFAC(model, declared=declared),

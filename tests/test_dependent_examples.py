@@ -104,7 +104,7 @@ def test_kfac_of_a_linear_layer_with_dropped_inputs_is_exact():
     params = {"w": PARAMS["w"]}
     x = np.asarray(dependent.dropped(KEY, X))
     expected = np.kron(x.T @ x / len(x), np.eye(params["w"].shape[1]))
-    for declared in (None, {"w": layers.Exact()}):
+    for declared in (None, {"w": layers.DenseBlock()}):
         matrix = jax.jit(KFAC(model, declared=declared).at)(params, inputs).dense()
         assert relative_error(matrix, expected) < 1e-9
 

@@ -103,7 +103,7 @@ def test_the_solution_of_converged_conjugate_gradients_is_differentiated_implici
 
     def length(damping, iterations):
         curvature = ng.curvature.MatrixFree(
-            CASE.model(), stop=ng.krylov.Residual(max_iterations=iterations)
+            CASE.model(), stop=ng.krylov.RelativeResidual(max_iterations=iterations)
         )
         solution = curvature.at(params, x).solve(params, damping)
         return jnp.vdot(ravel(solution), ravel(params))

@@ -27,7 +27,7 @@ import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled, SubBatch
 from natgrad.layers.exchange import exchanges
 from natgrad.metrics.kronecker import FactoredTikhonov
-from natgrad.transforms.distributed_inverse import Spread, shared_out
+from natgrad.transforms.distributed_inverse import DistributedInverse, assign_greedily
 
 PROGRAM = Path(__file__).parent / "devices.py"
 LIMIT = {"float32": 1e-5, "float64": 1e-10}
@@ -259,7 +259,7 @@ def test_examples_that_are_not_there_cannot_be_spread():
 def test_shares_are_near_the_best(devices):
     """Graham's bound: at most 4/3 − 1/(3 D) of the shortest time there is."""
     costs = np.random.default_rng(devices).uniform(size=7) ** 3
-    shares = shared_out(costs, devices)
+    shares = assign_greedily(costs, devices)
     assert sorted(itertools.chain(*shares)) == list(range(7))
     best = min(
         np.bincount(choice, weights=costs, minlength=devices).max()
@@ -271,7 +271,7 @@ def test_shares_are_near_the_best(devices):
 
 def test_spread_says_what_it_needs():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
-    with pytest.raises(ValueError, match="KeptInverse"):
-        Spread(ng.solvers.cholesky, mesh)
+    with pytest.raises(ValueError, match="CachedSolver"):
+        DistributedInverse(ng.solvers.cholesky, mesh)
     with pytest.raises(ValueError, match="'batch'"):
-        Spread(FactoredTikhonov(), mesh, "batch")
+        DistributedInverse(FactoredTikhonov(), mesh, "batch")

@@ -175,7 +175,7 @@ def test_bending_is_the_symbols_contracted_with_the_velocity(name, chart):
     def both(v):
         gamma = ng.christoffel(v.point, 0.3)
         contracted = jnp.einsum("kij,i,j->k", gamma, v.components, v.components)
-        return contracted, ng.bending(v, 0.3).components
+        return contracted, ng.christoffel_contraction(v, 0.3).components
 
     contracted, bent = both(v)
     np.testing.assert_allclose(bent, contracted, 1e-10, 1e-12)

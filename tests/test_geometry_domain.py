@@ -175,7 +175,7 @@ def test_the_end_of_a_saturated_step_is_differentiable_in_the_start(way):
     """A step of the normal law out of {μ₂ > μ₁²}, against central differences."""
     family, d = MANIFOLDS["normal"].family, jnp.array([3.0, -2.0])
     chart = ng.charts(family)["expectation"]
-    end = jax.jit(lambda x: ng.displaced(chart, x, d))
+    end = jax.jit(lambda x: ng.retract_into_domain(chart, x, d))
     x, h = jnp.array([0.3, 1.53]), 1e-6
     differences = np.stack(
         [(end(x + e) - end(x - e)) / (2 * h) for e in h * np.eye(2)], axis=-1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natgrad.control_flow import cleared, renewed, renewed_in_turn
+from natgrad.control_flow import cond_in_place, repeat_in_place, zeros_unless
 
 X = jnp.linspace(0.5, 2.0, 4)
 
@@ -15,7 +15,7 @@ X = jnp.linspace(0.5, 2.0, 4)
 def step(due, scale, kept):
     """{"a": 3 s a², "n": n + 1} where due; the scale is closed over."""
     renew = lambda k: {"a": 3 * scale * k["a"] ** 2, "n": k["n"] + 1}
-    return renewed(due, renew, kept)
+    return cond_in_place(due, renew, kept)
 
 
 @pytest.mark.parametrize("due", [True, False])
@@ -49,7 +49,9 @@ def test_members_of_a_batch_renew_together_and_only_where_one_is_due():
 def test_nothing_is_copied_where_it_is_donated():
     """The program needs no second buffer for the matrix, and reuses the first."""
     matrix = jnp.ones((300, 300), jnp.float32)
-    program = jax.jit(lambda due, m: renewed(due, lambda m: m * 2, m), donate_argnums=1)
+    program = jax.jit(
+        lambda due, m: cond_in_place(due, lambda m: m * 2, m), donate_argnums=1
+    )
     memory = program.lower(True, matrix).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= matrix.nbytes
     assert memory.temp_size_in_bytes < matrix.nbytes
@@ -61,7 +63,7 @@ def test_nothing_is_copied_where_it_is_donated():
 def test_turns_follow_each_other_and_have_the_derivatives_of_what_is_composed(due):
     """s a², and s (s a²)² = s³ a⁴, by hand."""
     total = lambda scale, a: jnp.sum(
-        renewed_in_turn([jnp.array(d) for d in due], lambda k: scale * k**2, a)
+        repeat_in_place([jnp.array(d) for d in due], lambda k: scale * k**2, a)
     )
     value, by_scale, by_a = {
         2: lambda s: (s**3 * X**4, 3 * s**2 * X**4, 4 * s**3 * X**3),
@@ -80,7 +82,7 @@ def test_what_is_not_due_is_not_computed(turns):
 
     def run(due, wide, kept):
         renew = lambda k: k + jnp.sum(jnp.sin(wide))
-        return renewed_in_turn([due] * turns, renew, kept)
+        return repeat_in_place([due] * turns, renew, kept)
 
     text = jax.jit(run).lower(True, jnp.ones(600), 1.0).compile().as_text()
     inside, entry = text.split("\nENTRY")
@@ -91,7 +93,7 @@ def test_what_is_not_due_is_not_computed(turns):
 def test_a_tree_is_cleared_where_it_is_not_usable():
     tree = {"a": X * jnp.nan, "b": jnp.ones(2, jnp.float32)}
     for usable in (True, False):
-        found = jax.jit(cleared)(jnp.array(usable), tree)
+        found = jax.jit(zeros_unless)(jnp.array(usable), tree)
         for name, leaf in tree.items():
             assert found[name].dtype == leaf.dtype
             expected = leaf if usable else np.zeros(leaf.shape)

@@ -122,7 +122,7 @@ def test_ekfac_averages_scales_in_the_basis_it_holds():
     seen = [state.statistics for _, state in states(transformation("ekfac"), 5)]
     first = jax.jit(EKFAC(MODEL).estimate)(PARAMS, BATCHES[0])
     assert relative_error(ravel(seen[0].scales), ravel(first.scales)) < 1e-10
-    following = EKFAC(MODEL, period=3).following(seen[1])
+    following = EKFAC(MODEL, period=3).with_previous(seen[1])
     inside = jax.jit(following.estimate)(PARAMS, BATCHES[2])
     weight = 0.5 / (1 - 0.5**3)
     same = [
@@ -235,7 +235,7 @@ def test_the_fast_path_is_the_same_step():
 
     @jax.jit
     def both(state, x):
-        following = curvature.following(state.statistics)
+        following = curvature.with_previous(state.statistics)
         _, grads, statistics = following.value_and_grad(PARAMS, x, Y)
         fast, _ = tx.update(grads, state, PARAMS, statistics=statistics)
         return fast, *tx.update(grads, state, PARAMS, inputs=x)

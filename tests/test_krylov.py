@@ -14,9 +14,9 @@ from problems import CASES, dense_of, ravel, relative_error
 import natgrad as ng
 from natgrad.curvature import Identity, Jacobi, Kronecker, MatrixFree, Nystrom
 from natgrad.solvers.conjugate_gradients import (
-    Fixed,
-    Progress,
-    Residual,
+    FixedIterations,
+    ModelDecrease,
+    RelativeResidual,
     conjugate_gradients,
 )
 
@@ -55,11 +55,11 @@ def test_it_stops_when_the_residual_is_small_enough():
     matrix, v = system()
     counts = []
     for tolerance in (1e-2, 1e-5, 1e-9):
-        x, count = run(matrix, v, Residual(tolerance))
+        x, count = run(matrix, v, RelativeResidual(tolerance))
         assert jnp.linalg.norm(v - matrix @ x) < 1.1 * tolerance * jnp.linalg.norm(v)
         counts.append(int(count))
     assert counts[0] < counts[1] < counts[2]
-    assert run(matrix, v, Residual(1e-9, 3))[1] == 3
+    assert run(matrix, v, RelativeResidual(1e-9, 3))[1] == 3
 
 
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-3])
@@ -74,43 +74,45 @@ def test_it_stops_when_the_quadratic_model_stops_falling(epsilon):
         return i > k and values[i] < 0 and fall / values[i] < k * epsilon
 
     expected = next(i for i in range(45) if stops(i))
-    assert run(matrix, v, Progress(epsilon))[1] == expected
+    assert run(matrix, v, ModelDecrease(epsilon))[1] == expected
 
 
 def test_a_fixed_number_of_iterations_does_not_depend_on_values():
     matrix, v = system()
     many = jnp.stack([v, 0 * v, 1e-8 * v])
-    _, counts = jax.jit(jax.vmap(lambda v: run(matrix, v, Fixed(7))))(many)
+    _, counts = jax.jit(jax.vmap(lambda v: run(matrix, v, FixedIterations(7))))(many)
     assert counts.tolist() == [7, 7, 7]
-    x, _ = run(matrix, v, Fixed(300))  # far beyond convergence: nothing to divide by
+    x, _ = run(
+        matrix, v, FixedIterations(300)
+    )  # far beyond convergence: nothing to divide by
     assert relative_error(x, np.linalg.solve(matrix, v)) < 1e-9
 
 
 def test_under_vmap_a_fixed_loop_needs_no_mask():
     """The loop's condition must not look at the batch: it is a count alone."""
     matrix, v = system(8)
-    solve = jax.vmap(lambda v: run(matrix, v, Fixed(5))[0])
+    solve = jax.vmap(lambda v: run(matrix, v, FixedIterations(5))[0])
     condition = lambda solve: (
         str(jax.make_jaxpr(solve)(jnp.stack([v, v])))
         .split("cond_jaxpr=")[1]
         .split("cond_nconsts")[0]
     )
     assert "bool[2]" not in condition(solve)
-    by_residual = jax.vmap(lambda v: run(matrix, v, Residual(1e-3))[0])
+    by_residual = jax.vmap(lambda v: run(matrix, v, RelativeResidual(1e-3))[0])
     assert "bool[2]" in condition(by_residual)
 
 
 def test_a_start_saves_iterations_and_changes_no_solution():
     matrix, v = system()
     exact = jnp.linalg.solve(matrix, v)
-    cold, near = run(matrix, v, Residual(1e-6)), exact + 1e-4 * v
-    warm = run(matrix, v, Residual(1e-6), near)
+    cold, near = run(matrix, v, RelativeResidual(1e-6)), exact + 1e-4 * v
+    warm = run(matrix, v, RelativeResidual(1e-6), near)
     assert warm[1] < cold[1]
     # Ten times too long a start is as good: its best multiple is taken.
-    assert run(matrix, v, Residual(1e-6), 10 * near)[1] == warm[1]
+    assert run(matrix, v, RelativeResidual(1e-6), 10 * near)[1] == warm[1]
     for x, _ in (cold, warm):
         assert jnp.linalg.norm(v - matrix @ x) < 2e-6 * jnp.linalg.norm(v)
-    assert run(matrix, v, Residual(1e-6), 0 * v)[1] == cold[1]
+    assert run(matrix, v, RelativeResidual(1e-6), 0 * v)[1] == cold[1]
 
 
 def test_the_derivative_costs_one_more_solve_however_many_iterations():
@@ -118,12 +120,14 @@ def test_the_derivative_costs_one_more_solve_however_many_iterations():
     matrix, v = system()
 
     def memory(iterations):
-        objective = lambda m, v: jnp.sum(run(m, v, Residual(1e-12, iterations))[0] ** 2)
+        objective = lambda m, v: jnp.sum(
+            run(m, v, RelativeResidual(1e-12, iterations))[0] ** 2
+        )
         program = jax.jit(jax.grad(objective, (0, 1))).lower(matrix, v).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     assert memory(10) == memory(1000)
-    objective = lambda m, v: jnp.sum(run(m @ m.T, v, Residual(1e-13))[0] ** 2)
+    objective = lambda m, v: jnp.sum(run(m @ m.T, v, RelativeResidual(1e-13))[0] ** 2)
     exact = lambda m, v: jnp.sum(jnp.linalg.solve(m @ m.T, v) ** 2)
     for argument in (0, 1):
         given = jax.grad(objective, argument)(matrix + jnp.eye(40), v)
@@ -175,7 +179,7 @@ def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     )
     for name, preconditioner in PRECONDITIONERS.items():
         curvature = MatrixFree(
-            model, stop=Residual(1e-9), preconditioner=preconditioner
+            model, stop=RelativeResidual(1e-9), preconditioner=preconditioner
         )
         found = jax.jit(lambda p, g, c=curvature: c.at(p, x).solution(g, 1e-3))(
             params, gradient
@@ -197,7 +201,9 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     @jax.jit
     def iterations(params, gradient):
         return [
-            MatrixFree(model, stop=Residual(1e-6), preconditioner=preconditioner)
+            MatrixFree(
+                model, stop=RelativeResidual(1e-6), preconditioner=preconditioner
+            )
             .at(params, x)
             .solution(gradient, 1e-4)
             .iterations
@@ -211,7 +217,7 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
 @pytest.mark.slow
 def test_a_training_run_reports_iterations_and_starts_where_it_was():
     model, params, x, y = CASES["categorical"].problem()
-    stop = Residual(1e-3)
+    stop = RelativeResidual(1e-3)
 
     def run(tx):
         def step(carry, _):

@@ -17,8 +17,8 @@ from natgrad.layers import proof
 def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_paste():
     p = {"deep": {"w": zoo.normal(0, 3, 350), "v": zoo.normal(1, 350, 4)}}
     apply = lambda p, x: x @ jnp.exp(p["deep"]["w"]) @ jnp.sinh(p["deep"]["v"])
-    line = "declared={'deep/v': natgrad.layers.Diagonal(), "
-    line += "'deep/w': natgrad.layers.Diagonal()}"
+    line = "declared={'deep/v': natgrad.layers.DiagonalBlock(), "
+    line += "'deep/w': natgrad.layers.DiagonalBlock()}"
     with pytest.raises(ValueError, match=r"not understood.*deep/w.*exp") as error:
         layers.capture(apply, p, X)
     assert line in str(error.value)
@@ -45,7 +45,7 @@ def test_a_small_weight_that_is_not_understood_is_an_exact_block_by_name(apply):
     assert "w: exact block, not understood" in layers.report(apply, p, X)
 
 
-@pytest.mark.parametrize("treatment", [layers.Exact(), layers.Diagonal()])
+@pytest.mark.parametrize("treatment", [layers.DenseBlock(), layers.DiagonalBlock()])
 def test_a_declared_subtree_has_the_per_example_gradients(treatment):
     p = {"deep": {"w": zoo.normal(0, 3, 2), "c": zoo.normal(1, 2)}}
     apply = lambda p, x: x @ jnp.exp(p["deep"]["w"]) * p["deep"]["c"][None]
@@ -90,7 +90,9 @@ GRADIENT = {"gradient": layers.Gradient()}
 
 def test_a_declaration_that_names_nothing_is_an_error():
     with pytest.raises(ValueError, match="names no parameter"):
-        layers.capture(zoo.mlp, zoo.mlp_params(), X, declared={"w9": layers.Exact()})
+        layers.capture(
+            zoo.mlp, zoo.mlp_params(), X, declared={"w9": layers.DenseBlock()}
+        )
 
 
 def test_uses_that_disagree_about_inputs_and_outputs_are_an_error():

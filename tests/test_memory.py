@@ -82,7 +82,7 @@ def test_layers_never_hold_all_score_columns(form):
 def test_the_automatic_choice_sees_memory():
     """M = 6000 columns of 6000 parameters make a matrix of 36 million numbers."""
     model, params, _ = of_many_classes(1500)
-    chosen = Automatic(model).resolved(params)
+    chosen = Automatic(model).specialize(params)
     x = jax.ShapeDtypeStruct((N, FEATURES), jnp.float32)
     assert type(chosen.choice(params, x)) is MatrixFree
     few = jax.ShapeDtypeStruct((2, FEATURES), jnp.float32)

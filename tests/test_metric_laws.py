@@ -138,7 +138,7 @@ def test_bfloat16_parameters_keep_float32_statistics(name):
         for leaf in jax.tree.leaves(statistics)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    assert floating or curvature.instantaneous
+    assert floating or curvature.requires_batch
     assert {str(leaf.dtype) for leaf in floating} <= {"float32"}
     given = jitted_laws(name, half, x, y, vector(half))
     full = dense_of(curvature, params, x.astype(jnp.float32), y, KEY)

@@ -216,7 +216,7 @@ def searched(search):
 def masked(row, params, extra):
     """A part of the parameters; `kfac` has to know the others when it is made."""
     layerwise = row.make.__name__ in LAYERWISE
-    tx = row.tx(MODEL.fixing(params) if layerwise else MODEL)
+    tx = row.tx(MODEL.with_frozen(params) if layerwise else MODEL)
     return one(optax.masked(tx, HALF), params, extra | {"model_params": params})
 
 
@@ -289,5 +289,5 @@ def test_a_wrapper_gives_the_bare_update_or_says_why_not(name, column, tolerance
 
 @pytest.mark.parametrize("name", sorted(LAYERWISE))
 def test_a_masked_layer_curvature_says_that_it_needs_the_whole_tree_at_init(name):
-    with pytest.raises(ValueError, match=r"build it from model.fixing\(params\)"):
+    with pytest.raises(ValueError, match=r"build it from model.with_frozen\(params\)"):
         optax.masked(ROWS[name].tx(), HALF).init(start())

@@ -108,10 +108,10 @@ def test_statistics_and_observe_give_the_update_that_inputs_give(name, tolerance
         grads = gradient_of(params)
         key = jax.random.split(find(state).key)[1]
         loss, same_grads, statistics = curvature.value_and_grad(params, X, Y, key)
-        batch = {"inputs": X, "targets": Y} if curvature.instantaneous else {}
+        batch = {"inputs": X, "targets": Y} if curvature.requires_batch else {}
         given = tx.update(grads, state, params, inputs=X, targets=Y)
         fast = tx.update(same_grads, state, params, statistics=statistics, **batch)
-        if curvature.instantaneous:
+        if curvature.requires_batch:
             return given, fast, given, (loss, same_grads)
         seen = ng.observe(curvature, state, params, inputs=X, targets=Y)
         return given, fast, tx.update(grads, seen, params), (loss, same_grads)

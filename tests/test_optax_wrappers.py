@@ -42,7 +42,7 @@ import natgrad as ng
 def test_masked_solves_with_the_principal_submatrix(name, tolerance):
     params, grads = start(), gradient_of(start())
     inner = ng.scale_by_curvature(curvature_of(name), damping=LAMBDA)
-    of_part = ng.CURVATURES[name](MODEL.fixing(params))
+    of_part = ng.CURVATURES[name](MODEL.with_frozen(params))
     masked = ng.scale_by_curvature(of_part, damping=LAMBDA)
     tx = optax.masked(masked, {"w": True, "b": False})
 

@@ -11,7 +11,7 @@ from problems import relative_error
 
 import natgrad as ng
 from natgrad.solvers.gram import gram_solution, sample_space_solution
-from natgrad.solvers.jacobian_blocks import Explicit, Factored, Lookups
+from natgrad.solvers.jacobian_blocks import DenseRows, EmbeddingBlock, LinearBlock
 from natgrad.solvers.score_jacobian import Jacobian
 
 # (decay, λ) -> relative error in float32 of Cholesky with three refinements through B,
@@ -40,7 +40,7 @@ def rows_of(decay, count=60, size=90, dtype="float32", seed=0):
 def jacobian(rows):
     """B given by its rows."""
     layout = ng.tree.Layout.of(rows[0])
-    piece = Explicit((rows[None, :, None, :, None],))
+    piece = DenseRows((rows[None, :, None, :, None],))
     return Jacobian(layout, None, (piece,), None)
 
 
@@ -183,10 +183,10 @@ def piece_of(kind):
     x = jax.random.normal(keys[1], (layers, examples, positions, 5))
     index = jax.random.randint(keys[2], (layers, examples, positions), 0, 6)
     return {
-        "factored": Factored(x, g, False),
-        "factored with bias": Factored(x, g, True),
-        "one position": Factored(x[:, :, :1], g[..., :1, :], True),
-        "lookups": Lookups(index.astype(g.dtype), g, 5),  # 5 is outside: no row
+        "factored": LinearBlock(x, g, False),
+        "factored with bias": LinearBlock(x, g, True),
+        "one position": LinearBlock(x[:, :, :1], g[..., :1, :], True),
+        "lookups": EmbeddingBlock(index.astype(g.dtype), g, 5),  # 5 is outside: no row
     }[kind]
 
 

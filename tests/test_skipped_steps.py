@@ -38,7 +38,7 @@ AT_THE_LABELS = {"a label out of range": {"y": np.array([0, 1, CLASSES, 2])}}
 def program(name):
     """update(state, grads, x, y, damping), compiled; averaging where it can be."""
     curvature = ng.CURVATURES[name](MODEL)
-    decay = 0.0 if curvature.instantaneous else 0.5
+    decay = 0.0 if curvature.requires_batch else 0.5
 
     def of(damping):
         return ng.scale_by_curvature(curvature, damping=damping, decay=decay)

@@ -195,7 +195,7 @@ def test_conjugate_gradients_stop_at_the_given_number_of_iterations():
     exact = jax.jit(lambda p: whole.at(p, x).solve(p, 1e-3))(params)
     errors = []
     for iterations in (1, 4, 16):
-        stop = krylov.Residual(max_iterations=iterations)
+        stop = krylov.RelativeResidual(max_iterations=iterations)
         curvature = ng.curvature.MatrixFree(model, stop=stop)
         given = jax.jit(lambda p, c=curvature: c.at(p, x).solve(p, 1e-3))(params)
         errors.append(relative_error(ravel(given), ravel(exact)))

@@ -48,14 +48,18 @@ def test_without_a_key_it_is_every_kth_from_the_first():
 
 
 def test_a_smaller_part_than_the_fewest_is_not_taken():
-    """Of N examples at least `fewest`: every second where every third are too few."""
+    """Of N examples at least `min_examples`: every 2nd where every 3rd are too few."""
     few = N // 2
     assert few > N // 3
-    given = SubBatch(KFAC(MODEL, Empirical()), 3, fewest=few).estimate(PARAMS, X, Y)
+    given = SubBatch(KFAC(MODEL, Empirical()), 3, min_examples=few).estimate(
+        PARAMS, X, Y
+    )
     rows = 2 * np.arange(few)
     expected = KFAC(MODEL, Empirical()).estimate(PARAMS, X[rows], Y[rows])
     assert relative_error(ravel(given), ravel(expected)) < 1e-10
-    given = SubBatch(KFAC(MODEL, Empirical()), 3, fewest=2 * N).estimate(PARAMS, X, Y)
+    given = SubBatch(KFAC(MODEL, Empirical()), 3, min_examples=2 * N).estimate(
+        PARAMS, X, Y
+    )
     expected = KFAC(MODEL, Empirical()).estimate(PARAMS, X, Y)
     assert relative_error(ravel(given), ravel(expected)) < 1e-10
 
@@ -82,7 +86,7 @@ def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match="integer >= 1"):
         SubBatch(KFAC(MODEL), 0)
     with pytest.raises(ValueError, match="number of examples"):
-        SubBatch(KFAC(MODEL), 2, fewest=0)
+        SubBatch(KFAC(MODEL), 2, min_examples=0)
     with pytest.raises(ValueError, match="keeps no statistics"):
         SubBatch(Gram(MODEL), 2)
     with pytest.raises(ValueError, match="leading axis"):

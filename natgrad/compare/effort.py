@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natgrad.solvers.conjugate_gradients import Residual
+from natgrad.solvers.conjugate_gradients import RelativeResidual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Effort:
     memory: float = 4e9
     probes: int = 8
     iterations: int = 16
-    stop: Residual = Residual(1e-4, 300)  # noqa: RUF009 (frozen, without state)
+    stop: RelativeResidual = RelativeResidual(1e-4, 300)  # noqa: RUF009 (frozen, without state)
     draws: int = 199
     factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
     charts: int = 1

@@ -29,7 +29,7 @@ from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
 from natgrad.curvature.visits import ELEMENTS
 from natgrad.curvature.whole import column_count
 from natgrad.metrics.base import Metric
-from natgrad.solvers.conjugate_gradients import Residual
+from natgrad.solvers.conjugate_gradients import RelativeResidual
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
@@ -38,7 +38,7 @@ AVERAGED, FORMED = 512, 4096
 # M up to which an M×M matrix is factorised.
 SAMPLES = 8192
 # Of conjugate gradients; whether they got there stands in the state's health.
-STOP = Residual(1e-5, 250)
+STOP = RelativeResidual(1e-5, 250)
 
 
 @final
@@ -46,7 +46,7 @@ STOP = Residual(1e-5, 250)
 class Automatic(Delegate):
     """The exact Fisher, in the space that suits the sizes."""
 
-    def resolved(self, params: Params) -> Curvature:
+    def specialize(self, params: Params) -> Curvature:
         """`Dense` for few parameters, else a choice for each batch."""
         few = Layout.of(params).size <= AVERAGED
         return (Dense if few else OfTheBatch)(self.model, self.labels)
@@ -57,7 +57,7 @@ class Automatic(Delegate):
 class OfTheBatch(Curvature):
     """Sample space, parameter space or matrix-free, for the batch at hand."""
 
-    instantaneous: ClassVar[bool] = True
+    requires_batch: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
         """A key."""

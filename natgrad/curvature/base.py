@@ -4,7 +4,7 @@
 
 `estimate` is what a moving average runs over (K-FAC averages factors, not matrices),
 `metric` is what is solved. A curvature is a specification, a frozen dataclass; arrays
-are in what `following` makes of it for one estimate.
+are in what `with_previous` makes of it for one estimate.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Curvature(abc.ABC):
     Attributes:
         model: whose Fisher information.
         labels: over which labels: `Exact()`, `Sampled(n)`, `Empirical()`, `Centred()`.
-        instantaneous: does the metric need the current batch, beside the statistics?
+        requires_batch: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
     """
 
     model: Model
     labels: Labels = Exact()  # noqa: RUF009 (frozen, without state)
 
-    instantaneous: ClassVar[bool] = False
+    requires_batch: ClassVar[bool] = False
 
     def __post_init__(self):
         if not isinstance(self.model, Model):
@@ -121,12 +121,12 @@ class Curvature(abc.ABC):
         """(loss, gradient) of one batch, with the parts of it on all devices."""
         return jax.value_and_grad(self.model.loss)(params, inputs, targets)
 
-    def resolved(self, params: Params) -> Curvature:
+    def specialize(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes: itself, unless it chooses."""
         del params
         return self
 
-    def following(self, statistics: Statistics) -> Curvature:
+    def with_previous(self, statistics: Statistics) -> Curvature:
         """This curvature for a batch that continues from averaged statistics.
 
         Itself, where an estimate does not depend on what came before. Where it does
@@ -157,24 +157,24 @@ class Curvature(abc.ABC):
 
         return jax.tree.map(mix, statistics, estimate)
 
-    def fixing(self, model_params: Params) -> Curvature:
-        """This curvature for a part of the parameters: see `Model.fixing`."""
-        return dataclasses.replace(self, model=self.model.fixing(model_params))
+    def with_frozen(self, model_params: Params) -> Curvature:
+        """This curvature for a part of the parameters: see `Model.with_frozen`."""
+        return dataclasses.replace(self, model=self.model.with_frozen(model_params))
 
 
 class Delegate(Curvature):
     """A curvature that is another one, chosen or changed: no approximation of its own.
 
-    What `resolved` gives must not choose again.
+    What `specialize` gives must not choose again.
     """
 
     @abc.abstractmethod
-    def resolved(self, params: Params) -> Curvature:
+    def specialize(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes."""
 
     def init(self, params: Params) -> Statistics:
         """That of what is chosen."""
-        return self.resolved(params).init(params)
+        return self.specialize(params).init(params)
 
     def estimate(
         self,
@@ -184,7 +184,7 @@ class Delegate(Curvature):
         key: Key | None = None,
     ) -> Statistics:
         """That of what is chosen."""
-        return self.resolved(params).estimate(params, inputs, targets, key)
+        return self.specialize(params).estimate(params, inputs, targets, key)
 
     def metric(
         self,
@@ -194,10 +194,10 @@ class Delegate(Curvature):
         targets: Array | None = None,
     ) -> Metric:
         """That of what is chosen."""
-        return self.resolved(params).metric(statistics, params, inputs, targets)
+        return self.specialize(params).metric(statistics, params, inputs, targets)
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
         """That of what is chosen."""
-        return self.resolved(params).value_and_grad(params, inputs, targets, key)
+        return self.specialize(params).value_and_grad(params, inputs, targets, key)

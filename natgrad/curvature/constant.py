@@ -38,13 +38,13 @@ class Constant(Delegate):
         object.__setattr__(self, "labels", self.curvature.labels)
 
     @property
-    def instantaneous(self) -> bool:
+    def requires_batch(self) -> bool:
         """As the curvature itself."""
-        return self.curvature.instantaneous
+        return self.curvature.requires_batch
 
-    def resolved(self, params: Params) -> Curvature:
+    def specialize(self, params: Params) -> Curvature:
         """The choice made for these parameters, kept constant."""
-        chosen = self.curvature.resolved(params)
+        chosen = self.curvature.specialize(params)
         return self if chosen is self.curvature else Constant(chosen)
 
     def init(self, params: Params) -> Statistics:
@@ -92,9 +92,9 @@ class Constant(Delegate):
         """Those of the curvature, of the whole batch."""
         return self.curvature.loss_and_gradient(params, inputs, targets)
 
-    def following(self, statistics: Statistics) -> Constant:
+    def with_previous(self, statistics: Statistics) -> Constant:
         """The curvature's, constant."""
-        return Constant(self.curvature.following(statistics))
+        return Constant(self.curvature.with_previous(statistics))
 
     def accumulate(
         self, statistics: Statistics, estimate: Statistics, weight: Array
@@ -102,6 +102,6 @@ class Constant(Delegate):
         """As the curvature does."""
         return self.curvature.accumulate(statistics, estimate, weight)
 
-    def fixing(self, model_params: Params) -> Constant:
+    def with_frozen(self, model_params: Params) -> Constant:
         """The curvature's, constant."""
-        return Constant(self.curvature.fixing(model_params))
+        return Constant(self.curvature.with_frozen(model_params))

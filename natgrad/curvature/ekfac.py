@@ -29,12 +29,12 @@ from typing import NamedTuple, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.control_flow import any_member, renewed
+from natgrad.control_flow import any_over_vmap, cond_in_place
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.layers import Expand, ProjectedSquares
 from natgrad.metrics.eigenbasis import EigenbasisMetric, eigenbases, rotate
-from natgrad.solvers.base import turns
+from natgrad.solvers.base import stagger
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, increment
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -76,7 +76,8 @@ class EKFAC(LayerCurvature):
     Attributes:
         sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.
         period: estimates between two refreshes of a layer's basis.
-        previous: the average that the next estimate continues from: see `following`.
+        previous: the average that the next estimate continues from: see
+        `with_previous`.
     """
 
     sharing: Expand = Expand()  # noqa: RUF009 (frozen, without state)
@@ -113,7 +114,9 @@ class EKFAC(LayerCurvature):
         if self.previous is None:
             bases = own()
         else:
-            bases = renewed(self.previous.age == 0, lambda _: own(), self._turned())
+            bases = cond_in_place(
+                self.previous.age == 0, lambda _: own(), self._turned()
+            )
         names = [block.name for block in self.captured(params, inputs).blocks]
         pairs = dict(zip(names, zip(*bases, strict=True), strict=True))
 
@@ -127,7 +130,7 @@ class EKFAC(LayerCurvature):
 
         return {**asked, "squares": ProjectedSquares(pairs)}, keep
 
-    def following(self, statistics: Statistics) -> EKFAC:
+    def with_previous(self, statistics: Statistics) -> EKFAC:
         """EKFAC that measures in the basis of `statistics`, refreshed if it is due."""
         return dataclasses.replace(self, previous=statistics)
 
@@ -150,7 +153,7 @@ class EKFAC(LayerCurvature):
             bases=estimate.bases, age=increment(statistics.age, period=self.period)
         )
 
-    def kept_metric(
+    def metric_from_statistics(
         self, statistics: EigenStatistics, layout: Layout, blocks: Callable[[], Blocks]
     ) -> EigenbasisMetric:
         """The diagonals in their bases as a metric."""
@@ -174,11 +177,11 @@ class EKFAC(LayerCurvature):
         """The previous bases, those whose turn it is made anew from the factors."""
         factors, (left, right), _, age = self.previous
         left, right = list(left), list(right)
-        for turn, group in turns(len(right), self.period):
+        for turn, group in stagger(len(right), self.period):
             mine = KroneckerFactors(*(tuple(f[i] for i in group) for f in factors))
             old = Bases(*(tuple(b[i] for i in group) for b in (left, right)))
             due = (age > 0) & (age % self.period == turn)
-            new = renewed(due, lambda _, mine=mine: bases_of(mine), old)
+            new = cond_in_place(due, lambda _, mine=mine: bases_of(mine), old)
             for i, u_a, u_g in zip(group, *new, strict=True):
                 left[i], right[i] = u_a, u_g
         return Bases(tuple(left), tuple(right))
@@ -204,4 +207,4 @@ def _carried(scales: Array, old: Sequence, new: Sequence) -> Array:
     moved = jnp.any(right != new_right)
     if left is not None:
         moved = moved | jnp.any(left != new_left)
-    return jax.lax.cond(any_member(moved), carry, lambda: scales)
+    return jax.lax.cond(any_over_vmap(moved), carry, lambda: scales)

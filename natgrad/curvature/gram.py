@@ -38,7 +38,12 @@ from natgrad.curvature.visits import visits
 from natgrad.curvature.whole import whole_columns
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metrics.gram import GramMetric
-from natgrad.solvers.jacobian_blocks import Explicit, Factored, Lookups, Piece
+from natgrad.solvers.jacobian_blocks import (
+    DenseRows,
+    EmbeddingBlock,
+    JacobianBlock,
+    LinearBlock,
+)
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -65,7 +70,7 @@ class Gram(Curvature):
 
     declared: Mapping[str, Any] | None = None
 
-    instantaneous: ClassVar[bool] = True
+    requires_batch: ClassVar[bool] = True
 
     def init(self, params: Params) -> GramStatistics:
         """A key."""
@@ -177,7 +182,7 @@ class Gram(Curvature):
         rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None]  # [K, N, 1, P, 1]
         scale = jnp.sqrt(found.total).astype(layout.dtype)
         centre = self._centre(roots[:, 0], found.total)
-        return Jacobian(layout, None, (Explicit((rows / scale,)),), centre)
+        return Jacobian(layout, None, (DenseRows((rows / scale,)),), centre)
 
     def _require(self, samples: int, rows: int, params: Params) -> None:
         layout = Layout.of(params)
@@ -198,7 +203,7 @@ def _wanted(block: Block) -> dict[str, layers.Statistic]:
     return {"rows": RowFactors() if cheap else PerExample()}
 
 
-def _piece(block: Block, one: Any, each: Array) -> Piece:
+def _piece(block: Block, one: Any, each: Array) -> JacobianBlock:
     """B's columns of a block, from what one pull gave and from what each gave.
 
     The last two, three or four axes of each array are a row's own; before them come
@@ -207,9 +212,9 @@ def _piece(block: Block, one: Any, each: Array) -> Piece:
     if not isinstance(one, dict):  # [K, N, lead..., I, O]
         rows = each.reshape((*each.shape[:2], -1, block.rows, block.outputs))
         matrix, bias = rows[..., : block.inputs, :], rows[..., block.inputs :, :]
-        return Explicit((matrix, bias) if block.bias else (matrix,))
+        return DenseRows((matrix, bias) if block.bias else (matrix,))
     flat = lambda a, axes, own: a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
     g = flat(each, each.shape[:1], 3)
     if "index" in one:
-        return Lookups(flat(one["index"], (), 2), g, block.inputs)
-    return Factored(flat(one["x"], (), 3), g, block.bias)
+        return EmbeddingBlock(flat(one["index"], (), 2), g, block.inputs)
+    return LinearBlock(flat(one["x"], (), 3), g, block.bias)

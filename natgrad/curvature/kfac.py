@@ -88,7 +88,7 @@ class KFAC(LayerCurvature):
             sum(sizes),
             largest.dtype,
             f"K-FAC's factors, the largest those of {name}",
-            f"declared={{{name}: natgrad.layers.Diagonal()}} or LayerDiagonal",
+            f"declared={{{name}: natgrad.layers.DiagonalBlock()}} or LayerDiagonal",
         )
         zeros = made()
         return KroneckerFactors(
@@ -138,7 +138,7 @@ class KFAC(LayerCurvature):
             {name: each["rows"] for name, each in found.items() if each},
         )
 
-    def kept_metric(
+    def metric_from_statistics(
         self,
         statistics: KroneckerFactors,
         layout: Layout,

@@ -56,7 +56,7 @@ class LayerDiagonal(LayerCurvature):
 
         return {"squares": Squares()}, keep
 
-    def kept_metric(
+    def metric_from_statistics(
         self, statistics: Array, layout: Layout, blocks: Callable[[], Blocks]
     ) -> DiagonalMetric:
         """The diagonal as a metric."""

@@ -37,8 +37,8 @@ class LayerCurvature(SummedCurvature):
     """A curvature from statistics of layers.
 
     Attributes:
-        declared: path of a parameter or subtree -> `natgrad.layers.Exact()` or
-            `natgrad.layers.Diagonal()`, for what is to be treated by hand.
+        declared: path of a parameter or subtree -> `natgrad.layers.DenseBlock()` or
+            `natgrad.layers.DiagonalBlock()`, for what is to be treated by hand.
     """
 
     declared: Mapping[str, Any] | None = None
@@ -54,7 +54,7 @@ class LayerCurvature(SummedCurvature):
         """What to ask of the layers, and what to keep of the answers."""
 
     @abc.abstractmethod
-    def kept_metric(
+    def metric_from_statistics(
         self, statistics: Statistics, layout: Layout, blocks: Callable[[], Blocks]
     ) -> Metric:
         """The metric of what `plan` keeps, in the dtype of the layout.
@@ -77,7 +77,9 @@ class LayerCurvature(SummedCurvature):
             if jnp.issubdtype(leaf.dtype, jnp.floating)
             else leaf
         )
-        return self.kept_metric(jax.tree.map(cast, statistics), layout, blocks)
+        return self.metric_from_statistics(
+            jax.tree.map(cast, statistics), layout, blocks
+        )
 
     def estimate(
         self,
@@ -88,7 +90,7 @@ class LayerCurvature(SummedCurvature):
     ) -> Statistics:
         """Of one batch; see `Curvature.estimate`."""
         self._check(params, inputs, targets, key)
-        params, key = self.local(params, inputs, targets, key)
+        params, key = self.to_device_local(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         return keep(*self.sums(wanted, params, inputs, targets, key))
 
@@ -97,7 +99,7 @@ class LayerCurvature(SummedCurvature):
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and pulls of one vjp."""
         self._check(params, inputs, targets, key)
-        params, key = self.local(params, inputs, targets, key)
+        params, key = self.to_device_local(params, inputs, targets, key)
         wanted, keep = self.plan(params, inputs, targets, key)
         captured = self.captured(params, inputs)
         z, pullback = captured.pull(wanted, params, inputs)
@@ -111,7 +113,7 @@ class LayerCurvature(SummedCurvature):
             scale = total**2  # the one column is −N times this cotangent
         else:
             scale, sums = 1, _over_columns(pullback, z, columns)
-        (loss, gradient), sums, total = self.everywhere(
+        (loss, gradient), sums, total = self.psum_over_devices(
             (loss, gradient), sums, total, params, inputs
         )
         return loss, gradient, keep(_ordered(sums, captured), total / scale)
@@ -154,7 +156,7 @@ class LayerCurvature(SummedCurvature):
             self.model, self.labels, z, params, inputs, targets, key
         )
         sums = _over_columns(pullback, z, columns)
-        _, sums, total = self.everywhere((), sums, total, params, inputs)
+        _, sums, total = self.psum_over_devices((), sums, total, params, inputs)
         return _ordered(sums, captured), total
 
     def captured(self, params: Params, inputs: Inputs = None) -> Captured:
@@ -185,8 +187,8 @@ class LayerCurvature(SummedCurvature):
             raise ValueError(
                 f"{type(self).__name__} traces the model at init, where optax.masked "
                 "and optax.multi_transform show it a part of the parameters only: "
-                "build it from model.fixing(params), with the whole tree, and pass "
-                f"model_params=params to update. The model itself says: {error}"
+                "build it from model.with_frozen(params), with the whole tree, and "
+                f"pass model_params=params to update. The model itself says: {error}"
             ) from error
 
     def example_weights(self, params: Params, inputs: Inputs) -> Array | None:

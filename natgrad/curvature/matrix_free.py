@@ -26,8 +26,12 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.preconditioners import Batch, Identity, Preconditioner, Product
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import Recalling, Solution
-from natgrad.solvers.conjugate_gradients import Residual, Stopping, conjugate_gradients
+from natgrad.solvers.base import Solution, StatefulSolver
+from natgrad.solvers.conjugate_gradients import (
+    RelativeResidual,
+    Stopping,
+    conjugate_gradients,
+)
 from natgrad.tree import Layout, metric_pytree, raw_key
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
@@ -53,15 +57,16 @@ class MatrixFree(Curvature):
     """F as an operator.
 
     Attributes:
-        stop: when conjugate gradients stop: `natgrad.krylov.Residual`, `Progress` or
-            `Fixed`.
+        stop: when conjugate gradients stop: `natgrad.krylov.RelativeResidual`,
+            `ModelDecrease` or
+            `FixedIterations`.
         preconditioner: `natgrad.curvature.Identity`, `Nystrom`, `Kronecker`, `Jacobi`.
     """
 
-    stop: Stopping = Residual()  # noqa: RUF009 (frozen, without state)
+    stop: Stopping = RelativeResidual()  # noqa: RUF009 (frozen, without state)
     preconditioner: Preconditioner = Identity()  # noqa: RUF009
 
-    instantaneous: ClassVar[bool] = True
+    requires_batch: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
         """Zero statistics of the preconditioner, and a key."""
@@ -192,26 +197,26 @@ class MatrixFreeMetric(Metric):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class WarmStart(Recalling):
+class WarmStart(StatefulSolver):
     """Conjugate gradients that start from the last step's solution.
 
     For `scale_by_curvature(MatrixFree(model), solver=WarmStart())`; the solution is
     kept in the optimizer's state, P numbers.
     """
 
-    def first(self, layout: Layout) -> Params:
+    def init(self, layout: Layout) -> Params:
         """Zeros like the parameters, in the working dtype."""
         return layout.split(jnp.zeros(layout.size, layout.dtype))
 
     def solution(
-        self, metric: MatrixFreeMetric, v: Params, damping: ArrayLike, memory: Params
+        self, metric: MatrixFreeMetric, v: Params, damping: ArrayLike, state: Params
     ) -> tuple[Solution, Params]:
-        """The solution from `memory`, and what to remember: itself."""
+        """The solution from `state`, and what to remember: itself."""
         if not isinstance(metric, MatrixFreeMetric):
             raise ValueError(
                 "WarmStart() is for the MatrixFree curvature, whose solves iterate; "
                 f"got a {type(metric).__name__}. Leave out solver=."
             )
-        found = metric.solution_from(memory, v, damping)
+        found = metric.solution_from(state, v, damping)
         layout = metric.layout
         return found, layout.split(layout.ravel(found.value))

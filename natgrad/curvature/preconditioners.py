@@ -182,12 +182,12 @@ class Kronecker(Preconditioner):
         """V -> (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹, layer by layer."""
         metric = KFAC(curvature.model, curvature.labels).metric(statistics, params)
         solver, layout = FactoredTikhonov(), metric.layout
-        pieces = solver.prepare(metric, damping, range(solver.pieces(metric)))
+        pieces = solver.factorize(metric, damping, range(solver.num_blocks(metric)))
         wide = jax.tree.map(lambda leaf: leaf.astype(layout.dtype), params)
         full = dataclasses.replace(metric, layout=Layout.of(wide))
 
         def apply(v):
-            solution = solver.apply(full, pieces, layout.split(v), damping)
+            solution = solver.solve(full, pieces, layout.split(v), damping)
             return layout.ravel(solution.value)
 
         return apply

@@ -41,12 +41,12 @@ class PullbackCurvature(SummedCurvature):
     ) -> Statistics:
         """The batch mean of `outer`; see `Curvature.estimate`."""
         self.labels.check(targets, key)
-        params, key = self.local(params, inputs, targets, key)
+        params, key = self.to_device_local(params, inputs, targets, key)
         jax.eval_shape(self.init, params)  # may it be formed at all?
         used = targets if self.labels.needs_targets else None
         found = visits(self.model, self.labels, params, inputs, used, key)
         sums, _ = found.fold_columns(self._collect(Layout.of(params)))
-        _, sums, total = self.everywhere((), sums, found.total, params, inputs)
+        _, sums, total = self.psum_over_devices((), sums, found.total, params, inputs)
         return self._centred(Layout.of(params), _mean(sums, total))
 
     def value_and_grad(
@@ -54,7 +54,7 @@ class PullbackCurvature(SummedCurvature):
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and one vjp."""
         self.labels.check(targets, key)
-        params, key = self.local(params, inputs, targets, key)
+        params, key = self.to_device_local(params, inputs, targets, key)
         jax.eval_shape(self.init, params)  # may it be formed at all?
         layout, model = Layout.of(params), self.model
 
@@ -65,7 +65,7 @@ class PullbackCurvature(SummedCurvature):
 
         found = visits(model, self.labels, params, inputs, targets, key)
         sums = found.fold_columns(self._collect(layout), loss)
-        _, sums, total = self.everywhere((), sums, found.total, params, inputs)
+        _, sums, total = self.psum_over_devices((), sums, found.total, params, inputs)
         sums, (value, gradient) = _mean(sums, total)
         return value, layout.unravel(gradient), self._centred(layout, sums)
 

@@ -35,34 +35,34 @@ class SubBatch(Delegate):
     Attributes:
         curvature: of which the statistics are; one that keeps a matrix.
         every: a whole number k >= 1; N // k examples are used, and at least one.
-        fewest: a smaller k is taken for batches of which fewer would be left.
+        min_examples: a smaller k is taken for batches of which fewer would be left.
     """
 
     model: Model = dataclasses.field(init=False)
     labels: Labels = dataclasses.field(init=False)
     curvature: Curvature
     every: int
-    fewest: int = 1
+    min_examples: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "model", self.curvature.model)
         object.__setattr__(self, "labels", self.curvature.labels)
-        batch.check_every("SubBatch(curvature, every)", self.every)
-        if not isinstance(self.fewest, int) or self.fewest < 1:
+        batch.check_stride("SubBatch(curvature, every)", self.every)
+        if not isinstance(self.min_examples, int) or self.min_examples < 1:
             raise ValueError(
-                "SubBatch(fewest=...) is a number of examples, an integer >= 1, got "
-                f"{self.fewest!r}."
+                "SubBatch(min_examples=...) is a number of examples, an integer >= 1, "
+                f"got {self.min_examples!r}."
             )
-        if self.curvature.instantaneous:
+        if self.curvature.requires_batch:
             raise ValueError(
                 f"{type(self.curvature).__name__} is solved with the whole batch and "
                 "keeps no statistics: give it fewer examples instead, or name a "
                 "curvature that keeps a matrix, such as natgrad.curvature.KFAC."
             )
 
-    def resolved(self, params: Params) -> Curvature:
+    def specialize(self, params: Params) -> Curvature:
         """The choice made for these parameters, of a part of the batch."""
-        chosen = self.curvature.resolved(params)
+        chosen = self.curvature.specialize(params)
         return self if chosen is self.curvature else self._of(chosen)
 
     def init(self, params: Params) -> Statistics:
@@ -90,7 +90,7 @@ class SubBatch(Delegate):
             count = batch.input_count(inputs, self.model.in_axes) or 1
             bits = tree.raw_key(key).reshape(-1)[-1]
             first = (bits % count).astype(jnp.int32)
-        inputs, targets = self.part(inputs, targets, first)
+        inputs, targets = self.subsample(inputs, targets, first)
         return self.curvature.estimate(params, inputs, targets, key)
 
     def metric(
@@ -102,7 +102,7 @@ class SubBatch(Delegate):
     ) -> Metric:
         """That of the curvature."""
         if inputs is not None:
-            inputs, targets = self.part(inputs, targets, 0)
+            inputs, targets = self.subsample(inputs, targets, 0)
         return self.curvature.metric(statistics, params, inputs, targets)
 
     def value_and_grad(
@@ -122,9 +122,9 @@ class SubBatch(Delegate):
         """Those of the curvature, of the whole batch."""
         return self.curvature.loss_and_gradient(params, inputs, targets)
 
-    def following(self, statistics: Statistics) -> SubBatch:
+    def with_previous(self, statistics: Statistics) -> SubBatch:
         """The curvature's, of a part of the batch."""
-        return self._of(self.curvature.following(statistics))
+        return self._of(self.curvature.with_previous(statistics))
 
     def accumulate(
         self, statistics: Statistics, estimate: Statistics, weight: Array
@@ -132,21 +132,21 @@ class SubBatch(Delegate):
         """As the curvature does."""
         return self.curvature.accumulate(statistics, estimate, weight)
 
-    def fixing(self, model_params: Params) -> SubBatch:
+    def with_frozen(self, model_params: Params) -> SubBatch:
         """The curvature's, of a part of the batch."""
-        return self._of(self.curvature.fixing(model_params))
+        return self._of(self.curvature.with_frozen(model_params))
 
-    def part(
+    def subsample(
         self, inputs: Inputs, targets: Array | None, first: ArrayLike
     ) -> tuple[Inputs, Any]:
         """The part of inputs and targets, from example `first` on."""
         every = self._every(inputs)
-        return batch.thinned(inputs, targets, self.model.in_axes, every, first)
+        return batch.subsample(inputs, targets, self.model.in_axes, every, first)
 
     def _of(self, curvature: Curvature) -> SubBatch:
-        return SubBatch(curvature, self.every, self.fewest)
+        return SubBatch(curvature, self.every, self.min_examples)
 
     def _every(self, inputs: Inputs) -> int:
-        """k, or less, so that `fewest` examples remain."""
+        """k, or less, so that `min_examples` examples remain."""
         count = batch.input_count(inputs, self.model.in_axes) or 1
-        return max(1, min(self.every, count // self.fewest))
+        return max(1, min(self.every, count // self.min_examples))

@@ -40,7 +40,7 @@ class SummedCurvature(Curvature):
         default=None, kw_only=True
     )
 
-    def local(
+    def to_device_local(
         self, params: Params, inputs: Inputs, targets: Array | None, key: Key | None
     ) -> tuple[Params, Key | None]:
         """Parameters and keys for derivatives on this device alone.
@@ -88,11 +88,11 @@ class SummedCurvature(Curvature):
         self, params: Params, inputs: Inputs, targets: Array
     ) -> tuple[Array, Params]:
         """(loss, gradient): the means over the examples of all devices."""
-        params, _ = self.local(params, inputs, targets, None)
+        params, _ = self.to_device_local(params, inputs, targets, None)
         means = super().loss_and_gradient(params, inputs, targets)
-        return self.everywhere(means, (), jnp.ones(()), params, inputs)[0]
+        return self.psum_over_devices(means, (), jnp.ones(()), params, inputs)[0]
 
-    def everywhere(
+    def psum_over_devices(
         self, means: Any, sums: Any, total: Array, params: Params, inputs: Inputs
     ) -> tuple[Any, Any, Array]:
         """Means and sums over this device's examples, and Σ_n ω_n, of all devices'."""
@@ -116,4 +116,4 @@ class SummedCurvature(Curvature):
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean over the examples of all devices."""
         mean = self.model.kl(params, other, inputs)
-        return self.everywhere(mean, (), jnp.ones_like(mean), params, inputs)[0]
+        return self.psum_over_devices(mean, (), jnp.ones_like(mean), params, inputs)[0]

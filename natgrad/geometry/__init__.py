@@ -21,8 +21,8 @@ from natgrad.geometry.connections import (
     LEVI_CIVITA,
     MIXTURE,
     amari_chentsov,
-    bending,
     christoffel,
+    christoffel_contraction,
     lowered_christoffel,
 )
 from natgrad.geometry.distance import distance, register_distance, shooting_distance
@@ -30,7 +30,7 @@ from natgrad.geometry.distance_normal import (
     known_covariance_distance,
     known_mean_distance,
 )
-from natgrad.geometry.domain import displaced
+from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.duality import (
     DualPotential,
     Potential,
@@ -84,11 +84,10 @@ __all__ = [
     "atlas_counts",
     "atlas_positive",
     "atlas_vectors",
-    "bending",
     "charts",
     "check",
     "christoffel",
-    "displaced",
+    "christoffel_contraction",
     "distance",
     "e_geodesic",
     "e_projection",
@@ -114,6 +113,7 @@ __all__ = [
     "register",
     "register_distance",
     "retract",
+    "retract_into_domain",
     "sharp",
     "shooting_distance",
     "transported",

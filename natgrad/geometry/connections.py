@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.geometry.charts import Map
-from natgrad.geometry.information import jacobians, raised
+from natgrad.geometry.information import jacobians, raise_index
 from natgrad.geometry.points import Point, Tangent, expected, mean_map
 from natgrad.typing import Array, ArrayLike
 
@@ -46,7 +46,7 @@ def christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
     lowered = lowered_christoffel(point, alpha)
     shape, size = point.coordinates.shape, point.coordinates.size
     columns = lowered.reshape(-1, size)
-    raise_one = lambda column: raised(point, column.reshape(shape)).ravel()
+    raise_one = lambda column: raise_index(point, column.reshape(shape)).ravel()
     return jax.vmap(raise_one)(columns).T.reshape(shape * 3)
 
 
@@ -66,13 +66,13 @@ def lowered_christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
     return lowered.reshape(x.shape * 3)
 
 
-def bending(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tangent:
+def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tangent:
     """Γ^(α)(v, v) in the tangent's chart, by second derivatives along v and one solve.
 
     Not a tangent in the strict sense: in another chart it is another vector. It is what
     a straight line of this chart lacks to be a geodesic.
     """
-    expected(Tangent, v, "bending")
+    expected(Tangent, v, "christoffel_contraction")
     x = v.point.coordinates
     natural, mean = v.point.chart.to_natural, mean_map(v.point)
 
@@ -83,4 +83,4 @@ def bending(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tangent:
 
     exponential, mixture = lowered(natural, mean), lowered(mean, natural)
     total = ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2
-    return Tangent(v.point, raised(v.point, total))
+    return Tangent(v.point, raise_index(v.point, total))

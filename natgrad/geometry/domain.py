@@ -40,13 +40,13 @@ STRAIGHT = 0.99  # θ
 _SMALLEST = -87.0  # of log t: the least normal number of float32
 
 
-def displaced(chart: Chart, x: Array, d: Array) -> Array:
+def retract_into_domain(chart: Chart, x: Array, d: Array) -> Array:
     """x + f d with 0 < f ≤ 1, a point of the chart's domain if x is one."""
     return displaced_part(chart, x, d)[0]
 
 
 def displaced_part(chart: Chart, x: Array, d: Array) -> tuple[Array, Array]:
-    """`displaced` and the part f of the step that was taken, shape ()."""
+    """`retract_into_domain` and the part f of the step that was taken, shape ()."""
     part = fraction(chart, x, d)
     end = x + part * d
     usable = inside(chart, end) | jnp.any(jnp.isnan(d))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.geometry.connections import LEVI_CIVITA, bending
+from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.points import Point, Tangent, expected, same_chart, same_family
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array, ArrayLike
@@ -79,7 +79,9 @@ def transported(
 
     def derivative(state):
         x, x_dot = state
-        return x_dot, -bending(Tangent(point.at(x), x_dot), alpha).components
+        return x_dot, -christoffel_contraction(
+            Tangent(point.at(x), x_dot), alpha
+        ).components
 
     def step(state, _):
         return extrapolated_midpoint(derivative, state, h), None

@@ -72,10 +72,10 @@ def flat(v: Tangent) -> Covector:
 def sharp(g: Covector) -> Tangent:
     """The tangent F⁻¹ g: the natural gradient, if g is a gradient."""
     expected(Covector, g, "sharp")
-    return Tangent(g.point, raised(g.point, g.components))
+    return Tangent(g.point, raise_index(g.point, g.components))
 
 
-def raised(point: Point, components: Array) -> Array:
+def raise_index(point: Point, components: Array) -> Array:
     """F⁻¹ g in the point's chart, shaped like the coordinates."""
     shape = components.shape
     matrix = fisher_matrix(point)

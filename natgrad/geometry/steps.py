@@ -1,9 +1,9 @@
 """Steps on a manifold: from a point along a tangent, never out of the domain.
 
-Every step ends with `natgrad.geometry.domain.displaced`, which states the construction
-and the proof that the end lies inside, for every step size and from every interior
-point, and that it is smooth. Shorter steps than 99 % of the way to the boundary are not
-changed at all, so each is its textbook form there:
+Every step ends with `natgrad.geometry.domain.retract_into_domain`, which states the
+construction and the proof that the end lies inside, for every step size and from every
+interior point, and that it is smooth. Shorter steps than 99 % of the way to the
+boundary are not changed at all, so each is its textbook form there:
 
     retract            x' = x + h v
     geodesic_retract   x' = x + h v − h²/2 Γ(v, v)
@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.geometry.charts import inside
-from natgrad.geometry.connections import LEVI_CIVITA, bending
-from natgrad.geometry.domain import displaced
+from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
+from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.geodesics import runge_kutta
 from natgrad.geometry.information import sharp
 from natgrad.geometry.points import Point, Tangent, expected, gradient
@@ -52,7 +52,7 @@ def retract(v: Tangent, h: ArrayLike = 1.0) -> Point:
     expected(Tangent, v, "retract")
     x = v.point.coordinates
     step = jnp.asarray(h, x.dtype) * v.components
-    return v.point.at(displaced(v.point.chart, x, step))
+    return v.point.at(retract_into_domain(v.point.chart, x, step))
 
 
 def geodesic_retract(
@@ -65,9 +65,9 @@ def geodesic_retract(
     expected(Tangent, v, "geodesic_retract")
     x = v.point.coordinates
     h = jnp.asarray(h, x.dtype)
-    bent = bending(v, alpha).components
+    bent = christoffel_contraction(v, alpha).components
     step = h * (v.components - h / 2 * bent)
-    return v.point.at(displaced(v.point.chart, x, step))
+    return v.point.at(retract_into_domain(v.point.chart, x, step))
 
 
 def natural_gradient(loss: Loss, point: Point) -> Tangent:
@@ -104,7 +104,7 @@ def flow_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
     velocity = lambda x: -natural_gradient(loss, point.at(x)).components
     end = runge_kutta(velocity, point.coordinates, h)
     step = end - point.coordinates
-    return point.at(displaced(point.chart, point.coordinates, step))
+    return point.at(retract_into_domain(point.chart, point.coordinates, step))
 
 
 class Proximal(NamedTuple):

@@ -26,7 +26,7 @@ from natgrad.families import (
     Normal,
 )
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.information import raised
+from natgrad.geometry.information import raise_index
 from natgrad.geometry.points import Point
 from natgrad.typing import Array
 
@@ -45,7 +45,7 @@ def value_and_dual_gradient(
         eta: where.
     """
     value, gradient = jax.value_and_grad(function)(eta)
-    return value, raised(Point(family, "natural", eta), gradient)
+    return value, raise_index(Point(family, "natural", eta), gradient)
 
 
 @value_and_dual_gradient.register

@@ -15,8 +15,8 @@ base measure
 
     η' = (1 − ρ) η + ρ ∇_μ E_q[log p(D | w) + log p(w) − h(w)].
 
-Domain. The step ends with `geometry.domain.displaced`: no step of any size leaves the
-domain, so precisions stay positive definite.
+Domain. The step ends with `geometry.domain.retract_into_domain`: no step of any size
+leaves the domain, so precisions stay positive definite.
 
 Damping. A step is halved until the ELBO at its end is finite. Where ρ, the ELBO or its
 gradient is not finite before the step, q stays as it is and ρ' is 0. Undamped steps of

@@ -30,7 +30,7 @@ Policies, all of them shown by `report`:
 - A parameter whose uses disagree otherwise, or are not understood, falls back to an
   exact block from per-example gradients, up to 1024 entries. Beyond, a vector keeps its
   diagonal, and a parameter of two axes or more is an error unless it is named in
-  `declared` (path -> `Exact()` or `Diagonal()`).
+  `declared` (path -> `DenseBlock()` or `DiagonalBlock()`).
 - Statistics that need to know which rows belong to which example refuse, with the
   reason, where that could not be found out.
 """
@@ -38,7 +38,7 @@ Policies, all of them shown by `report`:
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
-from natgrad.layers.declared import Diagonal, Exact
+from natgrad.layers.declared import DenseBlock, DiagonalBlock
 from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.proof import verify
 from natgrad.layers.recombined import Recombined, recombinable
@@ -60,9 +60,9 @@ __all__ = [
     "Block",
     "Captured",
     "DeclaredBlock",
+    "DenseBlock",
     "Dependence",
-    "Diagonal",
-    "Exact",
+    "DiagonalBlock",
     "Expand",
     "Gradient",
     "LayerBlock",

@@ -16,7 +16,7 @@ from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
 from natgrad.layers.captured import Captured, is_followed, walked
-from natgrad.layers.declared import Declared, Exact, Leaf, declaration
+from natgrad.layers.declared import Declared, DenseBlock, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
@@ -52,7 +52,8 @@ def capture(
         params: parameters, arrays or shapes.
         inputs: inputs, arrays or shapes.
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
-        declared: path of a parameter or subtree -> `Exact()` or `Diagonal()`, for what
+        declared: path of a parameter or subtree -> `DenseBlock()` or `DiagonalBlock()`,
+            for what
             is to be treated by hand.
 
     Raises:
@@ -182,7 +183,7 @@ def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> Non
         raise NotCapturedError(
             f"The parameter {name!r} reaches the outputs otherwise than by the uses "
             "that were found of it. Declare it instead: "
-            f"{declaration([name], Exact)}."
+            f"{declaration([name], DenseBlock)}."
         )
 
 

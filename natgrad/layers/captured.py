@@ -27,7 +27,7 @@ from natgrad.model import batch
 from natgrad.typing import Apply, Array, Inputs, Params
 
 # Statistics by name, for all blocks alike or chosen block by block.
-Wanted = Mapping[str, Statistic] | Callable[[Block], Mapping[str, Statistic]]
+StatisticRequest = Mapping[str, Statistic] | Callable[[Block], Mapping[str, Statistic]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class Captured:
         return jax.tree.unflatten(self._structure, results)
 
     def pull(
-        self, wanted: Wanted, params: Params, inputs: Inputs
+        self, wanted: StatisticRequest, params: Params, inputs: Inputs
     ) -> tuple[Any, Callable[[Any], tuple[Params, dict]]]:
         """One forward pass, and a pullback that can be called more than once.
 

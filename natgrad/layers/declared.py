@@ -16,16 +16,16 @@ EXACT_UP_TO = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class DenseBlock:
     """A subtree as one block with a full matrix, from per-example gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagonal:
+class DiagonalBlock:
     """A subtree by its diagonal only, from per-example gradients."""
 
 
-Declared = Mapping[str, Exact | Diagonal]
+Declared = Mapping[str, DenseBlock | DiagonalBlock]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def declared_blocks(
 
 def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Block:
     size = sum(math.prod(leaf.shape) for leaf in leaves)
-    diagonal = isinstance(treatment, Diagonal)
+    diagonal = isinstance(treatment, DiagonalBlock)
     return DeclaredBlock(
         name=name or "all",
         parameter=name,
@@ -103,16 +103,16 @@ def fallbacks(
         raise NotCapturedError(
             "These parameters are used in a way that is not understood, so their "
             f"curvature would be wrong: {each}. Rewrite those uses, or keep their "
-            f"diagonals: {declaration([leaf.name for leaf in large], Diagonal)}. "
-            "natgrad.layers.Exact() in its place keeps a whole matrix, the number of "
-            "parameters squared."
+            f"diagonals: {declaration([leaf.name for leaf in large], DiagonalBlock)}. "
+            "natgrad.layers.DenseBlock() in its place keeps a whole matrix, the number "
+            "of parameters squared."
         )
     return {
         leaf.index: [
             _by_hand(
                 leaf.name,
                 [leaf],
-                Exact() if small(leaf) else Diagonal(),
+                DenseBlock() if small(leaf) else DiagonalBlock(),
                 f"not understood: {reason}",
                 examples,
             )

@@ -20,7 +20,7 @@ import numpy as np
 
 from natgrad import tree
 from natgrad.layers import jaxprs
-from natgrad.layers.declared import Exact, declaration
+from natgrad.layers.declared import DenseBlock, declaration
 from natgrad.layers.statistics import Gradient
 from natgrad.layers.trials import (
     disagreement,
@@ -122,7 +122,7 @@ def _checked(names, rebuilt, gradient, limit: float) -> float:
             raise NotCapturedError(
                 f"The uses found of the parameter {name!r} do not account for its "
                 f"gradient: they differ by {error:.1e} relative. Declare it instead: "
-                f"{declaration([name], Exact)}."
+                f"{declaration([name], DenseBlock)}."
             )
     return worst
 

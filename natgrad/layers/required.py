@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock, memory
-from natgrad.layers.declared import Diagonal, Exact, declaration
+from natgrad.layers.declared import DenseBlock, DiagonalBlock, declaration
 from natgrad.layers.uses import Mixed
 from natgrad.model.errors import DoesNotFitError
 
@@ -28,7 +28,7 @@ def require_memory(block: Block) -> None:
             f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
             f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
             f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "
-            f"{declaration([block.parameter], Diagonal)}, or hold it fixed."
+            f"{declaration([block.parameter], DiagonalBlock)}, or hold it fixed."
         )
 
 
@@ -37,7 +37,7 @@ def refusal(block: Block, what: str) -> str:
     by_hand = (
         ""
         if block.mixed is Mixed.NO_EXAMPLES
-        else f", or declare the block: {declaration([block.parameter], Exact)}"
+        else f", or declare the block: {declaration([block.parameter], DenseBlock)}"
     )
     return (
         f"{what} of {block.name!r} need the rows of each example, but "

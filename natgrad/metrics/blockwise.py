@@ -94,7 +94,7 @@ class BlockwiseMetric(Metric):
         return found
 
 
-def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
+def kron_matvec(a: Array, g: Array) -> Callable[[Array], Array]:
     """V -> A V G, for A a matrix or the diagonal of one."""
 
     def apply(v):
@@ -106,7 +106,7 @@ def sandwich(a: Array, g: Array) -> Callable[[Array], Array]:
     return apply
 
 
-def from_rows(
+def kron_matvec_low_rank(
     a: Array, g: Array, block: Block, rows: Mapping[str, Array]
 ) -> Callable[[Array], Array]:
     """The same of V = Xᵀ C, which is not read: (X A)ᵀ (C G), for symmetric A.

@@ -3,7 +3,7 @@
     F_b = A ⊗ G,     F_b vec(V) = vec(A V G),     V [I (+1), O]
 
 for the block's matrix V (see `natgrad.layers`), or a stack of them. Two inverses, which
-can be kept between refreshes (`natgrad.solvers.KeptInverse`): the exact damped one, in
+can be kept between refreshes (`natgrad.solvers.CachedSolver`): the exact damped one, in
 the eigenbasis of both factors,
 
     (A ⊗ G + λI)⁻¹ V = U_A [ (U_Aᵀ V U_G) / (a gᵀ + λ) ] U_Gᵀ,
@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.layers import Block
-from natgrad.metrics.blockwise import BlockwiseMetric, from_rows, sandwich
+from natgrad.metrics.blockwise import BlockwiseMetric, kron_matvec, kron_matvec_low_rank
 from natgrad.metrics.eigenbasis import eigenbases, rotate
-from natgrad.solvers.base import KeptInverse, Solution
+from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
 from natgrad.solvers.spectral import damped_reciprocal, eigh
 from natgrad.tree import Layout, metric_pytree
@@ -57,7 +57,8 @@ class KroneckerMetric(BlockwiseMetric):
     def mv(self, v: Params) -> Params:
         """A V G for each block; Σ_b O(I² O + I O²)."""
         return self.blockwise(
-            v, [sandwich(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
+            v,
+            [kron_matvec(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)],
         )
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
@@ -67,8 +68,8 @@ class KroneckerMetric(BlockwiseMetric):
         F is singular to rounding.
         """
         exact = Eigenbasis()
-        every = exact.prepare(self, damping, range(exact.pieces(self)))
-        return exact.apply(self, every, v, damping)
+        every = exact.factorize(self, damping, range(exact.num_blocks(self)))
+        return exact.solve(self, every, v, damping)
 
     def dense(self) -> Array:
         """[P, P], the Kronecker products at their parameters' places."""
@@ -114,23 +115,23 @@ class Decomposed(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Eigenbasis(KeptInverse):
+class Eigenbasis(CachedSolver):
     """The exact damped inverse of the factors that were decomposed last.
 
     λ may change between refreshes: the decomposition does not contain it.
     """
 
-    def pieces(self, metric: KroneckerMetric) -> int:
+    def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block."""
         return len(metric.blocks)
 
-    def prepare(
+    def factorize(
         self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
     ) -> list[Decomposed]:
         """The decompositions of some blocks."""
         del damping
         factors = [(metric.inputs[i], metric.outputs[i]) for i in which]
-        fixed = jax.lax.stop_gradient(factors)  # implicit: see `apply`
+        fixed = jax.lax.stop_gradient(factors)  # implicit: see `solve`
         found = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
         return [
             Decomposed(a, g, left, right)
@@ -139,7 +140,7 @@ class Eigenbasis(KeptInverse):
             )
         ]
 
-    def apply(
+    def solve(
         self,
         metric: KroneckerMetric,
         prepared: Sequence[Decomposed],
@@ -174,7 +175,7 @@ class Inverted(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class FactoredTikhonov(KeptInverse):
+class FactoredTikhonov(CachedSolver):
     """Explicit inverses of the damped factors: not (F + λI)⁻¹.
 
     λ is that of the last refresh. A factor without trace has π = 1, so that the step
@@ -188,11 +189,11 @@ class FactoredTikhonov(KeptInverse):
 
     rows: Mapping[str, Mapping[str, Array]] | None = None
 
-    def pieces(self, metric: KroneckerMetric) -> int:
+    def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block."""
         return len(metric.blocks)
 
-    def prepare(
+    def factorize(
         self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
     ) -> list[Inverted]:
         """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks, for λ = 0 A⁺ and G⁺."""
@@ -215,7 +216,7 @@ class FactoredTikhonov(KeptInverse):
             inverted.append(Inverted(inverse, next(right), failed | dropped))
         return inverted
 
-    def apply(
+    def solve(
         self,
         metric: KroneckerMetric,
         prepared: Sequence[Inverted],
@@ -226,9 +227,9 @@ class FactoredTikhonov(KeptInverse):
         damping = jnp.asarray(damping, metric.layout.dtype)
         rows = self.rows or {}
         functions = [
-            from_rows(piece.inputs, piece.outputs, block, rows[block.name])
+            kron_matvec_low_rank(piece.inputs, piece.outputs, block, rows[block.name])
             if block.name in rows
-            else sandwich(piece.inputs, piece.outputs)
+            else kron_matvec(piece.inputs, piece.outputs)
             for block, piece in zip(metric.blocks, prepared, strict=True)
         ]
         rest, singular = metric.outer_inverse(damping)
@@ -236,7 +237,9 @@ class FactoredTikhonov(KeptInverse):
         value = metric.blockwise(v, functions, rest)
         return Solution(value, functools.reduce(jnp.logical_or, fallback, singular))
 
-    def reading(self, rows: Mapping[str, Mapping[str, Array]]) -> FactoredTikhonov:
+    def with_row_factors(
+        self, rows: Mapping[str, Mapping[str, Array]]
+    ) -> FactoredTikhonov:
         """This solver for gradients that are Xᵀ G of these rows."""
         return dataclasses.replace(self, rows=rows)
 
@@ -256,7 +259,7 @@ def _eigen_solve(piece: Decomposed, damping: Array) -> tuple[Callable, Array]:
     products = left_values[..., :, None] * right_values[..., None, :]
     fixed = jax.lax.stop_gradient(damping)
     inverse, singular = damped_reciprocal(products, fixed, (-2, -1))
-    forward = sandwich(piece.inputs, piece.outputs)
+    forward = kron_matvec(piece.inputs, piece.outputs)
     back = None if left is None else left.mT
 
     def solve(v):

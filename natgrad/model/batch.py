@@ -215,8 +215,8 @@ def factor_keys(family: Family, z: Array, weights: Array) -> Key | None:
     return jax.vmap(of_one)(z, weights, each)
 
 
-def check_every(name: str, every: int) -> None:
-    """Raise unless `every`, the argument of that name, is a k for `thinned`."""
+def check_stride(name: str, every: int) -> None:
+    """Raise unless `every`, the argument of that name, is a k for `subsample`."""
     if not isinstance(every, int) or every < 1:
         raise ValueError(
             f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
@@ -224,7 +224,7 @@ def check_every(name: str, every: int) -> None:
         )
 
 
-def thinned(
+def subsample(
     inputs: Inputs,
     targets: ArrayLike | None,
     in_axes: Any,

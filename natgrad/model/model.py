@@ -151,7 +151,7 @@ class Model:
         z = self.outputs(params, inputs)
         return jax.vmap(self.family.sample)(batch.example_keys(key, z.shape[0]), z)
 
-    def fixing(self, model_params: Params) -> Model:
+    def with_frozen(self, model_params: Params) -> Model:
         """This model as a function of a part of its parameters, the rest held fixed.
 
         The part has `optax.MaskedNode` in place of what is fixed, as in `optax.masked`.

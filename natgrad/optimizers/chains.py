@@ -9,7 +9,7 @@ import jax
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import cleared
+from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.model import Model
 from natgrad.transforms.damping import Damping, check_scalar
@@ -35,7 +35,7 @@ def chain(*steps: optax.GradientTransformation | None, learning_rate):
     def update(updates, state, params=None, **extra_args):
         step, state = inner.update(updates, state, params, **extra_args)
         finite = tree.all_finite(step)
-        return cleared(finite, step), noted(state, ~finite, SCALED)
+        return zeros_unless(finite, step), noted(state, ~finite, SCALED)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

@@ -19,14 +19,14 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.preconditioners import Preconditioner
 from natgrad.model import Model
 from natgrad.optimizers.chains import chain, curvature_of, descend
-from natgrad.solvers.conjugate_gradients import Residual, Stopping
+from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
 from natgrad.transforms.damping import Damping
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
 ONE_SAMPLE = Sampled(1)
-HUNDRED = Residual(max_iterations=100)
+HUNDRED = RelativeResidual(max_iterations=100)
 PLAIN = Identity()
 
 
@@ -136,8 +136,9 @@ def matrix_free(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule.
-        stop: when they stop: `natgrad.krylov.Residual(tolerance, max_iterations)`,
-            `Progress(epsilon, max_iterations)` or `Fixed(iterations)`.
+        stop: when they stop: `natgrad.krylov.RelativeResidual(tolerance,
+            max_iterations)`,
+            `ModelDecrease(epsilon, max_iterations)` or `FixedIterations(iterations)`.
         preconditioner: `natgrad.curvature.Identity()`, `Nystrom(rank)`, `Kronecker()`
             (K-FAC, which needs `example_inputs`) or `Jacobi()`.
 

@@ -5,12 +5,12 @@ factorisations between refreshes, `StatefulSolver` remembers something of each s
 """
 
 from natgrad.solvers.base import (
+    CachedSolver,
     DampedOperator,
-    KeptInverse,
-    Recalling,
     Remainder,
     Solution,
     Solver,
+    StatefulSolver,
 )
 from natgrad.solvers.conjugate_gradients import cg
 from natgrad.solvers.dense import (
@@ -22,12 +22,12 @@ from natgrad.solvers.dense import (
 )
 
 __all__ = [
+    "CachedSolver",
     "DampedOperator",
-    "KeptInverse",
-    "Recalling",
     "Remainder",
     "Solution",
     "Solver",
+    "StatefulSolver",
     "cg",
     "cholesky",
     "diagonal_solution",

@@ -1,4 +1,4 @@
-"""What a solver is: a function (metric, v, damping) -> x, with a cache or a memory."""
+"""What a solver is: a function (metric, v, damping) -> x, with a cache or a state."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ class DampedOperator(Protocol):
 Solver = Callable[[DampedOperator, Params, ArrayLike], Params]
 
 
-class KeptInverse(abc.ABC):
+class CachedSolver(abc.ABC):
     """A solver whose factorisations can be kept, piece by piece, between refreshes."""
 
     @abc.abstractmethod
-    def pieces(self, metric: Any) -> int:
+    def num_blocks(self, metric: Any) -> int:
         """How many parts of the metric are factorised independently."""
 
     @abc.abstractmethod
-    def prepare(
+    def factorize(
         self, metric: Any, damping: ArrayLike, which: Sequence[int]
     ) -> Sequence[Any]:
         """The factorisations of some pieces, each a tree of arrays."""
 
     @abc.abstractmethod
-    def apply(
+    def solve(
         self, metric: Any, prepared: Sequence[Any], v: Params, damping: ArrayLike
     ) -> Solution:
         """The solution from the factorisations of all pieces, be they old."""
 
-    def reading(self, rows: Any) -> KeptInverse:
+    def with_row_factors(self, rows: Any) -> CachedSolver:
         """This solver for gradients that are given as rows too.
 
         Raises:
@@ -88,30 +88,30 @@ class KeptInverse(abc.ABC):
     @final
     def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
         """Both at once: a plain solver."""
-        prepared = self.prepare(metric, damping, range(self.pieces(metric)))
-        return self.apply(metric, prepared, v, damping).value
+        prepared = self.factorize(metric, damping, range(self.num_blocks(metric)))
+        return self.solve(metric, prepared, v, damping).value
 
 
-class Recalling(abc.ABC):
+class StatefulSolver(abc.ABC):
     """A solver that remembers something from one step to the next."""
 
     @abc.abstractmethod
-    def first(self, layout: Layout) -> Any:
+    def init(self, layout: Layout) -> Any:
         """What is remembered before the first step: a tree of arrays."""
 
     @abc.abstractmethod
     def solution(
-        self, metric: Any, v: Params, damping: ArrayLike, memory: Any
+        self, metric: Any, v: Params, damping: ArrayLike, state: Any
     ) -> tuple[Solution, Any]:
         """The solution, and what to remember of it."""
 
     @final
     def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
         """A plain solver, with nothing to remember."""
-        return self.solution(metric, v, damping, self.first(metric.layout))[0].value
+        return self.solution(metric, v, damping, self.init(metric.layout))[0].value
 
 
-def turns(
+def stagger(
     pieces: int, period: int, staggered: bool = False
 ) -> list[tuple[int, Sequence[int]]]:
     """(step within the period, pieces that are refreshed then), spread evenly."""

@@ -7,14 +7,14 @@ order and at one more solve's cost however many iterations were made
 A start x₀ from an earlier solve enters as α x₀ with α = ⟨v, x₀⟩/⟨x₀, A x₀⟩, the best
 multiple, so that it is never worse than 0 in the norm of A.
 
-Three rules end the iteration: `Residual`, |v − A x| <= τ |v|; `Progress`, by which the
-quadratic model φ(x) = ½⟨x, A x⟩ − ⟨v, x⟩ has all but stopped to fall; `Fixed`, whose
-number of iterations depends on no value, so that under vmap no member waits for
-another.
+Three rules end the iteration: `RelativeResidual`, |v − A x| <= τ |v|; `ModelDecrease`,
+by which the quadratic model φ(x) = ½⟨x, A x⟩ − ⟨v, x⟩ has all but stopped to fall;
+`FixedIterations`, whose number of iterations depends on no value, so that under vmap no
+member waits for another.
 
 Source: Hestenes & Stiefel (1952), Methods of conjugate gradients for solving linear
 systems; Martens (2010), Deep learning via Hessian-free optimization, section 4.4, for
-`Progress`.
+`ModelDecrease`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Stopping(abc.ABC):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Residual(Stopping):
+class RelativeResidual(Stopping):
     """Stop when |v − A x| <= τ |v|.
 
     Attributes:
@@ -99,7 +99,7 @@ class Residual(Stopping):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Progress(Stopping):
+class ModelDecrease(Stopping):
     """Stop when φ fell by less than k ε of itself in the last k iterations.
 
         (φ(x_i) − φ(x_{i−k})) / φ(x_i) < k ε,      k = max(10, i/10),  φ(x_i) < 0
@@ -134,7 +134,7 @@ class Progress(Stopping):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Fixed(Stopping):
+class FixedIterations(Stopping):
     """Make n iterations, whatever the values.
 
     Attributes:
@@ -229,6 +229,6 @@ def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
         lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
         layout.ravel(v),
         lambda x: x,
-        Residual(),
+        RelativeResidual(),
     )
     return layout.unravel(value)

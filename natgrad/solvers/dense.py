@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import DampedOperator, Solution
 from natgrad.solvers.spectral import HIGHEST, equilibration, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
@@ -69,7 +69,7 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
         scale = jnp.sum(y**2) + jnp.sum((d * b) ** 2)
         failed = ~(regular & (jnp.sum(residual**2) <= epsilon * scale))
         spectral = jax.lax.cond(
-            any_member(failed),
+            any_over_vmap(failed),
             lambda: _spectral_solve(fixed, b, fixed_damping),
             lambda: b,
         )

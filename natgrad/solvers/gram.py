@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import Remainder, Solution
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST, spectral_root
@@ -96,7 +96,9 @@ def _inverse(
     )
     by_qr = lambda: _by_qr(jacobian, damping, size)
     lower = (
-        jax.lax.cond(any_member(tiny), by_qr, by_cholesky) if small else by_cholesky()
+        jax.lax.cond(any_over_vmap(tiny), by_qr, by_cholesky)
+        if small
+        else by_cholesky()
     )
     # Beside the row's own entry of K, so that rows of different sizes do not matter.
     pivots = jnp.diagonal(lower) ** 2 / jnp.where(diagonal > 0, diagonal, 1)
@@ -104,7 +106,7 @@ def _inverse(
     regular = jnp.min(pivots) > jnp.where(tiny, rounding**2, rounding)
     failed = ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
     root = jax.lax.cond(
-        any_member(failed),
+        any_over_vmap(failed),
         lambda: spectral_root(gram, damping),
         lambda: jnp.zeros_like(gram),
     )
@@ -118,7 +120,7 @@ def _inverse(
             x = jnp.matmul(root, x, precision=HIGHEST)
             return jnp.where(failed, x, by_cholesky())
 
-        x = jax.lax.cond(any_member(failed), by_eigenvectors, by_cholesky)
+        x = jax.lax.cond(any_over_vmap(failed), by_eigenvectors, by_cholesky)
         return x.astype(u.dtype)
 
     return solve, gram.astype(dtype), failed
@@ -239,7 +241,7 @@ def _split(jacobian, damping, inverse, b) -> _Split:
         found = _Split(v, outside * jacobian.push(left), outside)
         return tree.where(inside, found, nowhere)
 
-    return jax.lax.cond(any_member(inside), within, lambda: nowhere)
+    return jax.lax.cond(any_over_vmap(inside), within, lambda: nowhere)
 
 
 def _plus(tree_, scale, other) -> Params:

@@ -6,8 +6,8 @@ where its inputs X [N, T, I] and output gradients G [K, N, T, O] say the same in
     B v     Σ_t ⟨x_nt, V g_nkt⟩          Bᵀ u    Σ_t X_tᵀ (u G)_t
     B Bᵀ    Σ_ts (X_t X_sᵀ) ∘ (G_t G_sᵀ)       (the Khatri-Rao Gram matrix)
 
-`Factored` and `Lookups` hold these. `Explicit` holds the rows themselves, for layers
-that several uses add to, or where T² (I + O) > I O makes the rows cheaper.
+`LinearBlock` and `EmbeddingBlock` hold these. `DenseRows` holds the rows themselves,
+for layers that several uses add to, or where T² (I + O) > I O makes the rows cheaper.
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks.
@@ -34,7 +34,7 @@ _BLOCKS, _MANY = 4, 512
 Parts = Sequence[Array]
 
 
-class Piece(abc.ABC):
+class JacobianBlock(abc.ABC):
     """The columns of B that belong to one block; L = lead is flattened."""
 
     @property
@@ -69,7 +69,7 @@ def product(subscripts: str, *operands: Array) -> Array:
 
 
 @metric_pytree("bias")
-class Factored(Piece):
+class LinearBlock(JacobianBlock):
     """Inputs and output gradients of a layer's one use.
 
     Attributes:
@@ -122,8 +122,8 @@ class Factored(Piece):
     def squares(self) -> Parts:
         """Without the rows, where each has one position."""
         if self.x.shape[2] > 1:
-            return Piece.squares(self)
-        squared = Factored(self.x**2, jnp.sum(self.g**2, axis=0)[None], self.bias)
+            return JacobianBlock.squares(self)
+        squared = LinearBlock(self.x**2, jnp.sum(self.g**2, axis=0)[None], self.bias)
         return squared.pull(jnp.ones((1, self.x.shape[1]), self.x.dtype))
 
     def _rows(self, array: Array) -> Array:
@@ -132,7 +132,7 @@ class Factored(Piece):
 
 
 @metric_pytree("table")
-class Lookups(Piece):
+class EmbeddingBlock(JacobianBlock):
     """A table's lookups: each input is a row of the identity, kept as its index.
 
     Attributes:
@@ -192,7 +192,7 @@ class Lookups(Piece):
 
 
 @metric_pytree()
-class Explicit(Piece):
+class DenseRows(JacobianBlock):
     """The rows of B.
 
     Attributes:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.layers import Block
-from natgrad.solvers.jacobian_blocks import Parts, Piece
+from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
@@ -36,7 +36,7 @@ class Jacobian:
 
     layout: Layout
     blocks: tuple[Block, ...] | None
-    pieces: tuple[Piece, ...]
+    pieces: tuple[JacobianBlock, ...]
     centre: Array | None
 
     @property

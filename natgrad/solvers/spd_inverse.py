@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.typing import Array
 
@@ -90,7 +90,7 @@ def _inverses(
     failed = functools.reduce(jnp.logical_or, [~jnp.all(good) for good in sound], False)
     failed = jnp.asarray(failed)
     sound_all = lambda: (found, jnp.zeros_like(failed, float))
-    return jax.lax.cond(any_member(failed), spectral, sound_all)
+    return jax.lax.cond(any_over_vmap(failed), spectral, sound_all)
 
 
 @_inverses.defjvp

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.typing import Array, ArrayLike
 
 Damping = Callable[[Array], ArrayLike]
@@ -94,7 +94,7 @@ def longest_within(
             longer = tree.where(good & going, point, inside)
             return longer, tree.where(~good & going, point, outside)
 
-        return jax.lax.cond(any_member(going), again, lambda: tried), None
+        return jax.lax.cond(any_over_vmap(going), again, lambda: tried), None
 
     start = tree.where(within, whole, nothing), whole
     (inside, _), _ = jax.lax.scan(attempt, start, length=TRIES)
@@ -201,5 +201,5 @@ class TrustRegion:
             return longest_within(along, radius, first)[0]
 
         return alpha * jax.lax.cond(
-            any_member(near), measured, lambda: jnp.ones_like(alpha)
+            any_over_vmap(near), measured, lambda: jnp.ones_like(alpha)
         )

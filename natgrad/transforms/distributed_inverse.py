@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.solvers.base import KeptInverse, Solution
+from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.typing import Array, ArrayLike, Params
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Spread(KeptInverse):
+class DistributedInverse(CachedSolver):
     """A kept inverse with its factorisations spread over the devices of a mesh.
 
     Attributes:
@@ -39,20 +39,20 @@ class Spread(KeptInverse):
             and shall be shared out.
     """
 
-    solver: KeptInverse
+    solver: CachedSolver
     mesh: jax.sharding.Mesh
     axis_name: str | tuple[str, ...] = "data"
 
     def __post_init__(self):
-        if not isinstance(self.solver, KeptInverse):
+        if not isinstance(self.solver, CachedSolver):
             raise ValueError(
-                "Spread shares out what a KeptInverse factorises, such as "
+                "DistributedInverse shares out what a CachedSolver factorises, such as "
                 f"natgrad.kronecker.FactoredTikhonov(), got {self.solver!r}."
             )
         unknown = [name for name in self._axes if name not in self.mesh.shape]
         if unknown:
             raise ValueError(
-                f"Spread(axis_name=...) names axes of its mesh, "
+                f"DistributedInverse(axis_name=...) names axes of its mesh, "
                 f"{tuple(self.mesh.shape)}; got {unknown}."
             )
 
@@ -61,27 +61,27 @@ class Spread(KeptInverse):
         name = self.axis_name
         return name if isinstance(name, tuple) else (name,)
 
-    def pieces(self, metric: Any) -> int:
+    def num_blocks(self, metric: Any) -> int:
         """As many as the solver's."""
-        return self.solver.pieces(metric)
+        return self.solver.num_blocks(metric)
 
-    def prepare(
+    def factorize(
         self, metric: Any, damping: ArrayLike, which: Sequence[int]
     ) -> Sequence[Any]:
         """The factorisations of some pieces, each made on one device."""
         if not len(which):
             return []
-        one = lambda i: lambda m, d: self.solver.prepare(m, d, [i])[0]
+        one = lambda i: lambda m, d: self.solver.factorize(m, d, [i])[0]
         shapes = [jax.eval_shape(one(i), metric, damping) for i in which]
         devices = math.prod(self.mesh.shape[name] for name in self._axes)
-        shares = shared_out([_cost(shape) for shape in shapes], devices)
+        shares = assign_greedily([_cost(shape) for shape in shapes], devices)
         length = max(sum(_size(shapes[k]) for k in share) for share in shares)
         dtype = jnp.result_type(*jax.tree.leaves(shapes))
 
         def branch(share):
             def make(metric, damping):
                 mine = [which[k] for k in share]
-                made = self.solver.prepare(metric, damping, mine) if mine else ()
+                made = self.solver.factorize(metric, damping, mine) if mine else ()
                 whole = jnp.concatenate(
                     [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)]
                     or [jnp.zeros(0, dtype)]
@@ -115,14 +115,14 @@ class Spread(KeptInverse):
                 found[k], start = _cut(shapes[k], row, start)
         return found
 
-    def apply(
+    def solve(
         self, metric: Any, prepared: Sequence[Any], v: Params, damping: ArrayLike
     ) -> Solution:
         """As the solver does."""
-        return self.solver.apply(metric, prepared, v, damping)
+        return self.solver.solve(metric, prepared, v, damping)
 
 
-def shared_out(costs: Sequence[float], devices: int) -> list[list[int]]:
+def assign_greedily(costs: Sequence[float], devices: int) -> list[list[int]]:
     """The jobs of each device: the dearest first, to whoever has least to do.
 
     Source: Graham (1969), Bounds on multiprocessing timing anomalies.

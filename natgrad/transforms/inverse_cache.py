@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import cleared
+from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import KeptInverse, Recalling, Solution, Solver
+from natgrad.solvers.base import CachedSolver, Solution, Solver, StatefulSolver
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
@@ -35,7 +35,7 @@ class Refresh:
     Attributes:
         statistics: between two estimates of the statistics.
         inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
-            needs a solver that is a `natgrad.solvers.KeptInverse`.
+            needs a solver that is a `natgrad.solvers.CachedSolver`.
         staggered: whether the pieces take turns, or are refreshed in one step.
         warm_up: for so many steps at the start statistics are estimated in every step,
             and inverses renewed whenever the number of steps has doubled. The average
@@ -75,7 +75,7 @@ class Refresh:
 EVERY_STEP = Refresh()
 
 
-class Kept(NamedTuple):
+class InverseCache(NamedTuple):
     """An inverse between refreshes.
 
     Attributes:
@@ -108,7 +108,7 @@ class Solved(NamedTuple):
 
 def check(refresh: Refresh, solver: Solver | None) -> None:
     """Raise a ValueError where the solver cannot keep what is asked to be kept."""
-    if refresh.inverses > 1 and not isinstance(solver, KeptInverse):
+    if refresh.inverses > 1 and not isinstance(solver, CachedSolver):
         raise ValueError(
             f"Refresh(inverses={refresh.inverses}) needs a solver that keeps its "
             "inverse, such as solver=natgrad.kronecker.Eigenbasis() for KFAC, got "
@@ -116,38 +116,38 @@ def check(refresh: Refresh, solver: Solver | None) -> None:
         )
 
 
-def reading(solver: Solver | None, rows: Any) -> Solver:
+def with_row_factors(solver: Solver | None, rows: Any) -> Solver:
     """The solver for gradients that are given as rows too; or a ValueError."""
-    if isinstance(solver, KeptInverse):
-        return solver.reading(rows)
+    if isinstance(solver, CachedSolver):
+        return solver.with_row_factors(rows)
     raise ValueError(
         "rows= are of use to solvers that keep their inverse, such as "
         f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
     )
 
 
-def nothing_kept(
+def init_inverse_cache(
     refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
 ) -> Any:
     """The structure of what is kept, in zeros; () where nothing is."""
-    if isinstance(solver, Recalling):
-        return solver.first(Layout.of(params))
+    if isinstance(solver, StatefulSolver):
+        return solver.init(Layout.of(params))
     if refresh.inverses == 1:
         return ()
     shapes = shapes_of_pieces(solver, curvature, params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return Kept(jnp.full((), -1, jnp.int32), zeros)
+    return InverseCache(jnp.full((), -1, jnp.int32), zeros)
 
 
 def shapes_of_pieces(
-    solver: KeptInverse, curvature: Curvature, params: Params
+    solver: CachedSolver, curvature: Curvature, params: Params
 ) -> tuple[Any, ...]:
     """Shapes and dtypes of what the solver prepares for these parameters."""
 
     def prepared(params):
         metric = curvature.metric(curvature.init(params), params)
         one = jnp.ones((), metric.layout.dtype)
-        return tuple(solver.prepare(metric, one, range(solver.pieces(metric))))
+        return tuple(solver.factorize(metric, one, range(solver.num_blocks(metric))))
 
     return jax.eval_shape(prepared, params)
 
@@ -172,8 +172,8 @@ def solve(
         damping: λ.
         usable: are gradient, statistics and damping finite?
     """
-    if isinstance(solver, Recalling):
-        tree.check_kept(kept, jax.eval_shape(lambda: solver.first(metric.layout)))
+    if isinstance(solver, StatefulSolver):
+        tree.check_kept(kept, jax.eval_shape(lambda: solver.init(metric.layout)))
         solution, memory = solver.solution(metric, gradient, damping, kept)
         solution, usable = _finite(solution, usable)
         kept = tree.where(usable, memory, kept)
@@ -186,7 +186,7 @@ def solve(
             solution = Solution(value, jnp.zeros((), bool))
         return Solved(*_finite(solution, usable), kept, jnp.array(True), 1)
 
-    solution = solver.apply(metric, kept.pieces, gradient, damping)
+    solution = solver.solve(metric, kept.pieces, gradient, damping)
     solution, usable = _finite(solution, usable)
     age = tree.increment(kept.age, usable, refresh.inverses)
     measured = usable & (age % refresh.inverses == 0)
@@ -197,4 +197,4 @@ def solve(
 
 def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
     usable = usable & tree.all_finite(solution.value)
-    return solution._replace(value=cleared(usable, solution.value)), usable
+    return solution._replace(value=zeros_unless(usable, solution.value)), usable

@@ -36,9 +36,9 @@ import optax
 from natgrad import tree
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
-from natgrad.geometry.domain import displaced
+from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.duality import DualPotential, Potential
-from natgrad.geometry.information import raised
+from natgrad.geometry.information import raise_index
 from natgrad.geometry.points import Point
 from natgrad.transforms.validation import transformation
 from natgrad.typing import Array
@@ -77,7 +77,9 @@ def mirror_descent(
         )
 
     def step(x: Array, gradient: Array, h: Array) -> Array:
-        dual = displaced(potential.dual_chart, potential.mean(x), -h * gradient)
+        dual = retract_into_domain(
+            potential.dual_chart, potential.mean(x), -h * gradient
+        )
         return potential.natural(dual) - x
 
     return _transformation(learning_rate, potential.family, step)
@@ -98,8 +100,8 @@ def dual_mirror_descent(
     natural = charts(family)["natural"]
 
     def step(eta: Array, gradient: Array, h: Array) -> Array:
-        dual = raised(Point(family, natural, eta), gradient)
-        return displaced(natural, eta, -h * dual) - eta
+        dual = raise_index(Point(family, natural, eta), gradient)
+        return retract_into_domain(natural, eta, -h * dual) - eta
 
     return _transformation(learning_rate, family, step)
 
@@ -114,7 +116,7 @@ def scale_by_dual(family: ExponentialFamily) -> optax.GradientTransformationExtr
         ValueError: as for `mirror_descent`.
     """
     natural = charts(family)["natural"]
-    dual = lambda eta, gradient, _: raised(Point(family, natural, eta), gradient)
+    dual = lambda eta, gradient, _: raise_index(Point(family, natural, eta), gradient)
     return _transformation(0.0, family, dual)
 
 

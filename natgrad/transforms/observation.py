@@ -23,7 +23,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.model import Model, placeholders
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState, average
-from natgrad.transforms.validation import part_of, same_shapes
+from natgrad.transforms.validation import restrict_to_subtree, same_shapes
 from natgrad.typing import Array, Inputs, Params
 
 # Longer descriptions are cut there, and a digest follows.
@@ -103,7 +103,7 @@ def observe(
         seen, whole = same[0].params, model_params
         if whole is None and placeholders.has_placeholders(seen) and seen is not params:
             whole = params
-        here = part_of(same[0].curvature, seen, whole)
+        here = restrict_to_subtree(same[0].curvature, seen, whole)
         _check(name, same, here, seen, nodes)
         refreshed[name] = lambda node, here=here, seen=seen: _refreshed(
             node, here, seen, inputs, targets
@@ -141,7 +141,7 @@ def _check(
 ) -> None:
     """Raise unless it is clear which states are those of `name`, and they keep F."""
     kind = type(same[0].curvature).__name__
-    if here.instantaneous:
+    if here.requires_batch:
         raise ValueError(
             f"{kind} keeps no matrix of these params, so there is nothing to observe: "
             "pass inputs= to update, or use a curvature with statistics, such as Dense "
@@ -179,7 +179,7 @@ def _refreshed(
 ) -> ScaleByCurvatureState:
     """The state with the batch's statistics in its average."""
     key, draw = jax.random.split(node.key)
-    following = curvature.following(node.statistics)
+    following = curvature.with_previous(node.statistics)
     statistics = following.estimate(params, inputs, targets, draw)
     usable = tree.all_finite(statistics)
     reason = first_failure(True, True, usable)
@@ -200,7 +200,7 @@ def _name(curvature: Curvature, params: Params) -> str:
     """
     leaves = zip(tree.paths(params), jax.tree.leaves(params), strict=True)
     arrays = ", ".join(f"{path}{list(jnp.shape(leaf))}" for path, leaf in leaves)
-    what = _described(curvature.resolved(params))
+    what = _described(curvature.specialize(params))
     return f"{_shortened(what)} of {_shortened(arrays)}"
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import cleared
+from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.families import Unnormalized
 from natgrad.solvers.base import Solver
@@ -34,8 +34,8 @@ from natgrad.transforms.state import (
     state_of_nothing,
     unknown_health,
 )
-from natgrad.transforms.statistics_update import kept_up
-from natgrad.transforms.validation import MISSING, checked, transformation
+from natgrad.transforms.statistics_update import update_statistics_and_inverse
+from natgrad.transforms.validation import MISSING, transformation, validate_update
 from natgrad.tree import Layout
 from natgrad.typing import ArrayLike
 
@@ -86,7 +86,7 @@ def scale_by_curvature(
         if not jax.tree.leaves(params):
             return state_of_nothing(seed, decay)
         layout = Layout.of(params)
-        here = curvature.resolved(params)
+        here = curvature.specialize(params)
         _check_decay(decay, here)
         return ScaleByCurvatureState(
             count=jnp.zeros((), jnp.int32),
@@ -94,7 +94,7 @@ def scale_by_curvature(
             decay=jnp.asarray(decay, layout.dtype),
             estimates=jnp.zeros((), jnp.int32),
             statistics=here.init(params),
-            inverse=refreshing.nothing_kept(refresh, solver, here, params),
+            inverse=refreshing.init_inverse_cache(refresh, solver, here, params),
             health=unknown_health(layout.dtype),
             owner=owner(curvature, params),
         )
@@ -113,7 +113,7 @@ def scale_by_curvature(
         **extra_args,
     ):
         del extra_args  # other transformations' of the same chain
-        here = checked(
+        here = validate_update(
             curvature, updates, state, params, inputs, statistics, model_params
         )
         layout = Layout.of(params)
@@ -134,22 +134,22 @@ def scale_by_curvature(
             estimate = lambda here: here.estimate(*batch, draw)
         before = state
         metric_of = lambda statistics: here.metric(statistics, *batch)
-        state, usable = kept_up(
+        state, usable = update_statistics_and_inverse(
             often, solver, here, state, estimate, metric_of, safe_strength, usable
         )
         known = usable
         metric = metric_of(state.statistics)
-        gradient = cleared(usable, updates)
+        gradient = zeros_unless(usable, updates)
         solved = refreshing.solve(
             refresh,
-            solver if rows is None else refreshing.reading(solver, rows),
+            solver if rows is None else refreshing.with_row_factors(solver, rows),
             metric,
             state.inverse,
             gradient,
             safe_strength,
             usable,
         )
-        if here.instantaneous:  # what is wrong with a batch shows in the solution only
+        if here.requires_batch:  # what is wrong with a batch shows in the solution only
             state = tree.where(solved.usable, state, before)
         reason = first_failure(finite, damped, known, solved.usable)
         divergence = None
@@ -183,7 +183,7 @@ def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
     known = not isinstance(decay, jax.core.Tracer)
     if known and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}.")
-    if curvature.instantaneous and not (known and float(decay) == 0):
+    if curvature.requires_batch and not (known and float(decay) == 0):
         raise ValueError(
             f"{type(curvature).__name__} is the curvature of the current batch and "
             f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "

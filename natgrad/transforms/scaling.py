@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, final
 import jax.numpy as jnp
 
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import Recalling, Remainder, Solution, Solver
+from natgrad.solvers.base import Remainder, Solution, Solver, StatefulSolver
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
@@ -28,7 +28,7 @@ from natgrad.typing import Array, ArrayLike, Params
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Marquardt(Recalling):
+class Marquardt(StatefulSolver):
     """A solver for (F + λ D) d = g: `scale_by_curvature(..., solver=Marquardt())`.
 
     D is kept in the optimizer's state. Where it is 0, no F has seen the parameter yet,
@@ -42,12 +42,12 @@ class Marquardt(Recalling):
 
     solver: Solver | None = None
 
-    def first(self, layout: Layout) -> Array:
+    def init(self, layout: Layout) -> Array:
         """D before the first step: 0, [P]."""
         return jnp.zeros(layout.size, layout.dtype)
 
     def solution(
-        self, metric: Metric, v: Params, damping: ArrayLike, memory: Any
+        self, metric: Metric, v: Params, damping: ArrayLike, state: Any
     ) -> tuple[Solution, Array]:
         """(F + λ D)⁻¹ v and D.
 
@@ -55,11 +55,11 @@ class Marquardt(Recalling):
             metric: F; one that knows its diagonal.
             v: like the parameters.
             damping: λ, a number without units.
-            memory: D before this step, [P].
+            state: D before this step, [P].
         """
         layout = metric.layout
         damping = jnp.asarray(damping, layout.dtype)
-        largest = jnp.maximum(memory, layout.ravel(metric.diagonal()))
+        largest = jnp.maximum(state, layout.ravel(metric.diagonal()))
         scale = jnp.where(largest > 0, largest, 1)
         operator = _Scaled(metric, jnp.sqrt(scale), layout)
         right = layout.ravel(v) / operator.root

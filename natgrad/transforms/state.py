@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.curvature.base import Curvature
 from natgrad.metrics.base import Metric
 from natgrad.transforms.damping import TrustRegion
-from natgrad.transforms.inverse_cache import Kept, Solved
+from natgrad.transforms.inverse_cache import InverseCache, Solved
 from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 
@@ -174,14 +174,14 @@ def examined(
         ratio = jnp.where(slope == 0, 0, square / jnp.where(slope == 0, 1, slope))
         return residual, ratio
 
-    if not isinstance(solved.kept, Kept):
+    if not isinstance(solved.kept, InverseCache):
         residual, ratio = measure()
     else:
         due = solved.measured
         if trust_region is not None:
             due = due | (usable & (solved.kept.age < solved.settled))
         residual, ratio = jax.lax.cond(
-            any_member(due), measure, lambda: (old.residual, old.ratio)
+            any_over_vmap(due), measure, lambda: (old.residual, old.ratio)
         )
     square, shrink = ratio * slope, jnp.ones_like(slope)
     if trust_region is not None:

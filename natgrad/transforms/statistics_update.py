@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import renewed, renewed_in_turn
+from natgrad.control_flow import cond_in_place, repeat_in_place
 from natgrad.curvature.base import Curvature
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import Solver, turns
-from natgrad.transforms.inverse_cache import Kept, Refresh
+from natgrad.solvers.base import Solver, stagger
+from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.state import ScaleByCurvatureState, average
 from natgrad.typing import Array, Statistics
 
@@ -41,7 +41,7 @@ class Averaged(NamedTuple):
     usable: Array
 
 
-def kept_up(
+def update_statistics_and_inverse(
     refresh: Refresh,
     solver: Solver | None,
     curvature: Curvature,
@@ -71,16 +71,16 @@ def kept_up(
         now, averaged = now._replace(usable=usable & (state.estimates > 0)), None
         due = jnp.zeros_like(due)
     elif refresh.statistics == 1:  # beside the gradient, whose forward pass is shared
-        found = estimate(curvature.following(state.statistics))
+        found = estimate(curvature.with_previous(state.statistics))
         now = now._replace(usable=usable & tree.all_finite(found))
         averaged = lambda now, mine: _average(curvature, state, now, found, mine)
     else:
-        averaged = lambda now, mine: renewed(
+        averaged = lambda now, mine: cond_in_place(
             due & mine,
             lambda now: _estimated(curvature, state, now, estimate, mine),
             now,
         )
-    if not isinstance(state.inverse, Kept):
+    if not isinstance(state.inverse, InverseCache):
         now = now if averaged is None else averaged(now, jnp.array(True))
         return _with_average(state, now), now.usable
     return _with_inverse(refresh, solver, state, now, averaged, due, metric, damping)
@@ -107,7 +107,7 @@ def _with_inverse(
         left, now, pieces = carried
         ripe = now.usable & (left == 1)
         for turn, group in groups:
-            prepare = lambda group=group: solver.prepare(
+            prepare = lambda group=group: solver.factorize(
                 metric(now.statistics), damping, group
             )
             pieces = _replaced(pieces, prepare, group, ripe & turn, inverse.age < 0)
@@ -115,7 +115,7 @@ def _with_inverse(
             now = averaged(now, left == jnp.where(opening, 2, 1))
         return left - 1, now, pieces
 
-    _, now, pieces = renewed_in_turn([due, opening], work, (left, now, inverse.pieces))
+    _, now, pieces = repeat_in_place([due, opening], work, (left, now, inverse.pieces))
     state = _with_average(state, now)
     return state._replace(inverse=inverse._replace(pieces=pieces)), now.usable
 
@@ -128,7 +128,7 @@ def _estimated(
     mine: Array,
 ) -> Averaged:
     """A new estimate in the average, if it is finite and the turn is mine."""
-    found = estimate(curvature.following(now.statistics))
+    found = estimate(curvature.with_previous(now.statistics))
     now = now._replace(usable=now.usable & (tree.all_finite(found) | ~mine))
     return _average(curvature, state, now, found, mine)
 
@@ -149,7 +149,9 @@ def _with_average(state: ScaleByCurvatureState, now: Averaged) -> ScaleByCurvatu
     return state._replace(statistics=now.statistics, estimates=now.estimates)
 
 
-def _groups(refresh: Refresh, inverse: Kept) -> list[tuple[Array, Sequence[int]]]:
+def _groups(
+    refresh: Refresh, inverse: InverseCache
+) -> list[tuple[Array, Sequence[int]]]:
     """(is it due?, the pieces) of the pieces of the inverse that are renewed together.
 
     At the start all are due.
@@ -158,7 +160,7 @@ def _groups(refresh: Refresh, inverse: Kept) -> list[tuple[Array, Sequence[int]]
     warming = refresh.warming(tree.increment(age))  # age is −1 before the first step
     return [
         (warming | ((age > 0) & (age % period == turn)), group)
-        for turn, group in turns(len(inverse.pieces), period, refresh.staggered)
+        for turn, group in stagger(len(inverse.pieces), period, refresh.staggered)
     ]
 
 
@@ -175,5 +177,5 @@ def _replaced(
         new = tuple(prepare())
         return tree.where(first | tree.all_finite(new), new, old)
 
-    new = iter(renewed(due, renew, tuple(pieces[i] for i in group)))
+    new = iter(cond_in_place(due, renew, tuple(pieces[i] for i in group)))
     return tuple(next(new) if i in group else p for i, p in enumerate(pieces))

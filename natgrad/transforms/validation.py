@@ -45,7 +45,7 @@ def _arrays(params: Any) -> Any:
     return jax.tree.map(array, params)
 
 
-def checked(
+def validate_update(
     curvature: Curvature,
     updates: Params,
     state: ScaleByCurvatureState,
@@ -60,7 +60,7 @@ def checked(
             "A curvature is computed at the parameters: call "
             "update(gradient, state, params, inputs=x)."
         )
-    here = part_of(curvature, params, model_params)
+    here = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
     if not isinstance(state.owner, dict):
         raise ValueError(
@@ -86,7 +86,7 @@ def _check_arguments(curvature, state, params, inputs, statistics) -> None:
         )
     if inputs is not MISSING:
         return
-    if curvature.instantaneous:
+    if curvature.requires_batch:
         raise ValueError(
             f"{type(curvature).__name__} is computed from the current batch: call "
             "update(gradient, state, params, inputs=x)."
@@ -127,7 +127,7 @@ def _shapes(statistics) -> Any:
     return jax.tree.map(describe, statistics)
 
 
-def part_of(
+def restrict_to_subtree(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
     """The curvature for the parameters seen here, the others held at model_params."""
@@ -138,11 +138,11 @@ def part_of(
             "masked as the params are: leave it False."
         )
     if model_params is not None:
-        return curvature.fixing(model_params).resolved(params)
+        return curvature.with_frozen(model_params).specialize(params)
     if placeholders.has_placeholders(params):
         raise ValueError(
             "This transformation sees a part of the parameters only (optax.masked or "
             "optax.multi_transform). Its model needs all of them: pass the whole tree "
             "as update(..., model_params=params)."
         )
-    return curvature.resolved(params)
+    return curvature.specialize(params)

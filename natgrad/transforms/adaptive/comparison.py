@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.model import Model
 from natgrad.typing import Array, Params
 
@@ -71,7 +71,7 @@ def compared(
         return either(integral, fall), either(uncertain, rounding)
 
     return Comparison(
-        after, *jax.lax.cond(any_member(close), finely, lambda: (fall, rounding))
+        after, *jax.lax.cond(any_over_vmap(close), finely, lambda: (fall, rounding))
     )
 
 

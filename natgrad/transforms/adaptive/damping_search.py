@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
 from natgrad.typing import Array
 
@@ -59,16 +59,16 @@ def best_inverses(
         kept: (γ, inverses) so far, which stay where none is finite.
     """
     gamma, _ = kept
-    every = range(SOLVER.pieces(metric))
+    every = range(SOLVER.num_blocks(metric))
 
     def candidate(best, factor):
         own = factor == 1
 
         def tried():
             new = gamma * factor
-            made = tuple(SOLVER.prepare(metric, new**2, every))
+            made = tuple(SOLVER.factorize(metric, new**2, every))
             value = jax.lax.cond(
-                any_member(trial),
+                any_over_vmap(trial),
                 lambda: value_of(made, new),
                 lambda: jnp.zeros_like(new),
             )
@@ -76,7 +76,7 @@ def best_inverses(
             better = better & taken & tree.all_finite(made)
             return tree.where(better, (value, new, made), best)
 
-        return jax.lax.cond(any_member(own | trial), tried, lambda: best), None
+        return jax.lax.cond(any_over_vmap(own | trial), tried, lambda: best), None
 
     worst = jnp.full_like(gamma, jnp.inf)
     (_, gamma, pieces), _ = jax.lax.scan(candidate, (worst, *kept), factors)

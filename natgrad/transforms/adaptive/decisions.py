@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.transforms.adaptive.comparison import Comparison, rounding_of
 from natgrad.typing import Array, Params
 
@@ -71,7 +71,7 @@ def decided(
         if decrease is not None:
             again = again & (decrease > found.rounding)
         half = lambda: tree.where(again, tried(length / 2), best)
-        return jax.lax.cond(any_member(again), half, lambda: best), None
+        return jax.lax.cond(any_over_vmap(again), half, lambda: best), None
 
     best = tried(jnp.ones((), tree.working_dtype(params)))
     if halvings > 0:
@@ -117,7 +117,7 @@ def elsewhere(
         return (held < -fall) & (curved > fall), held < USE * fall
 
     harmed, useless = jax.lax.cond(
-        any_member(another), judged, lambda: (jnp.zeros((), bool),) * 2
+        any_over_vmap(another), judged, lambda: (jnp.zeros((), bool),) * 2
     )
     return another & harmed, another & useless
 

@@ -170,4 +170,4 @@ def check_batch(name: str, params: Params | None, inputs: Inputs) -> None:
 
 def part(model: Model, model_params: Params | None) -> Model:
     """The model of the parameters seen here, the others held at model_params."""
-    return model if model_params is None else model.fixing(model_params)
+    return model if model_params is None else model.with_frozen(model_params)

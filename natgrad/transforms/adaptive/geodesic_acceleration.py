@@ -82,7 +82,9 @@ def geodesic_acceleration(
         batch = extra_args | {"inputs": inputs, "model_params": model_params}
         solve = lambda g: inner.update(g, state.inner, params, **batch)
         direction, after = solve(updates)
-        curved = bending(part(model, model_params), params, inputs, direction, labels)
+        curved = second_directional_derivative(
+            part(model, model_params), params, inputs, direction, labels
+        )
         usable = tree.all_finite(curved)
         acceleration, _ = solve(tree.where(usable, curved, updates))
         size = tree.inner(direction, direction)
@@ -101,7 +103,7 @@ def geodesic_acceleration(
     return transformation(init, update)
 
 
-def bending(
+def second_directional_derivative(
     model: Model, params: Params, inputs: Inputs, v: Params, labels: Labels = EXACT
 ) -> Params:
     """(1/N) Σ_n J_nᵀ F_{z_n} z_n″[v, v], shaped like the parameters.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import renewed
+from natgrad.control_flow import cond_in_place
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.metrics.kronecker import Inverted
@@ -43,16 +43,16 @@ from natgrad.transforms.adaptive.fisher_forms import (
 from natgrad.transforms.adaptive.quadratic_model import (
     Minimum,
     QuadraticModelState,
-    following,
+    advance,
     minimum,
     no_step_yet,
 )
 from natgrad.transforms.damping import Damping, as_damping
 from natgrad.transforms.health import first_failure
-from natgrad.transforms.inverse_cache import Kept, Refresh, shapes_of_pieces
+from natgrad.transforms.inverse_cache import InverseCache, Refresh, shapes_of_pieces
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState, average
-from natgrad.transforms.validation import MISSING, checked, transformation
+from natgrad.transforms.validation import MISSING, transformation, validate_update
 from natgrad.typing import Array, ArrayLike, Params
 
 # α and μ fit the noise of a batch, too: hardly, with as many examples for each group.
@@ -130,9 +130,11 @@ def scale_by_factored_curvature(
         gamma = jnp.sqrt(jnp.asarray(rule(0) + weight_decay, solve.decay.dtype))
         zero, number = jnp.zeros((), jnp.int32), 0
         if jax.tree.leaves(params):
-            here = curvature.resolved(params)
+            here = curvature.specialize(params)
             pieces = _of_nothing(here, params)
-            solve = solve._replace(inverse=Kept(jnp.full((), -1, jnp.int32), pieces))
+            solve = solve._replace(
+                inverse=InverseCache(jnp.full((), -1, jnp.int32), pieces)
+            )
             number = len(parts(here.metric(solve.statistics, params)))
         step = no_step_yet(params, number)
         return FactoredState(zero, gamma, jnp.array(-1.0, gamma.dtype), solve, step)
@@ -154,7 +156,7 @@ def scale_by_factored_curvature(
         del extra_args
         check_batch("scale_by_factored_curvature", params, inputs)
         solve, count = state.solve, state.count
-        here = checked(
+        here = validate_update(
             curvature, updates, solve, params, inputs, statistics, model_params
         )
         tree.check_kept(state.step.update, params)
@@ -168,15 +170,15 @@ def scale_by_factored_curvature(
         gamma = gamma.astype(dtype)
         seen = inputs
         if isinstance(here, SubBatch):
-            seen, _ = here.part(inputs, None, state.step.count)
+            seen, _ = here.subsample(inputs, None, state.step.count)
         whole = part(curvature.model, model_params)
         examples = input_count(inputs, whole.in_axes) or 1
         leaves, where = merged(parts(metric), max(1, examples // EXAMPLES_A_GROUP))
         forms = grouped_forms(whole, params, seen, EXACT, leaves)
-        solver = SOLVER if rows is None else SOLVER.reading(rows)
+        solver = SOLVER if rows is None else SOLVER.with_row_factors(rows)
 
         def proposed(pieces, gamma) -> Minimum:
-            u = solver.apply(metric, pieces, updates, gamma**2).value
+            u = solver.solve(metric, pieces, updates, gamma**2).value
             before = state.step.update
             found = minimum(forms, strength, weight_decay, updates, u, before, leaves)
             return found._replace(coefficients=found.coefficients[jnp.array(where)])
@@ -193,14 +195,14 @@ def scale_by_factored_curvature(
         def averaged(now):
             old, new = solve._replace(statistics=now[0], estimates=now[1]), statistics
             if new is None:
-                mine = here.following(old.statistics)
+                mine = here.with_previous(old.statistics)
                 new = mine.estimate(params, inputs, targets, draw)
             new = average(here, old, new, taken & tree.all_finite(new))
             return new.statistics, new.estimates
 
         due = (count % refresh.statistics == 0) | (count < refresh.warm_up)
         due = taken if statistics is not None else taken & due
-        known = renewed(due, averaged, (solve.statistics, solve.estimates))
+        known = cond_in_place(due, averaged, (solve.statistics, solve.estimates))
         trial = taken & (count > 0) & (count % trials.period == 0)
         factors = jnp.stack([1.0, trials.factor**-state.heading]).astype(dtype)
         value_of = lambda pieces, gamma: -proposed(pieces, gamma).decrease
@@ -210,7 +212,7 @@ def scale_by_factored_curvature(
             return best_inverses(metric, factors, value_of, taken, trial, kept)
 
         due = trial | (taken & refresh.renews_inverses(count))
-        next_gamma, pieces = renewed(due, inverted, (gamma, solve.inverse.pieces))
+        next_gamma, pieces = cond_in_place(due, inverted, (gamma, solve.inverse.pieces))
         turned = trial & (next_gamma == gamma)
         counted = jnp.array(True) if accept is None else taken
         at_rest = jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(updates)]).all()
@@ -231,10 +233,10 @@ def scale_by_factored_curvature(
                 key=jnp.where(counted, key, solve.key),
                 statistics=known[0],
                 estimates=known[1],
-                inverse=Kept(tree.increment(solve.inverse.age, taken), pieces),
+                inverse=InverseCache(tree.increment(solve.inverse.age, taken), pieces),
                 health=tree.where(counted, health, solve.health),
             ),
-            step=following(state.step, found, taken, counted),
+            step=advance(state.step, found, taken, counted),
         )
 
     return transformation(init, update)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import any_member
+from natgrad.control_flow import any_over_vmap
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model, placeholders
 from natgrad.transforms.adaptive.comparison import called, compared, taking_all
@@ -246,7 +246,7 @@ def levenberg_marquardt(
         due = taken & (count % rule.period == 0)
         missed = sound & (~taken | (length < 1))
         nothing = lambda: (jnp.zeros((), dtype),) * 2
-        slope, fall = jax.lax.cond(any_member(due | missed), promised, nothing)
+        slope, fall = jax.lax.cond(any_over_vmap(due | missed), promised, nothing)
         predicted = length * slope - length**2 * (slope - fall)
         due = due & (predicted > found.rounding)
         ratio = jnp.where(due, found.fall / jnp.where(due, predicted, 1), state.ratio)

@@ -28,7 +28,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model, placeholders
-from natgrad.model.batch import check_every, thinned
+from natgrad.model.batch import check_stride, subsample
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.transforms.adaptive.fisher_forms import (
@@ -115,7 +115,7 @@ def scale_by_quadratic_model(
     """
     rule = as_damping(damping)
     check_labels(labels)
-    check_every("scale_by_quadratic_model(sub_batch=...)", sub_batch)
+    check_stride("scale_by_quadratic_model(sub_batch=...)", sub_batch)
 
     def init(params):
         some = jax.tree.leaves(params)
@@ -141,13 +141,13 @@ def scale_by_quadratic_model(
             )
         grad = placeholders.masked_like(grad, params)
         strength = rule(state.count) if damping is None else damping
-        seen, _ = thinned(inputs, None, model.in_axes, sub_batch, state.count)
+        seen, _ = subsample(inputs, None, model.in_axes, sub_batch, state.count)
         these = grouped(groups, params)
         forms = grouped_forms(part(model, model_params), params, seen, labels, these)
         found = minimum(
             forms, strength, weight_decay, grad, updates, state.update, these
         )
-        return found.step, following(state, found, found.usable, jnp.array(True))
+        return found.step, advance(state, found, found.usable, jnp.array(True))
 
     return transformation(init, update)
 
@@ -164,7 +164,7 @@ def no_step_yet(params: Params, groups: int) -> QuadraticModelState:
     )
 
 
-def following(
+def advance(
     state: QuadraticModelState, found: Minimum, taken: Array, counted: Array
 ) -> QuadraticModelState:
     """The state after a step that is taken or not, and counts or leaves no trace."""
