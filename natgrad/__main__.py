@@ -7,21 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from natgrad import __version__
-from natgrad.compare.commands import (
-    compare,
-    completion,
-    config,
-    devices,
-    kunstner,
-    race,
-    report,
-    spectrum,
-)
-from natgrad.compare.commands.shared import FAILED, INTERRUPTED, USAGE, UsageError
+from natgrad.cli import compare, completion, config, devices, race, report, spectrum
+from natgrad.cli.shared import FAILED, INTERRUPTED, USAGE, UsageError
 from natgrad.compare.extras import MissingExtra
 
 # Modules with register(subparsers), whose parsers set `run`: arguments -> exit code.
-COMMANDS = (compare, race, spectrum, report, kunstner, devices, completion)
+COMMANDS = (compare, race, spectrum, report, devices, completion)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -48,6 +48,7 @@ MODULES = {
 }
 # The module or class -> {a name before: the name now}.
 NAMES = {
+    "compare": {"Effort": "Budget", "Yardstick": "Reference"},
     "control_flow": {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",

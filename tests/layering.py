@@ -53,7 +53,7 @@ X64 = {
 # Imports inside functions, for optional extras: (module, what it imports) -> why.
 LATE_IMPORTS: dict[tuple[str, str], str] = {}
 # Packages whose functions may import what only the `report` extra installs.
-LATE_IMPORTERS = ("natgrad.compare", "natgrad.__main__")
+LATE_IMPORTERS = ("natgrad.cli", "natgrad.compare", "natgrad.__main__")
 
 # The one module besides `layers` that works on jaxprs.
 CONTROL_FLOW = "natgrad.control_flow"

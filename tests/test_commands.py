@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from natgrad.__main__ import main
-from natgrad.compare import data
+from natgrad.cli import data
 
 MODELS = """\
 import jax.numpy as jnp

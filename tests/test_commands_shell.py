@@ -14,8 +14,7 @@ import pytest
 from modules import PACKAGE
 
 from natgrad.__main__ import main
-from natgrad.compare import progress
-from natgrad.compare.commands import devices
+from natgrad.cli import devices, progress
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from compare_oracle import BLOCKS, DAMPING, STEP_SIZE, Oracle
 
 import natgrad as ng
 from natgrad import tree
-from natgrad.compare import Effort, invariance, tables
+from natgrad.compare import Budget, invariance, tables
 from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
 from natgrad.metrics.base import DenseMetric
 
-QUICK = Effort(repeats=1, charts=0)
+QUICK = Budget(repeats=1, charts=0)
 NAMES = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal", "kfac")
 NAMES = (*NAMES, "empirical")
 
@@ -38,7 +38,7 @@ def oracle(problem):
 def comparison(problem):
     given = {"damping": DAMPING, "step_size": STEP_SIZE}
     return ng.compare.compare(
-        *problem, approximations=NAMES, effort=Effort(repeats=1), **given
+        *problem, approximations=NAMES, effort=Budget(repeats=1), **given
     )
 
 
@@ -237,7 +237,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
         ({"damping": -1.0}, "damping must be finite and at least 0"),
         ({"step_size": float("inf")}, "step_size must be finite"),
         (
-            {"approximations": ["dense"], "effort": Effort(memory=1000)},
+            {"approximations": ["dense"], "effort": Budget(memory=1000)},
             "dense needs 1.8 kB of statistics",
         ),
     ],
@@ -273,7 +273,7 @@ def test_impossible_arrays_are_refused(problem, change, message):
 )
 def test_impossible_efforts_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
-        Effort(**arguments)
+        Budget(**arguments)
 
 
 def test_figures_are_written_in_seven_characters():

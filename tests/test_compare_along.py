@@ -13,9 +13,9 @@ import optax
 import pytest
 
 import natgrad as ng
-from natgrad.compare import Effort, Repeated, Run, along, plots, race, repeated
+from natgrad.compare import Budget, Repeated, Run, along, plots, race, repeated
 
-QUICK = Effort(repeats=1, charts=0, draws=9)
+QUICK = Budget(repeats=1, charts=0, draws=9)
 RATE = 0.2
 
 

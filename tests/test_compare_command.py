@@ -12,9 +12,10 @@ import pytest
 
 import natgrad as ng
 from natgrad.__main__ import main
-from natgrad.compare import data, files, race
+from natgrad.cli import data, files
+from natgrad.compare import race
 from natgrad.compare.contenders import BASELINES, contender
-from natgrad.compare.yardstick import Yardstick
+from natgrad.compare.reference import Reference
 from natgrad.curvature import CURVATURES
 
 
@@ -161,14 +162,14 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
 
 def test_interrupted_comparison_keeps_finished_rows(tmp_path, capsys, monkeypatch):
     (tmp_path / "training.png").write_text("of an earlier run")
-    measure = Yardstick.row
+    measure = Reference.row
 
     def row(self, name):
         if name == "diagonal":
             raise KeyboardInterrupt
         return measure(self, name)
 
-    monkeypatch.setattr(Yardstick, "row", row)
+    monkeypatch.setattr(Reference, "row", row)
     assert main([*FEW, "--output", str(tmp_path)]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == OUTPUTS[:2]
     record = json.loads((tmp_path / "comparison.json").read_text())
@@ -184,7 +185,7 @@ def test_interrupted_before_anything_is_finished_writes_nothing(
     def row(self, name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Yardstick, "row", row)
+    monkeypatch.setattr(Reference, "row", row)
     assert main([*FEW, "--output", str(tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
     assert "wrote nothing" in capsys.readouterr().err

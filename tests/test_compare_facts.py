@@ -12,11 +12,11 @@ import sklearn.datasets
 from zoo import ZOO
 
 import natgrad as ng
-from natgrad.compare import Effort, along
+from natgrad.compare import Budget, along
 from natgrad.compare.misspecification import information_matrix_test
 from natgrad.curvature import Dense, Empirical
 
-QUICK = Effort(repeats=1, charts=0, draws=9)
+QUICK = Budget(repeats=1, charts=0, draws=9)
 
 
 def chain(params, inputs):
@@ -104,7 +104,7 @@ def test_twice_the_noise_makes_the_empirical_fisher_four_times_too_large():
         targets,
         approximations=["empirical"],
         damping=0.0,
-        effort=Effort(repeats=1, charts=0, draws=199),
+        effort=Budget(repeats=1, charts=0, draws=199),
     )
     row, verdict = found["empirical"], found.misspecification
     # Var r²/(4σ²) = 2, so the ratio of traces is 4 ± 4·√(2/4000) and a little.
@@ -174,7 +174,7 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     draw = np.random.default_rng(4)
     inputs = jnp.asarray(draw.normal(size=(100, 2)))
     params = {"w": jnp.asarray([[0.6], [-0.4]])}
-    effort = Effort(matrices=matrices, draws=99)
+    effort = Budget(matrices=matrices, draws=99)
     rate = np.exp(np.asarray(inputs @ params["w"]))
     found = {"drawn": [], "overdispersed": []}
     for seed in range(40):

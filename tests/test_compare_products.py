@@ -9,7 +9,7 @@ import pytest
 from compare_oracle import BLOCKS, DAMPING, Oracle
 
 import natgrad as ng
-from natgrad.compare import Effort
+from natgrad.compare import Budget
 from natgrad.compare.lanczos import lanczos
 
 NAMES = ("kfac", "empirical", "matrix_free")
@@ -45,7 +45,7 @@ def test_lanczos_integrates_and_solves_as_the_matrix_does(operator):
 
 @pytest.fixture(scope="module")
 def found():
-    effort = Effort(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
+    effort = Budget(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
     problem = compare_oracle.problem()
     return ng.compare.compare(
         *problem, approximations=NAMES, damping=DAMPING, effort=effort
@@ -92,7 +92,7 @@ def test_what_is_estimated_and_what_is_not(found, oracle):
 
 @pytest.mark.slow
 def test_few_iterations_give_bounds_from_inside(oracle):
-    effort = Effort(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
+    effort = Budget(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
     given = {"approximations": ["diagonal"], "damping": DAMPING, "effort": effort}
     row = ng.compare.compare(*compare_oracle.problem(), **given).rows[0]
     exact = oracle.figures("diagonal")
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_left_out_unless_asked_for(monkeypatch):
     inputs, targets = draw.normal(size=(5, 100)), draw.integers(0, 3, 5)
     problem = (model, {"w": np.zeros((100, 3))}, inputs, targets)
     small = {"matrices": 0, "probes": 2, "iterations": 3, "repeats": 1, "charts": 0}
-    effort = Effort(**small, memory=2e5)
+    effort = Budget(**small, memory=2e5)
     found = ng.compare.compare(*problem, effort=effort)
     assert {row.name for row in found.rows} == {"diagonal", "matrix_free"}
     ((name, reason),) = found.skipped

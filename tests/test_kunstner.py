@@ -11,7 +11,7 @@ import pytest
 from kunstner_oracle import Oracle
 
 import natgrad as ng
-from natgrad.compare.kunstner import (
+from benchmarks.kunstner import (
     METHODS,
     Linear,
     Logistic,
@@ -23,9 +23,9 @@ from natgrad.compare.kunstner import (
     optimise,
     tuning,
 )
-from natgrad.compare.kunstner.optimisation import descend
-from natgrad.compare.kunstner.starting_points import FACTORS, starting_points
-from natgrad.compare.kunstner.vector_field import STARTS, vector_field
+from benchmarks.kunstner.optimisation import descend
+from benchmarks.kunstner.starting_points import FACTORS, starting_points
+from benchmarks.kunstner.vector_field import STARTS, vector_field
 
 KINDS = {Linear: ng.families.NormalMean(), Logistic: ng.families.Bernoulli()}
 

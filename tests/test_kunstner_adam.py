@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.kunstner import Logistic, data, figures, minimiser
+from benchmarks.kunstner import misspecification as cases
+from benchmarks.kunstner.adam import descent, moment
 from natgrad.__main__ import main
-from natgrad.compare.kunstner import Logistic, data, figures, minimiser
-from natgrad.compare.kunstner import misspecification as cases
-from natgrad.compare.kunstner.adam import descent, moment
 
 
 @pytest.fixture(scope="module")

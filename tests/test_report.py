@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from natgrad.__main__ import main
-from natgrad.compare import page
-from natgrad.compare.commands import session
+from natgrad.cli import html as page
+from natgrad.cli import session
 from natgrad.compare.standings import Entry, Race, Run
 from natgrad.compare.tables import Column
 from natgrad.compare.verdict import verdict

@@ -10,27 +10,27 @@ adds data, models, a race of optimizers, tables and plots; what those need comes
 
 from natgrad.compare.along import Trace, along
 from natgrad.compare.comparison import Comparison, Row
-from natgrad.compare.effort import Effort
+from natgrad.compare.effort import Budget
 from natgrad.compare.fidelity import compare
 from natgrad.compare.figures import Figures
 from natgrad.compare.misspecification import Misspecification
+from natgrad.compare.reference import Reference
 from natgrad.compare.repetition import Repeated, repeated
 from natgrad.compare.standings import Entry, Race, Run
 from natgrad.compare.training import race
-from natgrad.compare.yardstick import Yardstick
 
 __all__ = [
+    "Budget",
     "Comparison",
-    "Effort",
     "Entry",
     "Figures",
     "Misspecification",
     "Race",
+    "Reference",
     "Repeated",
     "Row",
     "Run",
     "Trace",
-    "Yardstick",
     "along",
     "compare",
     "race",

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.effort import Effort
+from natgrad.compare.effort import Budget
 from natgrad.compare.extras import require
 from natgrad.compare.fidelity import Approximations, factories, measured
-from natgrad.compare.instruments import Instruments
+from natgrad.compare.instruments import ComparisonSetup
+from natgrad.compare.reference import Reference
 from natgrad.compare.training import batch_order
-from natgrad.compare.yardstick import Yardstick
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -95,7 +95,7 @@ def along(
     damping: float = 1e-3,
     step_size: float = 1.0,
     key: Key | None = None,
-    effort: Effort | None = None,
+    effort: Budget | None = None,
     on_comparison: Callable[[int, Comparison], None] | None = None,
 ) -> Trace:
     """Train, and compare at chosen steps.
@@ -128,7 +128,7 @@ def along(
         raise ValueError(
             f"batch_size must be from 1 to the {count} examples, got {batch_size}."
         )
-    instruments = Instruments(
+    instruments = ComparisonSetup(
         model,
         factories(approximations),
         reference=reference,
@@ -142,7 +142,7 @@ def along(
         model, params, (inputs, targets), optimizer, wanted, batch_size, key
     ):
         try:
-            yardstick = Yardstick.at(instruments, at, inputs, targets, key)
+            yardstick = Reference.at(instruments, at, inputs, targets, key)
         except ValueError as error:
             raise ValueError(f"After {step} steps: {error}") from error
         found.append(measured(yardstick, all_named=approximations is not None))

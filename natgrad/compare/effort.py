@@ -9,7 +9,7 @@ from natgrad.solvers.conjugate_gradients import RelativeResidual
 
 
 @dataclasses.dataclass(frozen=True)
-class Effort:
+class Budget:
     """What a comparison may spend.
 
     Attributes:

@@ -13,7 +13,7 @@ that has only A believes. Time is that of estimating A and solving for the step,
 gradient given.
 
 Small models have matrices [P, P] and exact figures (`formed`); large ones have products
-F v and estimates with standard errors (`products`). `Effort` says what is small.
+F v and estimates with standard errors (`products`). `Budget` says what is small.
 
 This module names no approximation: it takes names from `natgrad.CURVATURES`, or
 curvatures that it is given.
@@ -26,9 +26,9 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.effort import Effort
-from natgrad.compare.instruments import Instruments
-from natgrad.compare.yardstick import Yardstick
+from natgrad.compare.effort import Budget
+from natgrad.compare.instruments import ComparisonSetup
+from natgrad.compare.reference import Reference
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
 from natgrad.layers import NotCapturedError
@@ -52,7 +52,7 @@ def compare(
     damping: float = 1e-3,
     step_size: float = 1.0,
     key: Key | None = None,
-    effort: Effort | None = None,
+    effort: Budget | None = None,
 ) -> Comparison:
     """Measure approximations of the Fisher information against a reference.
 
@@ -71,7 +71,7 @@ def compare(
         step_size: η, the multiple of the damped natural step that is tried.
         key: for sampled labels, whose figures are those of this one draw, and for
             everything else that is random.
-        effort: how much the comparison may cost; None for `Effort()`.
+        effort: how much the comparison may cost; None for `Budget()`.
 
     Returns:
         The figures. `print` shows them, `rich.print` more prettily;
@@ -82,7 +82,7 @@ def compare(
             shapes that do not fit, and approximations that were asked for and do not
             fit in memory.
     """
-    instruments = Instruments(
+    instruments = ComparisonSetup(
         model,
         factories(approximations),
         reference=reference,
@@ -90,11 +90,11 @@ def compare(
         step_size=step_size,
         effort=effort,
     )
-    yardstick = Yardstick.at(instruments, params, inputs, targets, key)
+    yardstick = Reference.at(instruments, params, inputs, targets, key)
     return measured(yardstick, all_named=approximations is not None)
 
 
-def measured(yardstick: Yardstick, *, all_named: bool) -> Comparison:
+def measured(yardstick: Reference, *, all_named: bool) -> Comparison:
     """The rows of all approximations; those that nobody named may be left out."""
     rows, skipped = [], []
     for name in yardstick.instruments.names:

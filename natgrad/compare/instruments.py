@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import jax
 
 from natgrad.compare import invariance
-from natgrad.compare.effort import Effort
-from natgrad.compare.observation import Batch, Observer, Solve
+from natgrad.compare.effort import Budget
+from natgrad.compare.observation import Batch, CompiledCurvature, Solve
 from natgrad.curvature import by_name
 from natgrad.curvature.base import Curvature
 from natgrad.layers import Recombined
@@ -21,7 +21,7 @@ from natgrad.tree import Layout
 _EXACT = ("dense", "matrix_free")
 
 
-class Instruments:
+class ComparisonSetup:
     """Approximations of a model's Fisher information, and how to measure them.
 
     Attributes:
@@ -40,24 +40,24 @@ class Instruments:
         reference: str | None = None,
         damping: float = 1e-3,
         step_size: float = 1.0,
-        effort: Effort | None = None,
+        effort: Budget | None = None,
     ):
         self.model = model
         self.names = tuple(approximations)
         self.damping = _number("damping", damping, lowest=0.0)
         self.step_size = _number("step_size", step_size, lowest=-math.inf)
-        self.effort = Effort() if effort is None else effort
+        self.effort = Budget() if effort is None else effort
         self._approximations, self._reference = approximations, reference
         if reference is not None:
             self._factory(reference)
         self._observers: dict = {}
         self._charts: dict = {}
 
-    def observer(self, name: str, model: Model, solve: Solve) -> Observer:
+    def observer(self, name: str, model: Model, solve: Solve) -> CompiledCurvature:
         """The curvature called `name` of a model, with what was compiled for it."""
         if (name, model) not in self._observers:
             curvature = self._factory(name)(model)
-            self._observers[name, model] = Observer(name, curvature, solve)
+            self._observers[name, model] = CompiledCurvature(name, curvature, solve)
         return self._observers[name, model]
 
     def charts(self, batch: Batch) -> list[tuple[Recombined, Model]]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import layers
-from natgrad.compare.effort import Effort
+from natgrad.compare.effort import Budget
 from natgrad.compare.estimates import root_of_ratio
 from natgrad.compare.figures import ratio
 from natgrad.compare.partition import captured
@@ -52,7 +52,7 @@ def _regular(size: int, draw: np.random.Generator) -> Array:
 
 
 def defect(
-    metric: Metric, there: Metric, chart: Recombined, key: Key, effort: Effort
+    metric: Metric, there: Metric, chart: Recombined, key: Key, effort: Budget
 ) -> tuple[float, float]:
     """‖A_φ − TᵀAT‖ / ‖TᵀAT‖ and its standard error, 0 where matrices are formed.
 

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare.effort import Effort
+from natgrad.compare.effort import Budget
 from natgrad.compare.figures import ratio
 from natgrad.curvature.labels import Empirical, Exact
 from natgrad.curvature.visits import visits
@@ -89,7 +89,7 @@ def information_matrix_test(
     inputs: Inputs,
     targets: Array,
     key: Key,
-    effort: Effort,
+    effort: Budget,
 ) -> Misspecification:
     """The test at θ.
 

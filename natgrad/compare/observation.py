@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.compare import tables, timing
-from natgrad.compare.effort import Effort
+from natgrad.compare.effort import Budget
 from natgrad.compare.timing import Cost
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
@@ -52,7 +52,7 @@ class Observation(NamedTuple):
     labels: Labels
 
 
-class Observer:
+class CompiledCurvature:
     """A curvature and its compiled step, which later observations use again.
 
     Attributes:
@@ -65,7 +65,7 @@ class Observer:
         self._compiled: dict = {}
 
     def observe(
-        self, batch: Batch, gradient: Params, damping: float, effort: Effort
+        self, batch: Batch, gradient: Params, damping: float, effort: Budget
     ) -> Observation:
         """Estimate on a batch and solve for the damped step, timed.
 
@@ -93,7 +93,7 @@ class Observer:
             labels=self.curvature.labels,
         )
 
-    def _executable(self, given: tuple, effort: Effort) -> tuple[Callable, float]:
+    def _executable(self, given: tuple, effort: Budget) -> tuple[Callable, float]:
         leaves, structure = jax.tree.flatten(given)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves))
         if (structure, shapes) not in self._compiled:
@@ -112,12 +112,12 @@ class Observer:
         metric = self.curvature.metric(statistics, params, inputs, targets)
         return self._solve(metric, gradient, damping), statistics
 
-    def _check(self, what: str, needed: int, effort: Effort) -> None:
+    def _check(self, what: str, needed: int, effort: Budget) -> None:
         if needed > effort.memory:
             raise DoesNotFitError(
                 f"{self._name} needs {tables.size(needed)} of {what}, and "
                 f"effort.memory is {tables.size(effort.memory)}. Leave it out, or "
-                "allow more with effort=Effort(memory=...)."
+                "allow more with effort=Budget(memory=...)."
             )
 
 
@@ -126,7 +126,7 @@ def own_solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
     return metric.solution(gradient, damping)
 
 
-def by_conjugate_gradients(effort: Effort) -> Solve:
+def by_conjugate_gradients(effort: Budget) -> Solve:
     """The solution from products alone, as exact as `effort.stop` says."""
 
     def solve(metric: Metric, gradient: Params, damping: Array) -> Solution:

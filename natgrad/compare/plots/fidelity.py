@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from natgrad.cli.experiment import Experiment
 from natgrad.compare.comparison import Comparison, Row
-from natgrad.compare.experiment import Experiment
 from natgrad.compare.extras import require
 from natgrad.compare.plots.style import COLOURS, MARKERS, WIDE, open_figure, subject
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from natgrad.compare.experiment import Experiment
+from natgrad.cli.experiment import Experiment
 from natgrad.compare.plots.style import (
     COLOURS,
     LINES,

@@ -1,0 +1,150 @@
+"""Figure 1: where each method points, and where it leads.
+
+On a line with a log-normal input, over θ = (bias, slope),
+
+    GD  −g/3        NGD  −(H + 1e-8 I)⁻¹ g        EF  −3 (E + 1e-8 I)⁻¹ g
+
+with the prior in H and not in E. Paths are Euler's, 50,000 points a thousandth apart.
+Adam's fields stand beside them: −g/√diag(E), the square root of its second moment where
+batches have one example, and −g/|g| in each coordinate, where the batch is all data
+(there its second moment is g², once averaging has caught up).
+
+Source: Kunstner, Hennig & Balles (2019), figure 1, and their published code; Kingma &
+Ba (2015), Adam, section 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.kunstner import data
+from benchmarks.kunstner.problems import Problem, minimiser
+from natgrad.typing import Array
+
+Field = Callable[[Problem, Array], Array]
+
+_DAMPING = 1e-8
+_EPSILON = 1e-8
+_STEP_SIZE = 1e-3
+POINTS = 50_000
+STARTS = np.array([[2.0, 4.5], [1.0, 0.0], [4.5, 3.0], [-0.5, 3.0]])
+# The window and its grid: [−1, 5]².
+AXIS = np.linspace(-1.0, 5.0, 15)
+
+
+def gradient(problem: Problem, theta: Array) -> Array:
+    """−g/3."""
+    return -problem.gradient(theta) / 3
+
+
+def natural(problem: Problem, theta: Array) -> Array:
+    """−(H + 1e-8 I)⁻¹ g."""
+    return -_solve(problem.hessian(theta), problem.gradient(theta))
+
+
+def empirical(problem: Problem, theta: Array) -> Array:
+    """−3 (E + 1e-8 I)⁻¹ g."""
+    return -3 * _solve(problem.empirical(theta), problem.gradient(theta))
+
+
+def adam_of_one(problem: Problem, theta: Array) -> Array:
+    """−g/√diag(E): Adam's scaling for batches of one example."""
+    root = jnp.sqrt(jnp.diag(problem.empirical(theta)))
+    return -problem.gradient(theta) / (root + _EPSILON)
+
+
+def adam_of_all(problem: Problem, theta: Array) -> Array:
+    """−g/|g|, coordinate by coordinate: Adam's scaling for the batch of all data."""
+    g = problem.gradient(theta)
+    return -g / (jnp.abs(g) + _EPSILON)
+
+
+FIELDS: dict[str, Field] = {"GD": gradient, "NGD": natural, "EF": empirical}
+ADAM_FIELDS: dict[str, Field] = {
+    "Adam, batches of one": adam_of_one,
+    "Adam, all data": adam_of_all,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorField:
+    """Arrows and paths.
+
+    Attributes:
+        problem: the line.
+        minimum: θ*.
+        losses: on the grid, [15, 15], slope by bias.
+        arrows: name -> [15, 15, 2], slope by bias.
+        paths: name -> [4, points, 2].
+    """
+
+    problem: Problem
+    minimum: np.ndarray
+    losses: np.ndarray
+    arrows: dict[str, np.ndarray]
+    paths: dict[str, np.ndarray]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where the paths begin and end, plain Python values."""
+        ends = {
+            name: {
+                "distance_to_minimum": np.linalg.norm(
+                    path[:, -1] - self.minimum, axis=1
+                ).tolist(),
+                "length": np.sum(
+                    np.linalg.norm(np.diff(path, axis=1), axis=2), axis=1
+                ).tolist(),
+            }
+            for name, path in self.paths.items()
+        }
+        return {
+            "minimum": self.minimum.tolist(),
+            "starts": STARTS.tolist(),
+            "points": int(next(iter(self.paths.values())).shape[1]),
+            "paths": ends,
+        }
+
+
+def vector_field(points: int = POINTS) -> VectorField:
+    """All fields, with paths of so many points."""
+    problem = data.vector_field()
+    bias, slope = np.meshgrid(AXIS, AXIS)
+    thetas = jnp.asarray(np.stack([bias, slope], axis=-1))
+    fields = {**FIELDS, **ADAM_FIELDS}
+    on_grid = lambda f: jax.vmap(jax.vmap(f))(thetas)
+    return VectorField(
+        problem=problem,
+        minimum=np.asarray(minimiser(problem)),
+        losses=np.asarray(on_grid(problem.loss)),
+        arrows={
+            name: np.asarray(on_grid(functools.partial(field, problem)))
+            for name, field in fields.items()
+        },
+        paths={
+            name: np.asarray(paths(problem, field, jnp.asarray(STARTS), points))
+            for name, field in fields.items()
+        },
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("field", "points"))
+def paths(problem: Problem, field: Field, starts: Array, points: int) -> Array:
+    """Euler's paths along a field: [S, points, P]."""
+
+    def step(thetas, _):
+        moved = thetas + _STEP_SIZE * jax.vmap(field, (None, 0))(problem, thetas)
+        return moved, moved
+
+    _, rest = jax.lax.scan(step, starts, None, length=points - 1)
+    return jnp.moveaxis(jnp.concatenate([starts[None], rest]), 0, 1)
+
+
+def _solve(matrix: Array, g: Array) -> Array:
+    return jnp.linalg.solve(matrix + _DAMPING * jnp.eye(len(g)), g)

@@ -1,0 +1,165 @@
+"""Data sets that ship inside scikit-learn, or a person's own, split and scaled.
+
+Read from scikit-learn's own CSV files, or from an .npz file: nothing is downloaded and
+nothing unpickled. A quarter is held out, by a permutation that the seed fixes. Inputs
+have mean 0 and standard deviation 1 over the training data; the pixels of digits, which
+share a unit, and inputs of more than one axis are divided by one standard deviation. A
+column that never changes becomes 0. Numbers to predict are standardised too, so that
+their loss is in units of their spread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from natgrad.cli import user_data as archive
+from natgrad.compare.extras import require
+from natgrad.compare.names import choose
+from natgrad.families import Categorical, Family, NormalMean
+from natgrad.typing import Array
+
+_HELD_OUT = 0.25
+
+# Rows without which there is nothing to hold out.
+FEWEST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a data set comes from and what kind of labels it has.
+
+    Attributes:
+        load: () -> (inputs [N, D], targets [N]).
+        classes: are the targets classes, or numbers?
+        one_unit: do all inputs share a unit?
+    """
+
+    load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    classes: bool
+    one_unit: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set ready to train on.
+
+    Attributes:
+        name: of the source.
+        train: (inputs [N, D] or [N, ...], targets).
+        test: (inputs, targets).
+        family: the law of the targets.
+        outputs: C, outputs the model must have.
+        score_name: what `score` is.
+        score: (outputs, targets) -> a number, the higher the better.
+    """
+
+    name: str
+    train: tuple[Array, Array]
+    test: tuple[Array, Array]
+    family: Family
+    outputs: int
+    score_name: str
+    score: Callable[[Array, Array], Array]
+
+    @property
+    def features(self) -> int:
+        """D."""
+        return self.train[0][0].size
+
+    @property
+    def classes(self) -> bool:
+        """Are the targets classes?"""
+        return self.score_name == "accuracy"
+
+
+def _bundled(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    def load():
+        return getattr(require("sklearn.datasets"), f"load_{name}")(return_X_y=True)
+
+    return load
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_bundled("digits"), classes=True, one_unit=True),
+    "breast_cancer": Source(_bundled("breast_cancer"), classes=True),
+    "wine": Source(_bundled("wine"), classes=True),
+    "diabetes": Source(_bundled("diabetes"), classes=False),
+}
+
+
+def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
+    """The data set called `name`.
+
+    Args:
+        name: in `SOURCES`, or the path of an .npz file; see `natgrad.compare.archive`.
+        seed: of the split.
+        limit: rows to keep before the split; None for all.
+
+    Raises:
+        ValueError: for an unknown name, and a file that is not as it should be.
+        MissingExtra: where scikit-learn is not installed.
+    """
+    source = _source(name)
+    inputs, targets = source.load()
+    if len(inputs) < FEWEST:
+        raise ValueError(
+            f"{name} has {len(inputs)} rows; at least {FEWEST} are needed, of which "
+            "a quarter is held out."
+        )
+    order = np.random.default_rng(seed).permutation(len(inputs))[:limit]
+    held_out = max(1, round(_HELD_OUT * len(order)))
+    test, train = order[:held_out], order[held_out:]
+    inputs = _standardised(inputs, train, source.one_unit)
+    if source.classes:
+        targets = targets.astype(np.int32)
+        family, outputs = Categorical(), int(targets.max()) + 1
+        score_name, score = "accuracy", accuracy
+    else:
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        targets = _standardised(targets, train, one_unit=False)
+        family, outputs = NormalMean(), targets.shape[1]
+        score_name, score = "R²", r_squared
+    split = lambda rows: (jnp.asarray(inputs[rows]), jnp.asarray(targets[rows]))
+    return Dataset(
+        name=name,
+        train=split(train),
+        test=split(test),
+        family=family,
+        outputs=outputs,
+        score_name=score_name,
+        score=score,
+    )
+
+
+def _source(name: str) -> Source:
+    if not name.endswith(".npz"):
+        return choose(SOURCES, name, "data set")
+    inputs, targets = archive.read(name)
+    return Source(
+        lambda: (inputs, targets),
+        classes=targets.dtype.kind in "iu",
+        one_unit=inputs.ndim > 2,
+    )
+
+
+def accuracy(z: Array, y: Array) -> Array:
+    """The fraction of examples whose largest logit is that of their class."""
+    return jnp.mean((jnp.argmax(z, axis=-1) == y).astype(z.dtype))
+
+
+def r_squared(z: Array, y: Array) -> Array:
+    """1 − (mean squared error) / (variance of the targets)."""
+    return 1 - jnp.mean((z - y) ** 2) / jnp.mean((y - jnp.mean(y)) ** 2)
+
+
+def _standardised(values: np.ndarray, train: np.ndarray, one_unit: bool) -> np.ndarray:
+    """Mean 0 and standard deviation 1 over the training rows."""
+    values = values.astype(np.float64)
+    centred = values - values[train].mean(axis=0)
+    axis = None if one_unit else 0
+    scale = np.sqrt(np.mean(centred[train] ** 2, axis=axis))
+    return centred / np.where(scale == 0, 1, scale)

@@ -1,0 +1,269 @@
+"""A comparison from settings: data, model, and the parameters at which to compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natgrad import __version__
+from natgrad.cli import data, models
+from natgrad.cli.data import Dataset
+from natgrad.compare import contenders
+from natgrad.compare.effort import Budget
+from natgrad.compare.fidelity import approximation_names, factories
+from natgrad.compare.instruments import ComparisonSetup
+from natgrad.compare.reference import Reference
+from natgrad.curvature import by_name
+from natgrad.layers import NotCapturedError
+from natgrad.model import Model
+from natgrad.model.errors import DoesNotFitError
+from natgrad.tree import Layout
+from natgrad.typing import Array, Params
+
+# Of Adam, which leads from initial parameters to those compared at.
+APPROACH_RATE = 0.01
+
+# Above so many parameters matrices [P, P] take too much memory and time: what needs
+# them does not race, and is compared only if asked for by name or small enough.
+MAX_PARAMETERS = 4096
+_LARGE_MODEL_BYTES = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a person chooses; everything else follows.
+
+    Attributes:
+        data: a name in `natgrad.compare.data.SOURCES`.
+        model: a name in `natgrad.compare.models.MODELS`.
+        hidden: widths of hidden layers.
+        examples: rows of the data to use; None for all.
+        damping: λ, of the comparison and of the race.
+        at_step: full-batch steps of Adam before comparing.
+        approximations: names in `natgrad.CURVATURES`; None for all.
+        reference: what counts as exact; None for the exact Fisher as a matrix, or as
+            an operator where a matrix would be too large.
+        repeats: timed runs of each approximation.
+        charts: random coordinates in which invariance is tested; each compiles every
+            approximation once more.
+        optimizers: who races.
+        leave_out: leave out optimizers that do not fit the model, instead of refusing?
+        steps: of each run of the race.
+        batch_size: examples a step.
+        rates: learning rates in each grid.
+        repeat: further runs of each optimizer at its best rate, from other seeds.
+        along: steps of a run of Adam at which to compare.
+        seed: of split, weights, batches and sampled labels.
+    """
+
+    data: str = "digits"
+    model: str = "mlp"
+    hidden: tuple[int, ...] = (16,)
+    examples: int | None = None
+    damping: float = 1e-3
+    at_step: int = 20
+    approximations: tuple[str, ...] | None = None
+    reference: str | None = None
+    repeats: int = 3
+    charts: int = 0
+    optimizers: tuple[str, ...] = contenders.DEFAULT
+    leave_out: bool = True
+    steps: int = 30
+    batch_size: int = 256
+    rates: int = 6
+    repeat: int = 0
+    along: tuple[int, ...] = ()
+    seed: int = 0
+
+
+# Small enough for a look or a test.
+QUICK = Settings(
+    hidden=(4,),
+    examples=200,
+    repeats=1,
+    steps=10,
+    batch_size=64,
+    rates=3,
+    at_step=10,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Settings made concrete.
+
+    Attributes:
+        settings: as chosen, names resolved.
+        dataset: what to learn from.
+        model: the statistical model.
+        initial: parameters where the race starts.
+        params: parameters where approximations are compared.
+        all_named: were the approximations chosen by name? Otherwise those that do not
+            fit may be left out.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    model: Model
+    initial: Params
+    params: Params
+    all_named: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Experiment:
+        """Check the settings, load the data and prepare the parameters.
+
+        Raises:
+            ValueError: for unknown names and impossible settings.
+        """
+        all_named = settings.approximations is not None
+        names = approximation_names(settings.approximations)
+        if settings.reference is not None:
+            by_name(settings.reference)
+        _check_numbers(settings)
+        dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
+        key = jax.random.PRNGKey(settings.seed)
+        model, initial = models.build(
+            settings.model, dataset, hidden=settings.hidden, key=key
+        )
+        optimizers = _racers(settings, model, initial)
+        settings = dataclasses.replace(
+            settings, approximations=names, optimizers=optimizers
+        )
+        params = approach(model, initial, *dataset.train, steps=settings.at_step)
+        return cls(settings, dataset, model, initial, params, all_named)
+
+    def initial_from(self, seed: int) -> Params:
+        """Initial parameters from another seed."""
+        settings, key = self.settings, jax.random.PRNGKey(seed)
+        return models.build(
+            settings.model, self.dataset, hidden=settings.hidden, key=key
+        )[1]
+
+    def yardstick(self) -> Reference:
+        """The exact Fisher over all training data, at `params`."""
+        settings = self.settings
+        effort = Budget(repeats=settings.repeats, charts=settings.charts)
+        if Layout.of(self.params).size > MAX_PARAMETERS:
+            effort = dataclasses.replace(effort, memory=_LARGE_MODEL_BYTES)
+        instruments = ComparisonSetup(
+            self.model,
+            factories(settings.approximations),
+            reference=settings.reference,
+            damping=settings.damping,
+            effort=effort,
+        )
+        key = jax.random.PRNGKey(settings.seed)
+        return Reference.at(instruments, self.params, *self.dataset.train, key)
+
+    def describe(self) -> dict[str, Any]:
+        """What was compared, as plain Python values."""
+        inputs, _ = self.dataset.train
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "data": {
+                "name": self.dataset.name,
+                "features": self.dataset.features,
+                "outputs": self.dataset.outputs,
+                "train_examples": inputs.shape[0],
+                "test_examples": self.dataset.test[0].shape[0],
+                "score": self.dataset.score_name,
+            },
+            "parameters": Layout.of(self.initial).size,
+            "dtype": str(inputs.dtype),
+        }
+
+
+def approach(
+    model: Model, params: Params, inputs: Array, targets: Array, *, steps: int
+) -> Params:
+    """`params` after some full-batch steps of Adam: on the way, not at a special point.
+
+    At initial parameters the predictions are nearly uniform and approximations look
+    alike; at the end of training the gradient is gone.
+    """
+    optimizer = optax.adam(APPROACH_RATE)
+
+    def step(carry, _):
+        params, state = carry
+        gradient = jax.grad(model.loss)(params, inputs, targets)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    advance = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
+    (params, _), _ = advance((params, optimizer.init(params)))
+    return params
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and the machine, as far as figures and times depend on them."""
+    packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
+    devices = jax.devices()
+    return {
+        "versions": {
+            "natgrad": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "count": len(devices),
+        },
+        "machine": {"system": platform.system(), "architecture": platform.machine()},
+        "x64": bool(jnp.result_type(float) == jnp.float64),
+    }
+
+
+def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]:
+    """The optimizers that fit the model; a ValueError where one that must does not."""
+    fitting = []
+    for name in dict.fromkeys(settings.optimizers):
+        entrant = contenders.contender(name, model, settings.damping)
+        reason = _does_not_fit(entrant, params)
+        if not reason:
+            fitting.append(name)
+        elif not settings.leave_out:
+            raise ValueError(f"{name} {reason} Name others with --optimizers.")
+    return tuple(fitting)
+
+
+def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
+    """Why an optimizer cannot train this model; empty if it can."""
+    try:
+        state = jax.eval_shape(entrant.make(1.0).init, params)
+    except NotCapturedError as error:
+        return f"cannot read this model: {error}"
+    except DoesNotFitError as error:
+        return f"does not fit. {error} Use a smaller --hidden."
+    largest = max((leaf.size for leaf in jax.tree.leaves(state)), default=0)
+    if largest > MAX_PARAMETERS**2:
+        return (
+            f"keeps a matrix of {largest} numbers for this model of "
+            f"{Layout.of(params).size} parameters; at most {MAX_PARAMETERS}² here. "
+            "Use a smaller --hidden."
+        )
+    return ""
+
+
+def _check_numbers(settings: Settings) -> None:
+    lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
+    for name, bound in {**lowest, "batch_size": 1, "rates": 1, "repeat": 0}.items():
+        value = getattr(settings, name)
+        if value < bound:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least {bound}, got {value}.")
+    if settings.examples is not None and settings.examples < 8:
+        raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
+    if any(step < 0 for step in settings.along):
+        raise ValueError(f"--along must be steps >= 0, got {settings.along}.")
+    if not 0 <= settings.damping < float("inf"):
+        raise ValueError(
+            f"--damping must be finite and at least 0, got {settings.damping}."
+        )

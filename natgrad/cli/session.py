@@ -1,0 +1,183 @@
+"""One run of a command that compares: its stages, what is finished, where it goes.
+
+What is finished when the person presses Ctrl-C is kept; no file is ever there by half.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from natgrad.cli import files
+from natgrad.cli.experiment import Experiment, surroundings
+from natgrad.cli.progress import Advance, progress
+from natgrad.cli.shared import INTERRUPTED
+from natgrad.cli.terminal import Report
+from natgrad.compare import plots
+from natgrad.compare.comparison import Comparison
+from natgrad.compare.standings import Race
+from natgrad.compare.training import race
+from natgrad.layers import NotCapturedError
+from natgrad.model.errors import DoesNotFitError
+
+
+class Session(abc.ABC):
+    """Stages that run in order; each is saved when it ends.
+
+    Attributes:
+        command: the name of the command.
+        comparison: of approximations, as far as it is finished.
+        race: of optimizers, as far as it is finished.
+    """
+
+    command: str
+
+    def __init__(self, experiment: Experiment, output: Path):
+        self.experiment = experiment
+        self.comparison: Comparison | None = None
+        self.race: Race | None = None
+        self.surroundings = surroundings()
+        self.report = Report()
+        self._output = output
+        self._start = time.perf_counter()
+        self._written: list[str] = []
+
+    @abc.abstractmethod
+    def stages(self) -> list[tuple[int, Callable[[Advance], None]]]:
+        """(parts, what to do) in order; each part is an approximation or a run."""
+
+    @abc.abstractmethod
+    def save(self, *, complete: bool) -> None:
+        """Write what is finished."""
+
+    def run(self) -> int:
+        """Run all stages; the exit code."""
+        self.report.opening(self.experiment, self.surroundings)
+        waiting = self.stages()
+        try:
+            while waiting:
+                parts, stage = waiting.pop(0)
+                with progress(parts) as advance:
+                    stage(advance)
+                self.show()
+                self.save(complete=not waiting)
+        except KeyboardInterrupt:
+            return self._interrupted()
+        self.report.closing(self._written, self.seconds())
+        return 0
+
+    def compare(self) -> tuple[int, Callable[[Advance], None]]:
+        """The stage that measures approximations."""
+        settings = self.experiment.settings
+
+        def stage(advance: Advance) -> None:
+            advance("the exact Fisher", 0)
+            yardstick = self.experiment.yardstick()
+            rows, skipped = [], []
+            advance("the exact Fisher", 1)
+            try:
+                for name in settings.approximations:
+                    advance(name, 0)
+                    try:
+                        rows.append(yardstick.row(name))
+                    except (DoesNotFitError, NotCapturedError) as error:
+                        if self.experiment.all_named:
+                            raise
+                        skipped.append((name, str(error)))
+                    advance(name, 1)
+            finally:
+                if rows:
+                    self.comparison = yardstick.comparison(rows, skipped)
+            if not rows:
+                raise ValueError(
+                    "None of the approximations can be measured: "
+                    + "; ".join(reason for _, reason in skipped)
+                )
+
+        return 1 + len(settings.approximations), stage
+
+    def train(self) -> tuple[int, Callable[[Advance], None]]:
+        """The stage that races optimizers."""
+        experiment, settings = self.experiment, self.experiment.settings
+        batch_size = min(settings.batch_size, len(experiment.dataset.train[0]))
+
+        def stage(advance: Advance) -> None:
+            entries = []
+            advance("training", 0)
+            try:
+                race(
+                    experiment.model,
+                    experiment.initial,
+                    experiment.dataset.train,
+                    experiment.dataset.test,
+                    score=experiment.dataset.score,
+                    names=settings.optimizers,
+                    steps=settings.steps,
+                    batch_size=batch_size,
+                    rates=settings.rates,
+                    damping=settings.damping,
+                    seed=settings.seed,
+                    on_run=lambda name: advance(f"training {name}", 1),
+                    on_entry=entries.append,
+                )
+            finally:
+                if entries:
+                    self.race = Race(
+                        tuple(entries), settings.steps, batch_size, settings.damping
+                    )
+
+        return len(settings.optimizers) * settings.rates, stage
+
+    def show(self) -> None:
+        """What has just been finished, on the terminal."""
+        if self.race is not None:
+            self.report.race(self.race, self.experiment)
+        else:
+            self.report.fidelity(self.comparison, self.experiment)
+
+    def picture(self, name: str, result: Any, draw: Callable[[], Any]) -> None:
+        """Write a picture once its result is there; an older one of it goes."""
+        path = self._output / name
+        if result is None:
+            path.unlink(missing_ok=True)
+        elif str(path) not in self._written:
+            figure = draw()
+            files.write_atomically(path, lambda file: plots.save(figure, file))
+            self._written.append(str(path))
+
+    def file(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file, again at every save."""
+        path = self._output / name
+        write(path)
+        if str(path) not in self._written:
+            self._written.insert(0, str(path))
+
+    def description(self, *, complete: bool) -> dict[str, Any]:
+        """What was done where, and all results, as plain Python values."""
+        return {
+            "format": f"natgrad.{self.command}/1",
+            "complete": complete,
+            "seconds": self.seconds(),
+            **self.surroundings,
+            **self.experiment.describe(),
+            "fidelity": self.comparison and self.comparison.to_dict(),
+            "training": self.race and self.race.to_dict(),
+        }
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start
+
+    def _interrupted(self) -> int:
+        """Keep what is finished; a second Ctrl-C gives that up too."""
+        with contextlib.suppress(KeyboardInterrupt):
+            if self.comparison is not None or self.race is not None:
+                self.save(complete=False)
+        kept = f"kept {', '.join(self._written)}" if self._written else "wrote nothing"
+        print(f"natgrad {self.command}: interrupted, {kept}", file=sys.stderr)
+        return INTERRUPTED

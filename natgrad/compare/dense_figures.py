@@ -1,0 +1,123 @@
+"""Figures from matrices [P, P], in float64 on the host: exact, for small models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from natgrad.compare import figures
+from natgrad.compare.figures import Figures, Spectrum, ratio
+from natgrad.compare.partition import Part
+
+# Eigenvalues of a spectrum that are kept.
+_KEPT = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FormedPart:
+    """F on one part, decomposed.
+
+    Attributes:
+        part: which parameters.
+        matrix: F, [p, p].
+        values: eigenvalues of F, ascending; what is negative by rounding is 0.
+        vectors: its eigenvectors, in columns.
+        damping: λ.
+    """
+
+    part: Part
+    matrix: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
+    damping: float
+
+    @classmethod
+    def of(cls, part: Part, matrix: np.ndarray, damping: float) -> FormedPart:
+        """The part of F, [P, P]."""
+        own = matrix[np.ix_(part.positions, part.positions)]
+        values, vectors = np.linalg.eigh(_symmetric(own))
+        return cls(part, own, np.maximum(values, 0), vectors, damping)
+
+    def figures(
+        self, matrix: np.ndarray, step: np.ndarray, exact_step: np.ndarray
+    ) -> tuple[Figures, np.ndarray]:
+        """The figures of A, and its eigenvalues on this part, ascending.
+
+        Args:
+            matrix: A, [P, P].
+            step: d_A, [P].
+            exact_step: d_F, [P].
+        """
+        place = self.part.positions
+        own = matrix[np.ix_(place, place)]
+        difference = own - self.matrix
+        values = np.linalg.eigvalsh(_symmetric(own))
+        ratios = self._ratios(own)
+        dimension = lambda values: figures.effective_dimension(values, self.damping)
+        found = Figures(
+            name=self.part.name,
+            parameters=self.part.size,
+            relative_error=ratio(
+                np.linalg.norm(difference), np.linalg.norm(self.matrix)
+            ),
+            spectral_error=ratio(_spectral_norm(difference), self.values[-1]),
+            trace_ratio=ratio(np.trace(own), np.trace(self.matrix)),
+            divergence=figures.divergence(ratios),
+            lowest_ratio=float(ratios.min()),
+            median_ratio=float(np.median(ratios)),
+            highest_ratio=float(ratios.max()),
+            effective_dimension=dimension(values),
+            exact_effective_dimension=dimension(self.values),
+            **figures.step_figures(step[place], exact_step[place]),
+        )
+        return found, values
+
+    def _ratios(self, matrix: np.ndarray) -> np.ndarray:
+        """Eigenvalues of (F + λI)⁻¹(A + λI); NaN where F + λI is singular."""
+        damped = self.values + self.damping
+        if damped[0] <= np.finfo(float).eps * len(damped) * damped[-1]:
+            return np.full(len(damped), np.nan)
+        # I + W (A − F) W with W = (F + λI)^-½: exact where A is F.
+        whiten = self.vectors / np.sqrt(damped)
+        change = whiten.T @ _symmetric(matrix - self.matrix) @ whiten
+        return 1 + np.linalg.eigvalsh(change)
+
+
+class DenseFigures:
+    """F as a matrix, with which approximations are measured."""
+
+    def __init__(self, matrix: np.ndarray, whole: Part, blocks: Sequence, damping):
+        self._whole = FormedPart.of(whole, matrix, damping)
+        self._blocks = [FormedPart.of(part, matrix, damping) for part in blocks]
+        self.norm = float(np.linalg.norm(matrix))
+        self.spectrum = _thinned(self._whole.values)
+
+    def measure(
+        self, matrix: np.ndarray, step: np.ndarray, exact_step: np.ndarray
+    ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
+        """The figures of A = `matrix` in all and by block, and its spectrum."""
+        whole, values = self._whole.figures(matrix, step, exact_step)
+        blocks = [part.figures(matrix, step, exact_step)[0] for part in self._blocks]
+        return whole, tuple(blocks), _thinned(values)
+
+
+def _symmetric(matrix: np.ndarray) -> np.ndarray:
+    return (matrix + matrix.T) / 2
+
+
+def _spectral_norm(matrix: np.ndarray) -> float:
+    symmetric = _symmetric(matrix)
+    if np.linalg.norm(matrix - symmetric) <= 1e-6 * np.linalg.norm(matrix):
+        values = np.linalg.eigvalsh(symmetric)
+        return float(np.abs(values).max())
+    return float(np.linalg.norm(matrix, 2))
+
+
+def _thinned(values: np.ndarray) -> Spectrum:
+    """Ascending eigenvalues as a spectrum of some ranks, evenly spread in log."""
+    ranks = np.unique(np.geomspace(1, len(values), _KEPT).round().astype(int))
+    return Spectrum(
+        tuple(ranks.astype(float).tolist()), tuple(values[::-1][ranks - 1].tolist())
+    )
