@@ -89,6 +89,16 @@ class Wrapper(Delegate):
         """As the curvature does."""
         return self.curvature.init(params)
 
+    @abc.abstractmethod
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """The changed statistics of one batch; see `Curvature.estimate`."""
+
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """As the curvature does, of the whole batch."""
         return self.curvature.divergence(params, other, inputs)

@@ -98,9 +98,7 @@ class Gram(Curvature):
         """The metric of the batch `inputs`, which must be given."""
         targets = targets if self.labels.needs_targets else None
         batch = Batch(params, inputs, targets, statistics.key)
-        program = layers.trace(self.model.apply, params, inputs)
-        law = self.model.of_outputs()
-        jax.eval_shape(law.outputs, program.shape, inputs)  # its errors come first
+        program = layers.trace(self.model.raw_outputs, params, inputs)
         jacobian = self._captured(batch, program)
         if jacobian is None:
             jacobian = self._written_out(batch)
@@ -108,7 +106,7 @@ class Gram(Curvature):
 
     def writes_out(self, params: Params, inputs: Inputs) -> bool:
         """Must B be written out, for want of layers that tell examples apart?"""
-        program = layers.trace(self.model.apply, params, inputs)
+        program = layers.trace(self.model.raw_outputs, params, inputs)
         return self._layers(Batch(params, inputs), program) is None
 
     def _layers(self, batch: Batch, program: Any) -> layers.Captured | None:

@@ -133,9 +133,8 @@ class KFAC(LayerCurvature):
             The loss, shape (), in nats; the gradient, like the parameters; and block's
             name -> {"x": [N, T, I], "g": [N, T, O]} where the rows are few.
         """
-        program = layers.trace(self.model.apply, params, inputs)
+        program = layers.trace(self.model.raw_outputs, params, inputs)
         law = self.model.of_outputs()
-        jax.eval_shape(law.outputs, program.shape, inputs)  # its errors come first
         captured = self.captured(params, inputs, program)
         z, pullback = captured.pull(_few_rows, params, inputs)
         loss, cotangent = jax.value_and_grad(law.loss)(z, inputs, targets)

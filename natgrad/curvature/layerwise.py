@@ -197,16 +197,14 @@ class LayerCurvature(SummedCurvature):
             )
         self.labels.check(given.targets, given.key)
         local, model = self.to_device_local(given), self.model
-        program = layers.trace(model.apply, local.params, local.inputs)
-        law = model.of_outputs()
-        z = jax.eval_shape(law.outputs, program.shape, local.inputs)  # its errors first
-        self._check_examples(local, program, z.shape)
+        program = layers.trace(model.raw_outputs, local.params, local.inputs)
+        self._check_examples(local, program)
         captured = self.captured(local.params, local.inputs, program)
-        return CapturedBatch(law, local, captured, z)
+        return CapturedBatch(model.of_outputs(), local, captured, program.shape)
 
-    def _check_examples(self, local: Batch, program, shape: tuple[int, ...]) -> None:
+    def _check_examples(self, local: Batch, program: Any) -> None:
         """Raise unless each row of a layer belongs to one example."""
-        apply, axes = self.model.apply, self.model.in_axes
+        apply, axes, shape = self.model.apply, self.model.in_axes, program.shape.shape
         if batch.input_count(local.inputs, axes) is None and shape[0] > 1:
             raise ValueError(
                 f"{type(self).__name__} must know which rows of a layer belong to "

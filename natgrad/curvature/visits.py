@@ -147,11 +147,10 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
             example's index.
     """
     params, inputs, targets, key = given
-    program = layers.trace(model.apply, params, inputs)
+    program = layers.trace(model.raw_outputs, params, inputs)
     law = model.of_outputs()
     examples, total = law.examples(program.shape, inputs, targets, key)
-    z = jax.eval_shape(law.outputs, program.shape, inputs)
-    known = (model, labels, labels.count(model, z, examples))
+    known = (model, labels, labels.count(model, program.shape, examples))
     found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
         return _alone(known, params, inputs, examples, total)

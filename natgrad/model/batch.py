@@ -56,17 +56,21 @@ class Example(NamedTuple):
         return jax.random.split(self.key, self.weights.shape)
 
 
+_UNTRACEABLE = (
+    "natgrad: Model's apply must be traceable by JAX: no Python `if` or `while` on "
+    "values of arrays (use jnp.where or jax.lax.cond), and no NumPy, float() or "
+    ".item() on them (use jax.numpy)."
+)
+
+
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """Adds a line to JAX's own error about a function that it cannot trace."""
     try:
         yield
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        error.add_note(
-            "natgrad: Model's apply must be traceable by JAX: no Python `if` or "
-            "`while` on values of arrays (use jnp.where or jax.lax.cond), and no "
-            "NumPy, float() or .item() on them (use jax.numpy)."
-        )
+        if _UNTRACEABLE not in getattr(error, "__notes__", ()):
+            error.add_note(_UNTRACEABLE)
         raise
 
 

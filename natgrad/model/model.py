@@ -80,6 +80,18 @@ class Model:
     def outputs(self, params: Params, inputs: Inputs) -> Array:
         """z [N, ...], in at least float32.
 
+        Arguments and errors are those of `raw_outputs`.
+        """
+        z = self.raw_outputs(params, inputs)
+        return z.astype(tree.working_dtype(z))
+
+    def raw_outputs(self, params: Params, inputs: Inputs) -> Array:
+        """z [N, ...] as apply gives it, after a look at its shape and type.
+
+        Args:
+            params: θ.
+            inputs: a batch of inputs.
+
         Raises:
             ValueError: for an empty batch, and outputs of a wrong shape or type.
         """
@@ -107,7 +119,7 @@ class Model:
                 f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
                 f"z has shape {z.shape}. One row an example is expected."
             )
-        return z.astype(tree.working_dtype(z))
+        return z
 
     def log_prob(self, params: Params, inputs: Inputs, targets: Array) -> Array:
         """log p(y_n | θ, x_n) for each example, weights included: [N], nats.
