@@ -19,6 +19,17 @@ from natgrad.model.weights import trailing
 from natgrad.typing import Array, ArrayLike
 
 
+def law_of_outputs(model: Model) -> Model:
+    """The law of the labels given the outputs: the model with apply(z, x) = z.
+
+    Its parameters are z [N, ...], which need not be computed again for it.
+
+    Args:
+        model: the model.
+    """
+    return dataclasses.replace(model, apply=lambda z, _: z)
+
+
 class ScoreColumns(NamedTuple):
     """Score columns of one example.
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.curvature.base import Curvature, require_memory
-from natgrad.curvature.columns import root
+from natgrad.curvature.columns import law_of_outputs, root
 from natgrad.curvature.visits import visits
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metrics.gram import GramMetric
@@ -137,7 +137,7 @@ class Gram(Curvature):
         params = batch.params
         blocks = captured.blocks
         z, pullback = captured.pull(_wanted, params, batch.inputs)
-        law = self.model.of_outputs()
+        law = law_of_outputs(self.model)
         columns, total = self.labels.of_batch(law, z, batch._replace(params=z))
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:

@@ -42,6 +42,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.curvature.base import require_memory
+from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
 from natgrad.layers.required import require_examples
@@ -134,7 +135,7 @@ class KFAC(LayerCurvature):
             name -> {"x": [N, T, I], "g": [N, T, O]} where the rows are few.
         """
         program = layers.trace(self.model.raw_outputs, params, inputs)
-        law = self.model.of_outputs()
+        law = law_of_outputs(self.model)
         captured = self.captured(params, inputs, program)
         z, pullback = captured.pull(_few_rows, params, inputs)
         loss, cotangent = jax.value_and_grad(law.loss)(z, inputs, targets)

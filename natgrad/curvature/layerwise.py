@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.columns import BatchColumns
+from natgrad.curvature.columns import BatchColumns, law_of_outputs
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
@@ -52,7 +52,7 @@ class CapturedBatch:
     """A batch and the layers of the model on it, from one trace.
 
     Attributes:
-        law: the model as a function of its outputs, `Model.of_outputs`.
+        law: the model as a function of its outputs, `law_of_outputs`.
         batch: on this device.
         captured: the layers.
         shape: of the outputs, a `jax.ShapeDtypeStruct` [N, ...].
@@ -200,7 +200,7 @@ class LayerCurvature(SummedCurvature):
         program = layers.trace(model.raw_outputs, local.params, local.inputs)
         self._check_examples(local, program)
         captured = self.captured(local.params, local.inputs, program)
-        return CapturedBatch(model.of_outputs(), local, captured, program.shape)
+        return CapturedBatch(law_of_outputs(model), local, captured, program.shape)
 
     def _check_examples(self, local: Batch, program: Any) -> None:
         """Raise unless each row of a layer belongs to one example."""

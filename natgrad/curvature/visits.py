@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.columns import score
+from natgrad.curvature.columns import law_of_outputs, score
 from natgrad.curvature.labels import Labels
 from natgrad.layers import Dependence
 from natgrad.model import Model, batch
@@ -148,7 +148,7 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
     """
     params, inputs, targets, key = given
     program = layers.trace(model.raw_outputs, params, inputs)
-    law = model.of_outputs()
+    law = law_of_outputs(model)
     examples, total = law.examples(program.shape, inputs, targets, key)
     known = (model, labels, labels.count(model, program.shape, examples))
     found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
