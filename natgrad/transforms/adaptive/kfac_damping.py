@@ -51,7 +51,8 @@ from natgrad.transforms.damping import Damping, as_damping
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh, shapes_of_pieces
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
-from natgrad.transforms.state import ScaleByCurvatureState, average
+from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.statistics_update import add_to_average
 from natgrad.transforms.validation import MISSING, transformation, validate_update
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -197,7 +198,7 @@ def scale_by_factored_curvature(
             if new is None:
                 mine = here.with_previous(old.statistics)
                 new = mine.estimate(params, inputs, targets, draw)
-            new = average(here, old, new, taken & tree.all_finite(new))
+            new = add_to_average(here, old, new, taken & tree.all_finite(new))
             return new.statistics, new.estimates
 
         due = (count % refresh.statistics == 0) | (count < refresh.warm_up)
