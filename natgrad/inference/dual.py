@@ -26,6 +26,7 @@ from natgrad.families import (
     Normal,
 )
 from natgrad.families.base import ExponentialFamily
+from natgrad.geometry.charts import charts
 from natgrad.geometry.information import raise_index
 from natgrad.geometry.points import Point
 from natgrad.typing import Array
@@ -48,7 +49,7 @@ def value_and_dual_gradient(
         (f(η), shape (), and ∇_μ f, shaped like η).
     """
     value, gradient = jax.value_and_grad(function)(eta)
-    return value, raise_index(Point(family, "natural", eta), gradient)
+    return value, raise_index(Point(family, charts(family)["natural"], eta), gradient)
 
 
 @value_and_dual_gradient.register

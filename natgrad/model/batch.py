@@ -16,7 +16,24 @@ import numpy as np
 
 from natgrad.families.base import Family
 from natgrad.model import weights as weighting
-from natgrad.typing import Array, ArrayLike, Inputs, Key
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
+
+
+class Batch(NamedTuple):
+    """A batch, and the parameters at which something is computed from it.
+
+    Attributes:
+        params: θ.
+        inputs: the inputs; every leaf has a leading axis of examples, but for those
+            that `Model.in_axes` marks with None.
+        targets: the labels, [N, ...]; None where they are not needed.
+        key: a random key for what is drawn; None where nothing is.
+    """
+
+    params: Params
+    inputs: Inputs
+    targets: Array | None = None
+    key: Key | None = None
 
 
 class Example(NamedTuple):

@@ -20,8 +20,9 @@ from natgrad.metrics.kronecker import Inverted
 from natgrad.transforms.adaptive.damping_search import SOLVER, Trials, best_inverses
 from natgrad.transforms.adaptive.proposals import FactoredState, Proposals
 from natgrad.transforms.inverse_cache import Refresh, shapes_of_pieces
-from natgrad.transforms.state import average
-from natgrad.typing import Array, Key, Params, Statistics
+from natgrad.transforms.statistics_update import add_to_average
+from natgrad.transforms.validation import Step
+from natgrad.typing import Array, Params, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,36 +48,33 @@ class FactorSchedule:
         return accepted & (count > 0) & (count % self.trials.period == 0)
 
     def update_statistics(
-        self, proposals: Proposals, state: FactoredState, accepted: Array, key: Key
+        self, step: Step, state: FactoredState, accepted: Array
     ) -> tuple[Statistics, Array]:
         """The averages of the statistics, with those of this batch where they are due.
 
         Args:
-            proposals: of this batch.
+            step: the arguments of the update.
             state: before the step.
             accepted: is the step taken? Shape ().
-            key: for sampled labels.
 
         Returns:
             (averages, how many statistics are in them).
         """
-        solve, batch = state.solve, proposals.batch
+        solve = state.solve
 
         def add_batch(averages):
             before = solve._replace(statistics=averages[0], estimates=averages[1])
-            statistics = batch.statistics
+            statistics = step.statistics
             if statistics is None:
-                curvature = proposals.curvature.with_previous(before.statistics)
-                statistics = curvature.estimate(
-                    proposals.params, batch.inputs, batch.targets, key
-                )
+                curvature = step.curvature.with_previous(before.statistics)
+                statistics = curvature.estimate(*step.batch)
             usable = accepted & tree.all_finite(statistics)
-            after = average(proposals.curvature, before, statistics, usable)
+            after = add_to_average(step.curvature, before, statistics, usable)
             return after.statistics, after.estimates
 
         due = state.count % self.refresh.statistics == 0
         due = accepted & (due | (state.count < self.refresh.warm_up))
-        if batch.statistics is not None:
+        if step.statistics is not None:
             due = accepted
         return cond_in_place(due, add_batch, (solve.statistics, solve.estimates))
 

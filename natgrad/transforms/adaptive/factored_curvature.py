@@ -28,33 +28,25 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.sub_batch import SubBatch
-from natgrad.model.batch import input_count
-from natgrad.transforms.adaptive.damping_search import SOLVER, Trials
+from natgrad.transforms.adaptive.damping_search import Trials
 from natgrad.transforms.adaptive.factor_schedule import FactorSchedule, identities
 from natgrad.transforms.adaptive.learning_rates import advance, no_step_yet
 from natgrad.transforms.adaptive.proposals import (
-    EXAMPLES_A_GROUP,
-    BatchArguments,
     FactoredState,
     Proposals,
-    kronecker_metric,
+    as_kronecker,
 )
 from natgrad.transforms.adaptive.quadratic_forms import (
-    EXACT,
     check_batch,
-    grouped_forms,
-    merged,
     of_successive_blocks,
-    part,
 )
-from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
+from natgrad.transforms.adaptive.quadratic_model import Minimum
 from natgrad.transforms.damping import Damping, as_damping
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import Health
-from natgrad.transforms.validation import transformation, validate_update
+from natgrad.transforms.validation import MISSING, Step, transformation, validate_step
 from natgrad.typing import Array, ArrayLike, Params
 
 # (step, the decrease of M in nats) -> (the part of the step to return, is it taken?)
@@ -137,9 +129,8 @@ class _Method:
         number_of_groups = 0
         if jax.tree.leaves(params):
             curvature = self.curvature.specialize(params)
-            metric = kronecker_metric(
-                curvature, solve.statistics, params, BatchArguments()
-            )
+            metric = curvature.metric(solve.statistics, params)
+            metric = as_kronecker(metric, curvature)
             number_of_groups = len(of_successive_blocks(metric, self.groups))
             pieces = identities(curvature, params)
             inverse = InverseCache(jnp.full((), -1, jnp.int32), pieces)
@@ -158,26 +149,22 @@ class _Method:
         state: FactoredState,
         params: Params | None = None,
         *,
-        damping: ArrayLike | None = None,
         accept: Accept | None = None,
-        **arguments: Any,
+        **extra_args: Any,
     ) -> tuple[Params, FactoredState]:
-        batch = BatchArguments.of(arguments)
-        check_batch("scale_by_factored_curvature", params, batch.inputs)
-        curvature = validate_update(
+        inputs = extra_args.get("inputs", MISSING)
+        check_batch("scale_by_factored_curvature", params, inputs)
+        step = validate_step(
             self.curvature,
+            lambda _: self.damping(state.step.count),
             updates,
             state.solve,
             params,
-            batch.inputs,
-            batch.statistics,
-            batch.model_params,
+            extra_args,
         )
         tree.check_kept(state.step.update, params)
-        if damping is None:
-            damping = self.damping(state.step.count)
-        proposals = self.proposals(curvature, updates, state, params, damping, batch)
-        return self.step(proposals, state, self.gamma(state, damping), accept)
+        proposals = Proposals.of(step, state, self.groups, self.weight_decay)
+        return self.step(proposals, state, self.gamma(state, step.damping), accept)
 
     def step(
         self,
@@ -187,24 +174,21 @@ class _Method:
         accept: Accept | None,
     ) -> tuple[Params, FactoredState]:
         """The update and the next state, by the inverses so far and their γ."""
-        solve = state.solve
+        step, solve = proposals.step, state.solve
         minimum = proposals.propose(solve.inverse.pieces, gamma)
         minimum, accepted = _ask(accept, minimum)
-        # From here on what is kept changes, and only if the step is taken.
+        # From here on the state changes, and only if the step is taken.
         counted = jnp.array(True) if accept is None else accepted
-        key, draw = jax.random.split(solve.key)
-        statistics, estimates = self.schedule.update_statistics(
-            proposals, state, accepted, draw
-        )
+        statistics, estimates = self.schedule.update_statistics(step, state, accepted)
         trial = self.schedule.tries_gamma(state.count, accepted)
         next_gamma, pieces = self.schedule.update_inverses(
             proposals, state, statistics, gamma, accepted, trial
         )
-        health = _health(solve.health, proposals.model.gradient, minimum, gamma)
+        health = _health(solve.health, step, minimum, gamma)
         turned = trial & (next_gamma == gamma)
         solve = solve._replace(
             count=tree.increment(solve.count, counted),
-            key=jnp.where(counted, key, solve.key),
+            key=jnp.where(counted, step.next_key, solve.key),
             statistics=statistics,
             estimates=estimates,
             inverse=InverseCache(tree.increment(solve.inverse.age, accepted), pieces),
@@ -218,46 +202,15 @@ class _Method:
             step=advance(state.step, minimum, accepted, counted),
         )
 
-    def gamma(self, state: FactoredState, damping: ArrayLike) -> Array:
+    def gamma(self, state: FactoredState, damping: Array) -> Array:
         """γ of this step: that of the state, but in the first step √(λ + η).
 
         The first λ may differ from the one at init, where it follows the loss.
         """
-        total = jnp.asarray(damping + self.weight_decay)
+        total = damping + self.weight_decay
         first = (state.count == 0) & (total > 0)
         root = jnp.sqrt(jnp.where(first, total, 1))
         return jnp.where(first, root, state.gamma).astype(state.gamma.dtype)
-
-    def proposals(
-        self,
-        curvature: Curvature,
-        gradient: Params,
-        state: FactoredState,
-        params: Params,
-        damping: ArrayLike,
-        batch: BatchArguments,
-    ) -> Proposals:
-        """What this batch proposes: M of it, or of the part that a `SubBatch` takes."""
-        metric = kronecker_metric(curvature, state.solve.statistics, params, batch)
-        model = part(self.curvature.model, batch.model_params)
-        examples = input_count(batch.inputs, model.in_axes) or 1
-        layers = of_successive_blocks(metric, self.groups)
-        groups, group_of = merged(layers, max(1, examples // EXAMPLES_A_GROUP))
-        inputs = batch.inputs
-        if isinstance(curvature, SubBatch):
-            inputs, _ = curvature.subsample(inputs, None, state.step.count)
-        forms = grouped_forms(model, params, inputs, EXACT, groups)
-        rows = batch.rows
-        return Proposals(
-            curvature=curvature,
-            params=params,
-            batch=batch,
-            metric=metric,
-            solver=SOLVER if rows is None else SOLVER.with_row_factors(rows),
-            model=QuadraticModel(forms, groups, gradient, damping, self.weight_decay),
-            group_of=group_of,
-            previous=state.step.update,
-        )
 
 
 def _ask(accept: Accept | None, minimum: Minimum) -> tuple[Minimum, Array]:
@@ -268,14 +221,14 @@ def _ask(accept: Accept | None, minimum: Minimum) -> tuple[Minimum, Array]:
     return minimum._replace(step=step), minimum.usable & accepted
 
 
-def _health(health: Health, gradient: Params, minimum: Minimum, gamma: Array) -> Health:
+def _health(health: Health, step: Step, minimum: Minimum, gamma: Array) -> Health:
     """The health after a step; a gradient of 0 has the step 0 and is sound."""
-    at_rest = jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(gradient)]).all()
+    at_rest = jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(step.gradient)]).all()
     sound = minimum.usable | at_rest
     return health._replace(
         damping=gamma**2,
         predicted_decrease=minimum.decrease,
         skipped=~sound,
         skips=tree.increment(health.skips, ~sound),
-        reason=first_failure(tree.all_finite(gradient), True, True, sound),
+        reason=first_failure(step.finite, True, True, sound),
     )

@@ -8,17 +8,27 @@ M and the groups of layers, each with its α and μ, are the same for every γ.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.sub_batch import SubBatch
+from natgrad.metrics.base import Metric
 from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
+from natgrad.model.batch import input_count
+from natgrad.transforms.adaptive.damping_search import SOLVER
 from natgrad.transforms.adaptive.learning_rates import QuadraticModelState
+from natgrad.transforms.adaptive.quadratic_forms import (
+    EXACT,
+    grouped_forms,
+    merged,
+    of_successive_blocks,
+)
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
 from natgrad.transforms.state import ScaleByCurvatureState
-from natgrad.transforms.validation import MISSING
-from natgrad.typing import Array, Inputs, Params, Statistics
+from natgrad.transforms.validation import Step
+from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 # α and μ fit the noise of a batch, too: hardly, with as many examples for each group.
 EXAMPLES_A_GROUP = 20
@@ -42,72 +52,102 @@ class FactoredState(NamedTuple):
     step: QuadraticModelState
 
 
-class BatchArguments(NamedTuple):
-    """The batch among the extra arguments of `update`.
-
-    Attributes:
-        inputs: x, with the examples in the first axis.
-        targets: labels, where the curvature needs them.
-        statistics: of the batch, where the caller has estimated them.
-        rows: of the gradient, by `KFAC.value_grad_and_rows`.
-        model_params: all parameters, where this transformation sees a part.
-    """
-
-    inputs: Inputs = MISSING
-    targets: Any = None
-    statistics: Statistics = None
-    rows: Any = None
-    model_params: Params | None = None
-
-    @classmethod
-    def of(cls, arguments: dict[str, Any]) -> BatchArguments:
-        """The batch of these; others are another transformation's of the same chain."""
-        return cls(**{k: v for k, v in arguments.items() if k in cls._fields})
-
-
 @dataclasses.dataclass(frozen=True)
 class Proposals:
     """The steps d of one batch at θ, by the inverses and γ that they are made with.
 
     Attributes:
-        curvature: for these parameters.
-        params: θ.
-        batch: the inputs and what comes with them.
+        step: the arguments of the update: curvature, θ, batch, g, λ.
         metric: of the statistics so far, in which inverses are applied.
-        solver: of V, which may be given as rows.
+        solver: of g, which may be given as rows.
         model: M, over groups of layers.
         group_of: for each group of the state, its group in M.
         previous: d₀.
     """
 
-    curvature: Curvature
-    params: Params
-    batch: BatchArguments
+    step: Step
     metric: KroneckerMetric
     solver: FactoredTikhonov
     model: QuadraticModel
     group_of: tuple[int, ...]
     previous: Params
 
+    @classmethod
+    def of(
+        cls, step: Step, state: FactoredState, groups: int, weight_decay: ArrayLike
+    ) -> Proposals:
+        """Those of a batch; M is of the part of it that a `SubBatch` takes.
+
+        Args:
+            step: the arguments of the update.
+            state: before the step.
+            groups: how many groups of layers at most.
+            weight_decay: η.
+
+        Returns:
+            The proposals.
+
+        Raises:
+            ValueError: the curvature keeps no Kronecker factors.
+        """
+        curvature, (params, inputs, targets, _) = step.curvature, step.batch
+        model = curvature.model
+        metric = curvature.metric(state.solve.statistics, params, inputs, targets)
+        metric = as_kronecker(metric, curvature)
+        examples = input_count(inputs, model.in_axes) or 1
+        layers = of_successive_blocks(metric, groups)
+        leaves, group_of = merged(layers, max(1, examples // EXAMPLES_A_GROUP))
+        if isinstance(curvature, SubBatch):
+            inputs, _ = curvature.subsample(inputs, None, state.step.count)
+        forms = grouped_forms(model, params, inputs, EXACT, leaves)
+        rows = step.rows
+        return cls(
+            step=step,
+            metric=metric,
+            solver=SOLVER if rows is None else SOLVER.with_row_factors(rows),
+            model=QuadraticModel(
+                forms, leaves, step.gradient, step.damping, weight_decay
+            ),
+            group_of=group_of,
+            previous=state.step.update,
+        )
+
     def metric_of(self, statistics: Statistics) -> KroneckerMetric:
         """F of these statistics."""
-        return kronecker_metric(self.curvature, statistics, self.params, self.batch)
+        curvature, (params, inputs, targets, _) = self.step.curvature, self.step.batch
+        metric = curvature.metric(statistics, params, inputs, targets)
+        return as_kronecker(metric, curvature)
 
     def propose(self, pieces: tuple, gamma: Array) -> Minimum:
-        """The step by these inverses and their γ, its coefficients for each group."""
-        gradient = self.model.gradient
+        """The step by inverses and their γ.
+
+        Args:
+            pieces: the inverses of each block.
+            gamma: γ, shape ().
+
+        Returns:
+            M at its minimum, with coefficients [groups of the state, 2].
+        """
+        gradient = self.step.gradient
         u = self.solver.solve(self.metric, pieces, gradient, gamma**2).value
         minimum = self.model.minimum(u, self.previous)
         coefficients = minimum.coefficients[jnp.array(self.group_of)]
         return minimum._replace(coefficients=coefficients)
 
 
-def kronecker_metric(
-    curvature: Curvature, statistics: Statistics, params: Params, batch: BatchArguments
-) -> KroneckerMetric:
-    """F as Kronecker products; a ValueError where the curvature is none of K-FAC."""
-    inputs = None if batch.inputs is MISSING else batch.inputs
-    metric = curvature.metric(statistics, params, inputs, batch.targets)
+def as_kronecker(metric: Metric, curvature: Curvature) -> KroneckerMetric:
+    """The metric, if it is one of Kronecker products.
+
+    Args:
+        metric: F.
+        curvature: whose metric, for the error.
+
+    Returns:
+        The same metric.
+
+    Raises:
+        ValueError: the curvature keeps no Kronecker factors.
+    """
     if not isinstance(metric, KroneckerMetric):
         raise ValueError(
             "scale_by_factored_curvature inverts Kronecker factors: give it "
