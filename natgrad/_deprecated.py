@@ -19,7 +19,7 @@ from typing import Any
 MODULES = {
     "adaptive": ("transforms.adaptive",),
     "arguments": ("transforms.validation",),
-    "batch": ("model.batch",),
+    "batch": ("model.batch", "model.targets"),
     "blockwise": ("metrics.blockwise",),
     "damping": ("transforms.damping",),
     "eigenbasis": ("metrics.eigenbasis",),

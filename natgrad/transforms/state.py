@@ -3,8 +3,8 @@
     F̄_k = (1 − w_k) F̄_{k−1} + w_k F_k,      w_k = (1 − β) / (1 − βᵏ)
 
 which is Σ_j β^{k−j} F_j over Σ_j β^{k−j}: the exponential average, corrected for its
-start. F stands for whatever statistics the curvature keeps. `statistics_update` averages
-them; those of a skipped step do not enter the average.
+start. F stands for whatever statistics the curvature keeps. `statistics_update`
+averages them; those of a skipped step do not enter the average.
 """
 
 from __future__ import annotations
