@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
@@ -22,22 +23,22 @@ class Decision(NamedTuple):
 
     Attributes:
         full_step: d.
-        length: the part of it that is judged: 1, or a power of ½; shape ().
+        length: the part of it that is judged: 1, or a power of ½.
         step: that part.
-        accepted: is it taken? Shape ().
+        accepted: is it taken?
         comparison: of the loss before and after it.
         decrease: M(0) − M(d) in nats, where what gave d knows it.
     """
 
     full_step: Params
-    length: Array
+    length: Float[Array, ""]
     step: Params
-    accepted: Array
+    accepted: Bool[Array, ""]
     comparison: Comparison
-    decrease: Array | None
+    decrease: Float[Array, ""] | None
 
     @property
-    def fell_short(self) -> Array:
+    def fell_short(self) -> Bool[Array, ""]:
         """Was d shortened or rejected?"""
         return ~self.accepted | (self.length < 1)
 
@@ -83,8 +84,8 @@ def decide(
 
 
 def judge_last_step(
-    batch: BatchLoss, step: Params, after: Array, fall: Array
-) -> tuple[Array, Array]:
+    batch: BatchLoss, step: Params, after: Float[Array, ""], fall: Float[Array, ""]
+) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     """Was the step that led here too long, or of little use, by another batch's loss?
 
     Neither, if this is the batch that it was made of, whose loss it may have lowered by
@@ -101,7 +102,7 @@ def judge_last_step(
         fall: by how much that had fallen, in nats.
 
     Returns:
-        (too long?, of little use?), each of shape ().
+        (too long?, of little use?).
     """
     another = jnp.abs(batch.value - after) > batch.rounding
     another = another & batch.finite & (fall > 0)
@@ -129,6 +130,6 @@ def scaled(length: Array, step: Params) -> Params:
     return jax.tree.map(lambda d: length.astype(d.dtype) * d, step)
 
 
-def any_nonzero(values: Params) -> Array:
-    """Is some entry other than 0, as NaN is? Shape ()."""
+def any_nonzero(values: Params) -> Bool[Array, ""]:
+    """Is some entry other than 0, as NaN is?"""
     return jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(values)]))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from natgrad.control_flow import any_over_vmap
 from natgrad.model import Model, placeholders
@@ -38,9 +39,9 @@ class Comparison(NamedTuple):
         rounding: a fall or rise that is not larger may be rounding.
     """
 
-    after: Array
-    fall: Array
-    rounding: Array
+    after: Float[Array, ""]
+    fall: Float[Array, ""]
+    rounding: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class BatchLoss:
         model: the statistical model of the parameters seen here.
         params: θ.
         gradient: g, the loss's gradient at θ.
-        value: the loss at θ, in nats, shape ().
-        finite: are gradient and value finite? Shape ().
+        value: the loss at θ, in nats.
+        finite: are gradient and value finite?
         value_fn: (params, ...) -> the loss, with extra arguments of its own choice.
         arguments: the extra arguments of `update`, `inputs` among them, by name.
         is_models_own: is `value_fn` the model's loss? Then no constant of the law
@@ -62,14 +63,14 @@ class BatchLoss:
     model: Model
     params: Params
     gradient: Params
-    value: Array
-    finite: Array
+    value: Float[Array, ""]
+    finite: Bool[Array, ""]
     value_fn: Callable[..., Array]
     arguments: Mapping[str, Any]
     is_models_own: bool
 
-    def at(self, params: Params) -> Array:
-        """The loss at these parameters, in nats, shape ()."""
+    def at(self, params: Params) -> Float[Array, ""]:
+        """The loss at these parameters, in nats."""
         model_params = self.arguments.get("model_params")
         if model_params is not None:
             params = placeholders.fill_placeholders(params, model_params)
@@ -100,7 +101,7 @@ class BatchLoss:
         )
 
     @property
-    def rounding(self) -> Array:
+    def rounding(self) -> Float[Array, ""]:
         """8 ε |loss|, or ε |loss| with the ε of parameters of a lower precision."""
         epsilon = 8 * float(jnp.finfo(self.value.dtype).eps)
         return max(epsilon, _largest_epsilon(self.params)) * jnp.abs(self.value)

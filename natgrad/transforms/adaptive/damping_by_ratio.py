@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
@@ -41,7 +42,7 @@ from natgrad.typing import Array, ArrayLike, Params
 
 
 class LevenbergMarquardtState(NamedTuple):
-    """State of `levenberg_marquardt`; arrays of shape () but for `update` and `inner`.
+    """State of `levenberg_marquardt`.
 
     Attributes:
         count: steps taken; a rejected one does not count.
@@ -58,21 +59,21 @@ class LevenbergMarquardtState(NamedTuple):
             since something was not finite, and how many such steps there were.
     """
 
-    count: Array
-    damping: Array
-    growth: Array
-    ratio: Array
-    rejected: Array
-    rejections: Array
+    count: Int[Array, ""]
+    damping: Float[Array, ""]
+    growth: Float[Array, ""]
+    ratio: Float[Array, ""]
+    rejected: Bool[Array, ""]
+    rejections: Int[Array, ""]
     update: Params
-    after: Array
-    fall: Array
+    after: Float[Array, ""]
+    fall: Float[Array, ""]
     inner: Any
     undone: Undone
 
 
 class StepDamping(NamedTuple):
-    """λ of a step; arrays of shape ().
+    """λ of a step.
 
     Attributes:
         strength: λ.
@@ -80,13 +81,13 @@ class StepDamping(NamedTuple):
         may_fall: may λ fall after the step? Not where the last one was of little use.
     """
 
-    strength: Array
-    growth: Array
-    may_fall: Array
+    strength: Float[Array, ""]
+    growth: Float[Array, ""]
+    may_fall: Bool[Array, ""]
 
 
 class Ratio(NamedTuple):
-    """The reduction ratio of a step; arrays of shape ().
+    """The reduction ratio of a step.
 
     Attributes:
         value: ρ, when it was measured last.
@@ -94,9 +95,9 @@ class Ratio(NamedTuple):
         decrease: M(0) − M(d) of the full step in nats; 0 where it was not asked for.
     """
 
-    value: Array
-    measured: Array
-    decrease: Array
+    value: Float[Array, ""]
+    measured: Bool[Array, ""]
+    decrease: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)

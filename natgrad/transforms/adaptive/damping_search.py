@@ -11,6 +11,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
@@ -42,12 +43,12 @@ class Trials:
 
 def best_inverses(
     metric: KroneckerMetric,
-    factors: Array,
+    factors: Float[Array, " F"],
     value_of: Callable[[tuple, Array], Array],
-    accepted: Array,
-    trial: Array,
-    kept: tuple[Array, tuple],
-) -> tuple[Array, tuple]:
+    accepted: Bool[Array, ""],
+    trial: Bool[Array, ""],
+    kept: tuple[Float[Array, ""], tuple],
+) -> tuple[Float[Array, ""], tuple]:
     """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
 
     Args:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import cond_in_place
@@ -48,14 +49,14 @@ class FactorSchedule:
         return accepted & (count > 0) & (count % self.trials.period == 0)
 
     def update_statistics(
-        self, step: Step, state: FactoredState, accepted: Array
+        self, step: Step, state: FactoredState, accepted: Bool[Array, ""]
     ) -> tuple[Statistics, Array]:
         """The averages of the statistics, with those of this batch where they are due.
 
         Args:
             step: the arguments of the update.
             state: before the step.
-            accepted: is the step taken? Shape ().
+            accepted: is the step taken?
 
         Returns:
             (averages, how many statistics are in them).
@@ -83,10 +84,10 @@ class FactorSchedule:
         proposals: Proposals,
         state: FactoredState,
         statistics: Statistics,
-        gamma: Array,
-        accepted: Array,
-        trial: Array,
-    ) -> tuple[Array, tuple]:
+        gamma: Float[Array, ""],
+        accepted: Bool[Array, ""],
+        trial: Bool[Array, ""],
+    ) -> tuple[Float[Array, ""], tuple]:
         """γ and the inverses for the next step: new ones where they are due.
 
         Args:
@@ -94,8 +95,8 @@ class FactorSchedule:
             state: before the step.
             statistics: the averages after it.
             gamma: γ of the step.
-            accepted: is the step taken? Shape ().
-            trial: is γ tried? Shape ().
+            accepted: is the step taken?
+            trial: is γ tried?
 
         Returns:
             (γ, inverses).

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
@@ -39,11 +40,11 @@ class GeodesicAccelerationState(NamedTuple):
     """State of `geodesic_acceleration`.
 
     Attributes:
-        ratio: |a| / |v| of the last step, shape ().
+        ratio: |a| / |v| of the last step.
         inner: the state of the solve.
     """
 
-    ratio: Array
+    ratio: Float[Array, ""]
     inner: Any
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
@@ -55,10 +56,10 @@ class QuadraticModelState(NamedTuple):
         predicted_decrease: −M(d) in nats, damping included.
     """
 
-    count: Array
+    count: Int[Array, ""]
     update: Params
-    coefficients: Array
-    predicted_decrease: Array
+    coefficients: Float[Array, "G 2"]
+    predicted_decrease: Float[Array, ""]
 
 
 def scale_by_quadratic_model(
@@ -162,15 +163,18 @@ def no_step_yet(params: Params, groups: int) -> QuadraticModelState:
 
 
 def advance(
-    state: QuadraticModelState, minimum: Minimum, accepted: Array, counted: Array
+    state: QuadraticModelState,
+    minimum: Minimum,
+    accepted: Bool[Array, ""],
+    counted: Bool[Array, ""],
 ) -> QuadraticModelState:
     """The state after a step.
 
     Args:
         state: before it.
         minimum: the step, and what the model says of it.
-        accepted: is it taken? Shape ().
-        counted: does it count, or leave no trace? Shape ().
+        accepted: is it taken?
+        counted: does it count, or leave no trace?
 
     Returns:
         The state.

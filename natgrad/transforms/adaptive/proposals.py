@@ -11,6 +11,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch
@@ -45,9 +46,9 @@ class FactoredState(NamedTuple):
         step: the state of `scale_by_quadratic_model`.
     """
 
-    count: Array
-    gamma: Array
-    heading: Array
+    count: Int[Array, ""]
+    gamma: Float[Array, ""]
+    heading: Float[Array, ""]
     solve: ScaleByCurvatureState
     step: QuadraticModelState
 
@@ -118,12 +119,12 @@ class Proposals:
         metric = curvature.metric(statistics, params, inputs, targets)
         return as_kronecker(metric, curvature)
 
-    def propose(self, pieces: tuple, gamma: Array) -> Minimum:
+    def propose(self, pieces: tuple, gamma: Float[Array, ""]) -> Minimum:
         """The step by inverses and their γ.
 
         Args:
             pieces: the inverses of each block.
-            gamma: γ, shape ().
+            gamma: γ.
 
         Returns:
             M at its minimum, with coefficients [groups of the state, 2].

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.curvature.labels import Exact, Labels
@@ -28,7 +29,7 @@ from natgrad.typing import Array, Inputs, Params
 EXACT = Exact()
 # The indices, in leaf order, of the leaves of each group.
 Groups = tuple[tuple[int, ...], ...]
-Forms = Callable[[Sequence[Params]], Array]
+Forms = Callable[[Sequence[Params]], Float[Array, "K K"]]
 
 
 def fisher_forms(
@@ -107,7 +108,7 @@ def _rows(images: Sequence[Array]) -> Array:
     return jnp.stack([image.reshape(-1) for image in images])
 
 
-def grouped_inner(a: Params, b: Params, groups: Groups) -> Array:
+def grouped_inner(a: Params, b: Params, groups: Groups) -> Float[Array, " G"]:
     """⟨a_b, b_b⟩ of the parts of a and b in each group, [G]."""
     a, b = jax.tree.leaves(a), jax.tree.leaves(b)
     return jnp.stack(

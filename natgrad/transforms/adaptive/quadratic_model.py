@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
@@ -35,11 +36,11 @@ class Minimum(NamedTuple):
         undamped: −M(d) without λ.
     """
 
-    usable: Array
+    usable: Bool[Array, ""]
     step: Params
-    coefficients: Array
-    decrease: Array
-    undamped: Array
+    coefficients: Float[Array, "G 2"]
+    decrease: Float[Array, ""]
+    undamped: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class QuadraticModel:
 
     def _gram_and_slopes(
         self, direction: Params, previous: Params, dtype: jnp.dtype
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Float[Array, "2G 2G"], Float[Array, " 2G"]]:
         """Inner products of (u, d₀) of each group, [2 G, 2 G], and with g, [2 G]."""
 
         def inner(a, b):
@@ -126,7 +127,9 @@ class QuadraticModel:
         return jax.tree.unflatten(structure, steps)
 
 
-def _least_norm_solution(matrix: Array, slopes: Array, finite: Array) -> Array:
+def _least_norm_solution(
+    matrix: Float[Array, "2G 2G"], slopes: Float[Array, " 2G"], finite: Bool[Array, ""]
+) -> Float[Array, " 2G"]:
     """The minimum c of ⟨slopes, c⟩ + ½ ⟨c, matrix c⟩; 0 where not finite.
 
     All directions are scaled to length 1, so that rounding shows in the correlations.

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
@@ -50,9 +51,9 @@ class KLTrustRegionState(NamedTuple):
         divergence: the divergence of the last step, in nats.
     """
 
-    count: Array
-    length: Array
-    divergence: Array
+    count: Int[Array, ""]
+    length: Float[Array, ""]
+    divergence: Float[Array, ""]
 
 
 def scale_by_kl_trust_region(
