@@ -25,6 +25,7 @@ MODULES = {
     "eigenbasis": ("metrics.eigenbasis",),
     "errors": ("model.errors",),
     "health": ("transforms.health", "transforms.state"),
+    "inference.ivon": ("inference.online_newton",),
     "inplace": ("control_flow",),
     "inverse": ("solvers.spd_inverse",),
     "jacobian": ("solvers.score_jacobian",),

@@ -61,7 +61,14 @@ class Quadrature(Expectation):
 
 @functools.cache
 def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [points] of the trapezoidal rule."""
+    """The trapezoidal rule for the standard normal law.
+
+    Args:
+        points: how many.
+
+    Returns:
+        (nodes [points], weights [points] whose sum is 1).
+    """
     z = np.linspace(-_REACH, _REACH, points)
     weights = np.exp(-(z**2) / 2)
     return z, weights / weights.sum()
@@ -69,7 +76,18 @@ def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.singledispatch
 def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
-    """Labels w [K, ...] and weights [K] that integrate smooth functions of w."""
+    """Nodes that integrate smooth functions of w.
+
+    Args:
+        family: of the law.
+        eta: its natural parameters, of one factor.
+
+    Returns:
+        (w [K, ...], weights [K]).
+
+    Raises:
+        ValueError: for a family without such nodes.
+    """
     del eta
     raise ValueError(
         f"Quadrature has no nodes for {family!r}: use Sampling, ScoreFunction or "
@@ -104,7 +122,7 @@ def _beta(family: families.Beta, eta):
 @smooth_nodes.register
 def _binomial(family: families.Binomial, eta):
     """0, …, n with their probabilities."""
-    counts = jnp.arange(int(family.n) + 1)
+    counts = jnp.arange(int(np.asarray(family.n)) + 1)
     log_probs = jax.vmap(lambda y: family.log_prob(eta, y))(counts)
     return counts, jnp.exp(log_probs)
 
