@@ -122,7 +122,7 @@ class Gamma(ExponentialFamily):
         near = near_shapes(_shape_and_rate(z), z2 - z)
         return jnp.sum(divergence(self, of_factors, z, z2, near, slope))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """58 points: Gauss-Legendre over the bulk of log y, Gauss-Laguerre below it."""
         log_ys, weights = log_gamma_nodes(*_shape_and_rate(z))
         return jnp.exp(log_ys), weights

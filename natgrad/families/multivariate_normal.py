@@ -119,7 +119,7 @@ class MultivariateNormal(ExponentialFamily):
         near = jnp.all(jnp.abs(change) < 0.25 / change.shape[-1], axis=(-2, -1))
         return jnp.sum(divergence(self, _divergence, z, z2, near))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Of the order of d² points, exact to degree 5 in y (see `gaussian_rule`)."""
         first, precision = _split(z)
         points, weights = gaussian_rule(first.shape[-1])
