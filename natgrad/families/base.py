@@ -31,9 +31,9 @@ class ExponentialFamily(Family):
     by forms that are accurate near a boundary, and must agree with the derived ones.
 
     Where a mean rounds to the boundary of its domain (a Bernoulli's p to 1), `mean` no
-    longer determines η. Families for which that matters have two more methods:
-    `mean_complement(eta)`, the distance that was lost (1 − p), and
-    `natural_from_complement(mu, complement)`, the η of both.
+    longer determines η. Families for which that matters have two more methods, both
+    factor by factor: `mean_complement(eta)`, the distance that was lost (1 − p), and
+    `natural_from_complement(mu, complement)`, the η of both; NaN where there is none.
     """
 
     @abc.abstractmethod

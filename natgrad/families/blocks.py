@@ -12,7 +12,17 @@ from natgrad.typing import Array, Key
 
 
 def present_labels(family: Family, z: Array, y: Array) -> tuple[Array, Array]:
-    """Which factors have a label, and the labels with a node instead where not."""
+    """Which factors of a block have a label.
+
+    Args:
+        family: of the block.
+        z: its parameters.
+        y: its labels, NaN where one is missing.
+
+    Returns:
+        A boolean for each factor, and the labels, with a node of the law in the place
+        of a missing one.
+    """
     axes = tuple(range(y.ndim - family.label_ndim, y.ndim))
     present = ~jnp.any(jnp.isnan(y), axis=axes)
     stand_in = each_factor(family, lambda z: family.score_nodes(z)[0][-1], z)
@@ -38,7 +48,7 @@ def widened(present: Array, z: Array) -> Array:
 
 
 def each_factor(family: Family, function: Callable, z: Array, *others: Array) -> Array:
-    """A function of one factor, at each."""
+    """`function` of one factor's parameters (and others), at each factor of z."""
     own = 1 if family.parameter_ndim is None else family.parameter_ndim
     for _ in range(z.ndim - own):
         function = jax.vmap(function)

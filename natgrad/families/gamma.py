@@ -161,7 +161,13 @@ def gamma_divergence(
 ) -> Array:
     """KL between laws of shape and rate (a, b) and (c, d), elementwise.
 
-    `difference` is (c − a, d − b), from parameters that are better known than these.
+    Args:
+        first: shape a and rate b of the law that labels are averaged under.
+        second: shape c and rate d.
+        difference: (c − a, d − b), from parameters that are better known than these.
+
+    Returns:
+        The divergence of each factor in nats.
     """
     (a, b), (c, d), (dc, dd) = first, second, difference
     mean, mean2 = quotient(a, b), quotient(c, d)
