@@ -25,7 +25,8 @@ MODULES = {
     "damping": ("transforms.damping",),
     "eigenbasis": ("metrics.eigenbasis",),
     "errors": ("model.errors",),
-    "health": ("transforms.health",),
+    "health": ("transforms.health", "transforms.state"),
+    "inference.ivon": ("inference.online_newton",),
     "inplace": ("control_flow",),
     "inverse": ("solvers.spd_inverse",),
     "jacobian": ("solvers.score_jacobian",),
@@ -36,13 +37,13 @@ MODULES = {
     "observation": ("transforms.observation",),
     "pieces": ("solvers.jacobian_blocks",),
     "placeholders": ("model.placeholders",),
-    "refresh": ("transforms.inverse_cache",),
+    "refresh": ("transforms.inverse_cache", "transforms.solve"),
     "sample_space": ("solvers.gram",),
     "scaling": ("transforms.scaling",),
     "spectral": ("solvers.spectral",),
     "spread": ("transforms.distributed_inverse",),
     "spring": ("transforms.spring",),
-    "state": ("transforms.state",),
+    "state": ("transforms.state", "transforms.statistics_update"),
     "transform": ("transforms.scale_by_curvature",),
     "upkeep": ("transforms.statistics_update",),
     "weights": ("model.weights",),
@@ -70,6 +71,7 @@ NAMES = {
         "everywhere": "psum_over_devices",
         "local": "to_device_local",
     },
+    "families.Family": {"has_nodes": "has_score_nodes", "nodes": "score_nodes"},
     "geometry": {
         "bending": "christoffel_contraction",
         "displaced": "retract_into_domain",
@@ -112,8 +114,8 @@ NAMES = {
     },
     "transforms.inverse_cache": {
         "Kept": "InverseCache",
+        "check": "check_refresh",
         "nothing_kept": "init_inverse_cache",
-        "reading": "with_row_factors",
     },
     "transforms.statistics_update": {"kept_up": "update_statistics_and_inverse"},
     "transforms.validation": {
@@ -156,18 +158,20 @@ class CalledPackage(types.ModuleType):
 def install() -> None:
     """Make the names of all tables work."""
     sys.modules["natgrad.compare"].__class__ = CalledPackage
-    library = sys.modules["natgrad"]
     for name, homes in MODULES.items():
         module = OldModule(name, homes)
-        sys.modules[f"natgrad.{name}"] = module
-        if not hasattr(library, name):
-            setattr(library, name, module)
+        package, _, last = module.__name__.rpartition(".")
+        sys.modules[module.__name__] = module
+        if not hasattr(sys.modules[package], last):
+            setattr(sys.modules[package], last, module)
     for place, names in NAMES.items():
         package, _, last = f"natgrad.{place}".rpartition(".")
         if last[0].isupper():
             owner = getattr(importlib.import_module(package), last)
             for old, new in names.items():
                 setattr(owner, old, _old_member(owner, old, new))
+            if place == "families.Family":
+                _adopt_old_overrides(owner, names)
         else:
             module = importlib.import_module(f"natgrad.{place}")
             module.__getattr__ = _old_names(module, names)
@@ -212,7 +216,21 @@ def _accept_old_keywords(owner: type, names: dict[str, str]) -> None:
     owner.__init__ = accepting
 
 
-def _warn(old: str, new: str) -> None:
+def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
+    """A subclass that overrides a method by its old name overrides the new one."""
+
+    def init_subclass(cls) -> None:
+        super(owner, cls).__init_subclass__()
+        for old, new in names.items():
+            if old in vars(cls) and new not in vars(cls):
+                # One frame more: that of the metaclass.
+                _warn(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", 4)
+                setattr(cls, new, vars(cls)[old])
+
+    owner.__init_subclass__ = classmethod(init_subclass)
+
+
+def _warn(old: str, new: str, level: int = 3) -> None:
     """A DeprecationWarning at the line that uses the old name."""
     message = f"{old} is now {new}; the old name goes with the next release."
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    warnings.warn(message, DeprecationWarning, stacklevel=level)

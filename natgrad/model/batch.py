@@ -11,7 +11,24 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from natgrad.families.base import Family
-from natgrad.typing import Array, ArrayLike, Inputs, Key
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
+
+
+class Batch(NamedTuple):
+    """A batch, and the parameters at which something is computed from it.
+
+    Attributes:
+        params: θ.
+        inputs: the inputs; every leaf has a leading axis of examples, but for those
+            that `Model.in_axes` marks with None.
+        targets: the labels, [N, ...]; None where they are not needed.
+        key: a random key for what is drawn; None where nothing is.
+    """
+
+    params: Params
+    inputs: Inputs
+    targets: Array | None = None
+    key: Key | None = None
 
 
 class Example(NamedTuple):
@@ -42,17 +59,21 @@ class Example(NamedTuple):
         return jax.random.split(self.key, self.weights.shape)
 
 
+_UNTRACEABLE = (
+    "natgrad: Model's apply must be traceable by JAX: no Python `if` or `while` on "
+    "values of arrays (use jnp.where or jax.lax.cond), and no NumPy, float() or "
+    ".item() on them (use jax.numpy)."
+)
+
+
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """A context that adds a line to JAX's error about a function it cannot trace."""
     try:
         yield
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        error.add_note(
-            "natgrad: Model's apply must be traceable by JAX: no Python `if` or "
-            "`while` on values of arrays (use jnp.where or jax.lax.cond), and no "
-            "NumPy, float() or .item() on them (use jax.numpy)."
-        )
+        if _UNTRACEABLE not in getattr(error, "__notes__", ()):
+            error.add_note(_UNTRACEABLE)
         raise
 
 
@@ -129,35 +150,6 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
             f"shapes {jax.tree.map(jnp.shape, inputs)}."
         )
     return counts.pop()[0] if counts else None
-
-
-def check_outputs(z: Any, count: int | None, family: Family) -> None:
-    """Check what `Model.apply` gave.
-
-    Args:
-        z: what it gave.
-        count: N, or None where the inputs do not tell.
-        family: of the law.
-
-    Raises:
-        ValueError: it is not one real floating array [N, factors..., parameters...].
-    """
-    if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
-        raise ValueError(
-            "apply(params, inputs) must return one real floating array z [N, ...], "
-            f"got {jax.tree.map(jnp.result_type, z)}."
-        )
-    lowest = 1 + (family.parameter_ndim or 0)
-    if z.ndim < lowest:
-        raise ValueError(
-            f"apply(params, inputs) must return z with a leading axis of examples "
-            f"and at least {lowest} axes for {family}, got shape {z.shape}."
-        )
-    if count is not None and z.shape[0] != count:
-        raise ValueError(
-            f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
-            f"z has shape {z.shape}. One row an example is expected."
-        )
 
 
 def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:

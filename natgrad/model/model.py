@@ -80,7 +80,12 @@ class Model:
             )
 
     def outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
-        """z [N, factors..., parameters...], at least float32; [1, ...] without inputs.
+        """z in at least float32; arguments and errors are those of `raw_outputs`."""
+        z = self.raw_outputs(params, inputs)
+        return z.astype(tree.working_dtype(z))
+
+    def raw_outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
+        """z [N, factors..., parameters...] as apply gives it; [1, ...] without inputs.
 
         Args:
             params: θ.
@@ -92,8 +97,8 @@ class Model:
         count = batch.input_count(inputs, self.in_axes)
         with batch.traceable():
             z = self.apply(params, inputs)
-        batch.check_outputs(z, count, self.family)
-        return z.astype(tree.working_dtype(z))
+        label_checks.check_outputs(z, count, self.family)
+        return z
 
     def log_prob(
         self, params: Params, inputs: Inputs, targets: ArrayLike
@@ -212,14 +217,7 @@ class Model:
     ) -> tuple[batch.Example, Float[Array, ""]]:
         """What is known of the examples but their outputs; see `labelled` for labels.
 
-        Args:
-            params: θ.
-            inputs: of a batch.
-            targets: its labels, [N, ...], or None.
-            key: a random key, for what draws.
-
-        Returns:
-            (examples, total): the examples, with a leading axis N, and Σ_n max_t w_nt.
+        Arguments and results are those of `whole`; shapes do for the parameters.
         """
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)

@@ -1,4 +1,4 @@
-"""Labels of a batch: their shape, and what becomes of impossible ones.
+"""Outputs and labels of a batch: their shape, and what becomes of impossible labels.
 
 Impossible labels raise where their values are known. Under jit they are not, and what
 is impossible there makes NaN.
@@ -18,6 +18,35 @@ from natgrad.families.base import Family
 from natgrad.model import weights as weighting
 from natgrad.model.batch import Example
 from natgrad.typing import Array, ArrayLike
+
+
+def check_outputs(z: Any, count: int | None, family: Family) -> None:
+    """Check what `Model.apply` gave.
+
+    Args:
+        z: what it gave.
+        count: N, or None where the inputs do not tell.
+        family: of the law.
+
+    Raises:
+        ValueError: it is not one real floating array [N, factors..., parameters...].
+    """
+    if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(
+            "apply(params, inputs) must return one real floating array z [N, ...], "
+            f"got {jax.tree.map(jnp.result_type, z)}."
+        )
+    lowest = 1 + (family.parameter_ndim or 0)
+    if z.ndim < lowest:
+        raise ValueError(
+            f"apply(params, inputs) must return z with a leading axis of examples "
+            f"and at least {lowest} axes for {family}, got shape {z.shape}."
+        )
+    if count is not None and z.shape[0] != count:
+        raise ValueError(
+            f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
+            f"z has shape {z.shape}. One row an example is expected."
+        )
 
 
 def check_targets(
