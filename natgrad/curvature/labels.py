@@ -170,9 +170,9 @@ class Exact(Labels):
         if _few_nodes(family, factors):
             if model.weights is not None:
                 factors = zero_where_lost(
-                    lambda z: family.nodes(z)[1], weights, factors
+                    lambda z: family.score_nodes(z)[1], weights, factors
                 )
-            labels, w = jax.vmap(family.nodes)(factors)
+            labels, w = jax.vmap(family.score_nodes)(factors)
         else:
             keys = example.factor_keys(family, z)
             if keys is not None:
@@ -262,9 +262,9 @@ class Empirical(Labels):
 
 def _few_nodes(family: Family, factors: Array) -> bool:
     """Are the columns of a factor the scores of nodes, no more than its coordinates?"""
-    if not family.has_nodes(factors[0]):
+    if not family.has_score_nodes(factors[0]):
         return False
-    count = jax.eval_shape(jax.vmap(family.nodes), factors)[1].shape[1]
+    count = jax.eval_shape(jax.vmap(family.score_nodes), factors)[1].shape[1]
     return count <= factors[0].size
 
 
