@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from natgrad import tree
@@ -143,7 +144,7 @@ def _key(traced, params, inputs, in_axes, declared):
             jax.tree.structure((params, inputs)),
             repr(in_axes),
             tuple(sorted(declared.items(), key=str)),
-            jax.config.jax_enable_x64,
+            jnp.result_type(float),  # float64 under jax_enable_x64
             jax.sharding.get_abstract_mesh(),
         )
         hash(key)
