@@ -169,9 +169,9 @@ class Exact(Labels):
         labels = scores = None
         if _few_nodes(family, factors):
             if model.weights is not None:
-                chances = lambda z: family.nodes(z)[1]
+                chances = lambda z: family.score_nodes(z)[1]
                 factors = zero_where_lost(chances, weights, factors)
-            labels, w = jax.vmap(family.nodes)(factors)
+            labels, w = jax.vmap(family.score_nodes)(factors)
         else:
             keys = example.factor_keys(family, z)
             if keys is not None:
@@ -259,9 +259,9 @@ class Empirical(Labels):
 
 def _few_nodes(family: Family, factors: Array) -> bool:
     """Are the columns of a factor the scores of nodes, no more than its coordinates?"""
-    if not family.has_nodes(factors[0]):
+    if not family.has_score_nodes(factors[0]):
         return False
-    count = jax.eval_shape(jax.vmap(family.nodes), factors)[1].shape[1]
+    count = jax.eval_shape(jax.vmap(family.score_nodes), factors)[1].shape[1]
     return count <= factors[0].size
 
 

@@ -6,8 +6,9 @@
     Beta                                  84 Gauss points in the logit
     MultivariateNormal(Diag)              points that are exact to degree 5 in w
 
-`Family.nodes` are made for products of two scores, which most families get exactly from
-a few points; here f is any smooth function that turns a few times in the law's bulk.
+`Family.score_nodes` are made for products of two scores, which most families get
+exactly from a few points; here f is any smooth function that turns a few times in the
+law's bulk.
 
 The trapezoidal rule runs over [−9, 9] of the standard normal law. Its error falls like
 exp(−2π a/h) for spacing h, where a is the distance of the nearest pole of f from the
@@ -102,20 +103,20 @@ def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
 @smooth_nodes.register(families.MultivariateNormal)
 @smooth_nodes.register(families.MultivariateNormalDiag)
 def _own(family, eta):
-    return family.nodes(eta)
+    return family.score_nodes(eta)
 
 
 @smooth_nodes.register
 def _exponential(family: families.Exponential, eta):
     """A gamma law of shape 1."""
     del family
-    return families.Gamma().nodes(jnp.stack([jnp.zeros_like(eta), eta]))
+    return families.Gamma().score_nodes(jnp.stack([jnp.zeros_like(eta), eta]))
 
 
 @smooth_nodes.register
 def _beta(family: families.Beta, eta):
     """Its nodes near 1 are −(1 − w)."""
-    ws, weights = family.nodes(eta)
+    ws, weights = family.score_nodes(eta)
     return jnp.where(ws < 0, 1 + ws, ws), weights
 
 

@@ -80,15 +80,12 @@ class Model:
             )
 
     def outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
-        """z [N, factors..., parameters...], at least float32; [1, ...] without inputs.
-
-        Arguments and errors are those of `raw_outputs`.
-        """
+        """z in at least float32; arguments and errors are those of `raw_outputs`."""
         z = self.raw_outputs(params, inputs)
         return z.astype(tree.working_dtype(z))
 
     def raw_outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
-        """z as apply gives it, after a look at its shape and type.
+        """z [N, factors..., parameters...] as apply gives it; [1, ...] without inputs.
 
         Args:
             params: θ.
@@ -220,10 +217,7 @@ class Model:
     ) -> tuple[batch.Example, Float[Array, ""]]:
         """What is known of the examples but their outputs; see `labelled` for labels.
 
-        Arguments are those of `whole`; shapes do for the parameters.
-
-        Returns:
-            (examples, total): the examples, with a leading axis N, and Σ_n max_t w_nt.
+        Arguments and results are those of `whole`; shapes do for the parameters.
         """
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)

@@ -28,6 +28,7 @@ class Solved(NamedTuple):
         slope: ⟨g, d⟩.
         residual: |(F + λI) d − g| / |g|.
         ratio: ⟨d, F d⟩ / ⟨g, d⟩.
+        square: ⟨d, F d⟩.
         inverse: what is kept for the next step.
     """
 
@@ -38,12 +39,8 @@ class Solved(NamedTuple):
     slope: Array
     residual: Array
     ratio: Array
+    square: Array
     inverse: Any
-
-    @property
-    def square(self) -> Array:
-        """⟨d, F d⟩, shape ()."""
-        return self.ratio * self.slope
 
 
 def solve(
@@ -104,6 +101,7 @@ def solve(
         slope=slope,
         residual=residual,
         ratio=ratio,
+        square=ratio * slope,
         inverse=inverse,
     )
 

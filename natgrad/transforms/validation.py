@@ -38,6 +38,7 @@ class Step(NamedTuple):
         safe_damping: λ; 1 where the step cannot be taken.
         finite: is the gradient finite? Shape ().
         damped: is λ finite and at least 0? Shape ().
+        usable: both? Shape ().
         next_key: the key of the next step.
     """
 
@@ -52,12 +53,8 @@ class Step(NamedTuple):
     safe_damping: Array
     finite: Array
     damped: Array
+    usable: Array
     next_key: Key
-
-    @property
-    def usable(self) -> Array:
-        """Are gradient and damping usable? Shape ()."""
-        return self.finite & self.damped
 
 
 def transformation(
@@ -129,7 +126,7 @@ def validate_step(
     damping = jnp.asarray(damping, layout.dtype)
     finite = tree.all_finite(updates)
     damped = (damping >= 0) & jnp.isfinite(damping)
-    has_batch = inputs is not MISSING
+    usable, has_batch = finite & damped, inputs is not MISSING
     return Step(
         curvature=specialized,
         layout=layout,
@@ -141,9 +138,10 @@ def validate_step(
         rows=rows,
         gradient=updates,
         damping=damping,
-        safe_damping=jnp.where(finite & damped, damping, 1),
+        safe_damping=jnp.where(usable, damping, 1),
         finite=finite,
         damped=damped,
+        usable=usable,
         next_key=next_key,
     )
 
