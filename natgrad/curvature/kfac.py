@@ -44,7 +44,7 @@ from natgrad import layers
 from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
 from natgrad.curvature.memory import require
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
-from natgrad.layers.required import require_examples
+from natgrad.layers.declared import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.layers.exchange import exchanges
+from natgrad.layers.dependence import exchanges
 from natgrad.model import batch
 from natgrad.model.weights import total_weight
 from natgrad.typing import Array, Inputs, Key, Params

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from natgrad.layers.examples import Path
 from natgrad.layers.parts import Part
 from natgrad.layers.uses import Mixed, Use
 from natgrad.typing import Array
@@ -43,6 +44,8 @@ class Block(abc.ABC):
         diagonal_inputs: whether the input moment is kept as its diagonal [I].
         mixed: why its rows cannot be told apart by example; None if they can.
         once: whether each example's gradient is the work of one use, evaluated once.
+        uses: its uses; none where it is declared.
+        swapped: paths of the uses that read the matrix transposed.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Block(abc.ABC):
     diagonal_inputs: bool = False
     mixed: Mixed | None = None
     once: bool = True
+    uses: tuple[Use, ...] = ()
+    swapped: frozenset[Path] = frozenset()
 
     @property
     def bias(self) -> bool:
@@ -68,12 +73,17 @@ class Block(abc.ABC):
     @property
     def routed(self) -> bool:
         """Whether some use sends each row to one of its matrices."""
-        return False
+        return any(use.routed for use in self.uses)
 
     @property
     def masked(self) -> bool:
         """Whether its parameter is multiplied entry by entry before it is used."""
-        return False
+        return any(use.masked for use in self.uses)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether every use reads whole rows by their index."""
+        return bool(self.uses) and all(use.looks_up for use in self.uses)
 
     @property
     def rows(self) -> int:
@@ -135,36 +145,17 @@ class LayerBlock(Block):
     Attributes:
         weight: how its parameter is read.
         shift: how its bias is read, or None.
-        uses: its uses.
-        swapped: paths of the uses that read the matrix transposed.
         shifted: paths of the uses that add the bias.
     """
 
-    weight: Part | None = None
+    weight: Part = dataclasses.field(kw_only=True)
     shift: Part | None = None
-    uses: tuple[Use, ...] = ()
-    swapped: frozenset = frozenset()
-    shifted: frozenset = frozenset()
+    shifted: frozenset[Path] = frozenset()
 
     @property
     def bias(self) -> bool:
         """Whether the matrix has a last row for a bias."""
         return self.shift is not None
-
-    @property
-    def routed(self) -> bool:
-        """Whether some use sends each row to one of its matrices."""
-        return any(use.routed for use in self.uses)
-
-    @property
-    def masked(self) -> bool:
-        """Whether its parameter is multiplied entry by entry before it is used."""
-        return any(use.masked for use in self.uses)
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether every use reads whole rows by their index."""
-        return all(use.looks_up for use in self.uses)
 
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
         """The weight, above the bias."""
@@ -192,7 +183,7 @@ class LayerBlock(Block):
     ) -> list[Array]:
         """All leaves, those of this block replaced: undoes `to_parts`."""
         out = list(leaves)
-        places = [self.weight] + [self.shift] * (len(parts) - 1)
+        places = [self.weight] if self.shift is None else [self.weight, self.shift]
         for place, part in zip(places, parts, strict=True):
             out[place.leaf] = place.write(out[place.leaf], part)
         return out

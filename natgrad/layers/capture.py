@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from natgrad import tree
 from natgrad.layers import jaxprs, loops, proof
-from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
-from natgrad.layers.captured import Captured, is_followed, walked
+from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Declared, DenseBlock, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
-from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.interpreter import Interpreter, around, is_followed, walked
 from natgrad.layers.nesting import same_derivative
 from natgrad.layers.proof import TRACED, Proof
 from natgrad.layers.trials import bare, is_mapped, outside, tolerance
@@ -129,7 +129,7 @@ def _key(traced, params, inputs, in_axes, declared):
             jax.tree.structure((params, inputs)),
             repr(in_axes),
             tuple(sorted(declared.items(), key=str)),
-            jax.config.jax_enable_x64,
+            jnp.result_type(float),  # float64 with x64
             jax.sharding.get_abstract_mesh(),
         )
         hash(key)
@@ -190,7 +190,7 @@ def _check_around(traced, examples, uses, leaves, blocks, params, inputs) -> Non
 def _proven(captured, apply, params, inputs, in_axes, declared) -> Proof:
     """How the numerical check of `natgrad.layers.verify` went."""
     constants = jaxprs.opened(captured._traced)[1]
-    if any(isinstance(c, jax.core.Tracer) for c in constants):
+    if any(isinstance(c, Tracer) for c in constants):
         return Proof(False, "not checked: apply closes over traced values")
     if not is_mapped(captured._traced):
         return proof.prove(captured, apply, params, inputs)

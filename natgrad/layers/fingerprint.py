@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.extend as jex
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from natgrad.layers import jaxprs
 
@@ -84,12 +86,12 @@ def identity(array) -> Hashable:
 
     A large array on a device, which cannot change, is known as the object that it is.
     """
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return array.aval
     on_device = isinstance(array, jax.Array)
     if on_device and (array.size > SMALL or not array.is_fully_addressable):
         return _Object(array)
-    if jax.dtypes.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
         with jax.ensure_compile_time_eval():
             array = jax.random.key_data(array)
     array = np.asarray(array)
@@ -100,8 +102,8 @@ def identity(array) -> Hashable:
 class _Object:
     """Equal to itself and to what was made of the same object, while that lives."""
 
-    def __init__(self, kept):
-        self._hash, self._reference = id(kept), weakref.ref(kept)
+    def __init__(self, array: jax.Array):
+        self._hash, self._reference = id(array), weakref.ref(array)
 
     def __hash__(self) -> int:
         return self._hash
@@ -109,5 +111,5 @@ class _Object:
     def __eq__(self, other) -> bool:
         if not isinstance(other, _Object):
             return False
-        mine = self._reference()
-        return self is other or (mine is not None and mine is other._reference())
+        array = self._reference()
+        return self is other or (array is not None and array is other._reference())

@@ -120,4 +120,4 @@ def _note(block: Block) -> str:
             f"{block.name}: {count} of {len(block.uses)} uses read it transposed; "
             "its Fisher has two Kronecker terms"
         )
-    return "" if block.separate else f"{block.name}: {block.mixed.value}"
+    return "" if block.mixed is None else f"{block.name}: {block.mixed.value}"

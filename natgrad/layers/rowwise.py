@@ -165,7 +165,7 @@ def _broadcast(equation, operands):
         raise Unknown
     shape, old = equation.outvars[0].aval.shape, equation.invars[0].aval.shape
     at = equation.params["broadcast_dimensions"]
-    axes = [None] * len(shape)
+    axes: list[int | None] = [None] * len(shape)
     for axis, new in enumerate(at):
         axes[new] = axis if old[axis] == shape[new] else None
     return _kept(operand, axes)

@@ -17,10 +17,9 @@ from natgrad import tree
 from natgrad.layers import conv, dense, embedding, jaxprs, late, routed, scale_shift
 from natgrad.layers.embedding import LookupUse
 from natgrad.layers.examples import Path
-from natgrad.layers.marks import Mark, Marks
 from natgrad.layers.nesting import NESTING
 from natgrad.layers.tap import Work, tap
-from natgrad.layers.uses import Site, Use
+from natgrad.layers.uses import Mark, Marks, Site, Use
 from natgrad.layers.views import NotUnderstoodError, View, follow
 
 # How to read the equation, by the primitive's name.
@@ -177,17 +176,17 @@ class Step:
     def _of_looked_up(self) -> list:
         """The results, a product of looked-up matrices being the use they are for."""
         found = [
-            (i, mark)
+            (i, mark, mark.looked_up[0])
             for i, marks in enumerate(self.marks)
             for mark in marks
             if mark.looked_up
         ]
         if self.name != "dot_general" or len(found) != 1:
             return self.natively()
-        ((operand, mark),) = found
+        ((operand, mark, lookup),) = found
         site = self._site(operand, mark, self.here)
         try:
-            use = routed.match(site, mark.looked_up[0])
+            use = routed.match(site, lookup)
         except NotUnderstoodError:
             return self.natively()
         self.walk.findings.uses.pop(mark.source, None)

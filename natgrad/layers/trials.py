@@ -1,16 +1,21 @@
-"""What trial runs need: random data, a place outside mapped axes, a comparison."""
+"""Trial runs: random data, a model compiled on a few examples, a comparison."""
 
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from natgrad.layers import jaxprs
+from natgrad.control_flow import lifted
+from natgrad.layers import jaxprs, rowwise
+from natgrad.layers.fingerprint import identity
+from natgrad.model import batch
 
 
 def bare(leaf) -> jax.ShapeDtypeStruct:
@@ -30,7 +35,8 @@ def outside(function: Callable[[], Any]) -> Any:
     Axes and traces are local to a thread, so another thread is outside of all; so are
     settings made by a context manager, of which two decide what a model may do.
     """
-    wide, ranks = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
+    config: Any = jax.config  # whose type does not declare the settings
+    wide, ranks = config.jax_enable_x64, config.jax_numpy_rank_promotion
 
     def alone():
         with jax.enable_x64(wide), jax.numpy_rank_promotion(ranks):
@@ -46,10 +52,10 @@ def draw(generator: np.random.Generator, aval, positive: bool = False):
     The result is no jax array unless it is a key, so that nothing is compiled.
     """
     shape, dtype = aval.shape, aval.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         with jax.ensure_compile_time_eval():
             return jax.numpy.full(shape, jax.random.key(0), dtype)
-    if not jax.dtypes.issubdtype(dtype, np.inexact):
+    if not jnp.issubdtype(dtype, np.inexact):
         return generator.integers(0, 2, shape).astype(dtype)
     noise = generator.standard_normal(shape)
     return np.asarray(1.0 + 0.1 * noise if positive else noise).astype(dtype)
@@ -59,7 +65,7 @@ def draw_parameter(generator: np.random.Generator, aval, positive: bool = False)
     """Matrices that keep the size of what they multiply; vectors near one."""
     drawn = draw(generator, aval, positive=positive or len(aval.shape) < 2)
     flat = len(aval.shape) < 2 or not drawn.size
-    if flat or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
+    if flat or not jnp.issubdtype(aval.dtype, np.inexact):
         return drawn
     return (drawn * max(1.0, np.prod(aval.shape[:-1])) ** -0.5).astype(aval.dtype)
 
@@ -77,5 +83,127 @@ def disagreement(one, two) -> float:
         return 0.0
     wide = np.complex128 if np.iscomplexobj(one) else np.float64
     one, two = one.astype(wide), two.astype(wide)
-    scale = max(float(np.max(np.abs(two))), np.finfo(np.float32).tiny)
+    scale = max(float(np.max(np.abs(two))), float(np.finfo(np.float32).tiny))
     return float(np.max(np.abs(one - two))) / scale
+
+
+# It runs a few times on two examples.
+_QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+_DRAWS = {"random_bits", "threefry2x32", "random_gamma", "rng_bit_generator"}
+_DRAWS |= {"random_split", "rng_uniform"}
+
+
+class Trial:
+    """apply on `count` examples, compiled.
+
+    Attributes:
+        count: of examples.
+        precision: relative rounding that the coarsest type may show.
+        draws: shapes of random numbers that no example's own inputs have a part in.
+    """
+
+    def __init__(self, apply, params, batched, rest, rebuild):
+        self.count = batched[0].shape[0]
+        self._batched = batched
+        flat = lambda params, rest, *rows: apply(params, rebuild(rows, rest))
+        operands = jax.tree.leaves((params, rest))
+        structure = jax.tree.structure((params, rest))
+        self._fixed = (params, rest)
+        ordered = lambda *leaves: flat(
+            *jax.tree.unflatten(structure, leaves[: len(operands)]),
+            *leaves[len(operands) :],
+        )
+        with jax.default_matmul_precision("highest"):
+            traced = jax.make_jaxpr(ordered)(*operands, *batched)
+            run, constants = lifted(ordered, *operands, *batched)
+        self._constants, self._traced = constants, traced
+        self.precision = tolerance(jaxprs.float_dtypes(traced))
+        opened, _ = jaxprs.opened(traced)
+        self.draws = list(_untouched(opened, set(opened.invars[len(operands) :])))
+        self._run, self._compiled = run, None
+
+    @staticmethod
+    def of(apply, params, inputs, in_axes, count: int) -> Trial | None:
+        """The trial, or None where apply does not take so many examples."""
+        leaves, structure = jax.tree.flatten(inputs)
+        mine, _ = batch.split_inputs(inputs, in_axes)
+        mine = {id(leaf) for leaf in mine}
+        batched = [
+            jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
+            for leaf in leaves
+            if id(leaf) in mine
+        ]
+
+        def rebuild(rows, rest):
+            rows, rest = iter(rows), iter(rest)
+            return structure.unflatten(
+                next(rows if id(leaf) in mine else rest) for leaf in leaves
+            )
+
+        rest = [leaf for leaf in leaves if id(leaf) not in mine]
+        try:
+            return Trial(apply, params, batched, rest, rebuild)
+        except Exception:
+            return None
+
+    def proves(self, other: Trial) -> bool:
+        """Can it be read off the program that rows depend on themselves alone?"""
+        traces = [trial._traced for trial in (self, other)]
+        for one, two in itertools.zip_longest(*map(constants_of, traces)):
+            if np.shape(one) == np.shape(two) and identity(one) != identity(two):
+                return False  # it may be a number that follows the batch's size
+        opened = [jaxprs.opened(traced)[0] for traced in traces]
+        fixed = len(opened[0].invars) - len(self._batched)
+        rows = [False] * fixed + [True] * len(self._batched)
+        return rowwise.proves([str(jaxpr) for jaxpr in opened], self._traced, rows)
+
+    def rows(self, seed: int, positive: bool) -> list:
+        """Drawn inputs with an axis of examples."""
+        generator = np.random.default_rng(seed)
+        return [draw(generator, leaf, positive) for leaf in self._batched]
+
+    def run(self, rows: list, positive: bool) -> np.ndarray:
+        """z on drawn parameters and these rows."""
+        arguments = [*self._shared(positive), *rows]
+        if self._compiled is None:
+            self._compiled = jax.jit(self._run).lower(*arguments).compile(_QUICKLY)
+        with jax.debug_nans(False), jax.debug_infs(False):
+            z = self._compiled(*arguments)[0]
+        return np.asarray(z).astype(np.float64)
+
+    def _shared(self, positive: bool) -> list:
+        """Constants, those that are traced drawn; parameters; what examples share."""
+        generator = np.random.default_rng(2)
+        params, rest = self._fixed
+        entry = lambda leaf: draw(generator, leaf, positive)
+        known = [entry(c.aval) if isinstance(c, Tracer) else c for c in self._constants]
+        weights = [
+            draw_parameter(generator, leaf, positive)
+            for leaf in jax.tree.leaves(params)
+        ]
+        return [*known, *weights, *map(entry, rest)]
+
+
+def _untouched(jaxpr, touched: set) -> Iterator:
+    """Shapes of draws of random numbers in which the touched variables have no part."""
+    jaxpr, _ = jaxprs.opened(jaxpr)
+    touched = set(touched)
+    for equation in jaxpr.eqns:
+        own = [not jaxprs.is_literal(v) and v in touched for v in equation.invars]
+        if equation.primitive.name in _DRAWS and not any(own):
+            yield tuple(v.aval.shape for v in equation.outvars)
+        for inner in jaxprs.sub_jaxprs(equation):
+            operands = jaxprs.opened(inner)[0].invars
+            pairs = zip(reversed(operands), reversed(own), strict=False)
+            yield from _untouched(inner, {v for v, mark in pairs if mark})
+        if any(own):
+            touched |= set(equation.outvars)
+
+
+def constants_of(jaxpr) -> Iterator:
+    """Every constant of a traced function, those of functions inside too."""
+    opened, constants = jaxprs.opened(jaxpr)
+    yield from constants
+    for equation in opened.eqns:
+        for inner in jaxprs.sub_jaxprs(equation):
+            yield from constants_of(inner)

@@ -18,6 +18,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from natgrad.layers.jaxprs import Equation
+
 REPEATED = -1
 
 
@@ -132,29 +134,40 @@ class View:
         stacked = [atom for _, atoms in self.stack for atom in atoms]
         return (*stacked, *(atom for axis in self.axes for atom in axis))
 
-    def _with(self, axes: Sequence[tuple[Atom, ...]], start=None) -> View:
+    def with_axes(
+        self, axes: Sequence[tuple[Atom, ...]], start: Sequence[int] | None = None
+    ) -> View:
+        """A view of the same parameter with other axes.
+
+        Args:
+            axes: the atoms of each axis.
+            start: where the walk begins; None where this view does.
+
+        Returns:
+            The view.
+        """
         start = self.start if start is None else tuple(start)
         return dataclasses.replace(self, axes=tuple(axes), start=start)
 
     def transpose(self, permutation: Sequence[int]) -> View:
         """`lax.transpose`."""
-        return self._with([self.axes[axis] for axis in permutation])
+        return self.with_axes([self.axes[axis] for axis in permutation])
 
     def reshape(self, sizes: Sequence[int]) -> View:
         """`lax.reshape`."""
-        return self._with(regroup([a for axis in self.axes for a in axis], sizes))
+        return self.with_axes(regroup([a for axis in self.axes for a in axis], sizes))
 
     def squeeze(self, axes: Sequence[int]) -> View:
         """`lax.squeeze`."""
         drop = {axis % len(self.axes) for axis in axes}
-        return self._with([a for i, a in enumerate(self.axes) if i not in drop])
+        return self.with_axes([a for i, a in enumerate(self.axes) if i not in drop])
 
     def expand(self, axes: Sequence[int]) -> View:
         """`lax.expand_dims`."""
         view, rank = list(self.axes), len(self.axes) + len(axes)
         for axis in sorted(axis % rank for axis in axes):
             view.insert(axis, ())
-        return self._with(view)
+        return self.with_axes(view)
 
     def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> View:
         """`lax.broadcast_in_dim`."""
@@ -162,7 +175,7 @@ class View:
         for axis, dimension in zip(self.axes, dimensions, strict=True):
             if count(axis) == shape[dimension]:
                 axes[dimension] = axis
-        return self._with(axes)
+        return self.with_axes(axes)
 
     def reverse(self, axes: Sequence[int]) -> View:
         """`lax.rev`."""
@@ -172,7 +185,7 @@ class View:
                 if not atom.repeated:
                     start[atom.axis] += atom.step * (atom.size - 1)
             view[axis] = tuple(Atom(a.axis, -a.step, a.size) for a in view[axis])
-        return self._with(view, start)
+        return self.with_axes(view, start)
 
     def slice(self, axis: int, first: int, size: int, stride: int = 1) -> View:
         """`size` entries of one axis from `first` on, `stride` apart."""
@@ -187,7 +200,7 @@ class View:
             start[atom.axis] += atom.step * (first // inner)
         step, size = atom.step * stride, size // inner if inner > 1 else size
         kept = (Atom(atom.axis, step, size),) if size != 1 else ()
-        return self._with(
+        return self.with_axes(
             [*self.axes[:axis], kept + atoms[1:], *self.axes[axis + 1 :]], start
         )
 
@@ -205,7 +218,9 @@ class View:
         return tuple(start)
 
 
-def follow(equation, view: View, operand: int) -> list[View] | None:
+def follow(
+    equation: Equation, view: View, operand: int
+) -> Sequence[View | None] | None:
     """The views of an equation's results, or None if it is not a structural op.
 
     Raises:
