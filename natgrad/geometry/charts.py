@@ -18,7 +18,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from natgrad.families.base import ExponentialFamily
+from natgrad.families.base import ExponentialFamily, Family
 from natgrad.typing import Array
 
 Map = Callable[[Array], Array]
@@ -85,7 +85,7 @@ def register(cls: type) -> Callable:
     return keep
 
 
-def charts(family: ExponentialFamily) -> dict[str, Chart]:
+def charts(family: Family) -> dict[str, Chart]:
     """The charts known for a family, by name: natural, expectation, then others.
 
     Raises:

@@ -62,8 +62,7 @@ def lowered_christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
     bent_natural, bent_mean = second(point.chart.to_natural), second(mean_map(point))
     lower = lambda bent, j: jnp.einsum("aij,ak->ijk", bent, j, precision="highest")
     exponential, mixture = lower(bent_natural, j_mean), lower(bent_mean, j_natural)
-    lowered = ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2
-    return lowered.reshape(x.shape * 3)
+    return _between(alpha, exponential, mixture).reshape(x.shape * 3)
 
 
 def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tangent:
@@ -82,5 +81,11 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
         return jax.vjp(dual, x)[1](bent)[0]
 
     exponential, mixture = lowered(natural, mean), lowered(mean, natural)
-    total = ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2
+    total = _between(alpha, exponential, mixture)
     return Tangent(v.point, raise_index(v.point, total))
+
+
+def _between(alpha: ArrayLike, exponential: Array, mixture: Array) -> Array:
+    """((1 + α) Γ^(e) + (1 − α) Γ^(m))/2, the symbols of the α-connection."""
+    alpha = jnp.asarray(alpha, exponential.dtype)
+    return ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2

@@ -20,6 +20,7 @@ statistical parameters; Atkinson & Mitchell (1981), Rao's distance measure.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -32,7 +33,7 @@ from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 
 # (family, η, η') -> the distance of each factor
-Formula = Callable[[families.ExponentialFamily, Array, Array], Array]
+Formula = Callable[[Any, Array, Array], Array]
 _CLOSED_FORMS: dict[type, Formula] = {}
 
 

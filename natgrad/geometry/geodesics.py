@@ -169,5 +169,6 @@ def _mixed(chart: str, start: Point, end: Point, t: ArrayLike) -> Point:
     expected(Point, start, "a geodesic")
     same_family(start, end)
     a, b = start.to(chart), end.to(chart)
+    t = jnp.asarray(t, a.coordinates.dtype)
     mixed = (1 - t) * a.coordinates + t * b.coordinates
     return a.at(mixed).to(start.chart)

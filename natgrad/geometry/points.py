@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Self, final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import Chart, Map, chart_of, inside
@@ -26,28 +27,38 @@ from natgrad.typing import Array, ArrayLike, Key
 
 @final
 @jax.tree_util.register_pytree_with_keys_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Point:
     """A law of a family, by its coordinates in a chart.
 
+    `Point(family, chart, coordinates)` takes a Chart, or the name of one of
+    `geometry.charts(family)`.
+
     Attributes:
         family: the exponential family; hashable.
-        chart: a Chart, or the name of one of `charts(family)`.
+        chart: the chart.
         coordinates: x, floating; several factors are one point of their product.
+
+    Raises:
+        ValueError: the family has no chart of that name, or the coordinates are not
+            real floating numbers.
     """
 
     family: ExponentialFamily
     chart: Chart
-    coordinates: Array
+    coordinates: Float[Array, "*x"]
 
-    def __post_init__(self):
-        chart = chart_of(self.family, self.chart)
-        coordinates = jnp.asarray(self.coordinates)
+    def __init__(
+        self, family: ExponentialFamily, chart: Chart | str, coordinates: ArrayLike
+    ):
+        chart = chart_of(family, chart)
+        coordinates = jnp.asarray(coordinates)
         if not jnp.issubdtype(coordinates.dtype, jnp.floating):
             raise ValueError(
                 f"coordinates have dtype {coordinates.dtype}; expected real floating "
-                f"numbers, the coordinates {chart.name!r} of {self.family!r}."
+                f"numbers, the coordinates {chart.name!r} of {family!r}."
             )
+        object.__setattr__(self, "family", family)
         object.__setattr__(self, "chart", chart)
         object.__setattr__(self, "coordinates", coordinates)
 
@@ -115,11 +126,12 @@ class Point:
         return _unchecked(cls, *static, *children)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Vector:
     """Components at a point, and the arithmetic of a vector space."""
 
     point: Point
-    components: Array
+    components: Float[Array, "*x"]
 
     def __post_init__(self):
         expected(Point, self.point, f"the base of a {type(self).__name__}")
@@ -133,18 +145,18 @@ class _Vector:
             )
         object.__setattr__(self, "components", components)
 
-    def __add__(self, other):
+    def __add__(self, other: Self) -> Self:
         expected(type(self), other, f"the other summand of a {type(self).__name__}")
         same_chart(self.point, other.point)
         return type(self)(self.point, self.components + other.components)
 
-    def __sub__(self, other):
+    def __sub__(self, other: Self) -> Self:
         return self + -1 * other
 
-    def __neg__(self):
+    def __neg__(self) -> Self:
         return type(self)(self.point, -self.components)
 
-    def __mul__(self, factor: ArrayLike):
+    def __mul__(self, factor: ArrayLike) -> Self:
         return type(self)(self.point, self.components * factor)
 
     __rmul__ = __mul__
@@ -169,9 +181,6 @@ class _Vector:
 class Tangent(_Vector):
     """A velocity at a point: components v^i in the point's chart."""
 
-    point: Point
-    components: Array
-
     def to(self, chart: Chart | str) -> Tangent:
         """The same tangent in another chart, J v."""
         chart = chart_of(self.point.family, chart)
@@ -185,9 +194,6 @@ class Tangent(_Vector):
 @dataclasses.dataclass(frozen=True)
 class Covector(_Vector):
     """A gradient at a point: components g_i = ∂L/∂x^i in the point's chart."""
-
-    point: Point
-    components: Array
 
     def to(self, chart: Chart | str) -> Covector:
         """The same covector in another chart, J⁻ᵀ g."""
@@ -223,11 +229,11 @@ def change_of_coordinates(point: Point, chart: Chart) -> Map:
     return lambda x: chart.from_natural(point.chart.to_natural(x))
 
 
-def expected(cls: type, given: Any, what: str) -> None:
-    """Raise a ValueError unless `given` is a `cls`."""
-    if not isinstance(given, cls):
+def expected(cls: type, value: Any, what: str) -> None:
+    """Raise a ValueError unless `value` is a `cls`."""
+    if not isinstance(value, cls):
         raise ValueError(
-            f"{what}: a {type(given).__name__} was given; expected a {cls.__name__}."
+            f"{what}: a {type(value).__name__} was given; expected a {cls.__name__}."
             + _CURES.get(cls.__name__, "")
         )
 

@@ -25,6 +25,7 @@ from natgrad.families import (
     Poisson,
     VonMises,
 )
+from natgrad.families.base import ExponentialFamily
 from natgrad.inference.dual import (
     diagonal_moments,
     from_covariance_gradient,
@@ -132,7 +133,10 @@ class BonnetPrice(Expectation):
 
 
 @functools.singledispatch
-def _bonnet_price(family, eta, slope, bends):
+def _bonnet_price(
+    family: ExponentialFamily, eta: Array, slope: Array, bends: Array
+) -> Array:
+    """∇_μ E[f] from E[∇f], shape [d], and E[∇²f], shape [d, d]."""
     del eta, slope, bends
     raise ValueError(
         f"BonnetPrice is for MultivariateNormal and MultivariateNormalDiag, not for "

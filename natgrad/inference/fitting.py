@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from natgrad.inference.learning_rule import InferenceState, LearningRule, init, step
 from natgrad.typing import Array, ArrayLike, Key
@@ -81,14 +82,7 @@ def fit_batches(
     Raises:
         ValueError: `batch_size` or `data` do not fit, or as for `fit`.
     """
-    leaves = jax.tree.leaves(data)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            "fit_batches: the leaves of data have the first axes "
-            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
-        )
-    (size,) = sizes
+    size = _examples(data)
     if not isinstance(batch_size, int) or not 0 < batch_size <= size:
         raise ValueError(
             f"fit_batches: batch_size is {batch_size!r}; expected an integer from 1 to "
@@ -107,9 +101,22 @@ def fit_batches(
     return fitted
 
 
+def _examples(data: Any) -> int:
+    """N, the length of the first axis of every leaf."""
+    leaves = jax.tree.leaves(data)
+    sizes: set[int | None] = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None:
+        raise ValueError(
+            "fit_batches: the leaves of data have the first axes "
+            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
+        )
+    return size
+
+
 def _check_start(rule: LearningRule, fitted: Fit) -> None:
     """Raise where no step could be taken; where values are known, so not under jit."""
-    if isinstance(fitted.rate, jax.core.Tracer) or fitted.rate.size == 0:
+    if isinstance(fitted.rate, Tracer) or fitted.rate.size == 0:
         return
     if not jnp.any(fitted.rate > 0):
         raise ValueError(

@@ -50,7 +50,7 @@ class IvonState(NamedTuple):
         ess: λ, so that σ² = 1/(λ s).
     """
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]: as in optax
     momentum: Params
     precision: Params
     ess: Array
@@ -79,10 +79,67 @@ def ivon(
         b1: β₁ of the gradient's average.
         b2: β₂ of the Hessian's average.
 
+    Returns:
+        An optax transformation whose state is an `IvonState`.
+
     Raises:
         ValueError: for impossible numbers; in `update`, where `params` or `weights` is
             missing.
     """
+    _check_settings(ess, weight_decay, initial_hessian)
+
+    def init(params):
+        tree.check_params(params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
+        )
+        start = jax.tree.map(
+            lambda z: jnp.full_like(z, initial_hessian + weight_decay), zeros
+        )
+        ess_array = jnp.asarray(ess, tree.working_dtype(params))
+        return IvonState(jnp.zeros((), jnp.int32), zeros, start, ess_array)
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        del extra
+        _check_arguments(params, weights)
+        count = tree.increment(state.count)
+        alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        numbers = _Numbers(alpha, weight_decay, b1, b2, state.ess, count)
+        weights = placeholders.masked_like(weights, params)
+        trees = updates, state.momentum, state.precision, params, weights
+        results = jax.tree.map(numbers.step, *trees)
+        moves, momentum, precision = jax.tree.transpose(
+            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), results
+        )
+        return moves, IvonState(count, momentum, precision, state.ess)
+
+    return transformation(init, update)
+
+
+class _Numbers(NamedTuple):
+    """The numbers of one step: see the module's formulas."""
+
+    alpha: ArrayLike
+    decay: ArrayLike
+    b1: ArrayLike
+    b2: ArrayLike
+    ess: Array
+    steps: Array
+
+    def step(self, gradient, momentum, s, m, w):
+        """The move of a leaf m, its new momentum and precision s, from a draw w."""
+        dtype = s.dtype
+        gradient, mean, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
+        estimate = gradient * (w - mean) * self.ess.astype(dtype) * s
+        u = (1 - self.b2) * (s - self.decay - estimate) / s
+        s = s * (1 - u + u**2 / 2)
+        momentum = self.b1 * momentum + (1 - self.b1) * gradient
+        unbiased = 1 - jnp.asarray(self.b1, dtype) ** self.steps.astype(dtype)
+        move = self.alpha * (momentum / unbiased + self.decay * mean) / s
+        return (-move).astype(m.dtype), momentum, s
+
+
+def _check_settings(ess, weight_decay, initial_hessian) -> None:
     for name, value in (("ess", ess), ("weight_decay", weight_decay)):
         if isinstance(value, int | float) and not value > 0:
             raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
@@ -92,48 +149,15 @@ def ivon(
             "curvature of a loss near its minimum."
         )
 
-    def init(params):
-        tree.check_params(params)
-        zeros = jax.tree.map(
-            lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
+
+def _check_arguments(params, weights) -> None:
+    if params is None or weights is None:
+        missing = "params" if params is None else "weights"
+        raise ValueError(
+            f"ivon: update was called without {missing}; expected update(grads, "
+            "state, params, weights=w) with w = draw_weights(key, params, state) "
+            "and grads the gradient at w."
         )
-        start = lambda z: jnp.full_like(z, initial_hessian + weight_decay)
-        ess_array = jnp.asarray(ess, tree.working_dtype(params))
-        count = jnp.zeros((), jnp.int32)
-        return IvonState(count, zeros, jax.tree.map(start, zeros), ess_array)
-
-    def update(updates, state, params=None, *, weights=None, **extra):
-        del extra
-        if params is None or weights is None:
-            missing = "params" if params is None else "weights"
-            raise ValueError(
-                f"ivon: update was called without {missing}; expected update(grads, "
-                "state, params, weights=w) with w = draw_weights(key, params, state) "
-                "and grads the gradient at w."
-            )
-        count = tree.increment(state.count)
-        alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
-
-        def leaf(gradient, momentum, s, m, w):
-            dtype = s.dtype
-            gradient, m_, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
-            estimate = gradient * (w - m_) * state.ess.astype(dtype) * s
-            u = (1 - b2) * (s - weight_decay - estimate) / s
-            s = s * (1 - u + u**2 / 2)
-            momentum = b1 * momentum + (1 - b1) * gradient
-            average = momentum / (1 - jnp.asarray(b1, dtype) ** count.astype(dtype))
-            move = -alpha * (average + weight_decay * m_) / s
-            return move.astype(m.dtype), momentum, s
-
-        weights = placeholders.masked_like(weights, params)
-        trees = updates, state.momentum, state.precision, params, weights
-        results = jax.tree.map(leaf, *trees)
-        moves, momentum, precision = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), results
-        )
-        return moves, IvonState(count, momentum, precision, state.ess)
-
-    return transformation(init, update)
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:

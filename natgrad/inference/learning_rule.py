@@ -124,7 +124,7 @@ class InferenceState(NamedTuple):
     natural: Array
     previous: Array
     elbo: Array
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]: as in optax
     falls: Array
     rate: Array
     kept: Array

@@ -124,4 +124,5 @@ def _full(family: MultivariateNormal, eta, x):
 @predictor_law.register
 def _diagonal(family: MultivariateNormalDiag, eta, x):
     m, v = diagonal_moments(family, eta)
-    return tuple(jnp.matmul(*p, precision="highest") for p in ((x, m), (x**2, v)))
+    variance = jnp.matmul(x**2, v, precision="highest")
+    return jnp.matmul(x, m, precision="highest"), variance

@@ -104,7 +104,7 @@ def _beta(family: families.Beta, eta):
 @smooth_nodes.register
 def _binomial(family: families.Binomial, eta):
     """0, …, n with their probabilities."""
-    counts = jnp.arange(int(family.n) + 1)
+    counts = jnp.arange(int(np.asarray(family.n)) + 1)
     log_probs = jax.vmap(lambda y: family.log_prob(eta, y))(counts)
     return counts, jnp.exp(log_probs)
 

@@ -188,6 +188,24 @@ class DenseUse(MatrixUse):
         return self.arranged(x, scale, g)
 
 
+def met_axes(site: Site) -> tuple[dict[int, int], dict[int, int], list[int]]:
+    """How the axes of a parameter meet those of the other operand of a `dot_general`.
+
+    Args:
+        site: the equation.
+
+    Returns:
+        Axis of the other operand -> axis of the parameter that it is contracted with;
+        the same for batch axes; and the axes of the parameter that are left.
+    """
+    own, other = site.operand, 1 - site.operand
+    contracted, shared = site.params["dimension_numbers"]
+    meets = dict(zip(contracted[other], contracted[own], strict=True))
+    beside = dict(zip(shared[other], shared[own], strict=True))
+    met = {*meets.values(), *beside.values()}
+    return meets, beside, [a for a in range(len(site.view.axes)) if a not in met]
+
+
 def match(site: Site) -> DenseUse:
     """Reads a `dot_general` one of whose operands is a parameter.
 
@@ -202,14 +220,13 @@ def match(site: Site) -> DenseUse:
             repeated and multiplied entry by entry.
     """
     own, other = site.operand, 1 - site.operand
-    contracted, shared = site.params["dimension_numbers"]
-    axes, shape = site.view.axes, site.shape(other)
-    # Axis of x -> axis of w that it meets.
-    meets = dict(zip(contracted[other], contracted[own], strict=True))
-    beside = dict(zip(shared[other], shared[own], strict=True))
+    axes, shape, shared = (
+        site.view.axes,
+        site.shape(other),
+        site.params["dimension_numbers"][1][other],
+    )
+    meets, beside, columns = met_axes(site)
     free = [axis for axis in range(len(shape)) if axis not in meets | beside]
-    met = {*meets.values(), *beside.values()}
-    columns = [axis for axis in range(len(axes)) if axis not in met]
 
     def places(axis: int) -> list[Piece]:
         example = site.example_along(other, axis)
@@ -229,34 +246,25 @@ def match(site: Site) -> DenseUse:
             x_pieces += pieces_of(axes[meets[axis]], INPUT, (axis,))
         else:
             x_pieces += common(axis) if axis in beside else places(axis)
-    lead = [piece for axis in shared[other] for piece in common(axis)]
+    lead = [piece for axis in shared for piece in common(axis)]
     rest = [piece for axis in free for piece in places(axis)]
     out = [p for axis in columns for p in pieces_of(axes[axis], OUTPUT, (axis,))]
 
-    batch_axes = [axes[beside[axis]] for axis in shared[other]]
+    batch_axes = [axes[beside[axis]] for axis in shared]
     free_axes = [repeated(shape[axis]) for axis in free]
-    column_axes = [axes[axis] for axis in columns]
+    inputs, column_axes = [axes[a] for a in meets.values()], [axes[a] for a in columns]
     holds = dict.fromkeys(meets.values(), INPUT) | dict.fromkeys(columns, OUTPUT)
+    held = [[(a, holds.get(i, BATCH)) for a in atoms] for i, atoms in enumerate(axes)]
     tail = column_axes + free_axes if own == 0 else free_axes + column_axes
     return DenseUse(
-        **site.fields(
-            _real(batch_axes),
-            _real(axes[a] for a in meets.values()),
-            _real(column_axes),
-        ),
+        **site.fields(_real(batch_axes), _real(inputs), _real(column_axes)),
         kind="dense",
         result=site.view.with_axes(batch_axes + tail),
         mixed=site.mixture(any(p.holds == EXAMPLE for p in rest + lead)),
         positions=math.prod(p.size for p in lead + rest if p.holds == POSITION),
         x_pieces=tuple(x_pieces),
         g_pieces=(*lead, *(out + rest if own == 0 else rest + out)),
-        mask_axes=mask_axes(
-            site,
-            (
-                ((atom, holds.get(axis, BATCH)) for atom in atoms)
-                for axis, atoms in enumerate(axes)
-            ),
-        ),
+        mask_axes=mask_axes(site, held),
     )
 
 

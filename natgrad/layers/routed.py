@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad.layers.dense import met_axes
 from natgrad.layers.embedding import LookupUse
 from natgrad.layers.rows import (
     EXAMPLE,
@@ -193,17 +194,12 @@ def match(site: Site, lookup: LookupUse) -> RoutedUse:
     """
     require(not lookup.batch and lookup.separate, "the lookup is not one an example")
     require(len(lookup.inputs) == 1 and lookup.table > 1, "the table is cut")
-    own, other = site.operand, 1 - site.operand
-    contracted, shared = site.params["dimension_numbers"]
-    looked_up = _LookedUp.of(site, lookup)
-    meets = dict(zip(contracted[other], contracted[own], strict=True))
-    beside = dict(zip(shared[other], shared[own], strict=True))
-    met = {*meets.values(), *beside.values()}
-    columns = [a for a in range(len(site.view.axes)) if a not in met]
-
+    own, looked_up = site.operand, _LookedUp.of(site, lookup)
+    meets, beside, columns = met_axes(site)
     x_pieces, rest = _other_pieces(site, looked_up, meets, beside)
+    shared = site.params["dimension_numbers"][1][own]
     tail = [piece for axis in columns for piece in looked_up.free(axis)]
-    lead = [piece for axis in shared[own] for piece in looked_up.lookups(axis)]
+    lead = [piece for axis in shared for piece in looked_up.lookups(axis)]
     g_pieces = [*lead, *(tail + rest if own == 0 else rest + tail)]
     places = [piece for piece in g_pieces if piece.holds in (EXAMPLE, POSITION)]
     along = sum(piece.holds == EXAMPLE for piece in places)
