@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad.families.base import ExponentialFamily, Family
 from natgrad.typing import Array
@@ -24,8 +25,15 @@ from natgrad.typing import Array
 Map = Callable[[Array], Array]
 
 
-def whole_space(x: Array) -> Array:
-    """No margins, [0]: every x is a point."""
+def whole_space(x: Float[Array, "*x"]) -> Float[Array, " M"]:
+    """The margins of a chart whose every array is a point: there are none.
+
+    Args:
+        x: coordinates.
+
+    Returns:
+        An empty array.
+    """
     return jnp.zeros(0, x.dtype)
 
 
@@ -53,6 +61,30 @@ class Chart:
     to_mean: Map | None = dataclasses.field(default=None, repr=False)
     gauge: Map | None = dataclasses.field(default=None, repr=False)
 
+    def mean_map(self, family: ExponentialFamily) -> Map:
+        """The map x -> μ of a family in this chart.
+
+        Args:
+            family: the family.
+
+        Returns:
+            The chart's own map where it has one, else the map through η.
+        """
+        return self.to_mean or (lambda x: family.mean(self.to_natural(x)))
+
+    def change_to(self, chart: Chart) -> Map:
+        """The map from the coordinates of this chart to those of another.
+
+        Args:
+            chart: another chart of the same family.
+
+        Returns:
+            A function of coordinates.
+        """
+        if chart == self:
+            return lambda x: x
+        return lambda x: chart.from_natural(self.to_natural(x))
+
 
 @dataclasses.dataclass(frozen=True)
 class Atlas:
@@ -75,7 +107,14 @@ _ATLASES: dict[type, Callable[[Any], Atlas]] = {}
 
 
 def register(cls: type) -> Callable:
-    """A decorator: the function from a family of this class to its `Atlas`."""
+    """Registers the charts and domains of a class of families, as a decorator.
+
+    Args:
+        cls: the class of families; its subclasses use the same atlas.
+
+    Returns:
+        A decorator of a function from a family of this class to its `Atlas`.
+    """
 
     def keep(atlas: Callable[[Any], Atlas]) -> Callable[[Any], Atlas]:
         _ATLASES[cls] = atlas
@@ -86,10 +125,16 @@ def register(cls: type) -> Callable:
 
 
 def charts(family: Family) -> dict[str, Chart]:
-    """The charts known for a family, by name: natural, expectation, then others.
+    """The charts that are known for a family.
+
+    Args:
+        family: an exponential family.
+
+    Returns:
+        Name -> chart: "natural", "expectation", then the source charts.
 
     Raises:
-        ValueError: unless `family` is an exponential family.
+        ValueError: the family is not an `ExponentialFamily`.
     """
     if not isinstance(family, ExponentialFamily):
         raise ValueError(
@@ -101,7 +146,18 @@ def charts(family: Family) -> dict[str, Chart]:
 
 
 def chart_of(family: ExponentialFamily, chart: Chart | str) -> Chart:
-    """The chart itself, or the family's chart of that name; ValueError if unknown."""
+    """A chart by its name.
+
+    Args:
+        family: whose charts are searched.
+        chart: the name, or a chart, which is returned as it is.
+
+    Returns:
+        The chart.
+
+    Raises:
+        ValueError: the family has no chart of that name.
+    """
     if isinstance(chart, Chart):
         return chart
     known = charts(family)
@@ -113,8 +169,16 @@ def chart_of(family: ExponentialFamily, chart: Chart | str) -> Chart:
     return known[chart]
 
 
-def inside(chart: Chart, x: Array) -> Array:
-    """Boolean scalar: is x finite, and are all margins positive?"""
+def inside(chart: Chart, x: Float[Array, "*x"]) -> Bool[Array, ""]:
+    """Whether coordinates are a point of a chart.
+
+    Args:
+        chart: the chart.
+        x: coordinates, of any shape that the chart reads.
+
+    Returns:
+        A boolean of shape (): x is finite and all margins are positive.
+    """
     return jnp.all(chart.margins(x) > 0) & jnp.all(jnp.isfinite(x))
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad import families
 from natgrad.geometry.charts import Chart, charts
@@ -38,7 +39,14 @@ _CLOSED_FORMS: dict[type, Formula] = {}
 
 
 def register_distance(cls: type) -> Callable[[Formula], Formula]:
-    """A decorator: the closed form of the distance in a class of families."""
+    """Registers the closed form of the distance of a class of families, as a decorator.
+
+    Args:
+        cls: the class of families; its subclasses use the same form.
+
+    Returns:
+        A decorator of a function (family, η, η') -> the distance of each factor.
+    """
 
     def keep(formula: Formula) -> Formula:
         _CLOSED_FORMS[cls] = formula
@@ -47,19 +55,22 @@ def register_distance(cls: type) -> Callable[[Formula], Formula]:
     return keep
 
 
-def distance(start: Point, end: Point) -> Array:
-    """The Fisher-Rao distance of two laws of a family, shape ().
+def distance(start: Point, end: Point) -> Float[Array, ""]:
+    """The Fisher-Rao distance of two laws of a family.
 
-    By the closed form where there is one, else by `shooting_distance`, which is NaN
+    It takes the closed form where there is one, else `shooting_distance`, which is NaN
     where it finds no geodesic. Its derivative at coinciding points, where there is
     none, is 0.
 
     Args:
-        start: in any chart.
-        end: of the same family, in any chart.
+        start: a law, in any chart.
+        end: a law of the same family, in any chart.
+
+    Returns:
+        The distance, shape (): the length of the shortest curve in the metric F.
 
     Raises:
-        ValueError: for points of different families.
+        ValueError: the points are of different families.
     """
     expected(Point, start, "distance")
     same_family(start, end)
@@ -70,13 +81,18 @@ def distance(start: Point, end: Point) -> Array:
     return shooting_distance(start, end)
 
 
-def shooting_distance(start: Point, end: Point, *, steps: int = STEPS) -> Array:
-    """The length of the geodesic found by shooting, shape (); NaN where none is found.
+def shooting_distance(
+    start: Point, end: Point, *, steps: int = STEPS
+) -> Float[Array, ""]:
+    """The length of the geodesic that is found by shooting.
 
     Args:
-        start: in any chart; a point with unconstrained coordinates keeps its chart.
-        end: in any chart.
+        start: a law, in any chart; unconstrained coordinates are kept.
+        end: a law of the same family, in any chart.
         steps: of the integrator.
+
+    Returns:
+        The length, shape (); NaN where no geodesic is found.
     """
     chart = best_chart(start)
     start, end = start.to(chart), end.to(chart)
@@ -87,7 +103,15 @@ def shooting_distance(start: Point, end: Point, *, steps: int = STEPS) -> Array:
 
 
 def best_chart(point: Point) -> Chart:
-    """The point's chart if it is unconstrained, else the first source that is."""
+    """The chart in which geodesics from a point are best integrated.
+
+    Args:
+        point: a law.
+
+    Returns:
+        The point's chart if it is unconstrained, else the first source chart that is,
+        else the natural chart.
+    """
     known = charts(point.family)
     sources = [c for c in known.values() if c.name not in ("natural", "expectation")]
     for chart in (point.chart, *sources):
@@ -97,8 +121,15 @@ def best_chart(point: Point) -> Chart:
     return known["natural"]
 
 
-def root(squared: Array) -> Array:
-    """√squared, with the derivative 0 at 0."""
+def root(squared: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    """The square root, with the derivative 0 at 0.
+
+    Args:
+        squared: numbers of at least 0.
+
+    Returns:
+        √squared; 0 where the number is not positive.
+    """
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 

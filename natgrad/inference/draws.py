@@ -64,7 +64,11 @@ class Sampling(Expectation):
     samples: int = 16
 
     def value(self, family, eta, data, key):
-        """Σ_k f(w_k, data)/K."""
+        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`.
+
+        Raises:
+            ValueError: the draws have no derivative in η, or no key was given.
+        """
         if isinstance(family, _NOT_SMOOTH):
             raise ValueError(
                 f"Sampling: the draws of {family!r} have no derivative; use Quadrature "
@@ -90,7 +94,11 @@ class ScoreFunction(Expectation):
     samples: int = 64
 
     def value(self, family, eta, data, key):
-        """Σ_k f(w_k, data)/K."""
+        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`.
+
+        Raises:
+            ValueError: `samples` is below 2, or no key was given.
+        """
         if self.samples == 1:
             raise ValueError("ScoreFunction: samples is 1; expected at least 2.")
         fixed = jax.lax.stop_gradient(eta)
@@ -118,12 +126,12 @@ class BonnetPrice(Expectation):
     samples: int = 16
 
     def value(self, family, eta, data, key):
-        """Σ_k f(w_k, data)/K."""
+        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`."""
         ws = _draws(self, family, eta, key)
         return jnp.mean(jax.vmap(lambda w: self.log_density(w, data))(ws))
 
     def value_and_gradient(self, family, eta, data, key):
-        """The mean of f, and its gradient in μ from those of ∇f and ∇²f."""
+        """The mean of f, and its gradient in μ from the means of ∇f and ∇²f."""
         function = lambda w: self.log_density(w, data)
         ws = _draws(self, family, eta, key)
         values, slopes = jax.vmap(jax.value_and_grad(function))(ws)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from natgrad.families import (
     LogNormal,
@@ -35,14 +36,17 @@ Function = Callable[[Array], Array]
 
 @functools.singledispatch
 def value_and_dual_gradient(
-    family: ExponentialFamily, function: Function, eta: Array
-) -> tuple[Array, Array]:
-    """f(η), shape (), and ∇_μ f, shaped like η.
+    family: ExponentialFamily, function: Function, eta: Float[Array, "*eta"]
+) -> tuple[Float[Array, ""], Float[Array, "*eta"]]:
+    """The value of a function of natural parameters, and its gradient in μ.
 
     Args:
         family: whose natural parameters η are.
         function: η -> scalar.
-        eta: where.
+        eta: where, natural parameters of the family.
+
+    Returns:
+        f(η), shape (), and ∇_μ f, shaped like η.
     """
     value, gradient = jax.value_and_grad(function)(eta)
     return value, raise_index(Point(family, "natural", eta), gradient)
@@ -75,17 +79,39 @@ def _scalar(family, function, eta):
     return value, jnp.stack([g_m - 2 * g_v * moments[0], g_v], -1)
 
 
-def diagonal_moments(family: MultivariateNormalDiag, eta: Array) -> tuple[Array, Array]:
-    """Means and variances, both [..., d]."""
+def diagonal_moments(
+    family: MultivariateNormalDiag, eta: Float[Array, "*factors 2d"]
+) -> tuple[Float[Array, "*factors d"], Float[Array, "*factors d"]]:
+    """The means and variances of a normal law of independent coordinates.
+
+    Args:
+        family: the family.
+        eta: natural parameters [..., 2d].
+
+    Returns:
+        Means and variances, both [..., d].
+    """
     d = family.label_shape(eta.shape)[-1]
     v = -0.5 / eta[..., d:]
     return eta[..., :d] * v, v
 
 
-def from_covariance_gradient(m: Array, g_m: Array, g_s: Array) -> Array:
-    """∇_μ of a `MultivariateNormal` from the gradients in m [..., d] and S [..., d, d].
+def from_covariance_gradient(
+    m: Float[Array, "*factors d"],
+    g_m: Float[Array, "*factors d"],
+    g_s: Float[Array, "*factors d d"],
+) -> Float[Array, "*factors P"]:
+    """∇_μ of a `MultivariateNormal` from the gradients in its mean and covariance.
 
     An entry off the diagonal of μ stands for two of S.
+
+    Args:
+        m: the mean [..., d].
+        g_m: the gradient in m [..., d].
+        g_s: the gradient in the covariance S [..., d, d].
+
+    Returns:
+        The gradient in μ, [..., d + d (d + 1)/2].
     """
     both = g_s + jnp.swapaxes(g_s, -1, -2)
     first = g_m - jnp.einsum("...ij,...j->...i", both, m, precision="highest")
@@ -95,6 +121,19 @@ def from_covariance_gradient(m: Array, g_m: Array, g_s: Array) -> Array:
     return jnp.concatenate([first, jnp.broadcast_to(halves, free.shape) * free], -1)
 
 
-def from_variance_gradient(m: Array, g_m: Array, g_v: Array) -> Array:
-    """∇_μ of a `MultivariateNormalDiag` from the gradients in m and v [..., d]."""
+def from_variance_gradient(
+    m: Float[Array, "*factors d"],
+    g_m: Float[Array, "*factors d"],
+    g_v: Float[Array, "*factors d"],
+) -> Float[Array, "*factors P"]:
+    """∇_μ of a `MultivariateNormalDiag` from the gradients in its means and variances.
+
+    Args:
+        m: the means [..., d].
+        g_m: the gradient in m [..., d].
+        g_v: the gradient in the variances [..., d].
+
+    Returns:
+        The gradient in μ, [..., 2d].
+    """
     return jnp.concatenate([g_m - 2 * g_v * m, g_v], -1)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.inference.dual import value_and_dual_gradient
@@ -30,18 +31,49 @@ LogDensity = Callable[[Array, Any], Array]
 
 
 class Expectation(abc.ABC):
-    """A rule for E_q[f(w, data)], shape (), in nats."""
+    """A rule for E_q[f(w, data)], shape (), in nats.
+
+    A rule of your own is a subclass with `value`; `value_and_gradient` follows from it.
+    """
 
     @abc.abstractmethod
     def value(
-        self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
-    ) -> Array:
-        """The expectation under the law with these natural parameters."""
+        self,
+        family: ExponentialFamily,
+        eta: Float[Array, "*eta"],
+        data: Any,
+        key: Key | None,
+    ) -> Float[Array, ""]:
+        """The expectation under a law.
+
+        Args:
+            family: the family of q.
+            eta: natural parameters of q.
+            data: what f reads beside w.
+            key: a random key for rules that draw; the others ignore it.
+
+        Returns:
+            E_q[f(w, data)] in nats, shape ().
+        """
 
     def value_and_gradient(
-        self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
-    ) -> tuple[Array, Array]:
-        """The expectation and its gradient in μ, shaped like η."""
+        self,
+        family: ExponentialFamily,
+        eta: Float[Array, "*eta"],
+        data: Any,
+        key: Key | None,
+    ) -> tuple[Float[Array, ""], Float[Array, "*eta"]]:
+        """The expectation under a law and its gradient in the expectation parameters.
+
+        Args:
+            family: the family of q.
+            eta: natural parameters of q.
+            data: what f reads beside w.
+            key: as for `value`.
+
+        Returns:
+            E_q[f(w, data)] in nats, shape (), and its gradient in μ, shaped like η.
+        """
         function = lambda eta: self.value(family, eta, data, key)
         return value_and_dual_gradient(family, function, eta)
 
@@ -60,11 +92,11 @@ class ClosedForm(Expectation):
     function: LogDensity
 
     def value(self, family, eta, data, key):
-        """function(mean(η), data)."""
+        """The user's function of μ and the data, see `Expectation.value`."""
         del key
         return self.function(family.mean(eta), data)
 
     def value_and_gradient(self, family, eta, data, key):
-        """By differentiating in μ itself."""
+        """The user's function and its gradient in μ, by differentiating in μ itself."""
         del key
         return jax.value_and_grad(self.function)(family.mean(eta), data)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Float
 
-from natgrad.inference.learning_rule import InferenceState, LearningRule, init, step
+from natgrad.inference.evidence import LearningRule
+from natgrad.inference.learning_rule import InferenceState, init, step
 from natgrad.typing import Array, ArrayLike, Key
 
 
@@ -23,21 +25,21 @@ class Fit(NamedTuple):
     """
 
     state: InferenceState
-    elbo: Array
-    rate: Array
-    change: Array
+    elbo: Float[Array, " steps"]
+    rate: Float[Array, " steps"]
+    change: Float[Array, " steps"]
 
 
 def fit(
     rule: LearningRule,
-    start: Array,
+    start: Float[Array, "*eta"],
     prior: Any,
     data: Any,
     steps: int,
     rho: ArrayLike = 1.0,
     key: Key | None = None,
 ) -> Fit:
-    """`steps` steps on all data, differentiable in everything but `steps` and `key`.
+    """Takes `steps` steps on all data, differentiable in all but `steps` and `key`.
 
     Under `jax.jit` a start whose ELBO is not finite cannot raise: every step then has
     `rate` 0 and q stays as it was.
@@ -50,6 +52,9 @@ def fit(
         steps: how many.
         rho: the step size before halvings: one, or [steps].
         key: for rules that draw; each step has its own.
+
+    Returns:
+        The last law, and the ELBO in nats, the step size and the change of every step.
 
     Raises:
         ValueError: the ELBO at the start, or its gradient, is not finite.
@@ -66,7 +71,7 @@ def fit(
 
 def fit_batches(
     rule: LearningRule,
-    start: Array,
+    start: Float[Array, "*eta"],
     prior: Any,
     data: Any,
     steps: int,
@@ -74,10 +79,22 @@ def fit_batches(
     key: Key,
     batch_size: int,
 ) -> Fit:
-    """`steps` steps, each on a batch drawn anew without replacement.
+    """Takes `steps` steps, each on a batch drawn anew without replacement.
 
-    The arguments are those of `fit`; every leaf of `data` has its N examples in the
-    first axis. Noise of the batches stays in q unless ρ falls: give [steps] of them.
+    Noise of the batches stays in q unless ρ falls: give [steps] of them.
+
+    Args:
+        rule: the specification.
+        start: η of the first law, such as the prior's.
+        prior: natural parameters of the prior, or the data of `rule.log_prior`.
+        data: of `rule.log_likelihood`; every leaf has its N examples in the first axis.
+        steps: how many.
+        rho: the step size before halvings: one, or [steps].
+        key: for the batches, and for rules that draw.
+        batch_size: examples in a batch, from 1 to N.
+
+    Returns:
+        As `fit`, with estimates of the ELBO.
 
     Raises:
         ValueError: `batch_size` or `data` do not fit, or as for `fit`.

@@ -161,11 +161,20 @@ def _check_arguments(params, weights) -> None:
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
-    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised.
+    """Draws weights w ~ N(m, 1/(λ s)) of the law, reparameterised.
 
     They have at least float32, also where the params are bfloat16 or float16: a
-    standard deviation is often below the spacing of such numbers, and the gradient must
-    be that at w, not at w rounded. So compute the loss in float32, or with sums in it.
+        standard
+    deviation is often below the spacing of such numbers, and the gradient must be that
+    at w, not at w rounded. So compute the loss in float32, or with sums in it.
+
+    Args:
+        key: a random key.
+        params: the means m.
+        state: the state of `ivon`, with λ and s.
+
+    Returns:
+        Weights, shaped like the params.
     """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.families import MultivariateNormal, MultivariateNormalDiag
 from natgrad.families.base import ExponentialFamily
@@ -32,9 +33,9 @@ class Linear(NamedTuple):
             such as what inducing points leave of a Gaussian process.
     """
 
-    x: Array
+    x: Float[Array, "N d"]
     y: Any
-    variance: Array | None = None
+    variance: Float[Array, " N"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class LinearPredictors(Expectation):
             )
 
     def value(self, family, eta, data, key):
-        """Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n)."""
+        """The sum Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n), see `Expectation.value`."""
         del key
         m, v = _moments(self, family, eta, data)
         rule = standard_normal_rule(self.points)
@@ -85,7 +86,7 @@ class ClosedPredictors(Expectation):
     expected: Callable[[Array, Array, Any], Array]
 
     def value(self, family, eta, data, key):
-        """Σ_n expected(m_n, v_n, y_n)."""
+        """The sum Σ_n expected(m_n, v_n, y_n), see `Expectation.value`."""
         del key
         m, v = _moments(self, family, eta, data)
         return jnp.sum(jax.vmap(self.expected)(m, v, data.y))
@@ -104,9 +105,21 @@ def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, A
 
 @functools.singledispatch
 def predictor_law(
-    family: ExponentialFamily, eta: Array, x: Array
-) -> tuple[Array, Array]:
-    """Means and variances [N] of x_n·w for x [N, d] under a Gaussian law of w."""
+    family: ExponentialFamily, eta: Float[Array, "*eta"], x: Float[Array, "N d"]
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """The law of the predictors x_n·w under a Gaussian law of w.
+
+    Args:
+        family: `MultivariateNormal` or `MultivariateNormalDiag`.
+        eta: natural parameters of the law of w.
+        x: [N, d], the rows x_n.
+
+    Returns:
+        Means and variances, both [N].
+
+    Raises:
+        ValueError: the family is another one.
+    """
     del eta, x
     raise ValueError(
         f"The law of x·w is known for MultivariateNormal and MultivariateNormalDiag, "

@@ -46,7 +46,11 @@ class Quadrature(Expectation):
     log_density: LogDensity
 
     def value(self, family, eta, data, key):
-        """Σ_k weight_k f(w_k, data)."""
+        """The sum Σ_k weight_k f(w_k, data), see `Expectation.value`.
+
+        Raises:
+            ValueError: η is not one factor, or the family has no nodes.
+        """
         del key
         if eta.ndim != family.parameter_ndim:
             raise ValueError(
@@ -61,7 +65,14 @@ class Quadrature(Expectation):
 
 @functools.cache
 def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [points] of the trapezoidal rule."""
+    """The trapezoidal rule of the standard normal law.
+
+    Args:
+        points: how many nodes.
+
+    Returns:
+        Nodes and weights, both [points]; the weights add up to 1.
+    """
     z = np.linspace(-_REACH, _REACH, points)
     weights = np.exp(-(z**2) / 2)
     return z, weights / weights.sum()
@@ -69,7 +80,18 @@ def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.singledispatch
 def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
-    """Labels w [K, ...] and weights [K] that integrate smooth functions of w."""
+    """Nodes and weights of a law that integrate smooth functions of its label.
+
+    Args:
+        family: the family.
+        eta: natural parameters of one factor.
+
+    Returns:
+        Labels w [K, ...] and weights [K].
+
+    Raises:
+        ValueError: no nodes are known for the family.
+    """
     del eta
     raise ValueError(
         f"Quadrature has no nodes for {family!r}: use Sampling, ScoreFunction or "

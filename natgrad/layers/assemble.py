@@ -17,13 +17,16 @@ from natgrad.layers.views import Atom, NotUnderstoodError, View, count, fused
 def blocks_of(
     leaves: Sequence[Leaf], findings: Findings, declared: Declared, examples: int | None
 ) -> tuple[Block, ...]:
-    """One block a parameter or slice, biases joined, and the declared ones.
+    """Sorts uses into blocks: one for each parameter or slice, its bias joined.
 
     Args:
         leaves: the floating parameters.
-        findings: of the walk.
+        findings: what the walk found.
         declared: path of a subtree -> how to treat it.
         examples: N, or None.
+
+    Returns:
+        The blocks in the order of the parameters, then the declared ones.
 
     Raises:
         ValueError: a parameter of two axes or more was used in a way that is not
@@ -140,7 +143,13 @@ def join_biases(
     leaves: Mapping[int, Leaf],
     joins: Mapping[Path, tuple[Path, View]],
 ) -> None:
-    """Moves each bias whose every use adds it to one layer into that layer's block."""
+    """Moves each bias whose every use adds it to one layer into that layer's block.
+
+    Args:
+        weights: parameter's index -> its blocks; changed in place.
+        leaves: parameter's index -> the parameter.
+        joins: shift use -> (the use whose result it is added to, that result's view).
+    """
     owner = {use.path: b for bs in weights.values() for b in bs for use in b.uses}
     for index in list(weights):
         blocks = weights[index]

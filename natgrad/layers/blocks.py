@@ -120,22 +120,52 @@ class Block(abc.ABC):
         return self.mixed is None
 
     def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
-        """The matrix without its bias's row, and that row if there is one."""
+        """The block's matrix in the parts in which it is stored.
+
+        Args:
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            The weight [lead..., I, O] and, if there is a bias, its row [lead..., 1, O].
+        """
         return [self.to_matrix(leaves)]
 
     def from_parts(
         self, parts: Sequence[Array], leaves: Sequence[Array]
     ) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_parts`."""
+        """Writes parts back into the leaves: undoes `to_parts`.
+
+        Args:
+            parts: as `to_parts` gives them.
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            All leaves, those of this block replaced.
+        """
         return self.from_matrix(parts[0], leaves)
 
     @abc.abstractmethod
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The block's matrix, read from all leaves of a tree like the parameters."""
+        """The block's matrix, read from a tree like the parameters.
+
+        Args:
+            leaves: all leaves of the tree.
+
+        Returns:
+            The matrix [stack..., batch..., I (+1), O].
+        """
 
     @abc.abstractmethod
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_matrix`."""
+        """Writes the block's matrix back into the leaves: undoes `to_matrix`.
+
+        Args:
+            matrix: [stack..., batch..., I (+1), O].
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            All leaves, those of this block replaced.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,21 +188,23 @@ class LayerBlock(Block):
         return self.shift is not None
 
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The weight, above the bias."""
+        """The weight, above the row of the bias, see `Block.to_matrix`."""
         matrix, *row = self.to_parts(leaves)
         if not row:
             return matrix
         return jnp.concatenate([matrix, row[0].astype(matrix.dtype)], axis=-2)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """The weight from the first I rows, the bias from the last."""
+        """The weight from the first I rows, the bias from the last, see
+        `Block.from_matrix`.
+        """
         parts = [matrix[..., : self.inputs, :]]
         if self.shift is not None:
             parts.append(matrix[..., self.inputs :, :])
         return self.from_parts(parts, leaves)
 
     def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
-        """The weight [lead..., I, O] and, if there is one, the bias [lead..., 1, O]."""
+        """The weight and the bias, see `Block.to_parts`."""
         parts = [self.weight.read(leaves[self.weight.leaf])]
         if self.shift is not None:
             parts.append(self.shift.read(leaves[self.shift.leaf]))
@@ -181,7 +213,7 @@ class LayerBlock(Block):
     def from_parts(
         self, parts: Sequence[Array], leaves: Sequence[Array]
     ) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_parts`."""
+        """All leaves with weight and bias replaced, see `Block.from_parts`."""
         out = list(leaves)
         places = [self.weight] if self.shift is None else [self.weight, self.shift]
         for place, part in zip(places, parts, strict=True):
@@ -206,12 +238,12 @@ class DeclaredBlock(Block):
     reason: str = ""
 
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The parameters, ravelled one after the other."""
+        """The parameters, ravelled one after the other, see `Block.to_matrix`."""
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in self.leaves])
         return flat.reshape(self.shape)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """The parameters, cut from the ravelled vector."""
+        """The parameters, cut from the ravelled vector, see `Block.from_matrix`."""
         out, flat, first = list(leaves), matrix.reshape(-1), 0
         for leaf, shape in zip(self.leaves, self.shapes, strict=True):
             size = math.prod(shape)
@@ -222,7 +254,14 @@ class DeclaredBlock(Block):
 
 
 def memory(size: float) -> str:
-    """A number of bytes, in the unit that suits it."""
+    """A number of bytes in words.
+
+    Args:
+        size: how many bytes.
+
+    Returns:
+        The number with four digits in the unit that suits it, from B to GiB.
+    """
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -231,5 +270,12 @@ def memory(size: float) -> str:
 
 
 def statistics_dtype(dtype) -> str:
-    """float32, or float64 where the parameter is float64."""
+    """The type in which statistics of a parameter are kept.
+
+    Args:
+        dtype: the parameter's type.
+
+    Returns:
+        The name of float32, or of float64 where the parameter is float64.
+    """
     return str(jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32))

@@ -54,7 +54,19 @@ class Leaf:
 def declared_blocks(
     leaves: Sequence[Leaf], declared: Declared, examples: int | None
 ) -> tuple[list[Block], set[int]]:
-    """The blocks declared by hand and the parameters in them."""
+    """The blocks that are declared by hand.
+
+    Args:
+        leaves: the floating parameters.
+        declared: path of a subtree -> how to treat it.
+        examples: N, or None.
+
+    Returns:
+        The blocks, and the indices of the parameters in them.
+
+    Raises:
+        ValueError: a path names no parameter, or names one that another path names.
+    """
     blocks: list[Block] = []
     taken: set[int] = set()
     for path, treatment in declared.items():
@@ -98,11 +110,14 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
 def fallbacks(
     refused: Mapping[Leaf, str], examples: int | None
 ) -> dict[int, list[Block]]:
-    """Leaf's index -> its block, for parameters whose uses were not understood.
+    """The blocks of parameters whose uses were not understood.
 
     Args:
-        refused: parameter -> why its uses were not.
+        refused: parameter -> why its uses were not understood.
         examples: N, or None.
+
+    Returns:
+        Parameter's index -> its block.
 
     Raises:
         NotCapturedError: some are too large for an exact block, and not vectors.
@@ -135,7 +150,15 @@ def fallbacks(
 
 
 def declaration(names: Sequence[str], treatment: type) -> str:
-    """The argument that declares these parameters, to paste."""
+    """The argument that declares parameters, to paste into a program.
+
+    Args:
+        names: paths of the parameters.
+        treatment: `DenseBlock` or `DiagonalBlock`.
+
+    Returns:
+        The text "declared={...}".
+    """
     each = (f"{name!r}: natgrad.layers.{treatment.__name__}()" for name in names)
     return f"declared={{{', '.join(each)}}}"
 
@@ -148,8 +171,12 @@ LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
 def require_memory(block: Block) -> None:
     """Raises, before anything is allocated, where factors dwarf their parameters.
 
+    Args:
+        block: the block whose Kronecker factors are wanted.
+
     Raises:
-        DoesNotFitError: naming the parameter, the sizes and the cure.
+        DoesNotFitError: they are too large; the message names the parameter, the sizes
+            and the cure.
     """
     own = block.size * jnp.dtype(block.dtype).itemsize
     size = block.factor_bytes

@@ -59,9 +59,9 @@ def dependence(
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
 
     Returns:
-        PLACE where no leaf of the inputs has an axis of examples, where the outputs are
-        not finite at random parameters, or where apply cannot be run outside the mapped
-        axes that it was traced in.
+        What it depends on. It is PLACE where no leaf of the inputs has an axis of
+        examples, where the outputs are not finite at random parameters, or where apply
+        cannot be run outside the mapped axes that it was traced in.
     """
     size = batch.input_count(inputs, in_axes)
     if size is None:
@@ -167,9 +167,9 @@ STAYING = {"pvary", "pcast", "pbroadcast"}
 def exchanges(
     apply: Apply, params: Params, inputs: Inputs, in_axes: Any, axis_name: Hashable
 ) -> bool:
-    """Does apply send what it computes from examples along a mapped axis?
+    """Whether apply sends what it computes from examples along a mapped axis.
 
-    As batch normalisation does whose statistics are those of all devices, by
+    Batch normalisation does so whose statistics are those of all devices, by
     `jax.lax.pmean`. Parameters may be gathered.
 
     Args:
@@ -178,6 +178,9 @@ def exchanges(
         inputs: inputs of one device.
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
         axis_name: the axis, or a tuple of axes.
+
+    Returns:
+        True where some collective along these axes reads a value of the examples.
     """
     traced, _ = jaxprs.trace(apply, params, inputs)
     rows, _ = batch.split_inputs(inputs, in_axes)

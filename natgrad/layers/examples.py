@@ -56,11 +56,15 @@ class Examples:
             self._walk(traced, doubled, size, (), {})
 
     def axis(self, path: Path, number: int | None) -> ExampleAxis | None:
-        """The example axis of a variable; None if it has none, or UNKNOWN.
+        """The example axis of a variable.
 
         Args:
             path: of its jaxpr.
             number: its own, None for a literal.
+
+        Returns:
+            The axis; None if the variable has none; UNKNOWN if it could not be found
+            out.
         """
         if self.size is None or number is None:
             return None

@@ -28,11 +28,14 @@ SMALL = 1024
 
 
 def fingerprint(jaxpr: jaxprs.Jaxpr, values: bool = False) -> Hashable:
-    """The key of a jaxpr.
+    """The key of a jaxpr: equal keys mean equal equations.
 
     Args:
         jaxpr: closed or open.
         values: whether arrays that are closed over count by more than their type.
+
+    Returns:
+        A hashable key.
 
     Raises:
         TypeError: something in it cannot be part of a key.
@@ -82,9 +85,16 @@ def _key(value, values: bool) -> Hashable:
 
 
 def identity(array) -> Hashable:
-    """What an array is known by: type, shape and entries; the type if it is traced.
+    """What an array is known by: type, shape and entries; the type alone if it is
+    traced.
 
     A large array on a device, which cannot change, is known as the object that it is.
+
+    Args:
+        array: an array or a literal.
+
+    Returns:
+        A hashable key, which keeps no array in memory.
     """
     if isinstance(array, Tracer):
         return array.aval

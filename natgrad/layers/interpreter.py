@@ -96,14 +96,21 @@ class Interpreter:
         return [value(v) for v in out], [marks_of(v) for v in out]
 
     def tapped_under(self, path: Path) -> bool:
-        """Is some tap inside this equation (or is the walk for finding uses)?"""
+        """Whether some tap is inside an equation.
+
+        Args:
+            path: of the equation.
+
+        Returns:
+            True if so, and in a walk for finding uses.
+        """
         if self.taps is None:
             return True
         return any(other[: len(path)] == path for other in self.taps)
 
 
 def walked(walk: Interpreter, traced, params, inputs, live) -> list:
-    """The results of a traced apply(params, inputs), its parameters marked.
+    """Evaluates a traced apply(params, inputs), its parameters marked.
 
     Args:
         walk: the interpreter.
@@ -111,6 +118,9 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
         params: the parameters.
         inputs: the inputs.
         live: block's name -> (probe, context).
+
+    Returns:
+        The results, flat.
     """
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
@@ -124,7 +134,14 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
 
 
 def is_followed(leaf) -> bool:
-    """Has a parameter entries that have a derivative?"""
+    """Whether a parameter has entries that have a derivative.
+
+    Args:
+        leaf: the parameter, an array or a shape.
+
+    Returns:
+        True where it is floating and not empty.
+    """
     inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     return inexact and math.prod(jnp.shape(leaf)) > 0
 
@@ -137,7 +154,12 @@ def around(
     params: Params,
     inputs: Inputs,
 ) -> set[int]:
-    """Those of some leaves that reach the outputs otherwise than by their uses.
+    """Which parameters reach the outputs otherwise than by the uses that were found?
+
+    The trace alone is asked. Every use that was found is cut: its parameter is stopped
+    there. What remains is linearised by JAX, whose own rules say through which
+    equations a tangent goes. If the outputs still depend on the tangent of a parameter,
+    some use of it was missed. Nothing is compiled or run.
 
     Args:
         traced: the program.
@@ -146,6 +168,9 @@ def around(
         leaves: indices of the parameters to look at.
         params: parameters, arrays or shapes.
         inputs: inputs, arrays or shapes.
+
+    Returns:
+        The indices of those that do.
     """
     taps = {path: (path, _cut) for path in uses}
     live = dict.fromkeys(uses, (None, None))

@@ -25,7 +25,15 @@ UNCHANGED = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "
 
 
 def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
-    """Is there a loop of so many steps somewhere?"""
+    """Whether a program has a loop of a given number of steps.
+
+    Args:
+        jaxpr: the program.
+        length: the number of steps; None for no number.
+
+    Returns:
+        True if there is one, in any jaxpr inside.
+    """
     return any(
         e.params.get("length") == length
         or any(has_loop(sub, length) for sub in jaxprs.sub_jaxprs(e))
@@ -35,9 +43,17 @@ def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
 
 
 def over_examples(one: Jaxpr, two: Jaxpr, size: int, path: Path = ()) -> set[Path]:
-    """Paths of the loops that have `size` steps in one trace and twice as many in two.
+    """Finds the loops over the examples, by comparing two traces.
 
-    Those whose steps depend on each other are left out.
+    Args:
+        one: the trace on `size` examples.
+        two: the trace on twice as many.
+        size: N.
+        path: where both jaxprs are.
+
+    Returns:
+        Paths of the loops that have `size` steps in one trace and twice as many in the
+        other. Those whose steps depend on each other are left out.
     """
     (one, _), (two, _) = jaxprs.opened(one), jaxprs.opened(two)
     if [e.primitive for e in one.eqns] != [e.primitive for e in two.eqns]:
@@ -54,7 +70,15 @@ def over_examples(one: Jaxpr, two: Jaxpr, size: int, path: Path = ()) -> set[Pat
 
 
 def batched(apply: Callable, loops: Set[Path]) -> Callable:
-    """The function with these of its loops replaced by `vmap` of their bodies."""
+    """A function with some of its loops replaced by `vmap` of their bodies.
+
+    Args:
+        apply: apply(params, inputs).
+        loops: paths of the loops.
+
+    Returns:
+        A function of the same arguments with the same results.
+    """
 
     def function(params: Any, inputs: Any) -> Any:
         traced, shape = jaxprs.trace(apply, params, inputs)

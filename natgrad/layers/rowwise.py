@@ -51,12 +51,15 @@ class Unknown(Exception):
 
 
 def proves(texts: Sequence[str], traced: Any, rows: Sequence[bool]) -> bool:
-    """Is every row of the one result that of its own example?
+    """Whether the text of a program proves that each row follows from its own example.
 
     Args:
         texts: of the traces at the two `SIZES`.
         traced: the trace at the first.
-        rows: of each operand, has it an axis of examples?
+        rows: whether each operand has an axis of examples.
+
+    Returns:
+        False where rows are mixed, or an operation has no rule.
     """
     plain = [
         re.sub(rf"(?<=[\[(, ]){size}(?=[,\]) ])", "N", text)

@@ -19,21 +19,29 @@ from natgrad.model import batch
 
 
 def bare(leaf) -> jax.ShapeDtypeStruct:
-    """Shape and type of an array, without the mesh axes that it belongs to."""
+    """The shape and type of an array, without the mesh axes that it belongs to."""
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def is_mapped(traced: jaxprs.Jaxpr) -> bool:
-    """Does a program depend on axes that are mapped where it was traced, just now?"""
+    """Whether a program depends on axes that are mapped where it was traced, just
+    now.
+    """
     kinds = set(jax.sharding.get_abstract_mesh().axis_types)
     return bool(kinds - {jax.sharding.AxisType.Auto} or jaxprs.open_axes(traced))
 
 
 def outside(function: Callable[[], Any]) -> Any:
-    """The result of a function run outside all axes that are mapped.
+    """Runs a function outside all axes that are mapped.
 
     Axes and traces are local to a thread, so another thread is outside of all; so are
     settings made by a context manager, of which two decide what a model may do.
+
+    Args:
+        function: a function without arguments.
+
+    Returns:
+        Its result.
     """
     config: Any = jax.config  # whose type does not declare the settings
     wide, ranks = config.jax_enable_x64, config.jax_numpy_rank_promotion
@@ -47,9 +55,17 @@ def outside(function: Callable[[], Any]) -> Any:
 
 
 def draw(generator: np.random.Generator, aval, positive: bool = False):
-    """Normal entries, or ones near one; zeros and ones where integers are asked for.
+    """Random entries for an array: normal, or near one; zeros and ones for integers.
 
     The result is no jax array unless it is a key, so that nothing is compiled.
+
+    Args:
+        generator: where randomness comes from.
+        aval: shape and type.
+        positive: whether to draw entries near one.
+
+    Returns:
+        The array.
     """
     shape, dtype = aval.shape, aval.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -62,7 +78,16 @@ def draw(generator: np.random.Generator, aval, positive: bool = False):
 
 
 def draw_parameter(generator: np.random.Generator, aval, positive: bool = False):
-    """Matrices that keep the size of what they multiply; vectors near one."""
+    """A random parameter that keeps the size of what it multiplies; a vector near one.
+
+    Args:
+        generator: where randomness comes from.
+        aval: shape and type.
+        positive: whether to draw entries near one.
+
+    Returns:
+        The array.
+    """
     drawn = draw(generator, aval, positive=positive or len(aval.shape) < 2)
     flat = len(aval.shape) < 2 or not drawn.size
     if flat or not jnp.issubdtype(aval.dtype, np.inexact):
@@ -71,13 +96,29 @@ def draw_parameter(generator: np.random.Generator, aval, positive: bool = False)
 
 
 def tolerance(dtypes: Iterable) -> float:
-    """Relative rounding that a sum in the coarsest of these types may show."""
+    """The relative rounding that a sum in the coarsest of some types may show.
+
+    Args:
+        dtypes: the types, or their names.
+
+    Returns:
+        The rounding; 1e-8 where there is no type.
+    """
     table = {"float64": 1e-8, "complex128": 1e-8, "float32": 1e-3, "complex64": 1e-3}
     return max((table.get(str(dtype), 2e-2) for dtype in dtypes), default=1e-8)
 
 
 def disagreement(one, two) -> float:
-    """max |one − two| relative to max |two|; 0 where there is nothing to compare."""
+    """The largest difference of two arrays, relative to the largest entry of the
+    second.
+
+    Args:
+        one: an array.
+        two: an array of the same shape.
+
+    Returns:
+        max |one − two|/max |two|; 0 where there is nothing to compare.
+    """
     one, two = np.asarray(one), np.asarray(two)
     if one.size == 0 or one.dtype == jax.dtypes.float0:
         return 0.0
@@ -94,11 +135,11 @@ _DRAWS |= {"random_split", "rng_uniform"}
 
 
 class Trial:
-    """apply on `count` examples, compiled.
+    """A model's function on `count` examples, compiled and run on drawn arrays.
 
     Attributes:
-        count: of examples.
-        precision: relative rounding that the coarsest type may show.
+        count: how many examples.
+        precision: the relative rounding that the coarsest type may show.
         draws: shapes of random numbers that no example's own inputs have a part in.
     """
 
@@ -124,7 +165,18 @@ class Trial:
 
     @staticmethod
     def of(apply, params, inputs, in_axes, count: int) -> Trial | None:
-        """The trial, or None where apply does not take so many examples."""
+        """The trial of a model on a number of examples.
+
+        Args:
+            apply: apply(params, inputs).
+            params: parameters, arrays or shapes.
+            inputs: inputs, arrays or shapes, on any number of examples.
+            in_axes: 0 or None for each leaf of the inputs.
+            count: the number of examples.
+
+        Returns:
+            The trial, or None where apply does not take so many examples.
+        """
         leaves, structure = jax.tree.flatten(inputs)
         mine, _ = batch.split_inputs(inputs, in_axes)
         mine = {id(leaf) for leaf in mine}
@@ -147,7 +199,14 @@ class Trial:
             return None
 
     def proves(self, other: Trial) -> bool:
-        """Can it be read off the program that rows depend on themselves alone?"""
+        """Whether it can be read off the program that rows depend on themselves alone.
+
+        Args:
+            other: the trial of the same model at another number of examples.
+
+        Returns:
+            True where it can.
+        """
         traces = [trial._traced for trial in (self, other)]
         for one, two in itertools.zip_longest(*map(constants_of, traces)):
             if np.shape(one) == np.shape(two) and identity(one) != identity(two):
@@ -158,12 +217,28 @@ class Trial:
         return rowwise.proves([str(jaxpr) for jaxpr in opened], self._traced, rows)
 
     def rows(self, seed: int, positive: bool) -> list:
-        """Drawn inputs with an axis of examples."""
+        """Draws inputs that have an axis of examples.
+
+        Args:
+            seed: of the draws.
+            positive: whether to draw entries near one.
+
+        Returns:
+            The arrays, flat.
+        """
         generator = np.random.default_rng(seed)
         return [draw(generator, leaf, positive) for leaf in self._batched]
 
     def run(self, rows: list, positive: bool) -> np.ndarray:
-        """z on drawn parameters and these rows."""
+        """The outputs on drawn parameters.
+
+        Args:
+            rows: inputs that have an axis of examples, flat.
+            positive: whether to draw parameters near one.
+
+        Returns:
+            The first output z [N, ...], in float64.
+        """
         arguments = [*self._shared(positive), *rows]
         if self._compiled is None:
             self._compiled = jax.jit(self._run).lower(*arguments).compile(_QUICKLY)
@@ -201,7 +276,14 @@ def _untouched(jaxpr, touched: set) -> Iterator:
 
 
 def constants_of(jaxpr) -> Iterator:
-    """Every constant of a traced function, those of functions inside too."""
+    """Every constant of a traced function, those of functions inside too.
+
+    Args:
+        jaxpr: closed or open.
+
+    Yields:
+        The constants.
+    """
     opened, constants = jaxprs.opened(jaxpr)
     yield from constants
     for equation in opened.eqns:

@@ -209,7 +209,11 @@ class Use(abc.ABC):
 
 
 def require(condition: bool, reason: str) -> None:
-    """Refuses a use.
+    """Refuses a use unless a condition holds.
+
+    Args:
+        condition: what must hold.
+        reason: why the use is not understood where it does not.
 
     Raises:
         NotUnderstoodError: the condition does not hold.
@@ -220,11 +224,17 @@ def require(condition: bool, reason: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A value is scale ∘ view, plus a constant; or the result of the use `source`.
+    """How a value comes from a parameter: it is scale ∘ view, plus a constant.
 
-    With `early`, (a use, its operands, its scale), the view is of the result of that
-    use, which was computed once for all examples; with `looked_up`, (a lookup, its
-    operands, its scale), it is of what was looked up for each example.
+    Attributes:
+        view: how the parameter is seen in the value.
+        scaled: "" if the view is the parameter, "scalar" or "array" if multiplied.
+        scale: what it is multiplied by, or None.
+        source: the path of a use whose result the value is; None where it is no result.
+        early: (a use, its operands, its scale) where the view is of the result of that
+            use, which was computed once for all examples.
+        looked_up: (a lookup, its operands, its scale) where the view is of what was
+            looked up for each example.
     """
 
     view: View
@@ -235,7 +245,15 @@ class Mark:
     looked_up: tuple | None = None
 
     def times(self, factor: Array, shape: Sequence[int]) -> Mark:
-        """The mark of a multiple: by a scalar, or entry by entry."""
+        """The mark of a multiple of the value.
+
+        Args:
+            factor: one number, or an array that broadcasts to the value.
+            shape: the shape of the value.
+
+        Returns:
+            The mark.
+        """
         one_number = jnp.ndim(factor) == 0
         scale = factor if self.scale is None else self.scale * factor
         if not one_number or self.scaled == "array":
@@ -268,7 +286,12 @@ class Findings:
     rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 
     def refuse(self, marks: Sequence[Marks], reason: str) -> None:
-        """Notes that a use of these parameters was not understood."""
+        """Notes that a use of some parameters was not understood.
+
+        Args:
+            marks: of the operands of the use.
+            reason: why it was not.
+        """
         for mark in itertools.chain(*marks):
             if mark.source is None:
                 self.unmatched.setdefault(mark.view.leaf, set()).add(reason)

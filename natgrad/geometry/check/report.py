@@ -52,7 +52,14 @@ class Report:
         return all(check.passed for check in self.checks)
 
     def raise_if_failed(self) -> Report:
-        """The report itself; ValueError with the failed checks if there are any."""
+        """Raises if a check failed.
+
+        Returns:
+            The report itself.
+
+        Raises:
+            ValueError: checks failed; the message names them.
+        """
         failed = [str(check) for check in self.checks if not check.passed]
         if failed:
             raise ValueError("\n".join([f"{self.title}: certificate failed.", *failed]))
