@@ -177,7 +177,7 @@ class View:
         return self.with_axes(view)
 
     def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> View:
-        """The view after `lax.broadcast_in_dim`, whose new axes repeat their entries."""
+        """The view after `lax.broadcast_in_dim`; new axes repeat their entries."""
         axes = [repeated(size) for size in shape]
         for axis, dimension in zip(self.axes, dimensions, strict=True):
             if count(axis) == shape[dimension]:
@@ -216,7 +216,7 @@ class View:
         )
 
     def scanned(self, path: tuple[int, ...]) -> View:
-        """The view of one step of a scan over the first axis, which `stack` remembers."""
+        """The view of one step of a scan over the first axis, noted in `stack`."""
         stack = (*self.stack, (path, self.axes[0]))
         return dataclasses.replace(self, axes=self.axes[1:], stack=stack)
 
