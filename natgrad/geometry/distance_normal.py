@@ -19,7 +19,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float
 
 from natgrad.families import MultivariateNormal
-from natgrad.geometry.distance import root
+from natgrad.geometry.distance_closed_forms import root
 from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 

@@ -222,7 +222,8 @@ class Covector(_Vector):
     """A gradient at a point: components g_i = ∂L/∂x^i in the point's chart."""
 
     def to(self, chart: Chart | str) -> Covector:
-        """The same covector in another chart: J⁻ᵀ g, J the derivative of the change.
+        """The same covector in another chart: J⁻ᵀ g, with J the derivative of the
+        change.
 
         Args:
             chart: the chart, or its name.
@@ -253,7 +254,9 @@ class Covector(_Vector):
 
 
 def expected(cls: type, value: Any, what: str) -> None:
-    """Raises a ValueError unless `value`, which `what` describes, is a `cls`."""
+    """Raises a ValueError unless `value` is a `cls`; `what` says what it is to the
+    caller.
+    """
     if not isinstance(value, cls):
         raise ValueError(
             f"{what}: a {type(value).__name__} was given; expected a {cls.__name__}."

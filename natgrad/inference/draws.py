@@ -64,11 +64,7 @@ class Sampling(Expectation):
     samples: int = 16
 
     def value(self, family, eta, data, key):
-        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`.
-
-        Raises:
-            ValueError: the draws have no derivative in η, or no key was given.
-        """
+        """Σ_k f(w_k, data)/K."""
         if isinstance(family, _NOT_SMOOTH):
             raise ValueError(
                 f"Sampling: the draws of {family!r} have no derivative; use Quadrature "
@@ -94,11 +90,7 @@ class ScoreFunction(Expectation):
     samples: int = 64
 
     def value(self, family, eta, data, key):
-        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`.
-
-        Raises:
-            ValueError: `samples` is below 2, or no key was given.
-        """
+        """Σ_k f(w_k, data)/K."""
         if self.samples == 1:
             raise ValueError("ScoreFunction: samples is 1; expected at least 2.")
         fixed = jax.lax.stop_gradient(eta)
@@ -126,26 +118,29 @@ class BonnetPrice(Expectation):
     samples: int = 16
 
     def value(self, family, eta, data, key):
-        """The mean Σ_k f(w_k, data)/K over draws, see `Expectation.value`."""
+        """Σ_k f(w_k, data)/K."""
         ws = _draws(self, family, eta, key)
         return jnp.mean(jax.vmap(lambda w: self.log_density(w, data))(ws))
 
     def value_and_gradient(self, family, eta, data, key):
-        """The mean of f, and its gradient in μ from the means of ∇f and ∇²f."""
-        function = lambda w: self.log_density(w, data)
+        """The mean of f, and its gradient in μ from those of ∇f and ∇²f."""
+
+        def function(w):
+            return self.log_density(w, data)
+
         ws = _draws(self, family, eta, key)
         values, slopes = jax.vmap(jax.value_and_grad(function))(ws)
-        bends = jnp.mean(jax.vmap(jax.hessian(function))(ws), axis=0)
+        hessian = jnp.mean(jax.vmap(jax.hessian(function))(ws), axis=0)
         slope = jnp.mean(slopes, axis=0)
-        return jnp.mean(values), _bonnet_price(family, eta, slope, bends)
+        return jnp.mean(values), _bonnet_price(family, eta, slope, hessian)
 
 
 @functools.singledispatch
 def _bonnet_price(
-    family: ExponentialFamily, eta: Array, slope: Array, bends: Array
+    family: ExponentialFamily, eta: Array, slope: Array, hessian: Array
 ) -> Array:
-    """∇_μ E[f] from E[∇f], shape [d], and E[∇²f], shape [d, d]."""
-    del eta, slope, bends
+    """∇_μ E[f] from E[∇f] and E[∇²f]."""
+    del eta, slope, hessian
     raise ValueError(
         f"BonnetPrice is for MultivariateNormal and MultivariateNormalDiag, not for "
         f"{family!r}: use Sampling."
@@ -153,15 +148,15 @@ def _bonnet_price(
 
 
 @_bonnet_price.register
-def _(family: MultivariateNormal, eta, slope, bends):
+def _(family: MultivariateNormal, eta, slope, hessian):
     m, _ = family.mean_and_covariance(eta)
-    return from_covariance_gradient(m, slope, bends / 2)
+    return from_covariance_gradient(m, slope, hessian / 2)
 
 
 @_bonnet_price.register
-def _(family: MultivariateNormalDiag, eta, slope, bends):
+def _(family: MultivariateNormalDiag, eta, slope, hessian):
     m, _ = diagonal_moments(family, eta)
-    return from_variance_gradient(m, slope, jnp.diagonal(bends) / 2)
+    return from_variance_gradient(m, slope, jnp.diagonal(hessian) / 2)
 
 
 def _draws(

@@ -1,9 +1,10 @@
-"""What is inferred and how: the specification, the evidence lower bound, its gradient.
+"""The evidence lower bound of a specification, and its gradient.
 
-    ELBO(q) = E_q[log p(D | w)] − KL(q ‖ prior)             a prior of the same family
-    ELBO(q) = E_q[log p(D | w) + log p(w)] + H(q)           any other prior
+    ELBO(q) = E_q[log p(D | w)] − KL(q ‖ prior) = E_q[log p(D | w) + log p(w)] + H(q)
 
-in nats, a sum over the examples. `natgrad.inference.learning_rule` takes steps up it.
+The first form is for a prior of q's own family, the second for any other.
+
+Source: Khan & Rue (2023), The Bayesian learning rule.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.inference.dual import value_and_dual_gradient
@@ -62,24 +62,27 @@ class LearningRule:
 
 def elbo(
     rule: LearningRule,
-    natural: Float[Array, "*eta"],
+    natural: Array,
     prior: Any,
     data: Any,
     scale: ArrayLike = 1.0,
     key: Key | None = None,
-) -> Float[Array, ""]:
-    """The evidence lower bound E_q[log p(D | w)] − KL(q ‖ prior).
+) -> Array:
+    """The evidence lower bound of a law.
 
     Args:
         rule: the specification.
-        natural: η, the natural parameters of q.
+        natural: η of the law.
         prior: natural parameters of the prior, or the data of `rule.log_prior`.
         data: of `rule.log_likelihood`, a batch of it or all.
         scale: N/B, for a batch of B of N examples.
         key: for rules that draw.
 
     Returns:
-        The bound in nats, a sum over the examples, shape ().
+        E_q[log p(D | w)] − KL(q ‖ prior) in nats, shape ().
+
+    Raises:
+        ValueError: for a prior of another form, and where a rule needs a key.
     """
     family, (key, prior_key) = rule.family, _keys(key)
     expected = rule.log_likelihood.value(family, natural, data, key)
@@ -92,24 +95,24 @@ def elbo(
 
 def elbo_and_gradient(
     rule: LearningRule,
-    natural: Float[Array, "*eta"],
+    natural: Array,
     prior: Any,
     data: Any,
     scale: ArrayLike,
     key: Key | None,
-) -> tuple[Float[Array, ""], Float[Array, "*eta"]]:
-    """The evidence lower bound and its gradient in the expectation parameters.
+) -> tuple[Array, Array]:
+    """The evidence lower bound of a law and its gradient in μ.
 
     Args:
         rule: the specification.
-        natural: η, the natural parameters of q.
-        prior: as for `elbo`.
-        data: as for `elbo`.
-        scale: as for `elbo`.
-        key: as for `elbo`.
+        natural: η of the law.
+        prior: natural parameters of the prior, or the data of `rule.log_prior`.
+        data: of `rule.log_likelihood`, a batch of it or all.
+        scale: N/B, for a batch of B of N examples.
+        key: for rules that draw.
 
     Returns:
-        The bound in nats, shape (), and ∇_μ ELBO, shaped like η.
+        (ELBO in nats, shape (); ∇_μ ELBO, shaped like η).
     """
     family, (key, prior_key) = rule.family, _keys(key)
     expected, gradient = rule.log_likelihood.value_and_gradient(
@@ -134,9 +137,9 @@ def elbo_and_gradient(
 def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
     shape = getattr(prior, "shape", None)
     if shape != natural.shape:
-        given = f"shape {shape}" if shape is not None else f"a {type(prior).__name__}"
+        got = f"shape {shape}" if shape is not None else f"a {type(prior).__name__}"
         raise ValueError(
-            f"prior: {given} was given; expected the natural parameters of a law of "
+            f"prior: {got} was given; expected the natural parameters of a law of "
             f"{rule.family!r}, of shape {natural.shape}. For a prior of another form "
             "give LearningRule a log_prior."
         )
@@ -144,4 +147,7 @@ def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
 
 
 def _keys(key: Key | None) -> tuple[Key | None, Key | None]:
-    return (None, None) if key is None else tuple(jax.random.split(key))
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.inference.dual import value_and_dual_gradient
@@ -31,51 +30,49 @@ LogDensity = Callable[[Array, Any], Array]
 
 
 class Expectation(abc.ABC):
-    """A rule for E_q[f(w, data)], shape (), in nats.
-
-    A rule of your own is a subclass with `value`; `value_and_gradient` follows from it.
-    """
+    """A rule for E_q[f(w, data)], shape (), in nats."""
 
     @abc.abstractmethod
     def value(
-        self,
-        family: ExponentialFamily,
-        eta: Float[Array, "*eta"],
-        data: Any,
-        key: Key | None,
-    ) -> Float[Array, ""]:
-        """The expectation under a law.
+        self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
+    ) -> Array:
+        """The expectation under a law q.
 
         Args:
-            family: the family of q.
-            eta: natural parameters of q.
+            family: of q.
+            eta: its natural parameters.
             data: what f reads beside w.
-            key: a random key for rules that draw; the others ignore it.
+            key: a random key, for rules that draw; None for others.
 
         Returns:
             E_q[f(w, data)] in nats, shape ().
+
+        Raises:
+            ValueError: where the rule does not fit the family, or a key is missing.
         """
 
     def value_and_gradient(
-        self,
-        family: ExponentialFamily,
-        eta: Float[Array, "*eta"],
-        data: Any,
-        key: Key | None,
-    ) -> tuple[Float[Array, ""], Float[Array, "*eta"]]:
-        """The expectation under a law and its gradient in the expectation parameters.
+        self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
+    ) -> tuple[Array, Array]:
+        """The expectation and its gradient in μ.
 
         Args:
-            family: the family of q.
-            eta: natural parameters of q.
+            family: of q.
+            eta: its natural parameters.
             data: what f reads beside w.
-            key: as for `value`.
+            key: a random key, for rules that draw; None for others.
 
         Returns:
-            E_q[f(w, data)] in nats, shape (), and its gradient in μ, shaped like η.
+            (E_q[f] in nats, shape (); ∇_μ E_q[f], shaped like η).
+
+        Raises:
+            ValueError: as for `value`.
         """
-        function = lambda eta: self.value(family, eta, data, key)
-        return value_and_dual_gradient(family, function, eta)
+
+        def value_of(eta):
+            return self.value(family, eta, data, key)
+
+        return value_and_dual_gradient(family, value_of, eta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +89,11 @@ class ClosedForm(Expectation):
     function: LogDensity
 
     def value(self, family, eta, data, key):
-        """The user's function of μ and the data, see `Expectation.value`."""
+        """function(mean(η), data)."""
         del key
         return self.function(family.mean(eta), data)
 
     def value_and_gradient(self, family, eta, data, key):
-        """The user's function and its gradient in μ, by differentiating in μ itself."""
+        """By differentiating in μ itself."""
         del key
         return jax.value_and_grad(self.function)(family.mean(eta), data)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Float
 
 from natgrad.inference.evidence import LearningRule
 from natgrad.inference.learning_rule import InferenceState, init, step
@@ -25,21 +24,21 @@ class Fit(NamedTuple):
     """
 
     state: InferenceState
-    elbo: Float[Array, " steps"]
-    rate: Float[Array, " steps"]
-    change: Float[Array, " steps"]
+    elbo: Array
+    rate: Array
+    change: Array
 
 
 def fit(
     rule: LearningRule,
-    start: Float[Array, "*eta"],
+    start: Array,
     prior: Any,
     data: Any,
     steps: int,
     rho: ArrayLike = 1.0,
     key: Key | None = None,
 ) -> Fit:
-    """Takes `steps` steps on all data, differentiable in all but `steps` and `key`.
+    """`steps` steps on all data, differentiable in everything but `steps` and `key`.
 
     Under `jax.jit` a start whose ELBO is not finite cannot raise: every step then has
     `rate` 0 and q stays as it was.
@@ -54,7 +53,7 @@ def fit(
         key: for rules that draw; each step has its own.
 
     Returns:
-        The last law, and the ELBO in nats, the step size and the change of every step.
+        The law after the last step, and how the steps went.
 
     Raises:
         ValueError: the ELBO at the start, or its gradient, is not finite.
@@ -71,7 +70,7 @@ def fit(
 
 def fit_batches(
     rule: LearningRule,
-    start: Float[Array, "*eta"],
+    start: Array,
     prior: Any,
     data: Any,
     steps: int,
@@ -79,7 +78,7 @@ def fit_batches(
     key: Key,
     batch_size: int,
 ) -> Fit:
-    """Takes `steps` steps, each on a batch drawn anew without replacement.
+    """`steps` steps, each on a batch drawn anew without replacement.
 
     Noise of the batches stays in q unless ρ falls: give [steps] of them.
 
@@ -91,15 +90,22 @@ def fit_batches(
         steps: how many.
         rho: the step size before halvings: one, or [steps].
         key: for the batches, and for rules that draw.
-        batch_size: examples in a batch, from 1 to N.
+        batch_size: B, examples in a batch.
 
     Returns:
-        As `fit`, with estimates of the ELBO.
+        The law after the last step, and how the steps went.
 
     Raises:
         ValueError: `batch_size` or `data` do not fit, or as for `fit`.
     """
-    size = _examples(data)
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or () in sizes:
+        names = sorted(str(size[0]) if size else "None" for size in sizes)
+        raise ValueError(
+            f"fit_batches: the leaves of data have the first axes {names}; expected "
+            "arrays with one number of examples N."
+        )
+    ((size,),) = sizes
     if not isinstance(batch_size, int) or not 0 < batch_size <= size:
         raise ValueError(
             f"fit_batches: batch_size is {batch_size!r}; expected an integer from 1 to "
@@ -116,19 +122,6 @@ def fit_batches(
     fitted = _scan(rule, start, steps, rho, key, advance)
     _check_start(rule, fitted)
     return fitted
-
-
-def _examples(data: Any) -> int:
-    """N, the length of the first axis of every leaf."""
-    leaves = jax.tree.leaves(data)
-    sizes: set[int | None] = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    size = next(iter(sizes)) if len(sizes) == 1 else None
-    if size is None:
-        raise ValueError(
-            "fit_batches: the leaves of data have the first axes "
-            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
-        )
-    return size
 
 
 def _check_start(rule: LearningRule, fitted: Fit) -> None:

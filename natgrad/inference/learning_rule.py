@@ -47,7 +47,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.families.base import ExponentialFamily
@@ -84,7 +83,7 @@ class InferenceState(NamedTuple):
     natural: Array
     previous: Array
     elbo: Array
-    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]: as in optax
+    count: Array
     falls: Array
     rate: Array
     kept: Array
@@ -94,18 +93,18 @@ class InferenceState(NamedTuple):
     cycle: Array
 
 
-def init(rule: LearningRule, natural: Float[Array, "*eta"]) -> InferenceState:
-    """The state of the learning rule at a law, before any step.
+def init(rule: LearningRule, natural: Array) -> InferenceState:
+    """The state before the first step.
 
     Args:
         rule: the specification.
-        natural: η, the natural parameters of the law.
+        natural: η of the first law, floating.
 
     Returns:
-        A state in which all that a step would tell is NaN or 0.
+        The state at that law; what is not known yet is NaN.
 
     Raises:
-        ValueError: the natural parameters are not floating.
+        ValueError: for natural parameters that are not floating.
     """
     natural = jnp.asarray(natural)
     if not jnp.issubdtype(natural.dtype, jnp.floating):
@@ -139,7 +138,7 @@ def step(
     scale: ArrayLike = 1.0,
     key: Key | None = None,
 ) -> InferenceState:
-    """Takes one step η' = η + ρ' ∇_μ ELBO, halved and shortened as the module says.
+    """One step η' = η + ρ' ∇_μ ELBO, halved and shortened as the module says.
 
     Args:
         rule: the specification.
@@ -151,9 +150,13 @@ def step(
         key: for rules that draw.
 
     Returns:
-        The state after the step.
+        The state at the law after the step.
+
+    Raises:
+        ValueError: for a prior of another form, and where a rule needs a key.
     """
-    family, natural, chart = rule.family, state.natural, charts(rule.family)["natural"]
+    family, natural = rule.family, state.natural
+    chart = charts(family)["natural"]
     value, direction = elbo_and_gradient(rule, natural, prior, data, scale, key)
     rho = jnp.asarray(rho, natural.dtype)
     rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
@@ -175,8 +178,8 @@ def step(
     end_value = elbo(rule, end, prior, data, scale, key)
     change = _both_ways(family, end, natural)
     returned = _both_ways(family, end, state.previous)
-    visible = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
-    back = visible & (returned < RETURNED * change)
+    changed = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
+    back = changed & (returned < RETURNED * change)
     return InferenceState(
         natural=end,
         previous=natural,

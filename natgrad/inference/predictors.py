@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from natgrad.families import MultivariateNormal, MultivariateNormalDiag
 from natgrad.families.base import ExponentialFamily
@@ -33,9 +32,9 @@ class Linear(NamedTuple):
             such as what inducing points leave of a Gaussian process.
     """
 
-    x: Float[Array, "N d"]
+    x: Array
     y: Any
-    variance: Float[Array, " N"] | None = None
+    variance: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class LinearPredictors(Expectation):
             )
 
     def value(self, family, eta, data, key):
-        """The sum Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n), see `Expectation.value`."""
+        """Σ_n Σ_k weight_k f(m_n + s_n z_k, y_n)."""
         del key
         m, v = _moments(self, family, eta, data)
         rule = standard_normal_rule(self.points)
@@ -86,7 +85,7 @@ class ClosedPredictors(Expectation):
     expected: Callable[[Array, Array, Any], Array]
 
     def value(self, family, eta, data, key):
-        """The sum Σ_n expected(m_n, v_n, y_n), see `Expectation.value`."""
+        """Σ_n expected(m_n, v_n, y_n)."""
         del key
         m, v = _moments(self, family, eta, data)
         return jnp.sum(jax.vmap(self.expected)(m, v, data.y))
@@ -105,20 +104,20 @@ def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, A
 
 @functools.singledispatch
 def predictor_law(
-    family: ExponentialFamily, eta: Float[Array, "*eta"], x: Float[Array, "N d"]
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """The law of the predictors x_n·w under a Gaussian law of w.
+    family: ExponentialFamily, eta: Array, x: Array
+) -> tuple[Array, Array]:
+    """The law of each predictor x_n·w under a Gaussian law of w.
 
     Args:
         family: `MultivariateNormal` or `MultivariateNormalDiag`.
         eta: natural parameters of the law of w.
-        x: [N, d], the rows x_n.
+        x: the rows x_n, [N, d].
 
     Returns:
-        Means and variances, both [N].
+        (means [N], variances [N]).
 
     Raises:
-        ValueError: the family is another one.
+        ValueError: for any other family.
     """
     del eta, x
     raise ValueError(
@@ -130,12 +129,12 @@ def predictor_law(
 @predictor_law.register
 def _full(family: MultivariateNormal, eta, x):
     m, covariance = family.mean_and_covariance(eta)
-    spread = jnp.matmul(x, covariance, precision="highest")
-    return jnp.matmul(x, m, precision="highest"), jnp.sum(spread * x, axis=-1)
+    products = jnp.matmul(x, covariance, precision="highest")
+    return jnp.matmul(x, m, precision="highest"), jnp.sum(products * x, axis=-1)
 
 
 @predictor_law.register
 def _diagonal(family: MultivariateNormalDiag, eta, x):
     m, v = diagonal_moments(family, eta)
-    variance = jnp.matmul(x**2, v, precision="highest")
-    return jnp.matmul(x, m, precision="highest"), variance
+    means = jnp.matmul(x, m, precision="highest")
+    return means, jnp.matmul(x**2, v, precision="highest")

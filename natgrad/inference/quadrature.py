@@ -6,8 +6,9 @@
     Beta                                  84 Gauss points in the logit
     MultivariateNormal(Diag)              points that are exact to degree 5 in w
 
-`Family.nodes` are made for products of two scores, which most families get exactly from
-a few points; here f is any smooth function that turns a few times in the law's bulk.
+`Family.score_nodes` are made for products of two scores, which most families get
+exactly from a few points; here f is any smooth function that turns a few times in the
+law's bulk.
 
 The trapezoidal rule runs over [−9, 9] of the standard normal law. Its error falls like
 exp(−2π a/h) for spacing h, where a is the distance of the nearest pole of f from the
@@ -46,11 +47,7 @@ class Quadrature(Expectation):
     log_density: LogDensity
 
     def value(self, family, eta, data, key):
-        """The sum Σ_k weight_k f(w_k, data), see `Expectation.value`.
-
-        Raises:
-            ValueError: η is not one factor, or the family has no nodes.
-        """
+        """Σ_k weight_k f(w_k, data)."""
         del key
         if eta.ndim != family.parameter_ndim:
             raise ValueError(
@@ -65,13 +62,13 @@ class Quadrature(Expectation):
 
 @functools.cache
 def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """The trapezoidal rule of the standard normal law.
+    """The trapezoidal rule for the standard normal law.
 
     Args:
-        points: how many nodes.
+        points: how many.
 
     Returns:
-        Nodes and weights, both [points]; the weights add up to 1.
+        (nodes [points], weights [points] whose sum is 1).
     """
     z = np.linspace(-_REACH, _REACH, points)
     weights = np.exp(-(z**2) / 2)
@@ -80,17 +77,17 @@ def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.singledispatch
 def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
-    """Nodes and weights of a law that integrate smooth functions of its label.
+    """Nodes that integrate smooth functions of w.
 
     Args:
-        family: the family.
-        eta: natural parameters of one factor.
+        family: of the law.
+        eta: its natural parameters, of one factor.
 
     Returns:
-        Labels w [K, ...] and weights [K].
+        (w [K, ...], weights [K]).
 
     Raises:
-        ValueError: no nodes are known for the family.
+        ValueError: for a family without such nodes.
     """
     del eta
     raise ValueError(
@@ -106,20 +103,20 @@ def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
 @smooth_nodes.register(families.MultivariateNormal)
 @smooth_nodes.register(families.MultivariateNormalDiag)
 def _own(family, eta):
-    return family.nodes(eta)
+    return family.score_nodes(eta)
 
 
 @smooth_nodes.register
 def _exponential(family: families.Exponential, eta):
     """A gamma law of shape 1."""
     del family
-    return families.Gamma().nodes(jnp.stack([jnp.zeros_like(eta), eta]))
+    return families.Gamma().score_nodes(jnp.stack([jnp.zeros_like(eta), eta]))
 
 
 @smooth_nodes.register
 def _beta(family: families.Beta, eta):
     """Its nodes near 1 are −(1 − w)."""
-    ws, weights = family.nodes(eta)
+    ws, weights = family.score_nodes(eta)
     return jnp.where(ws < 0, 1 + ws, ws), weights
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend as jex
 import numpy as np
+
+from natgrad.model import batch
 
 Jaxpr = Any
 Equation = Any
@@ -27,21 +29,37 @@ REMAT = frozenset({"remat2", "remat", "checkpoint"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
-def trace(function: Callable, *operands: Any) -> tuple[Jaxpr, Any]:
+class Program(NamedTuple):
+    """A function as it was traced.
+
+    Attributes:
+        jaxpr: the closed jaxpr.
+        shape: a tree of `jax.ShapeDtypeStruct`, those of the results.
+    """
+
+    jaxpr: Jaxpr
+    shape: Any
+
+
+def trace(function: Callable, *operands: Any) -> Program:
     """Traces a function now.
 
     `jax.make_jaxpr` keeps what it traced of a function that it has seen, with the
     values that the function read from Python then; this does not.
 
     Args:
-        function: any function of trees.
+        function: what is traced; its results are a tree of arrays.
         *operands: its arguments, arrays or shapes.
 
     Returns:
         The closed jaxpr and the shapes of the results.
     """
-    anew = lambda *operands: function(*operands)
-    return jax.make_jaxpr(anew, return_shape=True)(*operands)
+
+    def anew(*operands):
+        return function(*operands)
+
+    with batch.traceable():
+        return Program(*jax.make_jaxpr(anew, return_shape=True)(*operands))
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
@@ -195,6 +213,24 @@ def called(equation: Equation) -> Jaxpr:
 def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
     """Every jaxpr among the parameters of an equation, in a fixed order."""
     return list(_jaxprs_in(equation.params))
+
+
+def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
+    """Whether a program has a loop of a given number of steps.
+
+    Args:
+        jaxpr: the program.
+        length: the number of steps; None for no number.
+
+    Returns:
+        True if there is one, in any jaxpr inside.
+    """
+    return any(
+        e.params.get("length") == length
+        or any(has_loop(sub, length) for sub in sub_jaxprs(e))
+        for e in opened(jaxpr)[0].eqns
+        if length is not None
+    )
 
 
 def float_dtypes(jaxpr: Jaxpr) -> set[str]:

@@ -24,24 +24,6 @@ from natgrad.layers.jaxprs import Equation, Jaxpr
 UNCHANGED = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "copy"}
 
 
-def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
-    """Whether a program has a loop of a given number of steps.
-
-    Args:
-        jaxpr: the program.
-        length: the number of steps; None for no number.
-
-    Returns:
-        True if there is one, in any jaxpr inside.
-    """
-    return any(
-        e.params.get("length") == length
-        or any(has_loop(sub, length) for sub in jaxprs.sub_jaxprs(e))
-        for e in jaxprs.opened(jaxpr)[0].eqns
-        if length is not None
-    )
-
-
 def over_examples(one: Jaxpr, two: Jaxpr, size: int, path: Path = ()) -> set[Path]:
     """Finds the loops over the examples, by comparing two traces.
 

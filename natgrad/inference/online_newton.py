@@ -28,7 +28,8 @@ deep networks, algorithm 1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class IvonState(NamedTuple):
         ess: λ, so that σ² = 1/(λ s).
     """
 
-    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]: as in optax
+    count: Array
     momentum: Params
     precision: Params
     ess: Array
@@ -80,66 +81,56 @@ def ivon(
         b2: β₂ of the Hessian's average.
 
     Returns:
-        An optax transformation whose state is an `IvonState`.
+        The optimizer; its update is to be added to the parameters as it is.
 
     Raises:
         ValueError: for impossible numbers; in `update`, where `params` or `weights` is
             missing.
     """
-    _check_settings(ess, weight_decay, initial_hessian)
+    _check(ess, weight_decay, initial_hessian)
+    averages = _Averages(b1, b2, weight_decay)
 
     def init(params):
         tree.check_params(params)
         zeros = jax.tree.map(
             lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
         )
-        start = jax.tree.map(
+        precision = jax.tree.map(
             lambda z: jnp.full_like(z, initial_hessian + weight_decay), zeros
         )
         ess_array = jnp.asarray(ess, tree.working_dtype(params))
-        return IvonState(jnp.zeros((), jnp.int32), zeros, start, ess_array)
+        return IvonState(jnp.zeros((), jnp.int32), zeros, precision, ess_array)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
-        del extra
-        _check_arguments(params, weights)
+    def update(updates, state, params=None, *, weights=None, **extra_args):
+        del extra_args
+        if params is None or weights is None:
+            missing = "params" if params is None else "weights"
+            raise ValueError(
+                f"ivon: update was called without {missing}; expected update(grads, "
+                "state, params, weights=w) with w = draw_weights(key, params, state) "
+                "and grads the gradient at w."
+            )
         count = tree.increment(state.count)
         alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        numbers = _Numbers(alpha, weight_decay, b1, b2, state.ess, count)
         weights = placeholders.masked_like(weights, params)
-        trees = updates, state.momentum, state.precision, params, weights
-        results = jax.tree.map(numbers.step, *trees)
+        steps = jax.tree.map(
+            functools.partial(averages.step, alpha, count, state.ess),
+            updates,
+            state.momentum,
+            state.precision,
+            params,
+            weights,
+        )
         moves, momentum, precision = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), results
+            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), steps
         )
         return moves, IvonState(count, momentum, precision, state.ess)
 
     return transformation(init, update)
 
 
-class _Numbers(NamedTuple):
-    """The numbers of one step: see the module's formulas."""
-
-    alpha: ArrayLike
-    decay: ArrayLike
-    b1: ArrayLike
-    b2: ArrayLike
-    ess: Array
-    steps: Array
-
-    def step(self, gradient, momentum, s, m, w):
-        """The move of a leaf m, its new momentum and precision s, from a draw w."""
-        dtype = s.dtype
-        gradient, mean, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
-        estimate = gradient * (w - mean) * self.ess.astype(dtype) * s
-        u = (1 - self.b2) * (s - self.decay - estimate) / s
-        s = s * (1 - u + u**2 / 2)
-        momentum = self.b1 * momentum + (1 - self.b1) * gradient
-        unbiased = 1 - jnp.asarray(self.b1, dtype) ** self.steps.astype(dtype)
-        move = self.alpha * (momentum / unbiased + self.decay * mean) / s
-        return (-move).astype(m.dtype), momentum, s
-
-
-def _check_settings(ess, weight_decay, initial_hessian) -> None:
+def _check(ess, weight_decay, initial_hessian) -> None:
+    """Raise a ValueError for impossible numbers."""
     for name, value in (("ess", ess), ("weight_decay", weight_decay)):
         if isinstance(value, int | float) and not value > 0:
             raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
@@ -150,31 +141,41 @@ def _check_settings(ess, weight_decay, initial_hessian) -> None:
         )
 
 
-def _check_arguments(params, weights) -> None:
-    if params is None or weights is None:
-        missing = "params" if params is None else "weights"
-        raise ValueError(
-            f"ivon: update was called without {missing}; expected update(grads, "
-            "state, params, weights=w) with w = draw_weights(key, params, state) "
-            "and grads the gradient at w."
-        )
+class _Averages(NamedTuple):
+    """β₁, β₂ and δ: numbers, or traced scalars."""
+
+    b1: Any
+    b2: Any
+    weight_decay: Any
+
+    def step(self, alpha, count, ess, gradient, momentum, s, mean, weights):
+        """(m' − m, g', s') of one array of the parameters, as the module says."""
+        b1, b2, decay = self
+        dtype = s.dtype
+        gradient, m, w = (jnp.asarray(a, dtype) for a in (gradient, mean, weights))
+        estimate = gradient * (w - m) * ess.astype(dtype) * s
+        u = (1 - b2) * (s - decay - estimate) / s
+        s = s * (1 - u + u**2 / 2)
+        momentum = b1 * momentum + (1 - b1) * gradient
+        average = momentum / (1 - jnp.asarray(b1, dtype) ** count.astype(dtype))
+        move = -alpha * (average + decay * m) / s
+        return move.astype(mean.dtype), momentum, s
 
 
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
-    """Draws weights w ~ N(m, 1/(λ s)) of the law, reparameterised.
+    """Weights w ~ N(m, 1/(λ s)), reparameterised.
 
     They have at least float32, also where the params are bfloat16 or float16: a
-        standard
-    deviation is often below the spacing of such numbers, and the gradient must be that
-    at w, not at w rounded. So compute the loss in float32, or with sums in it.
+    standard deviation is often below the spacing of such numbers, and the gradient must
+    be that at w, not at w rounded. So compute the loss in float32, or with sums in it.
 
     Args:
         key: a random key.
-        params: the means m.
-        state: the state of `ivon`, with λ and s.
+        params: m.
+        state: of `ivon`, with λ and s.
 
     Returns:
-        Weights, shaped like the params.
+        w, shaped like the params.
     """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
