@@ -25,7 +25,8 @@ LAYERS = (
 
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
-    "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
+    "natgrad.layers.interpreter": "asks the trace what a parameter reaches without "
+    "its uses",
     "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, "
     "which gives the derivative of the solution",
     "natgrad.metrics.kronecker_factors": "the same, by eigenbases of constant factors",
