@@ -5,51 +5,46 @@ Writes comparison.json, fidelity.png and training.png.
 
 from __future__ import annotations
 
-import argparse
-import functools
+import dataclasses
+from pathlib import Path
 
-from natgrad.cli import files, options
-from natgrad.cli.session import Session
+from natgrad.cli import files
+from natgrad.cli.options import CompareOptions, FidelityOptions, Output, RaceOptions
+from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
-from natgrad.compare.contenders import DEFAULT
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    """Add `compare` to the commands of a parser."""
-    parser = options.command(
-        commands,
-        "compare",
-        "approximations of the Fisher information against the exact one",
-        "Measure every approximation of the Fisher information against the exact one, "
-        "then train with optimizers built from them.",
-    )
-    options.add_fidelity(parser)
-    options.add_race(parser, DEFAULT)
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command; the exit code."""
-    go = lambda experiment: Compare(experiment, arguments.output).run()
-    return options.start(arguments, go)
-
-
-class Compare(Session):
+class CompareSession(Session):
     """Compare, race, and write."""
 
     command = "compare"
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         """Both."""
         return [self.compare(), self.train()]
 
     def save(self, *, complete: bool) -> None:
         """Pictures and comparison.json."""
-        comparison, race, experiment = self.comparison, self.race, self.experiment
-        draw = functools.partial
         self.picture(
-            "fidelity.png", comparison, draw(plots.fidelity, comparison, experiment)
+            "fidelity.png",
+            self.comparison,
+            lambda comparison: plots.fidelity(comparison, self.experiment),
         )
-        self.picture("training.png", race, draw(plots.training, race, experiment))
+        self.picture(
+            "training.png",
+            self.race,
+            lambda race: plots.training(race, self.experiment),
+        )
         record = self.description(complete=complete)
         self.file("comparison.json", lambda path: files.write_json(path, record))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(RaceOptions, FidelityOptions, CompareOptions):
+    """Measure every approximation of the Fisher information against the exact one,
+    then train with optimizers built from them.
+    """
+
+    output: Output = Path("natgrad-compare")
+
+    session = CompareSession

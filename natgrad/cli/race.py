@@ -5,46 +5,47 @@ Writes race.json and training.png.
 
 from __future__ import annotations
 
-import argparse
-import functools
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from natgrad.cli import files, options
-from natgrad.cli.session import Session
+from natgrad.cli import files
+from natgrad.cli.options import CompareOptions, Output, RaceOptions
+from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
-from natgrad.compare.contenders import DEFAULT
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    """Add `race` to the commands of a parser."""
-    parser = options.command(
-        commands,
-        "race",
-        "train with optimizers built from approximations",
-        "Train with each optimizer at as many learning rates, and compare the best "
-        "runs by step and by second.",
-    )
-    options.add_race(parser, DEFAULT)
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command; the exit code."""
-    go = lambda experiment: RaceOnly(experiment, arguments.output).run()
-    return options.start(arguments, go, {"at_step": 0})
-
-
-class RaceOnly(Session):
+class RaceSession(Session):
     """Race, and write."""
 
     command = "race"
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         """One."""
         return [self.train()]
 
     def save(self, *, complete: bool) -> None:
         """training.png and race.json."""
-        draw = functools.partial(plots.training, self.race, self.experiment)
-        self.picture("training.png", self.race, draw)
+        self.picture(
+            "training.png",
+            self.race,
+            lambda race: plots.training(race, self.experiment),
+        )
         record = self.description(complete=complete)
         self.file("race.json", lambda path: files.write_json(path, record))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Race(RaceOptions, CompareOptions):
+    """Train with each optimizer at as many learning rates, and compare the best runs
+    by step and by second.
+    """
+
+    output: Output = Path("natgrad-race")
+
+    session = RaceSession
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Nothing is compared, so nothing leads to where."""
+        return {"at_step": 0}

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from natgrad.cli import files
 from natgrad.cli.experiment import Experiment, surroundings
@@ -24,6 +24,11 @@ from natgrad.compare.standings import Race
 from natgrad.compare.training import race
 from natgrad.layers import NotCapturedError
 from natgrad.model.errors import DoesNotFitError
+
+# (parts, what to do); each part is an approximation or a run.
+Stage = tuple[int, Callable[[Advance], None]]
+
+Result = TypeVar("Result")
 
 
 class Session(abc.ABC):
@@ -48,8 +53,8 @@ class Session(abc.ABC):
         self._written: list[str] = []
 
     @abc.abstractmethod
-    def stages(self) -> list[tuple[int, Callable[[Advance], None]]]:
-        """(parts, what to do) in order; each part is an approximation or a run."""
+    def stages(self) -> list[Stage]:
+        """What to do, in order."""
 
     @abc.abstractmethod
     def save(self, *, complete: bool) -> None:
@@ -71,9 +76,9 @@ class Session(abc.ABC):
         self.report.closing(self._written, self.seconds())
         return 0
 
-    def compare(self) -> tuple[int, Callable[[Advance], None]]:
+    def compare(self) -> Stage:
         """The stage that measures approximations."""
-        settings = self.experiment.settings
+        names = self.experiment.settings.approximations or ()
 
         def stage(advance: Advance) -> None:
             advance("the exact Fisher", 0)
@@ -81,7 +86,7 @@ class Session(abc.ABC):
             rows, skipped = [], []
             advance("the exact Fisher", 1)
             try:
-                for name in settings.approximations:
+                for name in names:
                     advance(name, 0)
                     try:
                         rows.append(yardstick.row(name))
@@ -99,9 +104,9 @@ class Session(abc.ABC):
                     + "; ".join(reason for _, reason in skipped)
                 )
 
-        return 1 + len(settings.approximations), stage
+        return 1 + len(names), stage
 
-    def train(self) -> tuple[int, Callable[[Advance], None]]:
+    def train(self) -> Stage:
         """The stage that races optimizers."""
         experiment, settings = self.experiment, self.experiment.settings
         batch_size = min(settings.batch_size, len(experiment.dataset.train[0]))
@@ -137,16 +142,18 @@ class Session(abc.ABC):
         """What has just been finished, on the terminal."""
         if self.race is not None:
             self.report.race(self.race, self.experiment)
-        else:
+        elif self.comparison is not None:
             self.report.fidelity(self.comparison, self.experiment)
 
-    def picture(self, name: str, result: Any, draw: Callable[[], Any]) -> None:
+    def picture(
+        self, name: str, result: Result | None, draw: Callable[[Result], Any]
+    ) -> None:
         """Write a picture once its result is there; an older one of it goes."""
         path = self._output / name
         if result is None:
             path.unlink(missing_ok=True)
         elif str(path) not in self._written:
-            figure = draw()
+            figure = draw(result)
             files.write_atomically(path, lambda file: plots.save(figure, file))
             self._written.append(str(path))
 
