@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 import optax
 
-from natgrad.compare.names import choose
-from natgrad.curvature import CURVATURES
+from natgrad.curvature import CURVATURES, choose
 from natgrad.model import Model
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from natgrad.compare import figures
 from natgrad.compare.figures import Figures, Spectrum, ratio
 from natgrad.compare.partition import Part
+from natgrad.metrics.base import Metric
+from natgrad.typing import Array
 
 # Eigenvalues of a spectrum that are kept.
 _KEPT = 128
@@ -86,21 +89,43 @@ class FormedPart:
 
 
 class DenseFigures:
-    """F as a matrix, with which approximations are measured."""
+    """F as a matrix, with which approximations are measured.
 
-    def __init__(self, matrix: np.ndarray, whole: Part, blocks: Sequence, damping):
-        self._whole = FormedPart.of(whole, matrix, damping)
-        self._blocks = [FormedPart.of(part, matrix, damping) for part in blocks]
+    Attributes:
+        norm: ‖F‖_F.
+        spectrum: eigenvalues of F.
+    """
+
+    def __init__(self, metric: Metric, parts: Sequence[Part], damping: float):
+        """Form F and decompose it.
+
+        Args:
+            metric: F.
+            parts: all parameters, then the blocks.
+            damping: λ.
+        """
+        matrix = _dense(metric)
+        self._parts = [FormedPart.of(part, matrix, damping) for part in parts]
         self.norm = float(np.linalg.norm(matrix))
-        self.spectrum = _thinned(self._whole.values)
+        self.spectrum = _thinned(self._parts[0].values)
 
     def measure(
-        self, matrix: np.ndarray, step: np.ndarray, exact_step: np.ndarray
+        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """The figures of A = `matrix` in all and by block, and its spectrum."""
-        whole, values = self._whole.figures(matrix, step, exact_step)
-        blocks = [part.figures(matrix, step, exact_step)[0] for part in self._blocks]
-        return whole, tuple(blocks), _thinned(values)
+        """See `FigureComputer`."""
+        matrix = _dense(metric)
+        measured = [part.figures(matrix, step, exact_step) for part in self._parts]
+        (whole, values), *blocks = measured
+        return whole, tuple(figures for figures, _ in blocks), _thinned(values)
+
+
+@jax.jit
+def _matrix(metric: Metric) -> Array:
+    return metric.dense()
+
+
+def _dense(metric: Metric) -> np.ndarray:
+    return np.asarray(_matrix(metric), np.float64)
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:

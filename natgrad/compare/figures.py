@@ -16,8 +16,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
+
+from natgrad.metrics.base import Metric
+from natgrad.tree import Layout
+from natgrad.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,35 @@ class Spectrum:
 
     ranks: tuple[float, ...]
     values: tuple[float, ...]
+
+
+class FigureComputer(Protocol):
+    """F, ready for measuring approximations of it.
+
+    Attributes:
+        norm: ‖F‖_F.
+        spectrum: eigenvalues of F.
+    """
+
+    norm: float
+    spectrum: Spectrum
+
+    def measure(
+        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
+    ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
+        """The figures of A = `metric` in all and by block, and its spectrum.
+
+        Args:
+            metric: A.
+            step: d_A, [P].
+            exact_step: d_F, [P].
+        """
+        ...
+
+
+def vector(tree: Params) -> np.ndarray:
+    """A tree of parameters as one vector in float64, [P]."""
+    return np.asarray(Layout.of(tree).ravel(tree), np.float64)
 
 
 def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, float]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import layers
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.estimates import root_of_ratio
 from natgrad.compare.figures import ratio
 from natgrad.compare.partition import captured
@@ -52,7 +52,7 @@ def _regular(size: int, draw: np.random.Generator) -> Array:
 
 
 def defect(
-    metric: Metric, there: Metric, chart: Recombined, key: Key, effort: Budget
+    metric: Metric, there: Metric, chart: Recombined, key: Key, budget: Budget
 ) -> tuple[float, float]:
     """‖A_φ − TᵀAT‖ / ‖TᵀAT‖ and its standard error, 0 where matrices are formed.
 
@@ -61,13 +61,13 @@ def defect(
         there: A_φ at φ.
         chart: θ = T φ.
         key: of the probes.
-        effort: how large a model is measured exactly, and how many probes otherwise.
+        budget: how large a model is measured exactly, and how many probes otherwise.
     """
-    if metric.layout.size <= effort.matrices:
+    if metric.layout.size <= budget.matrices:
         difference, size = _formed(metric, there, chart)
         return ratio(float(difference), float(size)), 0.0
     found = [
-        _probed(metric, there, chart, k) for k in jax.random.split(key, effort.probes)
+        _probed(metric, there, chart, k) for k in jax.random.split(key, budget.probes)
     ]
     return root_of_ratio(*zip(*[map(float, pair) for pair in found], strict=True))
 

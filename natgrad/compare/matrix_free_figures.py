@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.compare import estimates, figures
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.figures import Figures, Spectrum, ratio
 from natgrad.compare.lanczos import Krylov, lanczos
 from natgrad.compare.partition import Part
@@ -63,22 +63,26 @@ class Probed(NamedTuple):
     solved: np.ndarray
 
 
-class ProductRuler:
-    """F as an operator, with which approximations are measured."""
+class MatrixFreeFigures:
+    """F as an operator, with which approximations are measured.
+
+    Attributes:
+        norm: ‖F‖_F, estimated.
+        spectrum: eigenvalues of F, estimated.
+    """
 
     def __init__(
         self,
         metric: Metric,
-        whole: Part,
-        blocks: Sequence[Part],
+        parts: Sequence[Part],
         damping: float,
         key: Key,
-        effort: Budget,
+        budget: Budget,
     ):
-        self._metric, self._damping, self._effort = metric, damping, effort
-        self._parts = (whole, *blocks)
+        self._metric, self._damping, self._effort = metric, damping, budget
+        self._parts = parts
         # Blocks have half the probes: there are many of them.
-        counts = [effort.probes] + [max(2, effort.probes // 2)] * len(blocks)
+        counts = [budget.probes] + [max(2, budget.probes // 2)] * (len(parts) - 1)
         draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         self._probes = [
             [self._probe(part, draw) for _ in range(count)]

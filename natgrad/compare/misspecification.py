@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.figures import ratio
 from natgrad.curvature.labels import Empirical, Exact
 from natgrad.curvature.visits import visits
@@ -89,7 +89,7 @@ def information_matrix_test(
     inputs: Inputs,
     targets: Array,
     key: Key,
-    effort: Budget,
+    budget: Budget,
 ) -> Misspecification:
     """The test at θ.
 
@@ -99,13 +99,13 @@ def information_matrix_test(
         inputs: the batch.
         targets: its labels.
         key: of the draws and directions.
-        effort: how many draws, and how large a model is measured exactly.
+        budget: how many draws, and how large a model is measured exactly.
     """
     size = Layout.of(params).size
     draws, along = jax.random.split(key)
-    directions = 0 if size <= effort.matrices else effort.probes
+    directions = 0 if size <= budget.matrices else budget.probes
     found = _statistics(
-        model, params, inputs, targets, (draws, along), effort.draws, directions
+        model, params, inputs, targets, (draws, along), budget.draws, directions
     )
     observed, expected, drawn = (np.asarray(x, float) for x in found)
     count = len(drawn)

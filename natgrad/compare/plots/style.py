@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from natgrad.cli.experiment import Experiment
 from natgrad.compare.extras import require
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,8 +41,3 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         }
         for index, name in enumerate(names)
     }
-
-
-def subject(experiment: Experiment) -> str:
-    """What was compared on what, for titles."""
-    return f"{experiment.settings.model} on {experiment.settings.data}"

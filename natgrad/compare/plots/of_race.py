@@ -6,23 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from natgrad.cli.experiment import Experiment
 from natgrad.compare.plots.style import (
     COLOURS,
     LINES,
     MARKERS,
     WIDE,
     open_figure,
-    subject,
 )
-from natgrad.compare.standings import Entry, Race, Run
+from natgrad.compare.runs import Entry, Race, Run
 
 
-def training(race: Race, experiment: Experiment) -> Any:
-    """Curves of each optimizer's best run, and how it depends on the rate."""
+def training(race: Race, *, title: str = "Training", score: str = "score") -> Any:
+    """Curves of each optimizer's best run, and how it depends on the rate.
+
+    Args:
+        race: what is drawn.
+        title: what was trained on what; steps and batch size are said after it.
+        score: what the test score is.
+    """
     figure = open_figure(
-        f"Training: {subject(experiment)}, {race.steps} steps of "
-        f"{race.batch_size} examples, each optimizer at its best learning rate"
+        f"{title}, {race.steps} steps of {race.batch_size} examples, each optimizer "
+        "at its best learning rate"
     )
     axes = figure.subplots(2, 3)
     steps = lambda run: range(len(run.train_loss))
@@ -40,9 +44,10 @@ def training(race: Race, experiment: Experiment) -> Any:
     axes[0, 1].set_xscale("log")
     _curves(axes[1, 0], race, "Test loss by step", steps, lambda run: run.test_loss)
     axes[1, 0].set(xlabel="step", ylabel="nats an example")
-    score = lambda run: run.score
-    _curves(axes[1, 1], race, "Test score by step", steps, score, log=False)
-    axes[1, 1].set(xlabel="step", ylabel=experiment.dataset.score_name)
+    _curves(
+        axes[1, 1], race, "Test score by step", steps, lambda run: run.score, log=False
+    )
+    axes[1, 1].set(xlabel="step", ylabel=score)
     _sensitivity(axes[0, 2], race)
     _key(axes[1, 2], race)
     return figure

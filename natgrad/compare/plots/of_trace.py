@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from natgrad.compare.along import Trace
 from natgrad.compare.plots.style import open_figure, styles
+from natgrad.compare.trace import Trace
 
 
 def along(trace: Trace) -> Any:

@@ -6,20 +6,25 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from natgrad.cli.experiment import Experiment
-from natgrad.compare.comparison import Comparison, Row
+from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
-from natgrad.compare.plots.style import COLOURS, MARKERS, WIDE, open_figure, subject
+from natgrad.compare.plots.style import COLOURS, MARKERS, WIDE, open_figure
+from natgrad.compare.row import Row
 
 # Where the picture of a step cuts it, in lengths of the exact step.
 _LONGEST = 2.5
 
 
-def fidelity(comparison: Comparison, experiment: Experiment) -> Any:
-    """Errors, steps, predictions and costs of the approximations."""
+def fidelity(comparison: Comparison, *, title: str = "") -> Any:
+    """Errors, steps, predictions and costs of the approximations.
+
+    Args:
+        comparison: what is drawn.
+        title: what was compared on what; damping is said after it.
+    """
+    about = title or f"{comparison.parameters} parameters"
     figure = open_figure(
-        f"Approximations against the exact Fisher: {subject(experiment)}, "
-        f"after {experiment.settings.at_step} steps of Adam, λ = {comparison.damping:g}"
+        f"Approximations against the exact Fisher: {about}, λ = {comparison.damping:g}"
     )
     axes = figure.subplots(2, 3)
     rows = comparison.rows

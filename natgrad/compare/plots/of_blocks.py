@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from natgrad.compare.comparison import Comparison, Row
+from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
 from natgrad.compare.figures import Figures
 from natgrad.compare.plots.style import open_figure
+from natgrad.compare.row import Row
 from natgrad.compare.tables import figure as written
 
 # What is below this is written as 0: rounding, in any precision.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from natgrad.compare.comparison import Comparison, Row
+from natgrad.compare.comparison import Comparison
 from natgrad.compare.plots.style import COLOURS, open_figure
+from natgrad.compare.row import Row
 
 _COLUMNS = 4
 
