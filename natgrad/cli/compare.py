@@ -11,7 +11,6 @@ from pathlib import Path
 from natgrad.cli import files
 from natgrad.cli.options import CompareOptions, FidelityOptions, Output, RaceOptions
 from natgrad.cli.session import Session, Stage
-from natgrad.compare import plots
 
 
 class CompareSession(Session):
@@ -25,16 +24,8 @@ class CompareSession(Session):
 
     def save(self, *, complete: bool) -> None:
         """Pictures and comparison.json."""
-        self.picture(
-            "fidelity.png",
-            self.comparison,
-            lambda comparison: plots.fidelity(comparison, self.experiment),
-        )
-        self.picture(
-            "training.png",
-            self.race,
-            lambda race: plots.training(race, self.experiment),
-        )
+        self.picture("fidelity.png", self.comparison, self.fidelity_figure)
+        self.picture("training.png", self.race, self.training_figure)
         record = self.description(complete=complete)
         self.file("comparison.json", lambda path: files.write_json(path, record))
 

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperOption
 
 from natgrad.cli.shared import UsageError
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 
 # Not for a file.
 _TYPED_ONLY = ("--config", "--help")

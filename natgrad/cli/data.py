@@ -16,9 +16,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.cli import user_data as archive
+from natgrad.cli import user_data
 from natgrad.compare.extras import require
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 from natgrad.families import Categorical, Family, NormalMean
 from natgrad.typing import Array
 
@@ -95,7 +95,7 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     """The data set called `name`.
 
     Args:
-        name: in `SOURCES`, or the path of an .npz file; see `natgrad.compare.archive`.
+        name: in `SOURCES`, or the path of an .npz file; see `natgrad.cli.user_data`.
         seed: of the split.
         limit: rows to keep before the split; None for all.
 
@@ -138,7 +138,7 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
 def _source(name: str) -> Source:
     if not name.endswith(".npz"):
         return choose(SOURCES, name, "data set")
-    inputs, targets = archive.read(name)
+    inputs, targets = user_data.read(name)
     return Source(
         lambda: (inputs, targets),
         classes=targets.dtype.kind in "iu",

@@ -45,12 +45,13 @@ def _report(seed: int) -> int:
     print(f"natgrad {__version__}, JAX {jax.__version__}, {jax.default_backend()}")
     for device in devices:
         print(f"  {device.id}: {device.device_kind} ({device.platform})")
-    precision = jax.config.read("jax_default_matmul_precision") or "default"
-    print(f"x64: {'on' if jax.config.read('jax_enable_x64') else 'off'}")
+    precision = jax.config.values["jax_default_matmul_precision"] or "default"
+    x64 = jax.config.values["jax_enable_x64"]
+    print(f"x64: {'on' if x64 else 'off'}")
     print(f"default precision of products: {precision}")
     fine = True
     for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64" or jax.config.read("jax_enable_x64")):
+        with jax.enable_x64(dtype == "float64" or x64):
             error, product = solve_error(dtype, seed), product_error(dtype)
         rounding = float(np.finfo(dtype).eps)
         bound = _TOLERANCE * rounding * _CONDITION**0.5

@@ -134,11 +134,21 @@ def _application() -> Any:
     return typer.main.get_command(app)
 
 
-def _natgrad(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         print(f"natgrad {__version__}")
         raise typer.Exit()
+
+
+def _natgrad(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_show_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Nothing is done before the command."""

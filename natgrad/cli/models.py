@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from natgrad.cli import user_model as imported
+from natgrad.cli import user_model
 from natgrad.cli.data import Dataset
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 from natgrad.model import Model
 from natgrad.typing import Array, Key, Params
 
@@ -47,7 +47,7 @@ def build(
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`, or module:function; see `natgrad.compare.imported`.
+        name: in `MODELS`, or module:function; see `natgrad.cli.user_model`.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
         key: of the initial weights.
@@ -56,7 +56,7 @@ def build(
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
     if ":" in name:
-        return imported.build(name, dataset, key)
+        return user_model.build(name, dataset, key)
     architecture = choose(MODELS, name, "model")
     kind = "classes" if dataset.classes else "numbers"
     if not getattr(architecture, kind):

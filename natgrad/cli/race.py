@@ -13,7 +13,6 @@ from typing import Any
 from natgrad.cli import files
 from natgrad.cli.options import CompareOptions, Output, RaceOptions
 from natgrad.cli.session import Session, Stage
-from natgrad.compare import plots
 
 
 class RaceSession(Session):
@@ -27,11 +26,7 @@ class RaceSession(Session):
 
     def save(self, *, complete: bool) -> None:
         """training.png and race.json."""
-        self.picture(
-            "training.png",
-            self.race,
-            lambda race: plots.training(race, self.experiment),
-        )
+        self.picture("training.png", self.race, self.training_figure)
         record = self.description(complete=complete)
         self.file("race.json", lambda path: files.write_json(path, record))
 

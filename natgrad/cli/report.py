@@ -24,12 +24,14 @@ from natgrad.cli.options import (
 )
 from natgrad.cli.progress import Advance
 from natgrad.cli.session import Session, Stage
+from natgrad.cli.terminal import notes
 from natgrad.compare import columns, plots
-from natgrad.compare.along import Trace, along
+from natgrad.compare.budget import Budget
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.effort import Budget
 from natgrad.compare.repetition import Repeated, repeated
-from natgrad.compare.verdict import Verdict, verdict
+from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.trace import Trace, comparisons_along
+from natgrad.compare.verdict import Verdict
 
 _OPTIMIZERS = (
     "dense",
@@ -66,23 +68,24 @@ class ReportSession(Session):
     def _follow(self, advance: Advance) -> None:
         """Compare along a run of Adam."""
         experiment, settings = self.experiment, self.experiment.settings
-
-        def done(step: int, comparison: Comparison) -> None:
-            self._comparisons[step] = comparison
-            advance(f"after step {step}", 1)
-
-        along(
+        named = settings.approximations if experiment.setup.all_named else None
+        setup = ComparisonSetup(
             experiment.model,
+            named,
+            reference=settings.reference,
+            damping=settings.damping,
+            budget=Budget(repeats=1, charts=0),
+        )
+        comparisons = comparisons_along(
+            setup,
             experiment.initial,
             *experiment.dataset.train,
             optimizer=optax.adam(APPROACH_RATE),
             steps=settings.along,
-            approximations=settings.approximations if experiment.all_named else None,
-            reference=settings.reference,
-            damping=settings.damping,
-            effort=Budget(repeats=1, charts=0),
-            on_comparison=done,
         )
+        for step, comparison in comparisons:
+            self._comparisons[step] = comparison
+            advance(f"after step {step}", 1)
 
     def _repeat(self, advance: Advance) -> None:
         """The best runs from other seeds."""
@@ -123,16 +126,18 @@ class ReportSession(Session):
 
     def verdict(self) -> Verdict:
         """Of what is finished."""
-        return verdict(self.comparison, self.race)
+        finished = [part for part in (self.race, self.comparison) if part is not None]
+        verdicts = [part.verdict() for part in finished]
+        return Verdict(
+            " ".join(verdict.headline for verdict in verdicts),
+            tuple(point for verdict in verdicts for point in verdict.points),
+        )
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
         comparison, settings = self.comparison, self.experiment.settings
-        step, shape, cost = columns.FIGURES
-        rows = comparison.rows if comparison else ()
-        used = {mark for row in rows for mark in columns.marks(row)}
         return {
-            "title": f"Which Fisher approximation? {settings.model} on {settings.data}",
+            "title": f"Which Fisher approximation? {self.experiment.subject}",
             "about": _about(record),
             "warning": ""
             if record["complete"]
@@ -143,14 +148,8 @@ class ReportSession(Session):
             "race": self.race,
             "seeds": len(self._repeated[0].runs) if self._repeated else 0,
             "along": tuple(self._comparisons),
-            "columns": {
-                "step": step,
-                "shape": shape,
-                "cost": cost,
-                "blocks": columns.BLOCKS,
-                "race": columns.RACE,
-            },
-            "notes": [note for note in columns.NOTES if note[0] in used],
+            "columns": columns,
+            "notes": notes(comparison.rows) if comparison else [],
             "pictures": {k: html.data_uri(f) for k, f in self._figures().items()},
         }
 
@@ -158,12 +157,12 @@ class ReportSession(Session):
         """The pictures of what is finished: name -> matplotlib figure."""
         figures = {}
         if self.comparison is not None:
-            figures["fidelity"] = plots.fidelity(self.comparison, self.experiment)
+            figures["fidelity"] = self.fidelity_figure(self.comparison)
             figures["quadratic"] = plots.quadratic(self.comparison)
             figures["spectra"] = plots.spectra(self.comparison)
             figures["blocks"] = plots.blocks(self.comparison)
         if self.race is not None:
-            figures["training"] = plots.training(self.race, self.experiment)
+            figures["training"] = self.training_figure(self.race)
         if self._repeated:
             figures["bands"] = plots.bands(self._repeated)
         if self._comparisons:

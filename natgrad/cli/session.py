@@ -20,8 +20,8 @@ from natgrad.cli.shared import INTERRUPTED
 from natgrad.cli.terminal import Report
 from natgrad.compare import plots
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.standings import Race
-from natgrad.compare.training import race
+from natgrad.compare.runs import Entry, Race
+from natgrad.compare.training import RaceSettings, race
 from natgrad.layers import NotCapturedError
 from natgrad.model.errors import DoesNotFitError
 
@@ -78,62 +78,68 @@ class Session(abc.ABC):
 
     def compare(self) -> Stage:
         """The stage that measures approximations."""
-        names = self.experiment.settings.approximations or ()
+        setup = self.experiment.setup
 
         def stage(advance: Advance) -> None:
-            advance("the exact Fisher", 0)
-            yardstick = self.experiment.yardstick()
             rows, skipped = [], []
+            advance("the exact Fisher", 0)
+            reference = self.experiment.reference()
             advance("the exact Fisher", 1)
             try:
-                for name in names:
+                for name in setup.names:
                     advance(name, 0)
                     try:
-                        rows.append(yardstick.row(name))
+                        rows.append(reference.row(name))
                     except (DoesNotFitError, NotCapturedError) as error:
-                        if self.experiment.all_named:
+                        if setup.all_named:
                             raise
                         skipped.append((name, str(error)))
                     advance(name, 1)
             finally:
                 if rows:
-                    self.comparison = yardstick.comparison(rows, skipped)
+                    self.comparison = reference.comparison(rows, skipped)
             if not rows:
-                raise ValueError(
-                    "None of the approximations can be measured: "
-                    + "; ".join(reason for _, reason in skipped)
-                )
+                reasons = "; ".join(reason for _, reason in skipped)
+                raise ValueError(f"No approximation can be measured: {reasons}")
 
-        return 1 + len(names), stage
+        return 1 + len(setup.names), stage
 
     def train(self) -> Stage:
         """The stage that races optimizers."""
         experiment, settings = self.experiment, self.experiment.settings
-        batch_size = min(settings.batch_size, len(experiment.dataset.train[0]))
+        data = experiment.dataset
+        shared = RaceSettings(
+            steps=settings.steps,
+            batch_size=min(settings.batch_size, len(data.train[0])),
+            rates=settings.rates,
+            damping=settings.damping,
+            seed=settings.seed,
+        )
 
         def stage(advance: Advance) -> None:
             entries = []
+
+            def on_run(entry: Entry) -> None:
+                if len(entry.runs) == settings.rates:
+                    entries.append(entry)
+                advance(f"training {entry.name}", 1)
+
             advance("training", 0)
             try:
                 race(
                     experiment.model,
                     experiment.initial,
-                    experiment.dataset.train,
-                    experiment.dataset.test,
-                    score=experiment.dataset.score,
+                    data.train,
+                    data.test,
+                    score=data.score,
                     names=settings.optimizers,
-                    steps=settings.steps,
-                    batch_size=batch_size,
-                    rates=settings.rates,
-                    damping=settings.damping,
-                    seed=settings.seed,
-                    on_run=lambda name: advance(f"training {name}", 1),
-                    on_entry=entries.append,
+                    settings=shared,
+                    on_run=on_run,
                 )
             finally:
                 if entries:
                     self.race = Race(
-                        tuple(entries), settings.steps, batch_size, settings.damping
+                        tuple(entries), shared.steps, shared.batch_size, shared.damping
                     )
 
         return len(settings.optimizers) * settings.rates, stage
@@ -144,6 +150,18 @@ class Session(abc.ABC):
             self.report.race(self.race, self.experiment)
         elif self.comparison is not None:
             self.report.fidelity(self.comparison, self.experiment)
+
+    def fidelity_figure(self, comparison: Comparison) -> Any:
+        """The picture of the approximations."""
+        about = f"after {self.experiment.settings.at_step} steps of Adam"
+        title = f"{self.experiment.subject}, {about}"
+        return plots.fidelity(comparison, title=title)
+
+    def training_figure(self, race: Race) -> Any:
+        """The picture of the race."""
+        title = f"Training: {self.experiment.subject}"
+        score = self.experiment.dataset.score_name
+        return plots.training(race, title=title, score=score)
 
     def picture(
         self, name: str, result: Result | None, draw: Callable[[Result], Any]

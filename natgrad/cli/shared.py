@@ -39,7 +39,7 @@ def numerics(*, x64: bool) -> Iterator[None]:
     """
     limits = require("threadpoolctl").threadpool_limits
     with (
-        jax.enable_x64(x64 or jax.config.read("jax_enable_x64")),
+        jax.enable_x64(x64 or jax.config.values["jax_enable_x64"]),
         limits(1, user_api="blas"),
     ):
         yield
