@@ -127,14 +127,22 @@ def test_what_is_shown_is_escaped():
         skipped=[("<n>", "<r>")],
         by_block=lambda: ["<block>"],
     )
+    record = {
+        "complete": False,
+        "parameters": 1,
+        "dtype": "<d>",
+        "seconds": 1.0,
+        "data": {"train_examples": 2, "test_examples": 3},
+        "settings": {"damping": 1e-3, "seed": 0, "at_step": 3},
+        "versions": {"natgrad": "<v>", "jax": "<j>"},
+        "device": {"kind": "<k>"},
+    }
     pictures = ("fidelity", "quadratic", "spectra", "blocks")
     text = html.render(
         {
             "title": "<t>",
-            "about": ["<a>", "<c>"],
-            "warning": "<w>",
+            "record": record,
             "verdict": Verdict("<h>", ("<p>",)),
-            "settings": SimpleNamespace(at_step=3),
             "comparison": comparison,
             "race": None,
             "seeds": 0,
@@ -145,9 +153,11 @@ def test_what_is_shown_is_escaped():
         }
     )
     words = " ".join(check(text).words)
-    shown = "<t> <a> <c> <w> <h> <p> <f> <n> <r> <script> <block> <b> <†> <note>"
+    shown = "<t> <d> <v> <j> <k> <h> <p> <f> <n> <r> <script> <block> <b> <†> <note>"
     for piece in (*shown.split(), "a < b"):
         assert piece in words
+    assert "Unfinished" in words
+    assert "damping λ = 0.001" in words
     assert "Training" not in words
 
 

@@ -29,7 +29,9 @@ _TOLERANCE = 50.0
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Devices, precision settings, and the errors of a solve and of a product, in
+    """What JAX sees here, and a test of precision.
+
+    Devices, precision settings, and the errors of a solve and of a product, in
     float32 and float64. Exit code 1 where an error is too large.
     """
 

@@ -119,7 +119,6 @@ class Experiment:
         Raises:
             ValueError: for unknown names and impossible settings.
         """
-        _check_numbers(settings)
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
         key = jax.random.PRNGKey(settings.seed)
         model, initial = models.build(
@@ -252,20 +251,3 @@ def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
             "Use a smaller --hidden."
         )
     return ""
-
-
-def _check_numbers(settings: Settings) -> None:
-    lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
-    for name, bound in {**lowest, "batch_size": 1, "rates": 1, "repeat": 0}.items():
-        value = getattr(settings, name)
-        if value < bound:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least {bound}, got {value}.")
-    if settings.examples is not None and settings.examples < 8:
-        raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
-    if any(step < 0 for step in settings.along):
-        raise ValueError(f"--along must be steps >= 0, got {settings.along}.")
-    if not 0 <= settings.damping < float("inf"):
-        raise ValueError(
-            f"--damping must be finite and at least 0, got {settings.damping}."
-        )

@@ -15,21 +15,20 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natgrad import __version__
-from natgrad.cli.compare import Compare
+from natgrad.cli.commands import Compare, Race, Spectrum
 from natgrad.cli.devices import Devices
-from natgrad.cli.options import EPILOG
+from natgrad.cli.options import EPILOG, CompareOptions
 from natgrad.cli.parsing import Command
-from natgrad.cli.race import Race
 from natgrad.cli.report import Report
 from natgrad.cli.shared import FAILED, INTERRUPTED, USAGE, UsageError
-from natgrad.cli.spectrum import Spectrum
 from natgrad.compare.extras import MissingExtra
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What makes a shell complete commands, options and names:
-    eval "$(natgrad completion bash)".
+    """Print what makes a shell complete names and options.
+
+    In bash: eval "$(natgrad completion bash)"
     """
 
     shell: Annotated[
@@ -57,27 +56,14 @@ class Kunstner:
         )
 
 
-# Name, dataclass, and one line for the list of commands.
-COMMANDS: tuple[tuple[str, type, str], ...] = (
-    (
-        "compare",
-        Compare,
-        "approximations of the Fisher information against the exact one",
-    ),
-    ("race", Race, "train with optimizers built from approximations"),
-    (
-        "spectrum",
-        Spectrum,
-        "eigenvalues of the Fisher information and its approximations",
-    ),
-    (
-        "report",
-        Report,
-        "everything in one HTML page: which approximation to use, and why",
-    ),
-    ("devices", Devices, "what JAX sees here, and a test of precision"),
-    ("completion", Completion, "print what makes a shell complete names and options"),
-)
+COMMANDS = {
+    "compare": Compare,
+    "race": Race,
+    "spectrum": Spectrum,
+    "report": Report,
+    "devices": Devices,
+    "completion": Completion,
+}
 
 
 def run(typed: Sequence[str]) -> int:
@@ -90,7 +76,7 @@ def run(typed: Sequence[str]) -> int:
         The exit code: 0, 1 where something failed, 2 where it was asked wrongly, 130
         after Ctrl-C.
     """
-    names = [name for name, *_ in COMMANDS] + ["kunstner"]
+    names = (*COMMANDS, "kunstner")
     name = next((f" {word}" for word in typed if word in names), "")
     try:
         command = _application().main(
@@ -122,13 +108,9 @@ def _application() -> Any:
         rich_markup_mode=None,
     )
     app.callback()(_natgrad)
-    for name, command, summary in COMMANDS:
-        app.command(
-            name,
-            cls=Command,
-            short_help=summary,
-            epilog=EPILOG if hasattr(command, "data") else None,
-        )(command)
+    for name, command in COMMANDS.items():
+        epilog = EPILOG if issubclass(command, CompareOptions) else None
+        app.command(name, cls=Command, epilog=epilog)(command)
     anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("kunstner", hidden=True, context_settings=anything)(Kunstner)
     return typer.main.get_command(app)

@@ -5,14 +5,14 @@ becomes an instance, which `run` carries out. The docstring is what --help says.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 
 from natgrad.cli.config import defaults_from_file
-from natgrad.cli.data import SOURCES
+from natgrad.cli.data import FEWEST, SOURCES
 from natgrad.cli.experiment import QUICK, Experiment, Settings
 from natgrad.cli.files import check_directory
 from natgrad.cli.models import MODELS
@@ -21,6 +21,29 @@ from natgrad.cli.shared import UsageError, numerics
 from natgrad.compare.contenders import BASELINES, DEFAULT
 from natgrad.compare.extras import require
 from natgrad.curvature import CURVATURES
+
+
+def option(
+    metavar: str, help: str, names: Iterable[str] = (), *, lowest: float | None = None
+) -> Any:
+    """An option of typer.
+
+    Args:
+        metavar: what stands for its value in the help.
+        help: what it is for.
+        names: what a shell may complete.
+        lowest: the smallest number that is allowed.
+    """
+    complete: Callable[[], list[str]] | None = (lambda: list(names)) if names else None
+    return typer.Option(metavar=metavar, help=help, autocompletion=complete, min=lowest)
+
+
+def racers(default: tuple[str, ...]) -> Any:
+    """The option of who races, by `default` what fits of these names."""
+    baselines, usual = ", ".join(BASELINES), " ".join(default)
+    words = f"approximations, {baselines} (default: what fits of {usual})"
+    return option("NAME...", f"who races: {words}", (*CURVATURES, *BASELINES))
+
 
 Output = Annotated[
     Path, typer.Option(metavar="DIR", help="where files go", show_default=True)
@@ -42,39 +65,33 @@ inputs) gives [N, C], or (natgrad.Model, params).
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Options of every command that compares."""
+    """Options of every command that compares; those not typed are None."""
 
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"one of {', '.join(SOURCES)}, or an .npz file (default: digits)",
-            autocompletion=lambda: list(SOURCES),
+        option(
+            "NAME", f"{', '.join(SOURCES)}, or an .npz file (default: digits)", SOURCES
         ),
     ] = None
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"one of {', '.join(MODELS)}, or module:function (default: mlp)",
-            autocompletion=lambda: list(MODELS),
+        option(
+            "NAME", f"{', '.join(MODELS)}, or module:function (default: mlp)", MODELS
         ),
     ] = None
     hidden: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="WIDTH...", help="widths of the mlp's hidden layers (default: 16)"
-        ),
+        option("WIDTH...", "widths of the mlp's hidden layers (default: 16)"),
     ] = None
     examples: Annotated[
-        int | None, typer.Option(metavar="N", help="rows of the data (default: all)")
+        int | None, option("N", "rows of the data (default: all)", lowest=FEWEST)
     ] = None
     damping: Annotated[
-        float | None, typer.Option(help="λ added to every Fisher (default: 0.001)")
+        float | None, option("λ", "added to every Fisher (default: 0.001)", lowest=0)
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option(help="of split, weights, batches and draws (default: 0)"),
+        option("N", "of split, weights, batches and draws (default: 0)", lowest=0),
     ] = None
     output: Output = Path("natgrad")
     x64: Annotated[bool, typer.Option("--x64", help="compute in float64")] = False
@@ -137,38 +154,24 @@ class FidelityOptions:
 
     at_step: Annotated[
         int | None,
-        typer.Option(
-            metavar="STEP",
-            help="steps of Adam before comparing (default: 20)",
-        ),
+        option("STEP", "steps of Adam before comparing (default: 20)", lowest=0),
     ] = None
     approximations: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME...",
-            help=f"some of {', '.join(CURVATURES)} (default: all that fit)",
-            autocompletion=lambda: list(CURVATURES),
+        option(
+            "NAME...",
+            f"some of {', '.join(CURVATURES)} (default: all that fit)",
+            CURVATURES,
         ),
     ] = None
     reference: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="what counts as exact (default: dense, or matrix_free for large "
-            "models)",
-            autocompletion=lambda: list(CURVATURES),
+        option(
+            "NAME",
+            "what counts as exact (default: dense, or matrix_free for large models)",
+            CURVATURES,
         ),
     ] = None
-
-
-def racers(default: tuple[str, ...]) -> Any:
-    """The option of a command that races, by `default`, what fits of these names."""
-    return typer.Option(
-        metavar="NAME...",
-        help=f"who races: approximations, {', '.join(BASELINES)} (default: what fits "
-        f"of {' '.join(default)})",
-        autocompletion=lambda: [*CURVATURES, *BASELINES],
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,12 +180,12 @@ class RaceOptions:
 
     optimizers: Annotated[list[str] | None, racers(DEFAULT)] = None
     steps: Annotated[
-        int | None, typer.Option(help="of each training run (default: 30)")
+        int | None, option("N", "of each training run (default: 30)", lowest=1)
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="examples a step (default: 256)")
+        int | None, option("N", "examples a step (default: 256)", lowest=1)
     ] = None
     rates: Annotated[
         int | None,
-        typer.Option(help="learning rates for each optimizer (default: 6)"),
+        option("N", "learning rates for each optimizer (default: 6)", lowest=1),
     ] = None

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import optax
-import typer
 
-from natgrad.cli import files, html
+from natgrad.cli import html
 from natgrad.cli.experiment import APPROACH_RATE, Experiment
 from natgrad.cli.options import (
     CompareOptions,
     FidelityOptions,
     Output,
     RaceOptions,
+    option,
     racers,
 )
 from natgrad.cli.progress import Advance
@@ -117,12 +117,8 @@ class ReportSession(Session):
         record["repeated"] = [entry.to_dict() for entry in self._repeated] or None
         record["verdict"] = {"headline": words.headline, "points": list(words.points)}
         text = html.render(self._page(record, words))
-        self.file("report.json", lambda path: files.write_json(path, record))
-
-        def write(path: Path) -> None:
-            files.write_atomically(path, lambda file: file.write(text.encode()))
-
-        self.file("report.html", write)
+        self.record("report.json", record)
+        self.file("report.html", lambda file: file.write(text.encode()))
 
     def verdict(self) -> Verdict:
         """Of what is finished."""
@@ -135,15 +131,11 @@ class ReportSession(Session):
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
-        comparison, settings = self.comparison, self.experiment.settings
+        comparison = self.comparison
         return {
             "title": f"Which Fisher approximation? {self.experiment.subject}",
-            "about": _about(record),
-            "warning": ""
-            if record["complete"]
-            else "Unfinished: the rest was not run.",
+            "record": record,
             "verdict": words,
-            "settings": settings,
             "comparison": comparison,
             "race": self.race,
             "seeds": len(self._repeated[0].runs) if self._repeated else 0,
@@ -171,22 +163,11 @@ class ReportSession(Session):
         return figures
 
 
-def _about(record: dict[str, Any]) -> list[str]:
-    data, versions = record["data"], record["versions"]
-    settings = record["settings"]
-    return [
-        f"{record['parameters']} parameters, {data['train_examples']} training and "
-        f"{data['test_examples']} test examples, {record['dtype']}, damping λ = "
-        f"{settings['damping']:g}, seed {settings['seed']}",
-        f"natgrad {versions['natgrad']}, JAX {versions['jax']}, "
-        f"{record['device']['kind']}; {record['seconds']:.0f} s. "
-        "All figures: report.json, beside this page.",
-    ]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(RaceOptions, FidelityOptions, CompareOptions):
-    """Compare, train, and write one self-contained page that can be read offline or
+    """Write one HTML page: which approximation to use, and why.
+
+    Compare, train, and write one self-contained page that can be read offline or
     sent to a colleague: which approximation to use, and what that rests on.
     """
 
@@ -194,16 +175,18 @@ class Report(RaceOptions, FidelityOptions, CompareOptions):
     optimizers: Annotated[list[str] | None, racers(_OPTIMIZERS)] = None
     repeat: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="run each optimizer from N more seeds at its best rate (default: 0)",
+        option(
+            "N",
+            "run each optimizer from N more seeds at its best rate (default: 0)",
+            lowest=0,
         ),
     ] = None
     along: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="STEP...",
-            help="also compare after these steps of a run of Adam (default: none)",
+        option(
+            "STEP...",
+            "also compare after these steps of a run of Adam (default: none)",
+            lowest=0,
         ),
     ] = None
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from natgrad.cli import files
 from natgrad.cli.experiment import Experiment, surroundings
@@ -175,8 +175,15 @@ class Session(abc.ABC):
             files.write_atomically(path, lambda file: plots.save(figure, file))
             self._written.append(str(path))
 
-    def file(self, name: str, write: Callable[[Path], None]) -> None:
+    def record(self, name: str, description: dict[str, Any]) -> None:
+        """Write JSON, again at every save."""
+        self._write(name, lambda path: files.write_json(path, description))
+
+    def file(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file, again at every save."""
+        self._write(name, lambda path: files.write_atomically(path, write))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
         path = self._output / name
         write(path)
         if str(path) not in self._written:
