@@ -8,6 +8,7 @@ next release drops this file.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import types
@@ -75,6 +76,9 @@ NAMES = {
     },
     "transforms.distributed_inverse": {"Spread": "DistributedInverse"},
 }
+# Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
+SETUP = ("approximations", "reference", "damping", "step_size", "effort")
+KEYWORDS = {"compare": {"reference", "step_size", "effort"}, "along": set(SETUP)}
 
 
 class OldModule(types.ModuleType):
@@ -106,8 +110,11 @@ class CalledPackage(types.ModuleType):
 
 
 def install() -> None:
-    """Make the names of both tables work."""
-    sys.modules["natgrad.compare"].__class__ = CalledPackage
+    """Make the names of both tables work, and the keywords of the comparison."""
+    compare = sys.modules["natgrad.compare"]
+    compare.__class__ = CalledPackage
+    for name, old in KEYWORDS.items():
+        setattr(compare, name, _old_keywords(getattr(compare, name), old, compare))
     for name, homes in MODULES.items():
         sys.modules[f"natgrad.{name}"] = OldModule(name, homes)
     for place, names in NAMES.items():
@@ -130,6 +137,28 @@ def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
         return getattr(module, names[name])
 
     return of
+
+
+def _old_keywords(function: Callable, old: set[str], compare: Any) -> Callable:
+    """`compare` or `along`, whose old keywords are those of a ComparisonSetup."""
+
+    @functools.wraps(function)
+    def call(model: Any, *arrays: Any, **keywords: Any) -> Any:
+        if not old & keywords.keys():
+            return function(model, *arrays, **keywords)
+        _warn(
+            f"{function.__name__}({', '.join(sorted(old & keywords.keys()))})",
+            "an argument of ComparisonSetup (effort is now budget)",
+        )
+        options = {name: keywords.pop(name) for name in SETUP if name in keywords}
+        setup = compare.ComparisonSetup(
+            model, budget=options.pop("effort", None), **options
+        )
+        if function.__name__ == "along":
+            return function(setup, *arrays, **keywords)
+        return compare.Reference.at(setup, *arrays, **keywords).compare()
+
+    return call
 
 
 def _old_member(owner: type, old: str, new: str) -> property:

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.kunstner.problems import Linear, Logistic, Problem
 from natgrad.compare.extras import require
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 
 _ROWS = 1000
 # Prior variance of the linear problems with two parameters.

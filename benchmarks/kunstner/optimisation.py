@@ -90,21 +90,14 @@ def descend(
 
 @functools.partial(jax.jit, static_argnames=("direction", "steps"))
 def iterates(
-    problem: Problem,
-    direction: Direction,
-    start: Array,
-    rate: Array,
-    damping: Array,
-    steps: int = STEPS,
+    problem: Problem, direction: Direction, start, rate, damping, steps: int = STEPS
 ) -> Array:
     """θ₀ … θ_steps of one run, [steps + 1, P]."""
 
     def step(theta, _):
-        moved = theta - rate * direction(problem, theta, damping)
-        return moved, moved
+        return theta - rate * direction(problem, theta, damping), theta
 
-    _, rest = jax.lax.scan(step, start, None, length=steps)
-    return jnp.concatenate([start[None], rest])
+    return jax.lax.scan(step, start, None, length=steps + 1)[1]
 
 
 @jax.jit

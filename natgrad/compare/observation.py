@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,10 +78,10 @@ class CompiledCurvature:
         Raises:
             DoesNotFitError: before anything is allocated.
         """
-        given = (*batch, gradient, jnp.asarray(damping))
-        executable, seconds = self._executable(given, budget)
+        arguments = (*batch, gradient, jnp.asarray(damping))
+        executable, seconds = self._executable(arguments, budget)
         (solution, statistics), run = timing.measure(
-            executable, *given, repeats=budget.repeats
+            executable, *arguments, repeats=budget.repeats
         )
         params, inputs, targets, _ = batch
         return Observation(
@@ -93,15 +93,13 @@ class CompiledCurvature:
             labels=self.curvature.labels,
         )
 
-    def _executable(self, given: tuple, budget: Budget) -> tuple[Callable, float]:
-        leaves, structure = jax.tree.flatten(given)
+    def _executable(self, arguments: tuple, budget: Budget) -> tuple[Any, float]:
+        leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves))
         if (structure, shapes) not in self._compiled:
-            params, inputs, targets, key, *_ = given
-            estimate = self.curvature.estimate
-            kept = jax.eval_shape(estimate, params, inputs, targets, key)
-            self._check("statistics", timing.size_in_bytes(kept), budget)
-            executable, seconds = timing.compiled(self._step, *given)
+            statistics = jax.eval_shape(self.curvature.estimate, *arguments[:4])
+            self._check("statistics", timing.size_in_bytes(statistics), budget)
+            executable, seconds = timing.compiled(self._step, *arguments)
             temporary = timing.temporary(executable) or 0
             self._check("temporary arrays", temporary, budget)
             self._compiled[structure, shapes] = executable, seconds
@@ -131,15 +129,14 @@ def by_conjugate_gradients(budget: Budget) -> Solve:
 
     def solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
         layout = metric.layout
-        product = lambda x: layout.ravel(metric.mv(layout.unravel(x)))
         damping = damping.astype(layout.dtype)
         value, iterations = conjugate_gradients(
-            lambda x: product(x) + damping * x,
+            lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
             layout.ravel(gradient),
             lambda x: x,
             budget.stop,
         )
-        nothing = jnp.zeros((), bool)
-        return Solution(layout.unravel(value), nothing, iterations=iterations)
+        fallback = jnp.zeros((), bool)
+        return Solution(layout.unravel(value), fallback, iterations=iterations)
 
     return solve
