@@ -18,6 +18,7 @@ from natgrad.compare import contenders
 from natgrad.compare.budget import Budget
 from natgrad.compare.reference import Reference
 from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.training import optimizer_step
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
@@ -120,10 +121,7 @@ class Experiment:
             ValueError: for unknown names and impossible settings.
         """
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
-        key = jax.random.PRNGKey(settings.seed)
-        model, initial = models.build(
-            settings.model, dataset, hidden=settings.hidden, key=key
-        )
+        model, initial = _build(settings, dataset, settings.seed)
         setup = _setup(settings, model, initial)
         optimizers = _racers(settings, model, initial)
         settings = dataclasses.replace(
@@ -134,10 +132,7 @@ class Experiment:
 
     def initial_from(self, seed: int) -> Params:
         """Initial parameters from another seed."""
-        settings, key = self.settings, jax.random.PRNGKey(seed)
-        return models.build(
-            settings.model, self.dataset, hidden=settings.hidden, key=key
-        )[1]
+        return _build(self.settings, self.dataset, seed)[1]
 
     @property
     def subject(self) -> str:
@@ -175,13 +170,12 @@ def approach(
     At initial parameters the predictions are nearly uniform and approximations look
     alike; at the end of training the gradient is gone.
     """
-    optimizer = optax.adam(APPROACH_RATE)
+    optimizer = optax.with_extra_args_support(optax.adam(APPROACH_RATE))
 
     def step(carry, _):
         params, state = carry
-        gradient = jax.grad(model.loss)(params, inputs, targets)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        batch = (inputs, targets)
+        return optimizer_step(model, optimizer, params, state, batch), None
 
     advance = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
     (params, _), _ = advance((params, optimizer.init(params)))
@@ -206,6 +200,12 @@ def surroundings() -> dict[str, Any]:
         "machine": {"system": platform.system(), "architecture": platform.machine()},
         "x64": bool(jnp.result_type(float) == jnp.float64),
     }
+
+
+def _build(settings: Settings, dataset: Dataset, seed: int) -> tuple[Model, Params]:
+    """The model, and its initial parameters from a seed."""
+    key = jax.random.PRNGKey(seed)
+    return models.build(settings.model, dataset, hidden=settings.hidden, key=key)
 
 
 def _setup(settings: Settings, model: Model, params: Params) -> ComparisonSetup:

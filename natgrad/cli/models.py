@@ -6,7 +6,6 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -18,26 +17,11 @@ from natgrad.curvature import choose
 from natgrad.model import Model
 from natgrad.typing import Array, Key, Params
 
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A kind of model.
-
-    Attributes:
-        hidden: does it have hidden layers?
-        classes: does it fit classes?
-        numbers: does it fit numbers?
-    """
-
-    hidden: bool
-    classes: bool
-    numbers: bool
-
-
-MODELS: dict[str, Architecture] = {
-    "mlp": Architecture(hidden=True, classes=True, numbers=True),
-    "logistic": Architecture(hidden=False, classes=True, numbers=False),
-    "linear": Architecture(hidden=False, classes=False, numbers=True),
+# Which labels each fits.
+MODELS = {
+    "mlp": ("classes", "numbers"),
+    "logistic": ("classes",),
+    "linear": ("numbers",),
 }
 
 
@@ -57,15 +41,14 @@ def build(
     """
     if ":" in name:
         return user_model.build(name, dataset, key)
-    architecture = choose(MODELS, name, "model")
     kind = "classes" if dataset.classes else "numbers"
-    if not getattr(architecture, kind):
-        fitting = [other for other, a in MODELS.items() if getattr(a, kind)]
+    if kind not in choose(MODELS, name, "model"):
+        fitting = [other for other, kinds in MODELS.items() if kind in kinds]
         raise ValueError(
             f"The model {name!r} does not fit {dataset.name}, whose labels are {kind}. "
             f"Use {' or '.join(fitting)}."
         )
-    widths = tuple(hidden) if architecture.hidden else ()
+    widths = tuple(hidden) if name == "mlp" else ()
     if any(width < 1 for width in widths):
         raise ValueError(f"Hidden layers need at least 1 unit each, got {widths}.")
     sizes = (dataset.features, *widths, dataset.outputs)

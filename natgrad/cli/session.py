@@ -137,10 +137,9 @@ class Session(abc.ABC):
                     on_run=on_run,
                 )
             finally:
+                steps, batch_size = shared.steps, shared.batch_size
                 if entries:
-                    self.race = Race(
-                        tuple(entries), shared.steps, shared.batch_size, shared.damping
-                    )
+                    self.race = Race(tuple(entries), steps, batch_size, shared.damping)
 
         return len(settings.optimizers) * settings.rates, stage
 

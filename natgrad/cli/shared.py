@@ -1,11 +1,9 @@
-"""What the commands share: exit codes, errors, and options that mean one thing."""
+"""What the commands share: exit codes, errors and numerics."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 
@@ -17,17 +15,6 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 class UsageError(Exception):
     """The command line asks for what does not exist or cannot be."""
-
-
-def add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    """--output."""
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help=f"where files go (default: {default})",
-    )
 
 
 @contextlib.contextmanager
