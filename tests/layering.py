@@ -44,11 +44,12 @@ OPTAX = {
     "natgrad.inference.ivon": "is an optimizer of optax",
     "natgrad.model.placeholders": "fills in what optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
+    "natgrad.cli": "brings the parameters to where they are compared with Adam",
 }
 X64 = {
     "natgrad.solvers.spectral": "finds in float64 the eigenvalues that decide a solve",
     "natgrad.layers": "hands the setting on to a thread of its own",
-    "natgrad.compare": "has a command-line option for it",
+    "natgrad.cli": "has a command-line option for it",
 }
 # Imports inside functions, for optional extras: (module, what it imports) -> why.
 LATE_IMPORTS: dict[tuple[str, str], str] = {}

@@ -188,14 +188,14 @@ def grids(results: Mapping[str, Sequence[Grid]]) -> Any:
         low = min(grid.last[np.isfinite(grid.last)].min() for grid in tuned)
         first = max(grid.best.losses[0] for grid in tuned)
         scale = require("matplotlib.colors").LogNorm(low, first)
+        shown = [_map(*pair, scale) for pair in zip(line, tuned, strict=False)]
         for axis, grid in zip(line, tuned, strict=False):
-            shown = _map(axis, grid, scale)
             axis.set_title(f"{name}, {grid.method}")
             handles, labels = axis.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
         for axis in line[len(tuned) :]:
             axis.axis("off")
-        page.colorbar(shown, ax=list(line), label="last loss (nats)", extend="max")
+        page.colorbar(shown[-1], ax=list(line), label="last loss (nats)", extend="max")
     place = {"loc": "outside lower center", "ncols": len(named)}
     page.legend(named.values(), named.keys(), **place)
     return page

@@ -145,7 +145,8 @@ class Race:
         finals = {name: run.final_train_loss for name, run in runs.items()}
         mark = statistics.median(finals.values())
         seconds = {name: run.seconds_to(mark) for name, run in runs.items()}
-        first, lowest = min(seconds, key=seconds.get), min(finals, key=finals.get)
+        first = min(seconds, key=lambda name: seconds[name])
+        lowest = min(finals, key=lambda name: finals[name])
         headline = (
             f"To train, use {first}: it was the first at {figure(mark)} nats, the "
             f"median of all, after {duration(seconds[first])}."
