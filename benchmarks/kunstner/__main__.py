@@ -205,16 +205,13 @@ def _surroundings() -> dict[str, Any]:
     """Versions and the machine, as far as figures and times depend on them."""
     packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
     versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["natgrad"] = __version__
     device = jax.devices()[0]
     return {
-        "versions": {
-            "natgrad": __version__,
-            **versions,
-            "python": platform.python_version(),
-        },
+        "versions": {**versions, "python": platform.python_version()},
         "device": {"kind": device.device_kind, "platform": device.platform},
         "machine": {"system": platform.system(), "architecture": platform.machine()},
-        "x64": jnp.result_type(float) == jnp.float64,
+        "x64": bool(jnp.result_type(float) == jnp.float64),
     }
 
 

@@ -19,15 +19,8 @@ from natgrad.compare.extras import require
 from natgrad.compare.plots.style import styled
 
 # Of the files that the command writes.
-NAMES = (
-    "vector_field",
-    "misspecification_linear",
-    "misspecification_logistic",
-    "adam",
-    "optimisation",
-    "grids",
-    "starting_points",
-)
+NAMES = ("vector_field", "misspecification_linear", "misspecification_logistic")
+NAMES += ("adam", "optimisation", "grids", "starting_points")
 
 _COLOURS = {"GD": "#0072B2", "NGD": "#009E73", "EFGD": "#D55E00", "EF": "#D55E00"}
 _LINES = {"GD": "--", "NGD": "-", "EFGD": "-.", "EF": "-."}
@@ -36,11 +29,8 @@ _CLASSES = ("#56B4E9", "#E69F00")
 _GREY = "#BBBBBB"
 _LOGARITHMIC = {"xscale": "log", "yscale": "log", "box_aspect": 1}
 _MOMENTS = {**_LOGARITHMIC, "ylabel": "mean over coordinates"}
-_TITLES = {
-    "GD": "Gradient descent",
-    "NGD": "Natural gradient",
-    "EF": "Empirical Fisher",
-}
+_TITLES = {"GD": "Gradient descent", "NGD": "Natural gradient"}
+_TITLES["EF"] = "Empirical Fisher"
 
 _paper = styled(
     {

@@ -111,10 +111,8 @@ def vector(tree: Params) -> np.ndarray:
 def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     """Cosine and ratio of lengths of two steps."""
     own, other = np.linalg.norm(step), np.linalg.norm(exact)
-    return {
-        "step_cosine": ratio(step @ exact, own * other),
-        "step_norm_ratio": ratio(own, other),
-    }
+    cosine = ratio(step @ exact, own * other)
+    return {"step_cosine": cosine, "step_norm_ratio": ratio(own, other)}
 
 
 def divergence(ratios: np.ndarray) -> float:
