@@ -80,7 +80,11 @@ NAMES = {
 }
 # Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
 SETUP = ("approximations", "reference", "damping", "step_size", "effort")
-KEYWORDS = {"compare": {"reference", "step_size", "effort"}, "along": set(SETUP)}
+KEYWORDS = {
+    "compare": {"reference", "step_size", "effort"},
+    "along": set(SETUP),
+    "race": {"steps", "batch_size", "rates", "damping", "seed"},
+}
 
 
 class OldModule(types.ModuleType):
@@ -144,21 +148,26 @@ def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
 
 
 def _old_keywords(function: Callable, old: set[str], compare: Any) -> Callable:
-    """`compare` or `along`, whose old keywords are those of a ComparisonSetup."""
+    """`function`, whose old keywords are those of a ComparisonSetup or RaceSettings."""
+    name = function.__name__
+    home = "RaceSettings" if name == "race" else "ComparisonSetup"
 
     @functools.wraps(function)
     def call(model: Any, *arrays: Any, **keywords: Any) -> Any:
         if not old & keywords.keys():
             return function(model, *arrays, **keywords)
         _warn(
-            f"{function.__name__}({', '.join(sorted(old & keywords.keys()))})",
-            "an argument of ComparisonSetup (effort is now budget)",
+            f"natgrad.compare.{name}({', '.join(sorted(old & keywords.keys()))})",
+            f"natgrad.compare.{home} (effort is budget)",
         )
-        options = {name: keywords.pop(name) for name in SETUP if name in keywords}
-        setup = compare.ComparisonSetup(
-            model, budget=options.pop("effort", None), **options
-        )
-        if function.__name__ == "along":
+        names = old if name == "race" else SETUP
+        options = {key: keywords.pop(key) for key in names if key in keywords}
+        if name == "race":
+            settings = compare.RaceSettings(**options)
+            return function(model, *arrays, settings=settings, **keywords)
+        budget = options.pop("effort", keywords.pop("budget", None))
+        setup = compare.ComparisonSetup(model, budget=budget, **options)
+        if name == "along":
             return function(setup, *arrays, **keywords)
         return compare.Reference.at(setup, *arrays, **keywords).compare()
 

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kunstner import adam, data, figures, misspecification, tuning
@@ -28,12 +32,12 @@ from benchmarks.kunstner.optimisation import METHODS, cosines, iterates
 from benchmarks.kunstner.problems import Linear, Problem
 from benchmarks.kunstner.tuning import CHAOTIC, Grid
 from benchmarks.kunstner.vector_field import POINTS, vector_field
+from natgrad import __version__
 from natgrad.cli import files
-from natgrad.cli.experiment import surroundings
-from natgrad.cli.shared import numerics
 from natgrad.compare.extras import MissingExtra, require
 
 # Of the published grids, for a look: one setting in so many, and short paths.
+_ABOUT = "The experiments of Kunstner, Hennig & Balles (2019) again, in float64."
 _QUICK_STRIDE = 8
 _QUICK_STEPS = 1000
 _INTERRUPTED = 130
@@ -49,7 +53,7 @@ chaotic: share of the leading settings that are"""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments; the exit code: 2 for wrong arguments, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser("kunstner", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("kunstner", description=_ABOUT)
     names = " ".join(data.REAL)
     parser.add_argument(
         "--data",
@@ -62,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("natgrad-kunstner"))
     parser.add_argument("--quick", action="store_true", help="a part of the grids")
     options = parser.parse_args(arguments)
-    with numerics(x64=True):
+    # OpenBLAS's threads spin while they wait; XLA keeps its own.
+    limits = require("threadpoolctl").threadpool_limits
+    with jax.enable_x64(True), limits(1, user_api="blas"):
         try:
             require("matplotlib")
             files.check_directory(options.output)
@@ -120,7 +126,7 @@ class Session:
             "not_chaotic",
             "chaotic",
         ]
-        print("".join(f"{title.replace('_', ' '):>14}" for title in titles))
+        print("".join(f"{title:>14}" for title in titles))
         for name, grid in lines:
             print("".join(f"{cell:>14}" for cell in (name, *_cells(grid))))
         print(_LEGEND)
@@ -171,7 +177,7 @@ class Session:
             "format": "natgrad.kunstner/1",
             "complete": complete,
             "seconds": self._seconds(),
-            **surroundings(),
+            **_surroundings(),
             "settings": {
                 "data": list(self._problems),
                 "quick": options.quick,
@@ -193,6 +199,20 @@ class Session:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
+
+
+def _surroundings() -> dict[str, Any]:
+    """Versions and the machine, as far as figures and times depend on them."""
+    packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["natgrad"] = __version__
+    device = jax.devices()[0]
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "device": {"kind": device.device_kind, "platform": device.platform},
+        "machine": {"system": platform.system(), "architecture": platform.machine()},
+        "x64": bool(jnp.result_type(float) == jnp.float64),
+    }
 
 
 def _cells(grid: Grid) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def adam(
     moment_steps: int = MOMENT_STEPS,
     seed: int = 0,
 ) -> Adam:
-    """Both measurements on a problem at its minimum; the seed is that of the batches."""
+    """Both measurements on a problem at its minimum; `seed` is of the batches."""
     problem, minimum = case.problem, jnp.asarray(case.minimum)
     shown = np.unique(np.geomspace(1, descent_steps, 200).astype(int)) - 1
     moments, fishers = descent(problem, minimum, descent_steps)
@@ -118,11 +118,11 @@ def descent(problem: Problem, minimum: Array, steps: int) -> tuple[Array, Array]
         optax.scale_by_learning_rate(optax.cosine_decay_schedule(_RATE, steps)),
     )
 
-    def step(carry, _):
+    def step(carry: tuple[Any, Any], _):
         theta, state = carry
         updates, state = optimizer.update(problem.gradient(theta), state)
-        theta = optax.apply_updates(theta, updates)
-        return (theta, state), (corrected(state[0]), jnp.diag(problem.fisher(theta)))
+        theta: Any = optax.apply_updates(theta, updates)
+        return (theta, state), (corrected(state), jnp.diag(problem.fisher(theta)))
 
     start = minimum + 1.0
     _, figures = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)
@@ -149,6 +149,7 @@ def moment(
     return jnp.mean(moments[steps // 2 :], axis=0)
 
 
-def corrected(state: optax.ScaleByAdamState) -> Array:
-    """v̂ = v / (1 − β₂ᵗ), which Adam divides by the root of."""
+def corrected(state: Any) -> Array:
+    """v̂ = v / (1 − β₂ᵗ), which Adam divides by the root of; alone or in a chain."""
+    state = state if isinstance(state, optax.ScaleByAdamState) else state[0]
     return state.nu / (1 - _DECAY**state.count)

@@ -19,15 +19,8 @@ from natgrad.compare.extras import require
 from natgrad.compare.plots.style import styled
 
 # Of the files that the command writes.
-NAMES = (
-    "vector_field",
-    "misspecification_linear",
-    "misspecification_logistic",
-    "adam",
-    "optimisation",
-    "grids",
-    "starting_points",
-)
+NAMES = ("vector_field", "misspecification_linear", "misspecification_logistic")
+NAMES += ("adam", "optimisation", "grids", "starting_points")
 
 _COLOURS = {"GD": "#0072B2", "NGD": "#009E73", "EFGD": "#D55E00", "EF": "#D55E00"}
 _LINES = {"GD": "--", "NGD": "-", "EFGD": "-.", "EF": "-."}
@@ -36,11 +29,8 @@ _CLASSES = ("#56B4E9", "#E69F00")
 _GREY = "#BBBBBB"
 _LOGARITHMIC = {"xscale": "log", "yscale": "log", "box_aspect": 1}
 _MOMENTS = {**_LOGARITHMIC, "ylabel": "mean over coordinates"}
-_TITLES = {
-    "GD": "Gradient descent",
-    "NGD": "Natural gradient",
-    "EF": "Empirical Fisher",
-}
+_TITLES = {"GD": "Gradient descent", "NGD": "Natural gradient"}
+_TITLES["EF"] = "Empirical Fisher"
 
 _paper = styled(
     {
@@ -188,14 +178,14 @@ def grids(results: Mapping[str, Sequence[Grid]]) -> Any:
         low = min(grid.last[np.isfinite(grid.last)].min() for grid in tuned)
         first = max(grid.best.losses[0] for grid in tuned)
         scale = require("matplotlib.colors").LogNorm(low, first)
+        shown = [_map(*pair, scale) for pair in zip(line, tuned, strict=False)]
         for axis, grid in zip(line, tuned, strict=False):
-            shown = _map(axis, grid, scale)
             axis.set_title(f"{name}, {grid.method}")
             handles, labels = axis.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
         for axis in line[len(tuned) :]:
             axis.axis("off")
-        page.colorbar(shown, ax=list(line), label="last loss (nats)", extend="max")
+        page.colorbar(shown[-1], ax=list(line), label="last loss (nats)", extend="max")
     place = {"loc": "outside lower center", "ncols": len(named)}
     page.legend(named.values(), named.keys(), **place)
     return page

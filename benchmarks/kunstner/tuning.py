@@ -186,8 +186,8 @@ def _spread(
     worst = np.zeros(len(settings))
     for _ in range(_ORDERS):
         other = problem.take(draw.permutation(problem.examples))
-        moved = np.abs(last_losses(run(other, settings)) - last) / last
-        worst = np.maximum(worst, moved)
+        change = np.abs(last_losses(run(other, settings)) - last) / last
+        worst = np.maximum(worst, change)
     return worst
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from natgrad.compare.figures import Spectrum, ratio
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
+def mean(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The mean and its standard error."""
     array = np.asarray(values, float)
     return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -108,13 +108,11 @@ def vector(tree: Params) -> np.ndarray:
     return np.asarray(Layout.of(tree).ravel(tree), np.float64)
 
 
-def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     """Cosine and ratio of lengths of two steps."""
     own, other = np.linalg.norm(step), np.linalg.norm(exact)
-    return {
-        "step_cosine": ratio(step @ exact, own * other),
-        "step_norm_ratio": ratio(own, other),
-    }
+    cosine = ratio(step @ exact, own * other)
+    return {"step_cosine": cosine, "step_norm_ratio": ratio(own, other)}
 
 
 def divergence(ratios: np.ndarray) -> float:
@@ -135,6 +133,6 @@ def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
     return float(np.sum(positive / (positive + damping)))
 
 
-def ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
     """numerator / denominator, NaN where the denominator is 0."""
-    return float(numerator) / float(denominator) if denominator else math.nan
+    return float(numerator) / float(denominator) if float(denominator) else math.nan

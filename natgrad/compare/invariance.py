@@ -35,8 +35,7 @@ def recombination(
 ) -> Recombined | None:
     """Random other coordinates; None where no layer can be recombined."""
     read = captured(model, params, inputs)
-    blocks = () if read is None else layers.recombinable(read)
-    if not blocks:
+    if read is None or not (blocks := layers.recombinable(read)):
         return None
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     matrices = {block.name: _regular(block.inputs, draw) for block in blocks}

@@ -195,8 +195,8 @@ def _difference(
         return _product(metric, mask, x) - image, image
 
     krylov = lanczos(operator, start, iterations)
-    gram = jnp.matmul(krylov.basis, krylov.kept.T, precision=jax.lax.Precision.HIGHEST)
-    return krylov._replace(kept=()), gram
+    gram = jnp.matmul(krylov.basis, krylov.extra.T, precision=jax.lax.Precision.HIGHEST)
+    return krylov._replace(extra=()), gram
 
 
 def _product(metric: Metric, mask: Array, x: Array) -> Array:

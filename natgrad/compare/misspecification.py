@@ -69,17 +69,17 @@ class Misspecification:
         if math.isnan(self.z):
             return "the empirical Fisher does not depend on the labels here"
         times = f"the empirical Fisher is {self.trace_ratio:.3g} times the true one"
-        found = f"({times} in trace, z = {self.z:.1f}, p = {self.p_value:.2g})"
+        numbers = f"({times} in trace, z = {self.z:.1f}, p = {self.p_value:.2g})"
         if self.p_value > LEVEL:
-            return f"they could have come from the model at these parameters {found}"
+            return f"they could have come from the model at these parameters {numbers}"
         if self.z > 0:
             return (
                 f"the model is misspecified or not yet fitted: its errors are larger "
-                f"than it expects {found}"
+                f"than it expects {numbers}"
             )
         return (
             "they are predicted better than the model expects, or are soft labels, "
-            f"which vary less than draws {found}"
+            f"which vary less than draws {numbers}"
         )
 
 

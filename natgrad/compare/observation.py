@@ -20,7 +20,7 @@ from natgrad.solvers.conjugate_gradients import conjugate_gradients
 from natgrad.typing import Array, Inputs, Key, Params
 
 # (metric, gradient, λ) -> (F + λI)⁻¹ g
-Solve = Callable[[Metric, Params, float], Solution]
+Solve = Callable[[Metric, Params, Array], Solution]
 
 
 class Batch(NamedTuple):

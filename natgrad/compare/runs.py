@@ -24,6 +24,7 @@ class Run:
         train_loss: over all training data, nats.
         test_loss: nats.
         score: on the test data; see `natgrad.compare.training.Score`.
+        final_train_loss: the last of them, and so `final_test_loss`, `final_score`.
     """
 
     learning_rate: float
@@ -38,20 +39,9 @@ class Run:
         finite = all(map(math.isfinite, self.train_loss))
         return not finite or self.train_loss[-1] > self.train_loss[0]
 
-    @property
-    def final_train_loss(self) -> float:
-        """The last training loss."""
-        return self.train_loss[-1]
-
-    @property
-    def final_test_loss(self) -> float:
-        """The last test loss."""
-        return self.test_loss[-1]
-
-    @property
-    def final_score(self) -> float:
-        """The last test score."""
-        return self.score[-1]
+    final_train_loss = property(lambda run: run.train_loss[-1])
+    final_test_loss = property(lambda run: run.test_loss[-1])
+    final_score = property(lambda run: run.score[-1])
 
     def seconds_to(self, loss: float) -> float:
         """Seconds until the training loss is at most `loss`; inf if never."""
@@ -145,7 +135,8 @@ class Race:
         finals = {name: run.final_train_loss for name, run in runs.items()}
         mark = statistics.median(finals.values())
         seconds = {name: run.seconds_to(mark) for name, run in runs.items()}
-        first, lowest = min(seconds, key=seconds.get), min(finals, key=finals.get)
+        first = min(seconds, key=lambda name: seconds[name])
+        lowest = min(finals, key=lambda name: finals[name])
         headline = (
             f"To train, use {first}: it was the first at {figure(mark)} nats, the "
             f"median of all, after {duration(seconds[first])}."

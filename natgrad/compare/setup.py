@@ -123,7 +123,7 @@ def factories(approximations: Approximations) -> dict[str, Factory]:
         approximations = {name: by_name(name) for name in approximations}
     if not approximations:
         raise ValueError("approximations is empty: there is nothing to compare.")
-    return {name: _factory(name, given) for name, given in approximations.items()}
+    return {name: _factory(name, value) for name, value in approximations.items()}
 
 
 def _factory(name: str, curvature: Curvature | Factory) -> Factory:

@@ -54,14 +54,14 @@ def estimate(value: float, noise: float) -> str:
     return figure(value) + (f"±{noise:.0g}" if visible else "")
 
 
-def size(count: int | None) -> str:
+def size(count: float | None) -> str:
     """Bytes, with a decimal unit."""
     if count is None:
         return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
+    return f"{count:.0f} B"
 
 
 def duration(seconds: float | None) -> str:

@@ -145,7 +145,8 @@ def comparisons_along(
         raise ValueError(
             f"batch_size must be from 1 to the {count} examples, got {batch_size}."
         )
-    key = jax.random.PRNGKey(0) if key is None else key
+    if key is None:
+        key = jax.random.PRNGKey(0)
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
     order = batch_order(count, batch_size or count, max(1, steps[-1]), seed)
     optimizer = optax.with_extra_args_support(optimizer)

@@ -14,7 +14,7 @@ the others (their solvers would fall back together) and the seconds are those of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -224,7 +224,7 @@ def with_example(model: Model, inputs: Any) -> Model:
 
 
 def batch_order(
-    count: int, batch_size: int, steps: int, seed: int | Iterable[int]
+    count: int, batch_size: int, steps: int, seed: int | Sequence[int]
 ) -> Array:
     """Row indices [steps, batch_size]: reshuffled passes, without replacement."""
     draw = np.random.default_rng(seed)

@@ -21,47 +21,22 @@ _LONGEST = 2.5
 # What is below this is written as 0 in a block: rounding, in any precision.
 _FLOOR = 1e-6
 
-# Panel of `fidelity` -> title, unit, logarithmic?, label -> attribute of a row.
-_DOTS: dict[tuple[int, int], tuple[str, str, bool, dict[str, str]]] = {
-    (1, 0): (
-        "Fall of the loss along the full step",
-        "nats an example (right is better)",
-        False,
-        {
-            "predicted by F": "predicted_loss_decrease",
-            "predicted by A itself": "own_predicted_loss_decrease",
-            "actual": "actual_loss_decrease",
-        },
-    ),
-    (1, 1): (
-        "KL divergence of the full step",
-        "nats an example",
-        False,
-        {
-            "½⟨d, F d⟩": "predicted_kl",
-            "½⟨d, A d⟩": "own_predicted_kl",
-            "actual": "actual_kl",
-        },
-    ),
-    (0, 2): (
-        "Time of one step",
-        "seconds",
-        True,
-        {"run": "cost.run_seconds", "compile, once": "cost.compile_seconds"},
-    ),
-    (1, 2): (
-        "Memory",
-        "bytes",
-        True,
-        {"statistics kept": "statistics_bytes", "temporary": "cost.temporary_bytes"},
-    ),
+# Panels of `fidelity`: place, title, unit, logarithmic?, label -> attribute of a row.
+_LOSS = {
+    "predicted by F": "predicted_loss_decrease",
+    "predicted by A itself": "own_predicted_loss_decrease",
+    "actual": "actual_loss_decrease",
 }
-# What `quadratic` draws: label -> attribute of a point.
-_KL = {
-    "½⟨d, F d⟩, the quadratic model": "predicted_kl",
-    "½⟨d, A d⟩, as A believes": "own_predicted_kl",
-    "mean KL(p_θ ‖ p_{θ−d}), actual": "actual_kl",
-}
+_KL = {"½⟨d, F d⟩": "predicted_kl", "½⟨d, A d⟩": "own_predicted_kl"}
+_KL["mean KL(p_θ ‖ p_{θ−d}), actual"] = "actual_kl"
+_TIME = {"run": "cost.run_seconds", "compile, once": "cost.compile_seconds"}
+_BYTES = {"statistics": "statistics_bytes", "temporary": "cost.temporary_bytes"}
+_PANELS = (
+    ((1, 0), "Fall of the loss along the full step", "nats an example", False, _LOSS),
+    ((1, 1), "KL divergence of the full step", "nats an example", False, _KL),
+    ((0, 2), "Time of one step", "seconds", True, _TIME),
+    ((1, 2), "Memory", "bytes", True, _BYTES),
+)
 # What `blocks` draws: title -> figure of a block.
 _BLOCKS: dict[str, Callable[[Figures], float]] = {
     "‖A − F‖ / ‖F‖, Frobenius": lambda f: f.relative_error,
@@ -85,7 +60,7 @@ def fidelity(comparison: Comparison, *, title: str = "") -> Any:
     )
     _errors(axes[0, 0], comparison)
     _arrows(axes[0, 1], comparison.rows)
-    for place, (name, unit, log, series) in _DOTS.items():
+    for place, name, unit, log, series in _PANELS:
         _dots(axes[place], comparison.rows, series, log)
         axes[place].set(title=name, xlabel=unit)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,31 +16,17 @@ from natgrad.compare.plots.style import (
     style,
 )
 from natgrad.compare.repetition import Repeated
-from natgrad.compare.runs import Entry, Race, Run
+from natgrad.compare.runs import Entry, Race
 from natgrad.compare.trace import Trace
 
 _NATS = "nats an example"
-# Panels of `along`: figure of a row, title, unit, and how it is drawn.
+# Panels of `along`: figure of a row, title, unit, where exact is, logarithmic?
 _ALONG = (
-    (
-        "step_cosine",
-        "Direction of the step",
-        "cosine with the natural step (1 is exact)",
-        {"line": 0},
-    ),
-    (
-        "step_norm_ratio",
-        "Length of the step",
-        "length over the natural step's",
-        {"line": 1, "log": True},
-    ),
-    (
-        "relative_error",
-        "Error of the matrix",
-        "‖A − F‖ / ‖F‖, Frobenius",
-        {"log": True, "floor": 1e-7},
-    ),
+    ("step_cosine", "Direction of the step", "cosine with the natural step", 0, False),
+    ("step_norm_ratio", "Length of the step", "over the natural step's", 1, True),
+    ("relative_error", "Error of the matrix", "‖A − F‖ / ‖F‖, Frobenius", None, True),
 )
+_FLOOR = 1e-7
 
 
 @plain
@@ -57,27 +43,26 @@ def training(race: Race, *, title: str = "Training", score: str = "score") -> An
         "at its best learning rate",
         (2, 3),
     )
-    by_step = lambda run: range(len(run.train_loss))
-    _curves(axes[0, 0], race, by_step, lambda run: run.train_loss)
-    axes[0, 0].set(title="Training loss by step", xlabel="step", ylabel=_NATS)
-    _curves(
-        axes[0, 1],
-        race,
-        lambda run: run.seconds[1:],
-        lambda run: run.train_loss[1:],
-    )
-    axes[0, 1].set(
-        title="Training loss by time, from the first step on",
-        xlabel="seconds, compiling left out",
-        ylabel=_NATS,
-        xscale="log",
-    )
-    _curves(axes[1, 0], race, by_step, lambda run: run.test_loss)
-    axes[1, 0].set(title="Test loss by step", xlabel="step", ylabel=_NATS)
-    _curves(axes[1, 1], race, by_step, lambda run: run.score)
-    axes[1, 1].set(
-        title="Test score by step", xlabel="step", ylabel=score, yscale="linear"
-    )
+    bests = {i: entry.best for i, entry in enumerate(race.entries) if entry.best}
+    looks = {index: {**style(index), "marker": ""} for index in bests}
+    for place, name, what, unit in (
+        ((0, 0), "train_loss", "Training loss", _NATS),
+        ((1, 0), "test_loss", "Test loss", _NATS),
+        ((1, 1), "score", "Test score", score),
+    ):
+        axis, curves = axes[place], {i: getattr(run, name) for i, run in bests.items()}
+        for index, curve in curves.items():
+            axis.plot(curve, **looks[index])
+        axis.set(title=f"{what} by step", xlabel="step", ylabel=unit)
+        if unit == _NATS:
+            log_if_wide(axis, list(curves.values()))
+    by_time = axes[0, 1]
+    for index, run in bests.items():
+        by_time.plot(run.seconds[1:], run.train_loss[1:], **looks[index])
+    log_if_wide(by_time, [run.train_loss[1:] for run in bests.values()])
+    title = "Training loss by time, from the first step on"
+    by_time.set(title=title, xlabel="seconds, compiling left out", ylabel=_NATS)
+    by_time.set_xscale("log")
     _sensitivity(axes[0, 2], race)
     for index, entry in enumerate(race.entries):
         axes[1, 2].plot([], [], label=_label(entry), **style(index))
@@ -128,17 +113,14 @@ def along(trace: Trace) -> Any:
         (13, 7.6),
         sharex=True,
     )
-    for axis, (name, title, unit, how) in zip(axes.flat, _ALONG, strict=False):
+    for axis, (name, title, unit, exact, log) in zip(axes.flat, _ALONG, strict=False):
         for index, approximation in enumerate(trace.names):
-            values = np.maximum(
-                trace.series(approximation, name), how.get("floor", -np.inf)
-            )
+            values = trace.series(approximation, name)
+            values = np.maximum(values, _FLOOR) if log else values
             axis.plot(trace.steps, values, label=approximation, **style(index))
-        if "line" in how:
-            axis.axhline(how["line"], color="black", linewidth=0.9)
-        if how.get("log"):
-            axis.set_yscale("log")
-        axis.set(title=title, ylabel=unit)
+        if exact is not None:
+            axis.axhline(exact, color="black", linewidth=0.9)
+        axis.set(title=title, ylabel=unit, yscale="log" if log else "linear")
     loss, labels = axes[1, 1], axes[1, 1].twinx()
     loss.plot(trace.steps, trace.losses, "-o", color="black", markersize=4)
     loss.set(title="Loss, and the labels' verdict", ylabel="loss (nats an example, ●)")
@@ -151,21 +133,6 @@ def along(trace: Trace) -> Any:
         axis.set_xlabel("step")
     legend_beside(figure, axes[0, 0])
     return figure
-
-
-def _curves(
-    axis: Any,
-    race: Race,
-    across: Callable[[Run], Sequence[float]],
-    values: Callable[[Run], Sequence[float]],
-) -> None:
-    """The best run of each contender; the ordinate is logarithmic where that helps."""
-    for index, entry in enumerate(race.entries):
-        if entry.best is not None:
-            look = {**style(index), "marker": ""}
-            axis.plot(across(entry.best), values(entry.best), **look)
-    bests = [entry.best for entry in race.entries if entry.best is not None]
-    log_if_wide(axis, [value for run in bests for value in values(run)])
 
 
 def _sensitivity(axis: Any, race: Race) -> None:
