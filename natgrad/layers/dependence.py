@@ -85,8 +85,11 @@ def dependence(
     except TypeError:
         key = None
     if key not in _CACHE:
-        shapes = jax.tree.map(bare, (params, inputs))
-        trials = lambda: _tried(apply, *shapes, in_axes, size)
+        bare_params, bare_inputs = jax.tree.map(bare, (params, inputs))
+
+        def trials():
+            return _tried(apply, bare_params, bare_inputs, in_axes, size)
+
         found = outside(trials) if is_mapped(traced) else trials()
         if key is None:
             return found
@@ -102,9 +105,12 @@ def dependence(
 
 def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
     """As `dependence`, by running apply on drawn arrays of these shapes."""
-    trial = lambda count: Trial.of(apply, params, inputs, in_axes, count)
-    read = [trial(count) for count in rowwise.SIZES]
-    if all(read) and read[0].proves(read[1]):
+
+    def trial(count):
+        return Trial.of(apply, params, inputs, in_axes, count)
+
+    first, second = (trial(count) for count in rowwise.SIZES)
+    if first is not None and second is not None and first.proves(second):
         return Dependence.NOTHING
     several, one = trial(2) or trial(size), trial(1)
     if several is None:
@@ -118,7 +124,8 @@ def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
         finite = True
         if _interact(several, z, rows, others, positive):
             return Dependence.OTHERS
-        alike = alike and _alike(one, z, rows, positive, several.precision)
+        if alike and one is not None:
+            alike = _alike(one, z, rows, positive, several.precision)
     return Dependence.NOTHING if finite and alike else Dependence.PLACE
 
 

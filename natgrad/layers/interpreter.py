@@ -7,7 +7,7 @@ do is for `natgrad.layers.step` to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from natgrad.layers import jaxprs
@@ -32,7 +32,7 @@ class Interpreter:
         self,
         examples: Examples,
         taps: Mapping[Path, tuple] | None = None,
-        stacked: Mapping[Path, frozenset[str]] | None = None,
+        stacked: Mapping[Path, Set[str]] | None = None,
     ):
         self.examples = examples
         self.taps = taps

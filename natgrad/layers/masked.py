@@ -50,7 +50,7 @@ class MaskedRows(Rows):
         squared = Rows(self.x**2, self.g**2, self.bias).gradient()
         return self.whole_mask() ** 2 * squared
 
-    def projected_squares(self, left: Array, right: Array) -> Array:
+    def projected_squares(self, left: Array | None, right: Array) -> Array:
         """Σ_n (Lᵀ V_n R)², with bases L [..., I(+1), i] and R [..., O, o]."""
         turned = contract("...io,...op->...ip", self.per_example(), right[None])
         turned = contract("...io,...ij->...jo", turned, left[None])

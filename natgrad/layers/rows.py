@@ -176,7 +176,7 @@ class Rows:
             return squared.gradient()
         return jnp.sum(self.per_example() ** 2, axis=0)
 
-    def projected_squares(self, left: Array, right: Array) -> Array:
+    def projected_squares(self, left: Array | None, right: Array) -> Array:
         """Σ_n (Lᵀ V_n R)², with bases L [..., I(+1), i] and R [..., O, o]."""
         x = contract("...nti,...ij->...ntj", self.homogeneous, left)
         g = contract("...nto,...op->...ntp", self.g, right)
@@ -236,7 +236,7 @@ class LookupRows(Rows):
         products = self.g * merged
         return self._sum(products.reshape((-1, self.g.shape[-1])))
 
-    def projected_squares(self, left: Array, right: Array) -> Array:
+    def projected_squares(self, left: Array | None, right: Array) -> Array:
         """Σ_n (Lᵀ V_n R)²; a diagonal L is given as None, the identity."""
         g = contract("nto,op->ntp", self.g, right)
         if left is None:

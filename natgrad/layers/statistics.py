@@ -24,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
+from natgrad.layers.masked import MaskedRows
 from natgrad.layers.required import refusal, require_examples, require_memory
 from natgrad.layers.rows import LookupRows, Rows, contract
 from natgrad.layers.uses import Mixed
@@ -102,6 +103,7 @@ class Expand(Statistic):
         moments = [rows.input_moment(), rows.output_moment(), number]
         if block.masked:
             names += ["mask", "masks"]
+            assert isinstance(rows, MaskedRows)
             moments += [rows.whole_mask(), jnp.ones((), block.dtype)]
         if block.roles == 1:
             return dict(zip(names, moments, strict=True))
@@ -209,7 +211,7 @@ class Squares(PerExample):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProjectedSquares(PerExample):
+class ProjectedSquares(Squares):
     """Σ_n (Lᵀ V_n R)², EKFAC's second moments in a given basis: [lead..., I (+1), O].
 
     Attributes:
@@ -226,7 +228,7 @@ class ProjectedSquares(PerExample):
     def zero(self, block: Block) -> Array:
         """Zeros like the block's matrix, or per example."""
         require_examples(block, "second moments in an eigenbasis")
-        return Squares.zero(self, block)
+        return super().zero(block)
 
     def of(self, block: Block, rows: Rows, context: Any) -> Array:
         """One use's squares, or its part of Lᵀ V R."""
@@ -238,9 +240,10 @@ class ProjectedSquares(PerExample):
         each = contract("n...io,...op->n...ip", rows.per_example(), right)
         return each if left is None else contract("n...io,...ij->n...jo", each, left)
 
-    def finish(self, block: Block, total: Array) -> Array:
-        """Σ_n (Lᵀ V_n R)²."""
-        return Squares.finish(self, block, total)
+    def additive(self, block: Block) -> bool:
+        """No."""
+        del block
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +258,7 @@ class RowFactors(PerExample):
     @staticmethod
     def are_cheaper(block: Block) -> bool:
         """Does T² (I + O) < I O hold for its one use, or does it look up?"""
-        layered = isinstance(block, LayerBlock) and not block.masked
-        if not layered or not block.once:
+        if not isinstance(block, LayerBlock) or block.masked or not block.once:
             return False
         positions = block.uses[0].positions
         size = block.rows + block.outputs
@@ -276,8 +278,12 @@ class RowFactors(PerExample):
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
         require_examples(block, "the factors of per-example gradients")
-        lead = (*block.lead, block.examples, block.uses[0].positions)
-        zeros = lambda *shape: jnp.zeros((*lead, *shape), block.dtype)
+        assert isinstance(block, LayerBlock)
+        lead = (*block.lead, block.examples or 0, block.uses[0].positions)
+
+        def zeros(*shape):
+            return jnp.zeros((*lead, *shape), block.dtype)
+
         if block.looks_up:
             return {"index": zeros(), "g": zeros(block.outputs)}
         return {"x": zeros(block.inputs), "g": zeros(block.outputs)}
@@ -286,10 +292,9 @@ class RowFactors(PerExample):
         """The rows of the block's use."""
         del context
         if isinstance(rows, LookupRows):
+            assert rows.index is not None
             return {"index": rows.index.astype(block.dtype), "g": rows.g}
+        assert rows.x is not None
         return {"x": rows.x, "g": rows.g}
 
-    def finish(self, block: Block, total: Any) -> Any:
-        """The same."""
-        del block
-        return total
+    finish = Statistic.finish

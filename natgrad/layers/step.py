@@ -184,6 +184,7 @@ class Step:
         if self.name != "dot_general" or len(found) != 1:
             return self.natively()
         ((operand, mark),) = found
+        assert mark.looked_up is not None
         site = self._site(operand, mark, self.here)
         try:
             use = routed.match(site, mark.looked_up[0])
@@ -207,8 +208,11 @@ class Step:
     def _evaluated(self, uses: list) -> list:
         """The results, through a tap that gives the statistics of these uses."""
         taps = self.walk.taps or {}
-        op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
-        tapped = []
+
+        def evaluated(*operands):
+            return jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
+
+        op, tapped = evaluated, []
         for use, mark in uses:
             block, make = taps.get(use.path, (None, None))
             if make is None:
