@@ -13,14 +13,13 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.layers import jaxprs, loops, proof
-from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
-from natgrad.layers.captured import Captured, is_followed, walked
+from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Declared, DenseBlock, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
-from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.interpreter import Interpreter, around, is_followed, walked
 from natgrad.layers.jaxprs import Program
 from natgrad.layers.nesting import same_derivative
 from natgrad.layers.proof import TRACED, Proof

@@ -24,9 +24,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.masked import MaskedRows
-from natgrad.layers.required import refusal, require_examples, require_memory
-from natgrad.layers.rows import LookupRows, Rows, contract
+from natgrad.layers.declared import refusal, require_examples, require_memory
+from natgrad.layers.dense import MaskedRows
+from natgrad.layers.embedding import LookupRows
+from natgrad.layers.rows import Rows, contract
 from natgrad.layers.uses import Mixed
 from natgrad.typing import Array
 
@@ -78,7 +79,7 @@ class Expand(Statistic):
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
         if block.mixed is Mixed.BEFORE:
-            raise ValueError(refusal(block, "Kronecker factors"))
+            raise ValueError(refusal(block, block.mixed, "Kronecker factors"))
         require_memory(block)
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
@@ -101,9 +102,8 @@ class Expand(Statistic):
         if block.routed:
             number = jnp.broadcast_to(number, block.batch)
         moments = [rows.input_moment(), rows.output_moment(), number]
-        if block.masked:
+        if isinstance(rows, MaskedRows):
             names += ["mask", "masks"]
-            assert isinstance(rows, MaskedRows)
             moments += [rows.whole_mask(), jnp.ones((), block.dtype)]
         if block.roles == 1:
             return dict(zip(names, moments, strict=True))
@@ -233,21 +233,19 @@ class ProjectedSquares(Squares):
     def of(self, block: Block, rows: Rows, context: Any) -> Array:
         """One use's squares, or its part of Lᵀ V R."""
         left, right = context
-        if left is None and not isinstance(rows, LookupRows):
-            left = jnp.eye(block.rows, dtype=block.dtype)
         if block.once:
             return rows.projected_squares(left, right)
         each = contract("n...io,...op->n...ip", rows.per_example(), right)
         return each if left is None else contract("n...io,...ij->n...jo", each, left)
 
     def additive(self, block: Block) -> bool:
-        """No."""
+        """False: convolutions give the rows of all examples at once."""
         del block
         return False
 
 
 @dataclasses.dataclass(frozen=True)
-class RowFactors(PerExample):
+class RowFactors(Statistic):
     """X and G themselves, of a block for which `are_cheaper` holds.
 
     Gives {"x": [stack..., batch..., N, T, I], "g": [stack..., batch..., N, T, O]} of
@@ -258,7 +256,8 @@ class RowFactors(PerExample):
     @staticmethod
     def are_cheaper(block: Block) -> bool:
         """Does T² (I + O) < I O hold for its one use, or does it look up?"""
-        if not isinstance(block, LayerBlock) or block.masked or not block.once:
+        layered = isinstance(block, LayerBlock) and not block.masked
+        if not layered or not block.once:
             return False
         positions = block.uses[0].positions
         size = block.rows + block.outputs
@@ -278,12 +277,8 @@ class RowFactors(PerExample):
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
         require_examples(block, "the factors of per-example gradients")
-        assert isinstance(block, LayerBlock)
-        lead = (*block.lead, block.examples or 0, block.uses[0].positions)
-
-        def zeros(*shape):
-            return jnp.zeros((*lead, *shape), block.dtype)
-
+        lead = (*block.lead, block.examples, block.uses[0].positions)
+        zeros = lambda *shape: jnp.zeros((*lead, *shape), block.dtype)
         if block.looks_up:
             return {"index": zeros(), "g": zeros(block.outputs)}
         return {"x": zeros(block.inputs), "g": zeros(block.outputs)}
@@ -292,9 +287,5 @@ class RowFactors(PerExample):
         """The rows of the block's use."""
         del context
         if isinstance(rows, LookupRows):
-            assert rows.index is not None
             return {"index": rows.index.astype(block.dtype), "g": rows.g}
-        assert rows.x is not None
         return {"x": rows.x, "g": rows.g}
-
-    finish = Statistic.finish
