@@ -1,0 +1,72 @@
+"""Which tests are slow: those that were measured to be.
+
+`durations.json` holds the CPU seconds of every case that takes more than a moment. Each
+test (a law, with its cases) has `LAW_SECONDS` in the fast run: its quickest cases until
+these are spent, one case at least. The other cases are slow. Measure again with
+
+    python -m pytest -n auto -m "" --measure
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).with_name("durations.json")
+LAW_SECONDS = 2.0
+# Below this a duration is not worth a line.
+MOMENT = 0.2
+
+
+def law_of(nodeid):
+    """The test without its case."""
+    return nodeid.split("[")[0]
+
+
+def slow_cases(nodeids, seconds=None):
+    """The node ids, of these, that the fast run leaves out."""
+    seconds = json.loads(PATH.read_text()) if seconds is None else seconds
+    laws = defaultdict(list)
+    for nodeid in nodeids:
+        laws[law_of(nodeid)].append(nodeid)
+    slow = set()
+    for cases in laws.values():
+        quickest, *others = sorted(cases, key=lambda case: seconds.get(case, 0.0))
+        spent = seconds.get(quickest, 0.0)
+        for case in others:
+            spent += seconds.get(case, 0.0)
+            if spent > LAW_SECONDS:
+                slow.add(case)
+    return slow
+
+
+class Recorder:
+    """Writes `durations.json` at the end of a run."""
+
+    def __init__(self, config):
+        self.writes = not hasattr(config, "workerinput")
+        self.seconds = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        """CPU seconds of the process and its children: other programs do not count."""
+        start = sum(os.times()[:4])
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append(("cpu", sum(os.times()[:4]) - start))
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            spent = dict(report.user_properties)["cpu"]
+            if spent >= MOMENT:
+                self.seconds[report.nodeid] = round(spent, 1)
+
+    def pytest_sessionfinish(self):
+        if self.writes:
+            text = json.dumps(dict(sorted(self.seconds.items())), indent=0)
+            PATH.write_text(text + "\n")
