@@ -19,12 +19,13 @@ from typing import Any
 MODULES = {
     "adaptive": ("transforms.adaptive",),
     "arguments": ("transforms.validation",),
-    "batch": ("model.batch",),
+    "batch": ("model.batch", "model.targets"),
     "blockwise": ("metrics.blockwise",),
     "damping": ("transforms.damping",),
     "eigenbasis": ("metrics.eigenbasis",),
     "errors": ("model.errors",),
-    "health": ("transforms.health",),
+    "health": ("transforms.health", "transforms.state"),
+    "inference.ivon": ("inference.online_newton",),
     "inplace": ("control_flow",),
     "inverse": ("solvers.spd_inverse",),
     "jacobian": ("solvers.score_jacobian",),
@@ -35,13 +36,13 @@ MODULES = {
     "observation": ("transforms.observation",),
     "pieces": ("solvers.jacobian_blocks",),
     "placeholders": ("model.placeholders",),
-    "refresh": ("transforms.inverse_cache",),
+    "refresh": ("transforms.inverse_cache", "transforms.solve"),
     "sample_space": ("solvers.gram",),
     "scaling": ("transforms.scaling",),
     "spectral": ("solvers.spectral",),
     "spread": ("transforms.distributed_inverse",),
     "spring": ("transforms.spring",),
-    "state": ("transforms.state",),
+    "state": ("transforms.state", "transforms.statistics_update"),
     "transform": ("transforms.scale_by_curvature",),
     "upkeep": ("transforms.statistics_update",),
     "weights": ("model.weights",),
@@ -61,6 +62,7 @@ NAMES = {
         "resolved": "specialize",
     },
     "curvature.SubBatch": {"fewest": "min_examples", "part": "subsample"},
+    "families.Family": {"has_nodes": "has_score_nodes", "nodes": "score_nodes"},
     "geometry": {
         "bending": "christoffel_contraction",
         "displaced": "retract_into_domain",
@@ -116,6 +118,8 @@ def install() -> None:
             owner = getattr(importlib.import_module(package), last)
             for old, new in names.items():
                 setattr(owner, old, _old_member(owner, old, new))
+            if place == "families.Family":
+                _adopt_old_overrides(owner, names)
         else:
             module = importlib.import_module(f"natgrad.{place}")
             module.__getattr__ = _old_names(module, names)
@@ -140,7 +144,21 @@ def _old_member(owner: type, old: str, new: str) -> property:
     return property(of, doc=f"Deprecated: `{new}`.")
 
 
-def _warn(old: str, new: str) -> None:
+def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
+    """A subclass that overrides a method by its old name overrides the new one."""
+
+    def init_subclass(cls) -> None:
+        super(owner, cls).__init_subclass__()
+        for old, new in names.items():
+            if old in vars(cls) and new not in vars(cls):
+                # One frame more: that of the metaclass.
+                _warn(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", 4)
+                setattr(cls, new, vars(cls)[old])
+
+    owner.__init_subclass__ = classmethod(init_subclass)
+
+
+def _warn(old: str, new: str, level: int = 3) -> None:
     """A DeprecationWarning at the line that uses the old name."""
     message = f"{old} is now {new}; the old name goes with the next release."
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    warnings.warn(message, DeprecationWarning, stacklevel=level)

@@ -1,7 +1,7 @@
 """A conditional that leaves alone what it does not change.
 
 The results of `lax.cond` have buffers of their own, so a branch that keeps an array
-copies it: statistics that are renewed every tenth step would be copied in the nine
+copies it: statistics that are updated every tenth step would be copied in the nine
 others. A loop of at most one turn carries them in place, and where the optimizer state
 is donated nothing is moved. Loops of unknown length have no reverse derivative, so
 derivatives are those of the conditional.
@@ -17,35 +17,43 @@ import jax
 import jax.extend as jex
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jaxtyping import Bool
 
 from natgrad import tree
 from natgrad.typing import Array
 
 
-def cond_in_place(due: Array, renew: Callable[[Any], Any], kept: Any) -> Any:
-    """renew(kept) where due, else `kept` as it is.
+def cond_in_place(
+    due: Bool[Array, ""], update: Callable[[Any], Any], values: Any
+) -> Any:
+    """update(values) where due, else `values` as they are.
 
-    Under `vmap` it stays a conditional: all members renew where one is due.
+    Under `vmap` it stays a conditional: all members are updated where one is due.
 
     Args:
-        due: boolean scalar.
-        renew: gives a tree like its argument; may close over traced arrays.
-        kept: a tree of arrays.
+        due: a boolean scalar.
+        update: gives a tree like its argument; may close over traced arrays.
+        values: a tree of arrays.
     """
-    return repeat_in_place([due], renew, kept)
+    return repeat_in_place([due], update, values)
 
 
 def repeat_in_place(
-    due: Sequence[Array], renew: Callable[[Any], Any], kept: Any
+    due: Sequence[Bool[Array, ""]], update: Callable[[Any], Any], values: Any
 ) -> Any:
-    """renew(renew(… kept)), once for each of `due` that holds; compiled once.
+    """update(update(… values)), once for each of `due` that holds; compiled once.
 
     Under `vmap` once for each that holds for any member.
+
+    Args:
+        due: boolean scalars.
+        update: gives a tree like its argument; may close over traced arrays.
+        values: a tree of arrays.
     """
-    leaves, structure = jax.tree.flatten(kept)
+    leaves, structure = jax.tree.flatten(values)
 
     def flat(*leaves):
-        new = renew(jax.tree.unflatten(structure, leaves))
+        new = update(jax.tree.unflatten(structure, leaves))
         return jax.tree.leaves(new)
 
     run, constants = lifted(flat, *leaves)
@@ -56,8 +64,13 @@ def repeat_in_place(
     )
 
 
-def zeros_unless(usable: Array, values: Any) -> Any:
-    """The tree `values` where usable, else zeros; moves nothing where usable."""
+def zeros_unless(usable: Bool[Array, ""], values: Any) -> Any:
+    """The values where they are usable, else zeros.
+
+    Args:
+        usable: a boolean scalar. Where it holds, nothing is copied.
+        values: a tree of arrays.
+    """
 
     def zero(values):
         return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
@@ -66,41 +79,48 @@ def zeros_unless(usable: Array, values: Any) -> Any:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _repeat_in_place(run: Callable, pending: list, constants: list, kept: list) -> list:
+def _repeat_in_place(
+    run: Callable, pending: list, constants: list, values: list
+) -> list:
     """One turn for each of `pending` that holds; those that do come first."""
 
     def turn(carried):
-        (now, *later), kept = carried
+        (first, *later), values = carried
         held = constants
         if later:
             # XLA computes what is the same in all of several turns before the loop:
             # always, and so in the steps in which nothing is due. One by one, since
             # under shard_map some vary and others do not.
             held = [jax.lax.optimization_barrier((later, c))[1] for c in constants]
-        return [*later, jnp.zeros_like(now)], list(run(*held, *kept))
+        return [*later, jnp.zeros_like(first)], list(run(*held, *values))
 
-    return jax.lax.while_loop(lambda carried: carried[0][0], turn, (pending, kept))[1]
+    return jax.lax.while_loop(lambda carried: carried[0][0], turn, (pending, values))[1]
 
 
 @_repeat_in_place.defjvp
 def _repeat_in_place_jvp(run, primals, tangents):
-    def conditional(pending, constants, kept):
-        def turn(kept, now):
-            new = lambda: list(run(*constants, *kept))
-            return jax.lax.cond(now, new, lambda: kept), None
+    def conditional(pending, constants, values):
+        def turn(values, due):
+            def updated():
+                return list(run(*constants, *values))
+
+            return jax.lax.cond(due, updated, lambda: values), None
 
         if len(pending) == 1:
-            return turn(kept, pending[0])[0]
-        return jax.lax.scan(turn, kept, jnp.stack(pending))[0]
+            return turn(values, pending[0])[0]
+        return jax.lax.scan(turn, values, jnp.stack(pending))[0]
 
     return jax.jvp(conditional, primals, tangents)
 
 
 @custom_vmap
-def any_over_vmap(predicate: Array) -> Array:
+def any_over_vmap(predicate: Bool[Array, ""]) -> Bool[Array, ""]:
     """The predicate; under vmap, whether it holds for any member of the batch.
 
-    Unbatched, so a `lax.cond` on it stays a conditional under vmap.
+    The result has no batch axis, so a `lax.cond` on it stays a conditional under vmap.
+
+    Args:
+        predicate: a boolean scalar.
     """
     return predicate
 
@@ -114,9 +134,15 @@ def _any_over_vmap_rule(axis_size, in_batched, predicate):
 
 
 def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
-    """(run, constants): run(*constants, *operands) is function(*operands), all flat.
+    """A function with what it closes over as arguments.
 
-    The constants are the arrays that the function closes over, traced ones too.
+    Args:
+        function: (*operands) -> a sequence of arrays; may close over traced arrays.
+        operands: arrays; only their shapes and dtypes count.
+
+    Returns:
+        (run, constants): `constants` are the arrays that the function closes over, and
+        run(*constants, *operands) is function(*operands) as a flat list.
     """
     closed = jax.make_jaxpr(function)(*operands)
     jaxpr, constants = closed.jaxpr, list(closed.consts)

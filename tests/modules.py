@@ -72,15 +72,20 @@ def imports(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
             for alias in node.names:
                 yield Import(alias.name, id(node) in late)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = module.name.split(".")
-                keep = len(above) - node.level + module.package
-                base = ".".join([*above[:keep], *filter(None, [node.module])])
+            base = _base(node, module)
             for alias in node.names:
-                whole = f"{base}.{alias.name}"
-                inside = base.split(".")[0] == "natgrad" and whole not in modules
-                yield Import(base if inside else whole, id(node) in late)
+                full_name = f"{base}.{alias.name}"
+                inside = of_library(base) and full_name not in modules
+                yield Import(base if inside else full_name, id(node) in late)
+
+
+def _base(node: ast.ImportFrom, module: Module) -> str:
+    """The full name of what `from ... import` imports from."""
+    if not node.level:
+        return node.module or ""
+    above = module.name.split(".")
+    keep = len(above) - node.level + module.package
+    return ".".join([*above[:keep], *filter(None, [node.module])])
 
 
 def of_library(name: str) -> bool:
@@ -98,3 +103,52 @@ def names_in(module: Module) -> Iterator[str]:
             dotted = ast.unparse(node)
             yield dotted
             yield dotted.rpartition(".")[2]
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(module: Module) -> Iterator[tuple[str, Function]]:
+    """The functions of a module and their names in it, those inside others too."""
+
+    def of(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            inner = prefix
+            if isinstance(child, Function | ast.ClassDef):
+                inner = f"{prefix}{child.name}."
+            if isinstance(child, Function):
+                yield inner.rstrip("."), child
+            yield from of(child, inner)
+
+    yield from of(module.tree, "")
+
+
+def lines_of_code(function: Function) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def parameters(function: Function) -> list[str]:
+    """Names of the parameters, but for `self` and `cls`."""
+    every = function.args
+    names = [a.arg for a in (*every.posonlyargs, *every.args, *every.kwonlyargs)]
+    names += [a.arg for a in (every.vararg, every.kwarg) if a is not None]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def bound_names(module: Module) -> Iterator[tuple[str, str]]:
+    """(name, full name of what it is) for each name that the module's lines bind."""
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom):
+            base = _base(node, module)
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{base}.{alias.name}"
+        elif isinstance(node, Function | ast.ClassDef):
+            yield node.name, f"{module.name}:{node.name}"
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield ast.unparse(target), f"{module.name}:{ast.unparse(target)}"

@@ -12,15 +12,31 @@ import graphlib
 import pytest
 from layering import (
     CONTROL_FLOW,
+    HIDDEN_MODULES,
     LATE_IMPORTERS,
     LATE_IMPORTS,
     LAYERS,
     MAX_LINES,
+    MAX_LINES_OF_FUNCTION,
+    MAX_PARAMETERS,
+    MAX_ROOT_FILES,
     OPTAX,
     STOP_GRADIENT,
+    TOO_LARGE,
     X64,
 )
-from modules import imports, library, made_up, names_in, of_library, under
+from modules import (
+    bound_names,
+    functions,
+    imports,
+    library,
+    lines_of_code,
+    made_up,
+    names_in,
+    of_library,
+    parameters,
+    under,
+)
 
 # The rules --------------------------------------------------------------------------
 
@@ -87,6 +103,45 @@ def long_files(modules):
             yield f"{module.name} has {lines} lines; {MAX_LINES} at most"
 
 
+def many_root_files(modules):
+    """The first page of the library is short: what is more belongs into a package."""
+    files = [m.name for m in modules.values() if m.name.count(".") + m.package <= 1]
+    if len(files) > MAX_ROOT_FILES:
+        yield f"{len(files)} files at the root ({', '.join(sorted(files))}); 6 at most"
+
+
+def large_functions(modules):
+    """A function fits a screen, and a call fits a line or two."""
+    large = {}
+    for module in modules.values():
+        for name, function in functions(module):
+            lines, count = lines_of_code(function), len(parameters(function))
+            full_name = f"{module.name}.{name}"
+            if lines > MAX_LINES_OF_FUNCTION:
+                large[full_name] = f"has {lines} lines; {MAX_LINES_OF_FUNCTION} at most"
+            if count > MAX_PARAMETERS:
+                large[full_name] = f"has {count} parameters; {MAX_PARAMETERS} at most"
+    yield from (f"{n} {large[n]}" for n in sorted(large.keys() - TOO_LARGE.keys()))
+    if "natgrad" in modules:
+        for name in sorted(TOO_LARGE.keys() - large.keys()):
+            yield f"{name} is no longer too large: take it off the list"
+
+
+def hidden_modules(modules):
+    """`import natgrad.a.b as m` gives the module b, and no function of that name."""
+    hidden = {
+        (module.name, name)
+        for module in modules.values()
+        for name, source in bound_names(module)
+        if module.package and f"{module.name}.{name}" in modules.keys() - {source}
+    }
+    for package, name in sorted(hidden - HIDDEN_MODULES.keys()):
+        yield f"{package} binds {name}, which hides the module {package}.{name}"
+    if "natgrad" in modules:
+        for package, name in sorted(HIDDEN_MODULES.keys() - hidden):
+            yield f"{package} no longer hides its module {name}: take it off the list"
+
+
 def hidden_stop_gradients(modules):
     """Nothing is stopped unless there is a reason."""
     users = {m.name for m in modules.values() if "stop_gradient" in set(names_in(m))}
@@ -95,7 +150,8 @@ def hidden_stop_gradients(modules):
 
 def optax_imports(modules):
     """Curvatures, metrics and models do not know of optax."""
-    packages = ("natgrad.transforms", "natgrad.compare", "natgrad.optimizers")
+    packages = ("transforms", "compare", "optimizers", "cli")
+    packages = tuple(f"natgrad.{name}" for name in packages)
     users = {
         next((p for p in packages if under(module.name, p)), module.name)
         for module in modules.values()
@@ -106,7 +162,7 @@ def optax_imports(modules):
 
 def precision_switches(modules):
     """Nothing switches x64 on, whose callers would then compute in other types."""
-    packages = ("natgrad.compare", "natgrad.layers")
+    packages = ("natgrad.cli", "natgrad.layers")
     users = {
         next((p for p in packages if under(module.name, p)), module.name)
         for module in modules.values()
@@ -208,6 +264,42 @@ BROKEN = {
         (made_up(tree="import jax\njax._src.core.Primitive('p')"), "tree uses"),
     ],
     long_files: [(made_up(tree="x = 1\n" * (MAX_LINES + 1)), "301 lines")],
+    many_root_files: [
+        (made_up(init="", a="", b="", c="", d="", e="", f=""), "7 files at the root"),
+    ],
+    large_functions: [
+        (made_up(tree="def f():\n" + "    x = 1\n" * 60), "tree.f has 61 lines"),
+        (
+            made_up(tree="class A:\n  def f(self):\n" + "    x = 1\n" * 60),
+            "tree.A.f has 61 lines",
+        ),
+        (
+            made_up(
+                tree="def f():\n  def g():\n" + "    x = 1\n" * 50 + "  y = 1\n" * 9
+            ),
+            "tree.f has 61 lines",
+        ),
+        (made_up(tree="def f(a, b, c, d, /, e, f, *, g, h, i): 1"), "9 parameters"),
+        (made_up(tree="def f(a, b, c, d, e, f, g, *h, **i): 1"), "9 parameters"),
+        (
+            made_up(tree="class A:\n  def f(self, a, b, c, d, e, f, g, h, i): 1"),
+            "9 parameters",
+        ),
+        (made_up(tree="async def f(a, b, c, d, e, f, g, h, i): 1"), "9 parameters"),
+    ],
+    hidden_modules: [
+        (
+            made_up(layers="from natgrad.layers.conv import conv", layers__conv=""),
+            "hides the module natgrad.layers.conv",
+        ),
+        (
+            made_up(layers="from .dense import f as conv", layers__conv=""),
+            "layers binds conv",
+        ),
+        (made_up(layers="def conv(): pass", layers__conv=""), "binds conv"),
+        (made_up(layers="class conv: pass", layers__conv=""), "binds conv"),
+        (made_up(layers="conv = 1", layers__conv=""), "binds conv"),
+    ],
     hidden_stop_gradients: [
         (made_up(metric="import jax\njax.lax.stop_gradient(1.0)"), "metric uses"),
         (made_up(metric="def f(stop_gradient): stop_gradient(1.0)"), "metric uses"),
@@ -258,6 +350,9 @@ FINE = made_up(
     solvers__dense="import jax\nfrom natgrad.tree import N\nf = jax.lax.stop_gradient",
     compare__report="def plot():\n    import matplotlib",
     compare__run="import optax\nfrom natgrad.compare import report\ny = report",
+    geometry="from natgrad.geometry import points",
+    geometry__points="def f(a, b, c, d, e, f, g, h): 1",
+    geometry__roots="def f():\n  '" + "A\\\n" * 60 + "'\n" + "  x = 1\n" * 59,
     main="def main():\n    from natgrad.compare import report",
 )
 RULES = list(BROKEN)

@@ -85,12 +85,12 @@ def test_natural_is_differentiable_twice():
 
 def test_estimates_of_a_derived_family_are_within_five_standard_errors():
     z = Z[0]
-    ys, weights = run(GAMMA.nodes, z)
+    ys, weights = run(GAMMA.score_nodes, z)
     scores = np.asarray(run(jax.vmap(GAMMA.score, (None, 0)), z, ys))
     products = np.einsum("ni,nj->nij", scores, scores)
     error = products.std(0) / np.sqrt(len(weights))
     assert np.all(np.abs(products.mean(0) - run(nf.Gamma().fisher, z)) < 5 * error)
-    assert "estimated from 2048 samples" in GAMMA.provenance["nodes"]
+    assert "estimated from 2048 samples" in GAMMA.provenance["score_nodes"]
     np.testing.assert_allclose(
         run(GAMMA.log_prob, z, ys[0]), run(nf.Gamma().log_prob, z, ys[0]), 1e-10
     )

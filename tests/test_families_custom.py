@@ -60,7 +60,7 @@ def laplace_kl(z, z2):
 
 def standard_errors(family, z, z2):
     """Of the estimates of the divergence and of the Fisher information."""
-    ys, _ = run(family.nodes, z)
+    ys, _ = run(family.score_nodes, z)
     log_ratios = run(
         jax.vmap(lambda y: family.log_prob(z2, y) - family.log_prob(z, y)), ys
     )
@@ -94,7 +94,7 @@ def test_the_estimate_is_the_divergence_of_the_first_law_from_the_second():
 @pytest.mark.parametrize("how", LAPLACES)
 def test_the_estimated_definitions_of_the_information_agree(how, tolerance):
     family = LAPLACES[how]
-    ys, weights = run(family.nodes, Z)
+    ys, weights = run(family.score_nodes, Z)
     scores = run(jax.vmap(lambda y: family.score(Z, y)), ys)
     products = jnp.einsum("k,ki,kj->ij", weights, scores, scores)
     np.testing.assert_allclose(run(family.fisher, Z), products, tolerance("identity"))
@@ -114,7 +114,7 @@ def test_an_estimated_divergence_is_positive_however_near_the_points():
 def test_provenance_says_what_is_estimated(how):
     provenance = LAPLACES[how].provenance
     assert "estimated from 256 samples" in provenance["kl"]
-    assert provenance["nodes"].endswith("estimated from 256 samples")
+    assert provenance["score_nodes"].endswith("estimated from 256 samples")
     assert "drawn for each example and step" in provenance["columns"]
     assert provenance["score"] == "autodiff of log_prob"
     assert "estimated from 256 samples" in provenance["fisher"]
@@ -126,8 +126,8 @@ def test_provenance_says_what_is_given():
     assert with_kl.provenance["fisher"] == "Hessian of kl"
     assert set(nf.Gamma().provenance.values()) == {"given"}
     few = nf.from_log_prob(laplace_log_prob, laplace_sample, samples=16)
-    assert few.provenance["nodes"] == "estimated from 16 samples"
-    assert few.nodes(Z)[1].shape == (16,)
+    assert few.provenance["score_nodes"] == "estimated from 16 samples"
+    assert few.score_nodes(Z)[1].shape == (16,)
 
 
 def bernoulli(samples, **given):
@@ -144,7 +144,7 @@ def bernoulli(samples, **given):
 def test_the_derivative_of_an_estimated_information_is_not_that_of_its_summands():
     family, z = bernoulli(20_000), jnp.array(0.7)
     p = jax.nn.sigmoid(z)
-    ys, _ = run(family.nodes, z)
+    ys, _ = run(family.score_nodes, z)
     # The derivative of w s² with w' = w s: s³ + 2 s s', and s' = −p(1 − p).
     summands = (ys - p) ** 3 - 2 * (ys - p) * p * (1 - p)
     error = jnp.std(summands) / np.sqrt(ys.size)

@@ -72,7 +72,7 @@ def test_three_definitions_of_the_information_of_a_product_agree(tolerance):
         expected[np.ix_(place, place)] = np.reshape(
             run(family.fisher, z[s]), (size, size)
         )
-    ys, weights = run(BLOCKS.nodes, z)
+    ys, weights = run(BLOCKS.score_nodes, z)
     scores = run(jax.vmap(BLOCKS.score, (None, 0)), z, ys)
     products = jnp.einsum("k,ki,kj->ij", weights, scores, scores)
     hessian = run(jax.hessian(lambda z2: BLOCKS.kl(z, z2)), z)

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
-from test_families_oracles import CASES, line, oracle_kl, student_log_density
 
 import natgrad.families as nf
 from natgrad.families.numerics import special
 
 
+def student_kl(nu, z, z2):
+    """By the trapezoidal rule in u = asinh((y − m)/s), at 30 digits."""
+    reach = 5 + 30 / nu
+    with mp.workdps(30):
+        scale, scale2 = mp.exp(z[1]), mp.exp(z2[1])
+        kernel = lambda x: -(nu + 1) / mp.mpf(2) * mp.log1p(x**2 / nu)
+        mass = total = mp.mpf(0)
+        for k in range(-int(reach * 20), int(reach * 20) + 1):
+            e = mp.sinh(mp.mpf(k) / 20)
+            p = mp.exp(kernel(e)) * mp.cosh(mp.mpf(k) / 20)
+            mass += p
+            total += p * (kernel(e) - kernel((z[0] + e * scale - z2[0]) / scale2))
+        return float(total / mass + z2[1] - z[1])
+
+
 @pytest.mark.parametrize("nu", [0.7, 1, 4, 5, 40])
 def test_the_divergence_of_student_laws_holds_for_all_degrees_of_freedom(nu, tolerance):
-    case = dataclasses.replace(
-        CASES["student_t"],
-        family=nf.StudentT(nu),
-        log_density=lambda z, y: student_log_density(nu, z[0], mp.exp(z[1]), y),
-        grid=line(lambda z: (z[0], mp.exp(z[1])), 5 + 30 / nu),
-    )
     z, z2 = np.array([0.3, 0.2]), np.array([-2.0, 1.1])
-    actual = jax.jit(case.family.kl)(jnp.asarray(z), jnp.asarray(z2))
-    np.testing.assert_allclose(actual, oracle_kl(case, z, z2), tolerance("oracle"))
+    actual = jax.jit(nf.StudentT(nu).kl)(jnp.asarray(z), jnp.asarray(z2))
+    np.testing.assert_allclose(actual, student_kl(nu, z, z2), tolerance("oracle"))
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-9), ("float32", 1e-4)])

@@ -41,7 +41,7 @@ def test_our_families_agree_on_their_information(name, chart):
 class Sampled(nf.Bernoulli):
     """A Bernoulli law whose expectations must be sampled."""
 
-    nodes = nf.Family.nodes
+    score_nodes = nf.Family.score_nodes
 
 
 @dataclasses.dataclass(frozen=True)

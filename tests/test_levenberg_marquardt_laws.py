@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import natgrad as ng
-from natgrad.transforms.adaptive import comparison
+from natgrad.transforms.adaptive.batch_loss import BatchLoss
 
 RNG = np.random.default_rng(0)
 X = np.asarray(RNG.normal(size=(64, 4)), "float32")
@@ -91,19 +91,29 @@ def test_losses_are_compared_without_constants_of_the_law():
     y = regression([0, 1, 2, 3])
     params = jnp.asarray([0.0, 1.0, 2.0, 3.0], "float32")
     ahead = params + jnp.asarray([0.02, 0.0, -0.01, 0.0], "float32")
-    before = model.loss(params, X, y)
-    batch = {"inputs": X, "targets": y}
-    found = jax.jit(
-        lambda p, q: comparison.compared(
-            model, lambda p: model.loss(p, X, y), before, p, q, batch
+    before, gradient = jax.value_and_grad(model.loss)(params, X, y)
+
+    @jax.jit
+    def compare(params, ahead):
+        batch = BatchLoss(
+            model=model,
+            params=params,
+            gradient=gradient,
+            value=before,
+            finite=jnp.array(True),
+            value_fn=model.loss,
+            arguments={"inputs": X, "targets": y},
+            is_models_own=True,
         )
-    )(params, ahead)
+        return batch.compare(ahead)
+
+    comparison = compare(params, ahead)
     wide = [np.asarray(each, "float64") for each in (params, ahead)]
     first, second = (np.mean((y[:, 0] - X @ p) ** 2) for p in wide)
     expected = (first - second) / (2 * scale**2)
     assert 0 < abs(expected) < np.finfo("float32").eps * before
-    np.testing.assert_allclose(found.fall, expected, 1e-3)
-    assert found.rounding < abs(expected)
+    np.testing.assert_allclose(comparison.fall, expected, 1e-3)
+    assert comparison.rounding < abs(expected)
 
 
 def test_a_step_too_long_is_halved_until_it_lowers_the_loss():

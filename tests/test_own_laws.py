@@ -220,7 +220,7 @@ def test_a_support_without_all_labels_is_an_error_and_a_nan_where_unknown():
         with pytest.raises(ValueError, match=message):
             matrix(make, few, w, x)
     with pytest.raises(ValueError, match=r"from_log_prob: .*of the 2 labels"):
-        few.nodes(jnp.zeros(CLASSES))
+        few.score_nodes(jnp.zeros(CLASSES))
     with pytest.raises(ValueError, match=r"from_distribution: .*of the 2 labels"):
         nf.from_distribution(
             lambda z: distrax.Categorical(logits=z),

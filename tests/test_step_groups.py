@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import natgrad as ng
-from natgrad.transforms.adaptive.fisher_forms import merged, of_successive_blocks
+from natgrad.transforms.adaptive.quadratic_forms import merged, of_successive_blocks
 
 N, FEATURES, OUTPUTS = 16, 4, 2
 RNG = np.random.default_rng(0)

@@ -163,7 +163,7 @@ def _grams(model: Model, params: Params, inputs: Inputs) -> Array:
         rows = Layout.of(params).ravel(jax.vmap(pull)(basis), lead=1)
         return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
 
-    return visits(model, Exact(), params, inputs).stack(visit)
+    return visits(model, Exact(), batch.Batch(params, inputs)).stack(visit)
 
 
 def _exact(grams: Array, scores: Array) -> Array:

@@ -8,10 +8,11 @@ import difflib
 from collections.abc import Callable
 
 from natgrad.curvature.automatic import Automatic, OfTheBatch
-from natgrad.curvature.base import Curvature, Delegate
+from natgrad.curvature.base import Curvature
 from natgrad.curvature.block_diagonal import BlockDiagonal
 from natgrad.curvature.centred import Centred
 from natgrad.curvature.constant import Constant
+from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.ekfac import EKFAC

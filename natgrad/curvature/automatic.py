@@ -22,12 +22,12 @@ from typing import ClassVar, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.base import Curvature, Delegate
+from natgrad.curvature.base import Curvature
+from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
 from natgrad.curvature.visits import ELEMENTS
-from natgrad.curvature.whole import column_count
 from natgrad.metrics.base import Metric
 from natgrad.solvers.conjugate_gradients import RelativeResidual
 from natgrad.tree import Layout, raw_key
@@ -116,7 +116,7 @@ class OfTheBatch(Curvature):
             key = jax.random.PRNGKey(0)
             outputs, examples, _ = self.model.whole(params, inputs, targets, key)
             z = outputs(params)
-            columns = column_count(self.model, self.labels, z, examples)
+            columns = self.labels.count(self.model, z, examples)
             return jnp.zeros((columns, z.shape[0]))
 
         return jax.eval_shape(shaped, params, inputs, used).shape

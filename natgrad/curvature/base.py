@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+import os
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.metrics.base import Metric
-from natgrad.model import Model
+from natgrad.model import DoesNotFitError, Model
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
@@ -162,42 +163,37 @@ class Curvature(abc.ABC):
         return dataclasses.replace(self, model=self.model.with_frozen(model_params))
 
 
-class Delegate(Curvature):
-    """A curvature that is another one, chosen or changed: no approximation of its own.
+def require_memory(numbers: int, dtype: Any, what: str, instead: str) -> None:
+    """Raise unless so many numbers of a dtype fit into the machine's memory.
 
-    What `specialize` gives must not choose again.
+    Args:
+        numbers: how many.
+        dtype: of what type.
+        what: whose they are and what they hold, the beginning of a sentence.
+        instead: what takes less.
+
+    Raises:
+        DoesNotFitError: they do not fit; before anything is allocated.
     """
+    size, limit = numbers * jnp.dtype(dtype).itemsize, _memory()
+    if limit is not None and size > limit:
+        raise DoesNotFitError(
+            f"{what}: {numbers:.2g} numbers of type {jnp.dtype(dtype)}, "
+            f"{size / 1e9:.3g} GB, and there are {limit / 1e9:.3g} GB of memory. "
+            f"Use {instead} instead."
+        )
 
-    @abc.abstractmethod
-    def specialize(self, params: Params) -> Curvature:
-        """The curvature for parameters of these shapes."""
 
-    def init(self, params: Params) -> Statistics:
-        """That of what is chosen."""
-        return self.specialize(params).init(params)
-
-    def estimate(
-        self,
-        params: Params,
-        inputs: Inputs,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> Statistics:
-        """That of what is chosen."""
-        return self.specialize(params).estimate(params, inputs, targets, key)
-
-    def metric(
-        self,
-        statistics: Statistics,
-        params: Params,
-        inputs: Inputs = None,
-        targets: Array | None = None,
-    ) -> Metric:
-        """That of what is chosen."""
-        return self.specialize(params).metric(statistics, params, inputs, targets)
-
-    def value_and_grad(
-        self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
-    ) -> tuple[Array, Params, Statistics]:
-        """That of what is chosen."""
-        return self.specialize(params).value_and_grad(params, inputs, targets, key)
+def _memory() -> int | None:
+    """Bytes of all devices of this process; of the machine, where that is the CPU."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        limits = [
+            (device.memory_stats() or {}).get("bytes_limit") for device in devices
+        ]
+        return sum(limits) if all(limits) else None
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES")  # -1 where it is not known
+        return os.sysconf("SC_PAGE_SIZE") * pages if pages > 0 else None
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None

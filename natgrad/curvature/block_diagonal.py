@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
+from natgrad.curvature.base import require_memory
 from natgrad.curvature.dense import weighted_gram
-from natgrad.curvature.memory import require
-from natgrad.curvature.pullback import PullbackCurvature
+from natgrad.curvature.summed import PullbackCurvature
 from natgrad.metrics.base import BlockDiagonalMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
@@ -43,7 +43,7 @@ class BlockDiagonal(PullbackCurvature):
         sizes = [
             sum(layout.sizes[leaf] for leaf in group) for group in self._groups(params)
         ]
-        require(
+        require_memory(
             sum(size**2 for size in sizes),
             layout.dtype,
             f"BlockDiagonal's matrices of {layout.size} parameters",

@@ -1,4 +1,4 @@
-"""Score columns of one example, all at once or one at a time.
+"""Score columns of one example or of a batch, all at once or one at a time.
 
     Σ_k w_k s_k s_kᵀ,     s_k shaped like the output z
 
@@ -8,13 +8,26 @@ for a batch; but each of them is known from its label alone.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from natgrad.model import Model
 from natgrad.model.weights import trailing
 from natgrad.typing import Array, ArrayLike
+
+
+def law_of_outputs(model: Model) -> Model:
+    """The law of the labels given the outputs: the model with apply(z, x) = z.
+
+    Its parameters are z [N, ...], which need not be computed again for it.
+
+    Args:
+        model: the model.
+    """
+    return dataclasses.replace(model, apply=lambda z, _: z)
 
 
 class ScoreColumns(NamedTuple):
@@ -75,3 +88,36 @@ def score(model: Model, columns: Columns, k: ArrayLike, like: Array) -> Array:
 def root(weights: Array) -> Array:
     """√w, with derivative 0 at 0, which is where masked examples are."""
     return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchColumns:
+    """The columns √w_nk s_nk of a whole batch, one k at a time.
+
+    Attributes:
+        model: the model.
+        z: its outputs, [N, ...].
+        columns: of every example; each array has a leading axis N.
+    """
+
+    model: Model
+    z: Array
+    columns: Columns
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.columns.weights.shape[1]
+
+    def roots(self, k: ArrayLike) -> Array:
+        """√w_nk of all n, [N]."""
+        return root(self.columns.weights[:, k])
+
+    def column(self, k: ArrayLike) -> Array:
+        """√w_nk s_nk of all n, [N, ...]."""
+
+        def of_example(columns, z):
+            return score(self.model, columns, k, z)
+
+        scores = jax.vmap(of_example)(self.columns, self.z)
+        return trailing(self.roots(k), scores) * scores

@@ -13,43 +13,19 @@ from typing import final
 
 import jax
 
-from natgrad.curvature.base import Curvature, Delegate
-from natgrad.curvature.labels import Labels
+from natgrad.curvature.delegate import Wrapper
 from natgrad.metrics.base import Metric
-from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class Constant(Delegate):
+class Constant(Wrapper):
     """F as a constant in derivatives.
 
     Attributes:
         curvature: what is kept constant.
     """
-
-    model: Model = dataclasses.field(init=False)
-    labels: Labels = dataclasses.field(init=False)
-    curvature: Curvature
-
-    def __post_init__(self):
-        object.__setattr__(self, "model", self.curvature.model)
-        object.__setattr__(self, "labels", self.curvature.labels)
-
-    @property
-    def requires_batch(self) -> bool:
-        """As the curvature itself."""
-        return self.curvature.requires_batch
-
-    def specialize(self, params: Params) -> Curvature:
-        """The choice made for these parameters, kept constant."""
-        chosen = self.curvature.specialize(params)
-        return self if chosen is self.curvature else Constant(chosen)
-
-    def init(self, params: Params) -> Statistics:
-        """Those of the curvature."""
-        return self.curvature.init(params)
 
     def estimate(
         self,
@@ -81,27 +57,3 @@ class Constant(Delegate):
             params, inputs, targets, key
         )
         return loss, gradient, jax.lax.stop_gradient(statistics)
-
-    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """The curvature's."""
-        return self.curvature.divergence(params, other, inputs)
-
-    def loss_and_gradient(
-        self, params: Params, inputs: Inputs, targets: Array
-    ) -> tuple[Array, Params]:
-        """Those of the curvature, of the whole batch."""
-        return self.curvature.loss_and_gradient(params, inputs, targets)
-
-    def with_previous(self, statistics: Statistics) -> Constant:
-        """The curvature's, constant."""
-        return Constant(self.curvature.with_previous(statistics))
-
-    def accumulate(
-        self, statistics: Statistics, estimate: Statistics, weight: Array
-    ) -> Statistics:
-        """As the curvature does."""
-        return self.curvature.accumulate(statistics, estimate, weight)
-
-    def with_frozen(self, model_params: Params) -> Constant:
-        """The curvature's, constant."""
-        return Constant(self.curvature.with_frozen(model_params))

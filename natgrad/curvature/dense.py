@@ -16,8 +16,8 @@ from typing import final
 
 import jax.numpy as jnp
 
-from natgrad.curvature.memory import require
-from natgrad.curvature.pullback import PullbackCurvature
+from natgrad.curvature.base import require_memory
+from natgrad.curvature.summed import PullbackCurvature
 from natgrad.metrics.base import DenseMetric
 from natgrad.solvers.dense import mirrored
 from natgrad.solvers.spectral import HIGHEST
@@ -37,7 +37,7 @@ class Dense(PullbackCurvature):
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""
         layout = Layout.of(params)
-        require(
+        require_memory(
             layout.size**2,
             layout.dtype,
             f"Dense's matrix of {layout.size} parameters",

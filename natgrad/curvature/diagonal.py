@@ -14,7 +14,7 @@ from typing import final
 
 import jax.numpy as jnp
 
-from natgrad.curvature.pullback import PullbackCurvature
+from natgrad.curvature.summed import PullbackCurvature
 from natgrad.metrics.base import DiagonalMetric
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout

@@ -23,21 +23,21 @@ Kronecker-factored eigenbasis.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.control_flow import any_over_vmap, cond_in_place
-from natgrad.curvature.kfac import KFAC, KroneckerFactors
-from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
-from natgrad.layers import Expand, ProjectedSquares
+from natgrad.curvature.kfac import KFAC, FactorStatistics, KroneckerFactors
+from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
+from natgrad.layers import Expand, ProjectedSquares, Statistic
 from natgrad.metrics.eigenbasis import EigenbasisMetric, eigenbases, rotate
 from natgrad.solvers.base import stagger
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, increment
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Params, Statistics
 
 
 class Bases(NamedTuple):
@@ -74,6 +74,10 @@ class EKFAC(LayerCurvature):
     """F as a diagonal in a Kronecker product of eigenbases, for each layer.
 
     Attributes:
+        model: whose Fisher information; with `example_inputs`.
+        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        declared: as for `KFAC`.
+        axis_name: as for `KFAC`.
         sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.
         period: estimates between two refreshes of a layer's basis.
         previous: the average that the next estimate continues from: see
@@ -99,36 +103,21 @@ class EKFAC(LayerCurvature):
         scales = tuple(jnp.zeros(block.shape, block.dtype) for block in blocks)
         return EigenStatistics(factors, bases, scales, jnp.zeros((), jnp.int32))
 
-    def plan(
-        self,
-        params: Params,
-        inputs: Inputs,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> Plan:
+    def layer_statistics(self, captured: CapturedBatch) -> EigenStatisticsRequest:
         """Factors, and squares in the previous basis or the batch's own."""
-        asked, normalise = self._kfac().plan(params, inputs, targets, key)
-        own = lambda: bases_of(
-            normalise(*self.sums(asked, params, inputs, targets, key))
-        )
+        factors = self._kfac().layer_statistics(captured)
+
+        def own_bases():
+            return bases_of(factors.finalize(*self.sums(factors, captured)))
+
         if self.previous is None:
-            bases = own()
+            bases = own_bases()
         else:
             bases = cond_in_place(
-                self.previous.age == 0, lambda _: own(), self._turned()
+                self.previous.age == 0, lambda _: own_bases(), self._turned()
             )
-        names = [block.name for block in self.captured(params, inputs).blocks]
-        pairs = dict(zip(names, zip(*bases, strict=True), strict=True))
-
-        def keep(sums, total):
-            scales = tuple(
-                found["squares"] / total.astype(found["squares"].dtype)
-                for found in sums.values()
-            )
-            factors = normalise(sums, total)
-            return EigenStatistics(factors, bases, scales, jnp.ones((), jnp.int32))
-
-        return {**asked, "squares": ProjectedSquares(pairs)}, keep
+        names = tuple(block.name for block in captured.captured.blocks)
+        return EigenStatisticsRequest(factors, bases, names)
 
     def with_previous(self, statistics: Statistics) -> EKFAC:
         """EKFAC that measures in the basis of `statistics`, refreshed if it is due."""
@@ -185,6 +174,41 @@ class EKFAC(LayerCurvature):
             for i, u_a, u_g in zip(group, *new, strict=True):
                 left[i], right[i] = u_a, u_g
         return Bases(tuple(left), tuple(right))
+
+
+@dataclasses.dataclass(frozen=True)
+class EigenStatisticsRequest:
+    """Factors and squares in bases: what is asked of the layers, and what is kept.
+
+    Attributes:
+        factors: what K-FAC asks.
+        bases: in which the squares are measured.
+        names: of the blocks.
+    """
+
+    factors: FactorStatistics
+    bases: Bases
+    names: tuple[str, ...]
+
+    def requested_statistics(self) -> Mapping[str, Statistic]:
+        """The factors' sums, and Σ_n (U_Aᵀ V_n U_G)²."""
+        pairs = zip(*self.bases, strict=True)
+        squares = ProjectedSquares(dict(zip(self.names, pairs, strict=True)))
+        return {**self.factors.requested_statistics(), "squares": squares}
+
+    def finalize(self, sums: Mapping[str, Mapping], total: Array) -> EigenStatistics:
+        """Factors, bases and the batch means of the squares.
+
+        Args:
+            sums: block's name -> {"factors": the sums, "squares": the sums}.
+            total: Σ_n ω_n, shape ().
+        """
+        scales = tuple(
+            answers["squares"] / total.astype(answers["squares"].dtype)
+            for answers in sums.values()
+        )
+        factors = self.factors.finalize(sums, total)
+        return EigenStatistics(factors, self.bases, scales, jnp.ones((), jnp.int32))
 
 
 def bases_of(factors: KroneckerFactors) -> Bases:

@@ -31,13 +31,12 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers
-from natgrad.curvature.base import Curvature
-from natgrad.curvature.columns import root
-from natgrad.curvature.memory import require
+from natgrad.curvature.base import Curvature, require_memory
+from natgrad.curvature.columns import law_of_outputs, root
 from natgrad.curvature.visits import visits
-from natgrad.curvature.whole import whole_columns
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metrics.gram import GramMetric
+from natgrad.model.batch import Batch
 from natgrad.solvers.jacobian_blocks import (
     DenseRows,
     EmbeddingBlock,
@@ -98,20 +97,22 @@ class Gram(Curvature):
     ) -> GramMetric:
         """The metric of the batch `inputs`, which must be given."""
         targets = targets if self.labels.needs_targets else None
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
-        jacobian = self._captured(statistics.key, params, inputs, targets)
+        batch = Batch(params, inputs, targets, statistics.key)
+        program = layers.trace(self.model.raw_outputs, params, inputs)
+        jacobian = self._captured(batch, program)
         if jacobian is None:
-            jacobian = self._written_out(statistics.key, params, inputs, targets)
+            jacobian = self._written_out(batch)
         return GramMetric(jacobian.layout, jacobian)
 
     def writes_out(self, params: Params, inputs: Inputs) -> bool:
         """Must B be written out, for want of layers that tell examples apart?"""
-        return self._layers(params, inputs) is None
+        program = layers.trace(self.model.raw_outputs, params, inputs)
+        return self._layers(Batch(params, inputs), program) is None
 
-    def _layers(self, params, inputs) -> layers.Captured | None:
+    def _layers(self, batch: Batch, program: Any) -> layers.Captured | None:
         """The layers; None where they cannot give every example's gradient."""
-        model = self.model
-        found = layers.dependence(model.apply, params, inputs, model.in_axes)
+        model, params, inputs = self.model, batch.params, batch.inputs
+        found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
         if found is layers.Dependence.OTHERS:
             return None
         try:
@@ -121,22 +122,23 @@ class Gram(Curvature):
                 inputs,
                 in_axes=model.in_axes,
                 declared=self.declared,
+                program=program,
             )
         except layers.NotCapturedError:
             return None
         separate = all(block.separate and block.examples for block in captured.blocks)
         return captured if separate else None
 
-    def _captured(self, key, params, inputs, targets) -> Jacobian | None:
+    def _captured(self, batch: Batch, program: Any) -> Jacobian | None:
         """B from taps; None where they cannot give it."""
-        captured = self._layers(params, inputs)
+        captured = self._layers(batch, program)
         if captured is None:
             return None
+        params = batch.params
         blocks = captured.blocks
-        z, pullback = captured.pull(_wanted, params, inputs)
-        columns, total = whole_columns(
-            self.model, self.labels, z, params, inputs, targets, key
-        )
+        z, pullback = captured.pull(_wanted, params, batch.inputs)
+        law = law_of_outputs(self.model)
+        columns, total = self.labels.of_batch(law, z, batch._replace(params=z))
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:
             return None
@@ -165,12 +167,12 @@ class Gram(Curvature):
         layout = Layout.of(params)
         return Jacobian(layout, blocks, pieces, self._centre(columns.roots(0), total))
 
-    def _written_out(self, key, params, inputs, targets) -> Jacobian:
+    def _written_out(self, batch: Batch) -> Jacobian:
         """B by pullbacks of each example's columns."""
-        layout = Layout.of(params)
-        found = visits(self.model, self.labels, params, inputs, targets, key)
+        layout = Layout.of(batch.params)
+        found = visits(self.model, self.labels, batch)
         samples = found.columns * found.count
-        self._require(samples, samples * layout.size, params)
+        self._require(samples, samples * layout.size, batch.params)
 
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
@@ -186,7 +188,7 @@ class Gram(Curvature):
 
     def _require(self, samples: int, rows: int, params: Params) -> None:
         layout = Layout.of(params)
-        require(
+        require_memory(
             min(samples, layout.size) ** 2 + rows,
             layout.dtype,
             f"Gram's rows of {samples} score columns, and their matrix",

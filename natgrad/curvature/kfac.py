@@ -41,14 +41,15 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers
-from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
-from natgrad.curvature.memory import require
+from natgrad.curvature.base import require_memory
+from natgrad.curvature.columns import law_of_outputs
+from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
 from natgrad.layers.required import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params
+from natgrad.typing import Array, Inputs, Params
 
 
 class KroneckerFactors(NamedTuple):
@@ -69,7 +70,16 @@ class KFAC(LayerCurvature):
     """F as a Kronecker product for each layer.
 
     Attributes:
-        sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`.
+        model: whose Fisher information; with `example_inputs`, or its layers are not
+            known before the first batch.
+        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        declared: path of a parameter or subtree -> `natgrad.layers.DenseBlock()` or
+            `natgrad.layers.DiagonalBlock()`, for what is to be treated by hand; None
+            for nothing.
+        sharing: how positions that share a weight are read:
+            `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`.
+        axis_name: of the mapped axis, or axes, over which the examples are spread;
+            None where a call sees the whole batch.
     """
 
     sharing: layers.Expand = Expand()  # noqa: RUF009 (frozen, without state)
@@ -77,37 +87,33 @@ class KFAC(LayerCurvature):
     def init(self, params: Params) -> KroneckerFactors:
         """Zero factors; needs `example_inputs` in the model to know the layers."""
         blocks = self.captured(params).blocks
-        made = lambda: [self.sharing.zero(block) for block in blocks]
+
+        def zeros():
+            return [self.sharing.zero(block) for block in blocks]
+
         sizes = [
             sum(leaf.size for leaf in jax.tree.leaves(zero))
-            for zero in jax.eval_shape(made)
+            for zero in jax.eval_shape(zeros)
         ]
         largest = blocks[sizes.index(max(sizes))]
         name = repr(largest.name)
-        require(
+        require_memory(
             sum(sizes),
             largest.dtype,
             f"K-FAC's factors, the largest those of {name}",
             f"declared={{{name}: natgrad.layers.DiagonalBlock()}} or LayerDiagonal",
         )
-        zeros = made()
+        empty = zeros()
         return KroneckerFactors(
-            tuple(zero.get("A_swapped", zero["A"]) for zero in zeros),
-            tuple(zero["G"] for zero in zeros),
+            tuple(zero.get("A_swapped", zero["A"]) for zero in empty),
+            tuple(zero["G"] for zero in empty),
         )
 
-    def plan(
-        self,
-        params: Params,
-        inputs: Inputs,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> Plan:
+    def layer_statistics(self, captured: CapturedBatch) -> FactorStatistics:
         """The factors of every block."""
-        del targets, key
-        weights = self.example_weights(params, inputs)
+        weights = captured.example_weights()
         sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
-        return {"factors": sharing}, normalised
+        return FactorStatistics(sharing)
 
     def value_grad_and_rows(
         self, params: Params, inputs: Inputs, targets: Array
@@ -123,20 +129,19 @@ class KFAC(LayerCurvature):
             params: θ.
             inputs: a batch of inputs.
             targets: its labels.
+
+        Returns:
+            The loss, shape (), in nats; the gradient, like the parameters; and block's
+            name -> {"x": [N, T, I], "g": [N, T, O]} where the rows are few.
         """
-        jax.eval_shape(self.model.outputs, params, inputs)  # its errors come first
-        few = lambda block: (
-            {"rows": layers.RowFactors()} if layers.RowFactors.are_few(block) else {}
-        )
-        z, pullback = self.captured(params, inputs).pull(few, params, inputs)
-        head = dataclasses.replace(self.model, apply=lambda z, _: z)
-        loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
-        gradient, found = pullback(cotangent)
-        return (
-            loss,
-            gradient,
-            {name: each["rows"] for name, each in found.items() if each},
-        )
+        program = layers.trace(self.model.raw_outputs, params, inputs)
+        law = law_of_outputs(self.model)
+        captured = self.captured(params, inputs, program)
+        z, pullback = captured.pull(_few_rows, params, inputs)
+        loss, cotangent = jax.value_and_grad(law.loss)(z, inputs, targets)
+        gradient, answers = pullback(cotangent)
+        rows = {name: each["rows"] for name, each in answers.items() if each}
+        return loss, gradient, rows
 
     def metric_from_statistics(
         self,
@@ -148,13 +153,36 @@ class KFAC(LayerCurvature):
         return KroneckerMetric(layout, blocks(), *statistics)
 
 
-def normalised(sums: Mapping[str, Mapping], total: Array) -> KroneckerFactors:
-    """A = Σ x xᵀ / rows and G = Σ g gᵀ / N of each block.
+@dataclasses.dataclass(frozen=True)
+class FactorStatistics:
+    """Kronecker factors: what is asked of the layers, and what is kept.
 
-    The rows are counted with the inputs, once for each pull, so K cancels in A.
+    Attributes:
+        sharing: `Expand()`, `Reduce()`, or one of these `Weighted`.
     """
-    factors = [_one_term(found["factors"], total) for found in sums.values()]
-    return KroneckerFactors(tuple(a for a, _ in factors), tuple(g for _, g in factors))
+
+    sharing: Statistic
+
+    def requested_statistics(self) -> Mapping[str, Statistic]:
+        """The sums of x xᵀ and g gᵀ."""
+        return {"factors": self.sharing}
+
+    def finalize(self, sums: Mapping[str, Mapping], total: Array) -> KroneckerFactors:
+        """A = Σ x xᵀ / rows and G = Σ g gᵀ / N of each block.
+
+        The rows are counted with the inputs, once for each pull, so K cancels in A.
+
+        Args:
+            sums: block's name -> {"factors": the sums}.
+            total: Σ_n ω_n, shape ().
+        """
+        pairs = [_one_term(answers["factors"], total) for answers in sums.values()]
+        return KroneckerFactors(tuple(a for a, _ in pairs), tuple(g for _, g in pairs))
+
+
+def _few_rows(block: Block) -> dict[str, Statistic]:
+    """The rows of a block where they are few."""
+    return {"rows": layers.RowFactors()} if layers.RowFactors.are_few(block) else {}
 
 
 def _one_term(sums: Mapping[str, Array], total: Array) -> tuple[Array, Array]:
@@ -166,22 +194,28 @@ def _one_term(sums: Mapping[str, Array], total: Array) -> tuple[Array, Array]:
     second = _mean_factors(
         sums["A_swapped"], sums["rows_swapped"], sums["G_swapped"], total
     )
-    trace = lambda m: jnp.trace(m, axis1=-2, axis2=-1)[..., None, None]
+
+    def trace(m):
+        return jnp.trace(m, axis1=-2, axis2=-1)[..., None, None]
+
     (a, g), (a2, g2) = first, second
     if a.ndim < a2.ndim:  # of lookups
         a = jnp.diag(a)
-    whole = trace(a) * trace(g) + trace(a2) * trace(g2)
+    sum_of_traces = trace(a) * trace(g) + trace(a2) * trace(g2)
     inputs = a * trace(g) + a2 * trace(g2)
     outputs = g * trace(a) + g2 * trace(a2)
-    return inputs, outputs / jnp.where(whole == 0, 1, whole)
+    return inputs, outputs / jnp.where(sum_of_traces == 0, 1, sum_of_traces)
 
 
 def _masked(a, g, mask) -> tuple[Array, Array]:
     """D (A ⊗ G) D for D = diag(vec M), as the product with the same partial traces."""
-    product = lambda m, d: jnp.einsum(
-        "...io,...o,...jo->...ij", m, d, m, precision=HIGHEST
-    )
-    diagonal = lambda m: jnp.diagonal(m, axis1=-2, axis2=-1)
+
+    def product(m, d):
+        return jnp.einsum("...io,...o,...jo->...ij", m, d, m, precision=HIGHEST)
+
+    def diagonal(m):
+        return jnp.diagonal(m, axis1=-2, axis2=-1)
+
     inputs = a * product(mask, diagonal(g))
     outputs = g * product(mask.mT, diagonal(a))
     trace = jnp.sum(diagonal(inputs), axis=-1)[..., None, None]

@@ -18,8 +18,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.base import Curvature
-from natgrad.curvature.memory import require
+from natgrad.curvature.base import Curvature, require_memory
 from natgrad.metrics.base import DenseMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -33,7 +32,7 @@ class KLHessian(Curvature):
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""
         layout = Layout.of(params)
-        require(
+        require_memory(
             layout.size**2,
             layout.dtype,
             f"KLHessian's matrix of {layout.size} parameters",

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.columns import (
+    BatchColumns,
     Columns,
     FactorColumns,
     ScoreColumns,
@@ -39,8 +40,9 @@ from natgrad.curvature.columns import (
 from natgrad.families.base import Family
 from natgrad.families.expectations import root_columns
 from natgrad.model import Model
-from natgrad.model.batch import Example
+from natgrad.model.batch import Batch, Example
 from natgrad.model.weights import trailing, zero_where_lost
+from natgrad.tree import working_dtype
 from natgrad.typing import Array, Key
 
 
@@ -84,6 +86,32 @@ class Labels(abc.ABC):
         """The sum of `divergence` over a batch, divided by Σ_n ω_n = `total`."""
         of = jax.vmap(lambda z, e, z2: self.divergence(model, z, e, z2))
         return jnp.sum(of(z, examples, z2)) / total
+
+    def of_batch(
+        self, model: Model, z: Array, given: Batch
+    ) -> tuple[BatchColumns, Array]:
+        """The score columns of a whole batch, and Σ_n ω_n, shape ().
+
+        Args:
+            model: the model.
+            z: its outputs on the batch, [N, ...].
+            given: the batch.
+        """
+        targets = given.targets if self.needs_targets else None
+        batch = given._replace(targets=targets)
+        _, examples, total = model.whole(*batch)
+        wide = z.astype(working_dtype(z))
+        columns = jax.vmap(lambda z, e: self.each(model, z, e))(wide, examples)
+        return BatchColumns(model, wide, columns), total
+
+    def count(self, model: Model, z: Array, examples: Example) -> int:
+        """K, from the shapes of a batch's outputs z [N, ...] and of its examples."""
+
+        def of_first(z, examples):
+            first = jax.tree.map(lambda leaf: leaf[0], examples)
+            return self.each(model, z[0].astype(working_dtype(z)), first)
+
+        return jax.eval_shape(of_first, z, examples).weights.shape[0]
 
     @property
     def centred(self) -> bool:
@@ -141,9 +169,9 @@ class Exact(Labels):
         labels = scores = None
         if _few_nodes(family, factors):
             if model.weights is not None:
-                chances = lambda z: family.nodes(z)[1]
+                chances = lambda z: family.score_nodes(z)[1]
                 factors = zero_where_lost(chances, weights, factors)
-            labels, w = jax.vmap(family.nodes)(factors)
+            labels, w = jax.vmap(family.score_nodes)(factors)
         else:
             keys = example.factor_keys(family, z)
             if keys is not None:
@@ -231,9 +259,9 @@ class Empirical(Labels):
 
 def _few_nodes(family: Family, factors: Array) -> bool:
     """Are the columns of a factor the scores of nodes, no more than its coordinates?"""
-    if not family.has_nodes(factors[0]):
+    if not family.has_score_nodes(factors[0]):
         return False
-    count = jax.eval_shape(jax.vmap(family.nodes), factors)[1].shape[1]
+    count = jax.eval_shape(jax.vmap(family.score_nodes), factors)[1].shape[1]
     return count <= factors[0].size
 
 

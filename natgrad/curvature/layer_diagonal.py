@@ -12,17 +12,17 @@ Parameters that no block reads have d = 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import final
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.layerwise import Blocks, LayerCurvature, Plan
-from natgrad.layers import Squares
+from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
+from natgrad.layers import Captured, Squares, Statistic
 from natgrad.metrics.base import DiagonalMetric
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Params, Statistics
 
 
 @final
@@ -35,26 +35,9 @@ class LayerDiagonal(LayerCurvature):
         layout = Layout.of(params)
         return jnp.zeros(layout.size, layout.dtype)
 
-    def plan(
-        self,
-        params: Params,
-        inputs: Inputs,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> Plan:
+    def layer_statistics(self, captured: CapturedBatch) -> SquareStatistics:
         """Squares of every block's gradients."""
-        del targets, key
-        captured, layout = self.captured(params, inputs), Layout.of(params)
-
-        def keep(sums, total):
-            zeros = [jnp.zeros(shape, layout.dtype) for shape in layout.shapes]
-            squares = {name: found["squares"] for name, found in sums.items()}
-            tree = captured.from_matrices(
-                squares, jax.tree.unflatten(layout.treedef, zeros)
-            )
-            return layout.ravel(tree) / total.astype(layout.dtype)
-
-        return {"squares": Squares()}, keep
+        return SquareStatistics(captured.captured, Layout.of(captured.batch.params))
 
     def metric_from_statistics(
         self, statistics: Array, layout: Layout, blocks: Callable[[], Blocks]
@@ -62,3 +45,35 @@ class LayerDiagonal(LayerCurvature):
         """The diagonal as a metric."""
         del blocks
         return DiagonalMetric(layout, statistics)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareStatistics:
+    """Squared gradients: what is asked of the layers, and what is kept.
+
+    Attributes:
+        captured: the layers.
+        layout: of the parameters.
+    """
+
+    captured: Captured
+    layout: Layout
+
+    def requested_statistics(self) -> Mapping[str, Statistic]:
+        """Σ_n V_n² of every block."""
+        return {"squares": Squares()}
+
+    def finalize(self, sums: Mapping[str, Mapping], total: Array) -> Array:
+        """The diagonal [P], 0 where no block reads a parameter.
+
+        Args:
+            sums: block's name -> {"squares": the sums}.
+            total: Σ_n ω_n, shape ().
+        """
+        layout = self.layout
+        zeros = [jnp.zeros(shape, layout.dtype) for shape in layout.shapes]
+        squares = {name: answers["squares"] for name, answers in sums.items()}
+        diagonal = self.captured.from_matrices(
+            squares, jax.tree.unflatten(layout.treedef, zeros)
+        )
+        return layout.ravel(diagonal) / total.astype(layout.dtype)

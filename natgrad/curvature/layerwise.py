@@ -1,9 +1,9 @@
 """Curvatures whose statistics come from taps on the layers: see `natgrad.layers`.
 
 A subclass says what it asks of every block, what it keeps of the answers, and which
-metric that is. One forward pass, and one backward pass for each score column; the
-loss's gradient is one more pull of the same `vjp`, and for empirical labels no pull
-more.
+metric that is. The model is traced once for a batch. One forward pass, and one backward
+pass for each score column; the loss's gradient is one more pull of the same `vjp`, and
+for empirical labels no pull more.
 """
 
 from __future__ import annotations
@@ -11,25 +11,70 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
+from natgrad.curvature.columns import BatchColumns, law_of_outputs
 from natgrad.curvature.summed import SummedCurvature
-from natgrad.curvature.whole import BatchColumns, whole_columns
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
-from natgrad.model import batch, placeholders
+from natgrad.model import Model, batch, placeholders
+from natgrad.model.batch import Batch
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 Blocks = tuple[Block, ...]
 
-# (name -> what to ask of every block, the answers [block][name] and Σ_n ω_n -> what is
-# kept). Answers quadratic in the gradients must be divided by Σ_n ω_n.
-Plan = tuple[Mapping[str, layers.Statistic], Callable[[Mapping, Array], Statistics]]
+
+class LayerStatistics(Protocol):
+    """What a curvature asks of the layers, and what it keeps of their answers."""
+
+    def requested_statistics(self) -> Mapping[str, layers.Statistic]:
+        """Name -> what to ask of every block."""
+        ...
+
+    def finalize(self, sums: Mapping[str, Mapping], total: Array) -> Statistics:
+        """The curvature's statistics.
+
+        Args:
+            sums: block's name -> name -> answer, summed over examples and columns.
+                What is quadratic in the gradients must be divided by `total`.
+            total: Σ_n ω_n, shape ().
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CapturedBatch:
+    """A batch and the layers of the model on it, from one trace.
+
+    Attributes:
+        law: the model as a function of its outputs, `law_of_outputs`.
+        batch: on this device.
+        captured: the layers.
+        shape: of the outputs, a `jax.ShapeDtypeStruct` [N, ...].
+    """
+
+    law: Model
+    batch: Batch
+    captured: Captured
+    shape: Any
+
+    def pull(self, statistics: LayerStatistics) -> tuple[Array, Callable]:
+        """z [N, ...], and its pullback: see `natgrad.layers.Captured.pull`."""
+        requested = statistics.requested_statistics()
+        return self.captured.pull(requested, self.batch.params, self.batch.inputs)
+
+    def example_weights(self) -> Array | None:
+        """ω_n = max_t w_nt, [N]; None for a model without weights."""
+        if self.law.weights is None:
+            return None
+        examples, _ = self.law.examples(self.shape, self.batch.inputs)
+        weights = examples.weights
+        return jnp.max(weights.reshape(weights.shape[0], -1), axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,29 +82,29 @@ class LayerCurvature(SummedCurvature):
     """A curvature from statistics of layers.
 
     Attributes:
+        model: whose Fisher information.
+        labels: over which labels.
         declared: path of a parameter or subtree -> `natgrad.layers.DenseBlock()` or
             `natgrad.layers.DiagonalBlock()`, for what is to be treated by hand.
+        axis_name: of the mapped axis, or axes, over which the examples are spread.
     """
 
     declared: Mapping[str, Any] | None = None
 
     @abc.abstractmethod
-    def plan(
-        self,
-        params: Params,
-        inputs: Inputs,
-        targets: Array | None = None,
-        key: Key | None = None,
-    ) -> Plan:
-        """What to ask of the layers, and what to keep of the answers."""
+    def layer_statistics(self, captured: CapturedBatch) -> LayerStatistics:
+        """What to ask of the layers of a batch, and what to keep of the answers."""
 
     @abc.abstractmethod
     def metric_from_statistics(
         self, statistics: Statistics, layout: Layout, blocks: Callable[[], Blocks]
     ) -> Metric:
-        """The metric of what `plan` keeps, in the dtype of the layout.
+        """The metric of statistics, in the dtype of the layout.
 
-        `blocks()` captures the layers, for which the model needs a batch.
+        Args:
+            statistics: as `LayerStatistics.finalize` gives them, or their average.
+            layout: of the parameters.
+            blocks: captures the layers, for which the model needs a batch.
         """
 
     def metric(
@@ -71,12 +116,15 @@ class LayerCurvature(SummedCurvature):
     ) -> Metric:
         """The metric that statistics describe; see `Curvature.metric`."""
         del targets
-        layout, blocks = Layout.of(params), lambda: self.captured(params, inputs).blocks
-        cast = lambda leaf: (
-            leaf.astype(layout.dtype)
-            if jnp.issubdtype(leaf.dtype, jnp.floating)
-            else leaf
-        )
+        layout = Layout.of(params)
+
+        def blocks():
+            return self.captured(params, inputs).blocks
+
+        def cast(leaf):
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(layout.dtype) if floating else leaf
+
         return self.metric_from_statistics(
             jax.tree.map(cast, statistics), layout, blocks
         )
@@ -89,53 +137,82 @@ class LayerCurvature(SummedCurvature):
         key: Key | None = None,
     ) -> Statistics:
         """Of one batch; see `Curvature.estimate`."""
-        self._check(params, inputs, targets, key)
-        params, key = self.to_device_local(params, inputs, targets, key)
-        wanted, keep = self.plan(params, inputs, targets, key)
-        return keep(*self.sums(wanted, params, inputs, targets, key))
+        captured = self.capture_batch(Batch(params, inputs, targets, key))
+        statistics = self.layer_statistics(captured)
+        return statistics.finalize(*self.sums(statistics, captured))
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
         """(loss, gradient, statistics) from one forward pass and pulls of one vjp."""
-        self._check(params, inputs, targets, key)
-        params, key = self.to_device_local(params, inputs, targets, key)
-        wanted, keep = self.plan(params, inputs, targets, key)
-        captured = self.captured(params, inputs)
-        z, pullback = captured.pull(wanted, params, inputs)
-        head = dataclasses.replace(self.model, apply=lambda z, _: z)
-        loss, cotangent = jax.value_and_grad(lambda z: head.loss(z, inputs, targets))(z)
+        captured = self.capture_batch(Batch(params, inputs, targets, key))
+        statistics, law = self.layer_statistics(captured), captured.law
+        z, pullback = captured.pull(statistics)
+        loss, cotangent = jax.value_and_grad(law.loss)(z, inputs, targets)
         gradient, sums = pullback(cotangent)
-        columns, total = whole_columns(
-            self.model, self.labels, z, params, inputs, targets, key
-        )
+        local = captured.batch._replace(params=z)
+        columns, total = self.labels.of_batch(law, z, local)
         if self.labels.needs_targets and self.model.weights is None:
             scale = total**2  # the one column is −N times this cotangent
         else:
             scale, sums = 1, _over_columns(pullback, z, columns)
         (loss, gradient), sums, total = self.psum_over_devices(
-            (loss, gradient), sums, total, params, inputs
+            (loss, gradient), sums, total, captured.batch
         )
-        return loss, gradient, keep(_ordered(sums, captured), total / scale)
+        sums = _ordered(sums, captured.captured)
+        return loss, gradient, statistics.finalize(sums, total / scale)
 
-    def _check(self, params: Params, inputs: Inputs, targets, key) -> None:
+    def sums(
+        self, statistics: LayerStatistics, captured: CapturedBatch
+    ) -> tuple[Mapping, Array]:
+        """The answers, summed over examples and score columns, and Σ_n ω_n.
+
+        Args:
+            statistics: what is asked.
+            captured: the layers of a batch.
+        """
+        z, pullback = captured.pull(statistics)
+        local = captured.batch._replace(params=z)
+        columns, total = self.labels.of_batch(captured.law, z, local)
+        sums = _over_columns(pullback, z, columns)
+        _, sums, total = self.psum_over_devices((), sums, total, captured.batch)
+        return _ordered(sums, captured.captured), total
+
+    def capture_batch(self, given: Batch) -> CapturedBatch:
+        """The layers of the model on a batch, which is traced once.
+
+        Args:
+            given: this device's part of the batch; the whole one without `axis_name`.
+
+        Raises:
+            ValueError: the labels are centred, something that they need is missing, the
+                outputs have a wrong shape, examples cannot be told apart or depend on
+                each other, or a use of a parameter is not understood.
+        """
         if self.labels.centred:
             raise ValueError(
                 f"{type(self).__name__} reads one example at a time, and {self.labels} "
                 "scores are taken less their mean over the batch. Use Gram, Dense, "
                 "Diagonal or MatrixFree with them."
             )
-        self.labels.check(targets, key)
-        model = self.model
-        z = jax.eval_shape(model.outputs, params, inputs)  # its errors come first
-        if batch.input_count(inputs, model.in_axes) is None and z.shape[0] > 1:
+        self.labels.check(given.targets, given.key)
+        local, model = self.to_device_local(given), self.model
+        program = layers.trace(model.raw_outputs, local.params, local.inputs)
+        self._check_examples(local, program)
+        captured = self.captured(local.params, local.inputs, program)
+        return CapturedBatch(law_of_outputs(model), local, captured, program.shape)
+
+    def _check_examples(self, local: Batch, program: Any) -> None:
+        """Raise unless each row of a layer belongs to one example."""
+        apply, axes, shape = self.model.apply, self.model.in_axes, program.shape.shape
+        if batch.input_count(local.inputs, axes) is None and shape[0] > 1:
             raise ValueError(
                 f"{type(self).__name__} must know which rows of a layer belong to "
                 "which example, and no leaf of the inputs has an axis of examples, "
-                f"for outputs of shape {z.shape}. Pass the data in inputs with such an "
+                f"for outputs of shape {shape}. Pass the data in inputs with such an "
                 "axis, 0 in Model(in_axes=...), or use Gram, MatrixFree or Dense."
             )
-        found = layers.dependence(model.apply, params, inputs, model.in_axes)
+        found = layers.dependence(apply, local.params, local.inputs, axes, program)
         if found is layers.Dependence.OTHERS:
             raise ValueError(
                 f"{type(self).__name__} reads the layers' rows as if each belonged to "
@@ -146,21 +223,20 @@ class LayerCurvature(SummedCurvature):
                 "Model(..., in_axes={'x': 0, 'batch_stats': None})."
             )
 
-    def sums(
-        self, wanted: Mapping, params: Params, inputs: Inputs, targets, key
-    ) -> tuple[Mapping, Array]:
-        """The answers, summed over examples and score columns, and Σ_n ω_n."""
-        captured = self.captured(params, inputs)
-        z, pullback = captured.pull(wanted, params, inputs)
-        columns, total = whole_columns(
-            self.model, self.labels, z, params, inputs, targets, key
-        )
-        sums = _over_columns(pullback, z, columns)
-        _, sums, total = self.psum_over_devices((), sums, total, params, inputs)
-        return _ordered(sums, captured), total
+    def captured(
+        self, params: Params, inputs: Inputs = None, program: Any = None
+    ) -> Captured:
+        """The layers; from the model's example inputs where no batch is given.
 
-    def captured(self, params: Params, inputs: Inputs = None) -> Captured:
-        """The layers; from the model's example inputs where no batch is given."""
+        Args:
+            params: θ, arrays or shapes.
+            inputs: a batch of inputs, or None.
+            program: the trace of the model on these, where the caller has it.
+
+        Raises:
+            ValueError: there are no inputs, a part of the parameters is masked, or a
+                use of a parameter is not understood.
+        """
         inputs = self.model.example_inputs if inputs is None else inputs
         if inputs is None:
             raise ValueError(
@@ -177,6 +253,7 @@ class LayerCurvature(SummedCurvature):
             inputs,
             in_axes=self.model.in_axes,
             declared=self.declared,
+            program=program,
         )
 
     def _check_part(self, params: Params, inputs: Inputs) -> None:
@@ -191,14 +268,6 @@ class LayerCurvature(SummedCurvature):
                 f"pass model_params=params to update. The model itself says: {error}"
             ) from error
 
-    def example_weights(self, params: Params, inputs: Inputs) -> Array | None:
-        """ω_n = max_t w_nt, [N]; None for a model without weights."""
-        if self.model.weights is None:
-            return None
-        _, examples, _ = self.model.whole(params, inputs)
-        weights = examples.weights
-        return jnp.max(weights.reshape(weights.shape[0], -1), axis=1)
-
 
 def _ordered(sums: Mapping, captured: Captured) -> Mapping:
     """The answers in the order of the blocks: transformations sort dictionaries."""
@@ -207,9 +276,14 @@ def _ordered(sums: Mapping, captured: Captured) -> Mapping:
 
 def _over_columns(pullback: Callable, z: Array, columns: BatchColumns) -> Mapping:
     """Σ_k of the answers to column k; one pull is traced, whatever K is."""
-    pull = lambda k: pullback(columns.column(k).astype(z.dtype))[1]
+
+    def pull(k):
+        return pullback(columns.column(k).astype(z.dtype))[1]
+
+    def add(total, k):
+        return jax.tree.map(jnp.add, total, pull(k)), None
+
     if columns.count == 1:
         return pull(0)
     zeros = tree.zeros_of(jax.eval_shape(pull, 0))
-    add = lambda total, k: (jax.tree.map(jnp.add, total, pull(k)), None)
     return jax.lax.scan(add, zeros, jnp.arange(columns.count))[0]

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.diagonal import Diagonal
-from natgrad.curvature.preconditioners import Batch, Identity, Preconditioner, Product
+from natgrad.curvature.preconditioners import Identity, Preconditioner, Product
 from natgrad.metrics.base import Metric
+from natgrad.model.batch import Batch
 from natgrad.solvers.base import Solution, StatefulSolver
 from natgrad.solvers.conjugate_gradients import (
     RelativeResidual,

@@ -31,27 +31,12 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.visits import visits
 from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.model.batch import Batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Params, Statistics
 
 Product = Callable[[Params], Params]
-
-
-class Batch(NamedTuple):
-    """What statistics are estimated from.
-
-    Attributes:
-        params: θ.
-        inputs: the batch.
-        targets: its labels, for labels that need them.
-        key: a random key.
-    """
-
-    params: Params
-    inputs: Inputs
-    targets: Array | None
-    key: Key
 
 
 class Operator(Protocol):
@@ -141,7 +126,7 @@ class Jacobi(Preconditioner):
             column = jnp.tensordot(signs * jnp.sqrt(weights), scores, axes=1)
             return layout.ravel(pull(column)) ** 2
 
-        found = visits(model, labels, *batch)
+        found = visits(model, labels, batch)
         total = found.fold(visit, lambda squares: jnp.sum(squares, axis=0))
         return total / found.total.astype(layout.dtype)
 

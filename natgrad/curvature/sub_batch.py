@@ -20,16 +20,15 @@ from typing import Any, final
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.base import Curvature, Delegate
-from natgrad.curvature.labels import Labels
+from natgrad.curvature.delegate import Wrapper
 from natgrad.metrics.base import Metric
-from natgrad.model import Model, batch
+from natgrad.model import batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class SubBatch(Delegate):
+class SubBatch(Wrapper):
     """Statistics of every `every`-th example.
 
     Attributes:
@@ -38,15 +37,11 @@ class SubBatch(Delegate):
         min_examples: a smaller k is taken for batches of which fewer would be left.
     """
 
-    model: Model = dataclasses.field(init=False)
-    labels: Labels = dataclasses.field(init=False)
-    curvature: Curvature
     every: int
     min_examples: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "model", self.curvature.model)
-        object.__setattr__(self, "labels", self.curvature.labels)
+        super().__post_init__()
         batch.check_stride("SubBatch(curvature, every)", self.every)
         if not isinstance(self.min_examples, int) or self.min_examples < 1:
             raise ValueError(
@@ -59,15 +54,6 @@ class SubBatch(Delegate):
                 "keeps no statistics: give it fewer examples instead, or name a "
                 "curvature that keeps a matrix, such as natgrad.curvature.KFAC."
             )
-
-    def specialize(self, params: Params) -> Curvature:
-        """The choice made for these parameters, of a part of the batch."""
-        chosen = self.curvature.specialize(params)
-        return self if chosen is self.curvature else self._of(chosen)
-
-    def init(self, params: Params) -> Statistics:
-        """Those of the curvature."""
-        return self.curvature.init(params)
 
     def estimate(
         self,
@@ -112,39 +98,12 @@ class SubBatch(Delegate):
         loss, gradient = self.loss_and_gradient(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
-    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """The curvature's, of the whole batch."""
-        return self.curvature.divergence(params, other, inputs)
-
-    def loss_and_gradient(
-        self, params: Params, inputs: Inputs, targets: Array
-    ) -> tuple[Array, Params]:
-        """Those of the curvature, of the whole batch."""
-        return self.curvature.loss_and_gradient(params, inputs, targets)
-
-    def with_previous(self, statistics: Statistics) -> SubBatch:
-        """The curvature's, of a part of the batch."""
-        return self._of(self.curvature.with_previous(statistics))
-
-    def accumulate(
-        self, statistics: Statistics, estimate: Statistics, weight: Array
-    ) -> Statistics:
-        """As the curvature does."""
-        return self.curvature.accumulate(statistics, estimate, weight)
-
-    def with_frozen(self, model_params: Params) -> SubBatch:
-        """The curvature's, of a part of the batch."""
-        return self._of(self.curvature.with_frozen(model_params))
-
     def subsample(
         self, inputs: Inputs, targets: Array | None, first: ArrayLike
     ) -> tuple[Inputs, Any]:
         """The part of inputs and targets, from example `first` on."""
         every = self._every(inputs)
         return batch.subsample(inputs, targets, self.model.in_axes, every, first)
-
-    def _of(self, curvature: Curvature) -> SubBatch:
-        return SubBatch(curvature, self.every, self.min_examples)
 
     def _every(self, inputs: Inputs) -> int:
         """k, or less, so that `min_examples` examples remain."""

@@ -8,12 +8,22 @@ axis name) a function sees one device's examples; with `axis_name` the sums run 
 that axis too, in one `psum` after all derivatives have been taken on the device. Labels
 are drawn with the example's index in the whole batch, so they do not depend on the
 number of devices.
+
+Most are sums over per-example pullbacks g_nk = J_nᵀ s_nk, as
+
+    F = Σ_n Σ_k w_nk g_nk g_nkᵀ / Σ_n ω_n,
+
+of whose outer products a subclass of `PullbackCurvature` says what is kept. Examples
+and score columns are taken in chunks, so that about 2^24 numbers are alive at once
+(`natgrad.curvature.visits`). Gradient and statistics share one forward pass and one
+`vjp` an example: the loss's own cotangent is one more column.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -21,10 +31,14 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.visits import Beside, visits
 from natgrad.layers.exchange import exchanges
 from natgrad.model import batch
+from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight
-from natgrad.typing import Array, Inputs, Key, Params
+from natgrad.solvers.spectral import HIGHEST
+from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,16 +54,18 @@ class SummedCurvature(Curvature):
         default=None, kw_only=True
     )
 
-    def to_device_local(
-        self, params: Params, inputs: Inputs, targets: Array | None, key: Key | None
-    ) -> tuple[Params, Key | None]:
-        """Parameters and keys for derivatives on this device alone.
+    def to_device_local(self, given: Batch) -> Batch:
+        """The batch for derivatives on this device alone: parameters and key change.
+
+        Args:
+            given: this device's part of the batch; the whole one without `axis_name`.
 
         Raises:
             ValueError: the batch is spread over devices and `axis_name` does not say
                 so, it says so of a batch without an axis of examples, or the
                 outputs depend on the examples of other devices.
         """
+        params, inputs, targets, key = given
         count = batch.input_count(inputs, self.model.in_axes)
         rows, _ = batch.split_inputs(inputs, self.model.in_axes)
         rows = rows if targets is None else [*rows, targets]
@@ -61,7 +77,7 @@ class SummedCurvature(Curvature):
                     f"and {type(self).__name__} would see one device's part of it: "
                     f"build it with axis_name={min(spread)!r}."
                 )
-            return params, key
+            return given
         if count is None:
             raise ValueError(
                 f"axis_name={self.axis_name!r} spreads the examples over devices, and "
@@ -82,20 +98,27 @@ class SummedCurvature(Curvature):
             z = jax.eval_shape(self.model.outputs, params, inputs)
         first = count * jax.lax.axis_index(self.axis_name)
         key = batch.keys(self.model.family, key, z, count, first)
-        return tree.varying_like(params, rows), key
+        return given._replace(params=tree.varying_like(params, rows), key=key)
 
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array
     ) -> tuple[Array, Params]:
         """(loss, gradient): the means over the examples of all devices."""
-        params, _ = self.to_device_local(params, inputs, targets, None)
-        means = super().loss_and_gradient(params, inputs, targets)
-        return self.psum_over_devices(means, (), jnp.ones(()), params, inputs)[0]
+        local = self.to_device_local(Batch(params, inputs, targets))
+        means = super().loss_and_gradient(local.params, inputs, targets)
+        return self.psum_over_devices(means, (), jnp.ones(()), local)[0]
 
     def psum_over_devices(
-        self, means: Any, sums: Any, total: Array, params: Params, inputs: Inputs
+        self, means: Any, sums: Any, total: Array, local: Batch
     ) -> tuple[Any, Any, Array]:
-        """Means and sums over this device's examples, and Σ_n ω_n, of all devices'."""
+        """Means and sums over the examples of all devices, and their Σ_n ω_n.
+
+        Args:
+            means: a tree of means over this device's examples.
+            sums: a tree of sums over them.
+            total: Σ_n ω_n over them, shape ().
+            local: this device's part of the batch.
+        """
         axis = self.axis_name
         if axis is None:
             return means, sums, total
@@ -103,17 +126,87 @@ class SummedCurvature(Curvature):
             size = jax.lax.axis_size(axis)
             means = jax.tree.map(lambda mean: mean / size, means)
             return *jax.lax.psum((means, sums), axis), total * size
-        _, examples, _ = self.model.whole(params, inputs)
+        examples, _ = self.model.examples(local.params, local.inputs)
         weight = total_weight(examples.weights)
         weighted = jax.tree.map(lambda mean: weight * mean, means)
         weighted, sums, weight = jax.lax.psum((weighted, sums, weight), axis)
         weight = jnp.where(weight == 0, 1, weight)
         means = jax.tree.map(
-            lambda mean, whole: (whole / weight).astype(mean.dtype), means, weighted
+            lambda mean, total: (total / weight).astype(mean.dtype), means, weighted
         )
         return means, sums, weight
 
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean over the examples of all devices."""
         mean = self.model.kl(params, other, inputs)
-        return self.psum_over_devices(mean, (), jnp.ones_like(mean), params, inputs)[0]
+        local = Batch(params, inputs)
+        return self.psum_over_devices(mean, (), jnp.ones_like(mean), local)[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PullbackCurvature(SummedCurvature):
+    """A curvature that is a function of J_nᵀ s_nk, one chunk of examples at a time."""
+
+    @abc.abstractmethod
+    def outer(self, layout: Layout, g: Array, weights: Array) -> Statistics:
+        """What is kept of Σ_m w_m g_m g_mᵀ, for g [M, P] and w [M]."""
+
+    def estimate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        targets: Array | None = None,
+        key: Key | None = None,
+    ) -> Statistics:
+        """The batch mean of `outer`; see `Curvature.estimate`."""
+        used = targets if self.labels.needs_targets else None
+        self.labels.check(targets, key)
+        sums, _ = self._means(Batch(params, inputs, used, key), None)
+        return self._centred(Layout.of(params), sums)
+
+    def value_and_grad(
+        self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
+    ) -> tuple[Array, Params, Statistics]:
+        """(loss, gradient, statistics) from one forward pass and one vjp."""
+        layout, model = Layout.of(params), self.model
+
+        def loss(z, example):
+            log_prob = model.factor_sum(model.family.log_prob)
+            return jax.value_and_grad(
+                lambda z: -log_prob(example.weights, z, example.target)
+            )(z)
+
+        self.labels.check(targets, key)
+        sums, (value, gradient) = self._means(Batch(params, inputs, targets, key), loss)
+        return value, layout.unravel(gradient), self._centred(layout, sums)
+
+    def _means(self, given: Batch, beside: Beside | None) -> tuple[Any, Any]:
+        """Batch means of `_collect` and of what stands beside the score columns."""
+        local = self.to_device_local(given)
+        jax.eval_shape(self.init, local.params)  # may it be formed at all?
+        examples = visits(self.model, self.labels, local)
+        sums = examples.fold_columns(self._collect(Layout.of(local.params)), beside)
+        _, sums, total = self.psum_over_devices((), sums, examples.total, local)
+        return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), sums)
+
+    def _collect(self, layout: Layout) -> Callable[[Array, Array], tuple]:
+        """`outer` of a chunk and, for centred labels, Σ w g: g [M, P], w [M]."""
+
+        def collect(g, weights):
+            weights = weights.astype(layout.dtype)
+            sums = self.outer(layout, g, weights)
+            if not self.labels.centred:
+                return sums, ()
+            return sums, jnp.matmul(weights, g, precision=HIGHEST)
+
+        return collect
+
+    def _centred(self, layout: Layout, sums: tuple) -> Statistics:
+        """The mean of outer products, less the outer product of the mean."""
+        statistics, mean = sums
+        if not self.labels.centred:
+            return statistics
+        one = jnp.ones(1, layout.dtype)
+        return jax.tree.map(
+            jnp.subtract, statistics, self.outer(layout, mean[None], one)
+        )

@@ -24,14 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.columns import score
+from natgrad.curvature.columns import law_of_outputs, score
 from natgrad.curvature.labels import Labels
-from natgrad.curvature.whole import column_count
 from natgrad.layers import Dependence
 from natgrad.model import Model, batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params
+from natgrad.typing import Array, Params
 
 # Numbers alive at once.
 ELEMENTS = 2**24
@@ -138,29 +137,21 @@ class Visits:
         return self.chunk(max(pulls * self.pulled, given))
 
 
-def visits(
-    model: Model,
-    labels: Labels,
-    params: Params,
-    inputs: Inputs,
-    targets: Array | None = None,
-    key: Key | None = None,
-) -> Visits:
+def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
     """The examples of a batch.
 
     Args:
         model: the model.
         labels: over which labels.
-        params: θ.
-        inputs: a batch of inputs.
-        targets: labels [N, ...], handed to visit.
-        key: a key, folded with the example's index and handed to visit.
+        given: the batch. Its targets are handed to visit, and its key, folded with the
+            example's index.
     """
-    examples, total = model.examples(params, inputs, targets, key)
-    z = jax.eval_shape(model.outputs, params, inputs)
-    columns = column_count(model, labels, z, examples)
-    known = (model, labels, columns)
-    found = layers.dependence(model.apply, params, inputs, model.in_axes)
+    params, inputs, targets, key = given
+    program = layers.trace(model.raw_outputs, params, inputs)
+    law = law_of_outputs(model)
+    examples, total = law.examples(program.shape, inputs, targets, key)
+    known = (model, labels, labels.count(model, program.shape, examples))
+    found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
         return _alone(known, params, inputs, examples, total)
     return _together(known, params, inputs, examples, total)

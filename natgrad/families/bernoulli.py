@@ -60,7 +60,7 @@ class Bernoulli(ExponentialFamily):
         """Σ log((1 − p) e^{−p d} + p e^{(1 − p) d}) with d = z2 − z."""
         return jnp.sum(binary_divergence(z, z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Both labels, with their probabilities."""
         ys = jnp.array([0, 1])
         return ys, jnp.stack([logistic(-z), logistic(z)])

@@ -114,7 +114,7 @@ class Beta(ExponentialFamily):
         slope = functools.partial(dirichlet_slope, self)
         return jnp.sum(divergence(self, dirichlet_divergence, z, z2, near, slope))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """84 points, those near 1 as −(1 − y)."""
         shapes = _shapes(z)
         logits, log_weights = _logit_nodes(shapes[0], shapes[1])

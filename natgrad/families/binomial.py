@@ -103,7 +103,7 @@ class Binomial(ExponentialFamily):
         """Σ n log((1 − p) e^{−p d} + p e^{(1 − p) d}) with d = z2 − z."""
         return self._n(z) * jnp.sum(binary_divergence(z, z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """0, n p and n, which need not all be counts.
 
         They have the mean and variance of the law, and the score y − n p is affine

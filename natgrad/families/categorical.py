@@ -105,7 +105,7 @@ class Categorical(ExponentialFamily):
         index = y.astype(jnp.int32)
         return jax.nn.one_hot(index, z.shape[-1], dtype=z.dtype) - self.mean(z)
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Every class, with its probability."""
         return jnp.arange(z.shape[-1], dtype=jnp.int32), self.mean(z)
 

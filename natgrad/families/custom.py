@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from natgrad.families.base import Family
 from natgrad.families.custom_checks import check_sum, has_kink
@@ -48,6 +49,9 @@ def from_log_prob(
             are independent factors. None: the functions read an example's whole z.
         samples: labels drawn to estimate what is not given.
 
+    Returns:
+        The family.
+
     Raises:
         ValueError: for impossible arguments; when used, for a support that does not
             have all labels.
@@ -72,7 +76,11 @@ def from_log_prob(
 
 
 def constant(function: str, support: ArrayLike | None) -> Constant | None:
-    """The labels of one factor, after a look at their shape."""
+    """The labels of one factor, [K, ...], as a constant; None for None.
+
+    Raises:
+        ValueError: unless there is a first axis of at least one label.
+    """
     if support is None:
         return None
     labels = jnp.asarray(support)
@@ -85,7 +93,11 @@ def constant(function: str, support: ArrayLike | None) -> Constant | None:
 
 
 def check_numbers(function: str, parameter_ndim: int | None, samples: int) -> None:
-    """Raise unless both are numbers that `function` can use."""
+    """Check two arguments of `function`, whose name is for the error.
+
+    Raises:
+        ValueError: unless parameter_ndim is None or at least 0, and samples positive.
+    """
     if parameter_ndim is not None and (
         not isinstance(parameter_ndim, int) or parameter_ndim < 0
     ):
@@ -143,7 +155,7 @@ class Supported(OfOneFactor):
             return None
         labels = self.given_support.value
         check = lambda z: check_sum(self.made_by, self.log_prob, z, labels)
-        if isinstance(z, jax.core.Tracer):
+        if isinstance(z, Tracer):
             self._once("sum", z, check)
         else:
             check(z)
@@ -155,13 +167,13 @@ class Supported(OfOneFactor):
             return "sum over support"
         return f"estimated from {self.monte_carlo_samples} samples"
 
-    def _once(self, what: Hashable, z: Array, find: Callable[[Array], Any]) -> Any:
+    def _once(self, what: Hashable, z: Any, find: Callable[[Any], Any]) -> Any:
         """find(z), which depends on the shape and dtype of z alone."""
-        found = self.__dict__.setdefault("_found", {})
-        place = what, z.shape, z.dtype
-        if place not in found:
-            found[place] = find(z)
-        return found[place]
+        answers = vars(self).setdefault("_answers", {})
+        question = what, z.shape, z.dtype
+        if question not in answers:
+            answers[question] = find(z)
+        return answers[question]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +199,7 @@ class _FromFunctionsWithKL(_FromFunctions):
     def kl(self, z: Array, z2: Array) -> Array:
         return jnp.sum(self._map(self.given_kl, z, z2)).astype(z.dtype)
 
-    def _kl_is_given(self, one: Array) -> bool:
+    def _kl_is_given(self, one: Array | jax.ShapeDtypeStruct) -> bool:
         if self._once("kink", one, lambda one: has_kink(self.kl, one)):
             raise ValueError(
                 "from_log_prob: kl(z, z2) has a kink at z2 = z: its Hessian there, the "

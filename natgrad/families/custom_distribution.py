@@ -61,6 +61,9 @@ def from_distribution(
             there are a divergence and finitely many labels, and `provenance` states it;
             without, it is found out at each call, and `provenance` states both.
 
+    Returns:
+        The family.
+
     Raises:
         ValueError: for impossible arguments; with `example`, else when used, for a
             support that does not have all labels.
@@ -124,7 +127,7 @@ class _FromDistribution(Supported):
     def _divergence(self, z: Array, z2: Array) -> Array:
         return _divergence(self.factory(z), self.factory(z2))
 
-    def _kl_is_given(self, one: Array) -> bool:
+    def _kl_is_given(self, one: Array | jax.ShapeDtypeStruct) -> bool:
         if self.has_divergence is not None:
             return self.has_divergence
         return self._once("kl", one, self._has_divergence)

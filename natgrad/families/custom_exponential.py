@@ -13,8 +13,8 @@ function (Boyd & Vandenberghe, Convex Optimization, 2004, section 9.5), with the
 derivative of the solution, F⁻¹, of every order; where it does not converge it is NaN.
 The divergence is A's Bregman divergence, or where that cancels the integral of F along
 the segment (`ExponentialFamily.kl`), and the score columns are a root of F. Labels are
-needed for `sample`, for `nodes` (a Monte-Carlo estimate) and for the entropy's E[h]:
-these need `sample`.
+needed for `sample`, for `score_nodes` (a Monte-Carlo estimate) and for the entropy's
+E[h]: these need `sample`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,19 @@ def exponential_family(
         sufficient_statistics: T(y), shaped like η.
         log_base_measure: h(y), shape (), in nats.
         log_normalizer: A(η), shape (), in nats; infinite or NaN outside of the domain.
-        sample: `sample(key, eta)`, one label. None: `sample`, `nodes` and `entropy`
-            raise a ValueError.
+        sample: `sample(key, eta)`, one label. None: `sample`, `score_nodes` and
+            `entropy` raise a ValueError.
         start: an η inside of the domain, at which `natural` begins. None: zeros.
         parameter_ndim: axes of one factor's η; any axes before them are factors.
         label_ndim: axes of one factor's y.
         samples: labels drawn to estimate what `sample` is needed for.
+
+    Returns:
+        The family, an `ExponentialFamily`.
+
+    Raises:
+        ValueError: for impossible arguments; when used, for a `start` that is not
+            shaped like the η of one factor.
     """
     functions = {
         "sufficient_statistics": sufficient_statistics,
@@ -114,7 +121,8 @@ class _FromStatistics(OfOneFactor, ExponentialFamily):
         return self._map(self._natural_of_one, mu)
 
     def sample(self, key: Key, z: Array) -> Array:
-        if self.given_sample is None:
+        given_sample = self.given_sample
+        if given_sample is None:
             raise ValueError(
                 "exponential_family: sample is None, and labels are needed to sample "
                 "and for the estimates of nodes and entropy; pass "
@@ -122,7 +130,7 @@ class _FromStatistics(OfOneFactor, ExponentialFamily):
             )
 
         def draw(z, key):
-            y = jnp.asarray(self.given_sample(key, z))
+            y = jnp.asarray(given_sample(key, z))
             return y.astype(z.dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
 
         return self._map(draw, z, self._keys(key, z))

@@ -110,7 +110,7 @@ class Dirichlet(ExponentialFamily):
         slope = functools.partial(dirichlet_slope, self)
         return jnp.sum(divergence(self, dirichlet_divergence, z, z2, near, slope))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """2K labels with equal weights, whose entries do not sum to 1.
 
         log y is μ ± √K times a column of a square root of F: it has the mean and the

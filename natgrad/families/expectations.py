@@ -23,15 +23,33 @@ _SHORT = 4
 
 
 def probabilities(log_prob: LogProb, z: Array, labels: Array) -> Array:
-    """p(y | z) of the labels [K, ...], [K]; NaN where their sum is not 1."""
+    """The probabilities p(y | z) of all labels of one factor.
+
+    Args:
+        log_prob: (z, y) -> log p(y | z) in nats, shape ().
+        z: the parameters of ONE factor.
+        labels: all labels, [K, ...].
+
+    Returns:
+        p [K]; NaN where their sum is not 1.
+    """
     p = jnp.exp(jax.vmap(lambda y: log_prob(z, y))(labels))
     return jnp.where(jnp.abs(jnp.sum(p) - 1) <= ROUNDING, p, jnp.nan)
 
 
 def enumerated_kl(log_prob: LogProb, z: Array, z2: Array, labels: Array) -> Array:
-    """KL(p ‖ q) = Σ p (r − 1 − log r), r = q/p, over the labels [K, ...], shape ().
+    """KL(p ‖ q) = Σ p (r − 1 − log r), r = q/p, over all labels of one factor.
 
     No term is negative, so near laws lose nothing to cancellation.
+
+    Args:
+        log_prob: (z, y) -> log p(y | z) in nats, shape ().
+        z: the parameters of p.
+        z2: those of q, shaped like z.
+        labels: all labels, [K, ...].
+
+    Returns:
+        The divergence in nats, shape ().
     """
     log_p, log_q = (jax.vmap(lambda y, z=z: log_prob(z, y))(labels) for z in (z, z2))
     p, q = probabilities(log_prob, z, labels), probabilities(log_prob, z2, labels)
@@ -47,6 +65,14 @@ def draws(family: Any, key: Key, z: Array) -> tuple[Array, Array]:
 
     The weights p(y | z)/p(y | stop(z))/K make derivatives with respect to z those of
     the expectation rather than of the summand (Foerster et al. 2018, DiCE).
+
+    Args:
+        family: whose `sample` and `log_prob` are called.
+        key: a random key.
+        z: the parameters of ONE factor.
+
+    Returns:
+        Labels [K, ...] and weights [K], K = `family.monte_carlo_samples`.
     """
     keys = jax.random.split(key, family.monte_carlo_samples)
     fixed = jax.lax.stop_gradient(z)
@@ -57,14 +83,24 @@ def draws(family: Any, key: Key, z: Array) -> tuple[Array, Array]:
 
 
 def drawn_kl(family: Any, key: Key, z: Array, z2: Array) -> Array:
-    """KL(p ‖ q) as the mean of r − 1 − log r, r = q/p, over these draws, shape ()."""
+    """KL(p ‖ q) in nats, shape (): the mean of r − 1 − log r, r = q/p, over `draws`."""
     ys, weights = draws(family, key, z)
     log_ratios = jax.vmap(lambda y: family.log_prob(z2, y) - family.log_prob(z, y))(ys)
     return jnp.sum(weights * expm1_remainder(log_ratios))
 
 
 def divergence(family: Any, key: Key | None, z: Array, z2: Array) -> Array:
-    """Σ over factors of KL(p ‖ q): a sum over the support, else by draws, shape ()."""
+    """Σ over factors of KL(p ‖ q): a sum over the support, else by draws.
+
+    Args:
+        family: of both laws.
+        key: a random key; None will do where `family.drawn(z)` is false.
+        z: the parameters of p, all factors.
+        z2: those of q, shaped like z.
+
+    Returns:
+        The divergence in nats, shape ().
+    """
 
     def of_factor(key, z, z2):
         labels = family.support(z)
@@ -76,7 +112,9 @@ def divergence(family: Any, key: Key | None, z: Array, z2: Array) -> Array:
         return of_factor(key, z, z2)
     factor = (-1, *z.shape[z.ndim - family.parameter_ndim :])
     zs, z2s = z.reshape(factor), z2.reshape(factor)
-    keys = jax.random.split(key, zs.shape[0]) if family.drawn(z) else None
+    keys = None
+    if key is not None and family.drawn(z):
+        keys = jax.random.split(key, zs.shape[0])
     return jnp.sum(jax.vmap(of_factor)(keys, zs, z2s))
 
 
@@ -91,6 +129,9 @@ def root_columns(matrix: Array) -> tuple[Array, Array]:
 
     Args:
         matrix: F [C, C], symmetric and positive semidefinite, of any rank.
+
+    Returns:
+        The columns [C, C] and their weights [C], some of them 0.
     """
     size = matrix.shape[0]
     scale = jnp.diagonal(matrix)

@@ -49,7 +49,7 @@ class Exponential(ExponentialFamily):
         """Σ u − log(1 + u) with u = (z2 − z)/z."""
         return jnp.sum(ratio_remainder(z, z2, z2 - z))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """The two Gauss-Laguerre points μ(2 ± √2): exact to degree 3 in y."""
         ys = jnp.array([2 - math.sqrt(2), 2 + math.sqrt(2)], z.dtype)
         weights = jnp.array([2 + math.sqrt(2), 2 - math.sqrt(2)], z.dtype) / 4

@@ -122,7 +122,7 @@ class Gamma(ExponentialFamily):
         near = near_shapes(_shape_and_rate(z), z2 - z)
         return jnp.sum(divergence(self, of_factors, z, z2, near, slope))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """58 points: Gauss-Legendre over the bulk of log y, Gauss-Laguerre below it."""
         log_ys, weights = log_gamma_nodes(*_shape_and_rate(z))
         return jnp.exp(log_ys), weights
@@ -161,7 +161,13 @@ def gamma_divergence(
 ) -> Array:
     """KL between laws of shape and rate (a, b) and (c, d), elementwise.
 
-    `difference` is (c − a, d − b), from parameters that are better known than these.
+    Args:
+        first: shape a and rate b of the law that labels are averaged under.
+        second: shape c and rate d.
+        difference: (c − a, d − b), from parameters that are better known than these.
+
+    Returns:
+        The divergence of each factor in nats.
     """
     (a, b), (c, d), (dc, dd) = first, second, difference
     mean, mean2 = quotient(a, b), quotient(c, d)

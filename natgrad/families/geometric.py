@@ -58,7 +58,7 @@ class Geometric(ExponentialFamily):
         """Σ (x − log(1 + x)) + μ (e^d − 1 − d), x = −μ (e^d − 1), d = z2 − z."""
         return jnp.sum(geometric_divergence(z, z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """μ ± √(μ + μ²) with equal weights, which are not counts.
 
         They have the mean and variance of the law, and the score y − μ is affine in y.

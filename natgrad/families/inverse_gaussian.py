@@ -106,7 +106,7 @@ class InverseGaussian(ExponentialFamily):
         )
         return jnp.sum(divergence(self, _divergence, z, z2, near))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Four points: m x and m/x for both values of the χ² variable."""
         m, shape = _mean_and_shape(z)
         chi_square = jnp.array([3 - _ROOT6, 3 + _ROOT6], z.dtype)

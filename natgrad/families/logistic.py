@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.families.base import Family
-from natgrad.families.numerics.checks import aligned, diagonal, split_pair
+from natgrad.families.location_scale import LocationScale
+from natgrad.families.numerics.checks import aligned
 from natgrad.families.numerics.remainders import expm1_remainder
 from natgrad.typing import Array, Key
 
@@ -40,76 +39,48 @@ _HALF_LINE_WEIGHTS = 0.08 * _HALF_LINE * (1 + np.exp(-_U))
 
 
 @dataclasses.dataclass(frozen=True)
-class Logistic(Family):
+class Logistic(LocationScale):
     """y = m + e^ρ ε, ε of the logistic law: the last axis of z holds (m, ρ)."""
 
-    parameter_ndim: ClassVar[int] = 1
+    def standard_log_prob(self, residual: Array) -> Array:
+        """−c(ε)."""
+        return -_c(residual)
 
-    def log_prob(self, z: Array, y: Array) -> Array:
-        """−Σ c(ε) + ρ."""
-        location, log_scale = _split(z)
-        residual = (jnp.asarray(y, z.dtype) - location) * jnp.exp(-log_scale)
-        return -jnp.sum(_c(residual) + log_scale)
+    def standard_slopes(self, residual: Array) -> tuple[Array, Array]:
+        """tanh(ε/2) and ε tanh(ε/2)."""
+        slope = jnp.tanh(residual / 2)
+        return slope, residual * slope
 
-    def kl(self, z: Array, z2: Array) -> Array:
-        """Σ E[c(ε e^t + δ)] − 2 − t, by quadrature."""
-        (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
+    def standard_information(self, dtype: jnp.dtype) -> tuple[float, float]:
+        """1/3 and (3 + π²)/9."""
+        del dtype
+        return 1 / 3, (3 + math.pi**2) / 9
+
+    def standard_nodes(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Four points ±ε₁, ±ε₂, see above."""
+        residuals, weights = jnp.array(_NODES, dtype), jnp.array(_WEIGHTS, dtype) / 2
+        both = jnp.concatenate([-residuals, residuals])
+        return both, jnp.concatenate([weights, weights])
+
+    def standard_sample(
+        self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype
+    ) -> Array:
+        """By `jax.random.logistic`."""
+        return jax.random.logistic(key, shape, dtype)
+
+    def divergence(self, gap: Array, log_scale: Array, log_scale2: Array) -> Array:
+        """E[c(ε e^t + δ)] − 2 − t, by quadrature."""
         t = log_scale - log_scale2
-        delta = (location - location2) * jnp.exp(-log_scale2)
+        delta, shift = gap * jnp.exp(-log_scale2), gap * jnp.exp(-log_scale)
         near = (jnp.abs(t) < 0.5) & (jnp.abs(delta) < 1)
         close = _near(jnp.where(near, t, 0.0), jnp.where(near, delta, 0.0))
         wider = t < 0
-        shift = (location - location2) * jnp.exp(-log_scale)
         of_wider = _far_wider(jnp.where(wider, t, 0.0), jnp.where(wider, delta, 0.0))
         of_narrower = _far_narrower(
             jnp.where(wider, 0.0, t), jnp.where(wider, 0.0, shift)
         )
         far = jnp.where(wider, of_wider, of_narrower) - 2 - t
-        return jnp.sum(jnp.where(near, close, far))
-
-    def score(self, z: Array, y: Array) -> Array:
-        """(tanh(ε/2) e^−ρ, ε tanh(ε/2) − 1) in the last axis."""
-        location, log_scale = _split(z)
-        residual = (jnp.asarray(y, z.dtype) - location) * jnp.exp(-log_scale)
-        slope = jnp.tanh(residual / 2)
-        return jnp.stack([slope * jnp.exp(-log_scale), residual * slope - 1], axis=-1)
-
-    def nodes(self, z: Array) -> tuple[Array, Array]:
-        """Four points m ± ε₁ e^ρ, m ± ε₂ e^ρ, see above."""
-        location, log_scale = _split(z)
-        residuals = jnp.exp(log_scale) * jnp.array(_NODES, z.dtype)
-        weights = jnp.array(_WEIGHTS, z.dtype) / 2
-        ys = location + jnp.concatenate([-residuals, residuals])
-        return ys, jnp.concatenate([weights, weights])
-
-    def fisher(self, z: Array) -> Array:
-        """diag(e^−2ρ/3, (3 + π²)/9), of shape z.shape * 2."""
-        return diagonal(_information(z))
-
-    def fisher_product(self, z: Array, v: Array) -> Array:
-        """diag(e^−2ρ/3, (3 + π²)/9) v."""
-        return _information(z) * v
-
-    def sample(self, key: Key, z: Array) -> Array:
-        """A draw m + e^ρ ε, of shape z.shape[:-1]."""
-        location, log_scale = _split(z)
-        draw = jax.random.logistic(key, location.shape, z.dtype)
-        return location + jnp.exp(log_scale) * draw
-
-    def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is finite."""
-        del z
-        return jnp.isfinite(y)
-
-
-def _split(z: Array) -> tuple[Array, Array]:
-    return split_pair("Logistic", "(location, log scale)", z)
-
-
-def _information(z: Array) -> Array:
-    log_scale = _split(z)[1]
-    spread = jnp.full_like(log_scale, (3 + math.pi**2) / 9)
-    return jnp.stack([jnp.exp(-2 * log_scale) / 3, spread], axis=-1)
+        return jnp.where(near, close, far)
 
 
 @jax.custom_jvp

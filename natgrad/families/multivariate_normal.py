@@ -48,15 +48,27 @@ class MultivariateNormal(ExponentialFamily):
     label_ndim: ClassVar[int] = 1
 
     def from_mean_and_covariance(self, mean: Array, covariance: Array) -> Array:
-        """η of shape [..., d(d + 3)/2] from a mean [..., d] and covariance [..., d, d].
+        """The natural parameters of laws with these means and covariances.
 
-        NaN where the covariance is not positive definite.
+        Args:
+            mean: m [..., d].
+            covariance: S [..., d, d], symmetric.
+
+        Returns:
+            η [..., d(d + 3)/2]; NaN where S is not positive definite.
         """
         precision = _inverse(covariance)
         return _joined(jnp.einsum(_MV, precision, mean, precision="highest"), precision)
 
     def mean_and_covariance(self, eta: Array) -> tuple[Array, Array]:
-        """m of shape [..., d] and S of shape [..., d, d]."""
+        """The means and covariances of laws with these natural parameters.
+
+        Args:
+            eta: η [..., d(d + 3)/2].
+
+        Returns:
+            m [..., d] and S [..., d, d].
+        """
         return _moments(*_split(eta))
 
     def log_prob(self, z: Array, y: Array) -> Array:
@@ -119,7 +131,7 @@ class MultivariateNormal(ExponentialFamily):
         near = jnp.all(jnp.abs(change) < 0.25 / change.shape[-1], axis=(-2, -1))
         return jnp.sum(divergence(self, _divergence, z, z2, near))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Of the order of d² points, exact to degree 5 in y (see `gaussian_rule`)."""
         first, precision = _split(z)
         points, weights = gaussian_rule(first.shape[-1])

@@ -64,7 +64,7 @@ class MultivariateNormalDiag(ExponentialFamily):
         """Σ of the normal laws' divergences."""
         return _NORMAL.kl(_pairs(z), _pairs(z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Of the order of d² points, exact to degree 5 in y (see `gaussian_rule`)."""
         pairs = _pairs(z)
         points, weights = gaussian_rule(pairs.shape[-2])

@@ -98,7 +98,7 @@ class NegativeBinomial(ExponentialFamily):
         """Σ r ((x − log(1 + x)) + μ (e^d − 1 − d)), see `Geometric.kl`."""
         return self._r(z) * jnp.sum(geometric_divergence(z, z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """μ ± √(μ + μ²/r) with equal weights, which are not counts.
 
         They have the mean and variance of the law, and the score y − μ is affine in y.

@@ -83,7 +83,7 @@ class Normal(ExponentialFamily):
         near = jnp.abs(b2 - a2) < -0.5 * a2
         return jnp.sum(divergence(self, _divergence, z, z2, near))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """The three Gauss-Hermite points m, m ± √(3v): exact to degree 5 in y."""
         m, v = _mean_and_variance(z)
         residuals = jnp.array([-math.sqrt(3), 0, math.sqrt(3)], z.dtype)

@@ -50,7 +50,7 @@ class NormalMean(Family):
         """(y − z)/σ²."""
         return (jnp.asarray(y, z.dtype) - z) / self._scale(z) ** 2
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """The points z ± σ with equal weights: exact, the score is affine in y."""
         scale = self._scale(z)
         return jnp.stack([z - scale, z + scale]), jnp.full(2, 0.5, z.dtype)

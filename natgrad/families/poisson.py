@@ -77,7 +77,7 @@ class Poisson(ExponentialFamily):
         """Σ λ (e^d − 1 − d), or e^z2 − λ (1 + d) where e^d could overflow."""
         return jnp.sum(_divergence(z, z2))
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """λ ± √λ with equal weights, which are not counts.
 
         They have the mean and variance of the law, and the score y − λ is affine in y.

@@ -16,13 +16,20 @@ sum of the blocks' and not the product, and their weights sum to the number of b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import ExponentialFamily, Family
+from natgrad.families.blocks import (
+    columns_of_scalars,
+    each_factor,
+    present_labels,
+    widened,
+)
 from natgrad.typing import Array, Key
 
 
@@ -48,8 +55,8 @@ class Product(Family):
         del sizes
         exponential = [isinstance(f, ExponentialFamily) for f in families]
         if cls is Product and exponential and all(exponential):
-            cls = ExponentialProduct
-        return super().__new__(cls)
+            return object.__new__(ExponentialProduct)
+        return object.__new__(cls)
 
     def __post_init__(self):
         families, sizes = tuple(self.families), tuple(self.sizes)
@@ -74,30 +81,30 @@ class Product(Family):
         y = jnp.asarray(y, z.dtype)
         total = jnp.zeros((), z.dtype)
         for family, z_block, y_block in self._blocks(z, y):
-            present, label = _present(family, z_block, y_block)
-            each = _each(family, family.log_prob, z_block, label)
+            present, label = present_labels(family, z_block, y_block)
+            each = each_factor(family, family.log_prob, z_block, label)
             total = total + jnp.sum(jnp.where(present, each, 0.0))
         return total
 
     def kl(self, z: Array, z2: Array) -> Array:
         """Σ over blocks, shape ()."""
         pairs = zip(self.families, self._split(z), self._split(z2), strict=True)
-        return sum(family.kl(a, b) for family, a, b in pairs)
+        return _total(family.kl(a, b) for family, a, b in pairs)
 
     def kl_under(self, key: Key | None, z: Array, z2: Array) -> Array:
         """Σ over blocks, each under a key of its own, shape ()."""
         keys = self._keys(key)
         parts = zip(self.families, keys, self._split(z), self._split(z2), strict=True)
-        return sum(family.kl_under(key, a, b) for family, key, a, b in parts)
+        return _total(family.kl_under(key, a, b) for family, key, a, b in parts)
 
     def score(self, z: Array, y: Array) -> Array:
         """The blocks' scores, 0 where a block is missing; shaped like z."""
         y = jnp.asarray(y, z.dtype)
         scores = []
         for family, z_block, y_block in self._blocks(z, y):
-            present, label = _present(family, z_block, y_block)
+            present, label = present_labels(family, z_block, y_block)
             score = family.score(z_block, label)
-            scores.append(jnp.where(_widened(present, z_block), score, 0.0))
+            scores.append(jnp.where(widened(present, z_block), score, 0.0))
         return jnp.concatenate(scores, axis=-1)
 
     def fisher(self, z: Array) -> Array:
@@ -110,24 +117,24 @@ class Product(Family):
         products = [family.fisher_product(a, b) for family, a, b in pairs]
         return jnp.concatenate(products, axis=-1)
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """The blocks' nodes, each with the other blocks missing."""
         labels, weights = [], []
         offsets = np.cumsum([0, *self._label_sizes()])
         blocks = zip(self.families, self._split(z), offsets[:-1], strict=True)
         for family, z_block, offset in blocks:
             if family.parameter_ndim == 0:
-                ys, ws = jax.vmap(family.nodes)(z_block)  # [size, K], [size, K]
+                ys, ws = jax.vmap(family.score_nodes)(z_block)  # [size, K], [size, K]
                 entries = np.repeat(np.arange(ys.shape[0]), ys.shape[1])
                 places = offset + entries[:, None]
                 ys, ws = ys.reshape(-1, 1), ws.reshape(-1)
             else:
-                ys, ws = family.nodes(z_block)
+                ys, ws = family.score_nodes(z_block)
                 ys = ys.reshape(ws.shape[0], -1)
                 places = np.broadcast_to(offset + np.arange(ys.shape[1]), ys.shape)
-            whole = jnp.full((ws.shape[0], offsets[-1]), jnp.nan, z.dtype)
+            missing = jnp.full((ws.shape[0], offsets[-1]), jnp.nan, z.dtype)
             rows = np.arange(ws.shape[0])[:, None]
-            labels.append(whole.at[rows, places].set(ys.astype(z.dtype)))
+            labels.append(missing.at[rows, places].set(ys.astype(z.dtype)))
             weights.append(ws)
         return jnp.concatenate(labels), jnp.concatenate(weights)
 
@@ -140,17 +147,19 @@ class Product(Family):
         )
         for family, key, z_block, offset in parts:
             scalars, of_block = family.parameter_ndim == 0, family.columns
-            s, w = (_of_scalars(of_block) if scalars else of_block)(key, z_block)
+            s, w = (columns_of_scalars(of_block) if scalars else of_block)(key, z_block)
             after = z.size - offset - z_block.size
             scores.append(jnp.pad(s, ((0, 0), (offset, after))))
             weights.append(w)
         return jnp.concatenate(scores), jnp.concatenate(weights)
 
-    def has_nodes(self, z: Array) -> bool:
+    def has_score_nodes(self, z: Array) -> bool:
         """Whether every block has."""
         first = lambda family, part: part[0] if family.parameter_ndim == 0 else part
         blocks = zip(self.families, self._split(z), strict=True)
-        return all(family.has_nodes(first(family, part)) for family, part in blocks)
+        return all(
+            family.has_score_nodes(first(family, part)) for family, part in blocks
+        )
 
     def drawn(self, z: Array) -> bool:
         """Whether any block is."""
@@ -174,7 +183,7 @@ class Product(Family):
         y = jnp.asarray(y, z.dtype)
         good = jnp.ones(z.shape[:-1], bool)
         for family, z_block, y_block in self._blocks(z, y):
-            present, label = _present(family, z_block, y_block)
+            present, label = present_labels(family, z_block, y_block)
             fits = family.in_support(z_block, label) | ~present
             good = good & (jnp.all(fits, axis=-1) if fits.ndim == z.ndim else fits)
         return good
@@ -199,7 +208,9 @@ class Product(Family):
 
     def _label_sizes(self) -> list[int]:
         pairs = zip(self.families, self.sizes, strict=True)
-        return [int(np.prod(f.label_shape((size,)), dtype=int)) for f, size in pairs]
+        return [
+            int(np.prod(f.label_shape((size,)) or (), dtype=int)) for f, size in pairs
+        ]
 
     def _split(self, z: Array) -> list[Array]:
         if z.ndim == 0 or z.shape[-1] != sum(self.sizes):
@@ -227,13 +238,15 @@ class Product(Family):
 class ExponentialProduct(Product, ExponentialFamily):
     """A product of exponential families; made by `Product`."""
 
-    fisher = ExponentialFamily.fisher
-    fisher_product = ExponentialFamily.fisher_product
+    families: tuple[ExponentialFamily, ...]
+
+    fisher = ExponentialFamily.fisher  # pyright: ignore[reportAssignmentType]
+    fisher_product = ExponentialFamily.fisher_product  # pyright: ignore[reportAssignmentType]
 
     def log_normalizer(self, eta: Array) -> Array:
         """Σ over blocks, shape ()."""
         blocks = zip(self.families, self._split(eta), strict=True)
-        return sum(family.log_normalizer(part) for family, part in blocks)
+        return _total(family.log_normalizer(part) for family, part in blocks)
 
     def sufficient_statistics(self, y: Array) -> Array:
         """The blocks' statistics, joined."""
@@ -242,12 +255,13 @@ class ExponentialProduct(Product, ExponentialFamily):
 
     def log_base_measure(self, y: Array) -> Array:
         """Σ over blocks, shape ()."""
-        return sum(f.log_base_measure(part) for f, part in self._labels(jnp.asarray(y)))
+        labels = self._labels(jnp.asarray(y))
+        return _total(f.log_base_measure(part) for f, part in labels)
 
     def expected_log_base_measure(self, eta: Array) -> Array:
         """Σ over blocks, shape ()."""
         blocks = zip(self.families, self._split(eta), strict=True)
-        return sum(family.expected_log_base_measure(part) for family, part in blocks)
+        return _total(family.expected_log_base_measure(part) for family, part in blocks)
 
     def mean(self, eta: Array) -> Array:
         """The blocks' means, joined."""
@@ -260,41 +274,13 @@ class ExponentialProduct(Product, ExponentialFamily):
     def entropy(self, eta: Array) -> Array:
         """Σ over blocks, shape ()."""
         blocks = zip(self.families, self._split(eta), strict=True)
-        return sum(family.entropy(part) for family, part in blocks)
+        return _total(family.entropy(part) for family, part in blocks)
 
-    def _labels(self, y: Array) -> list[tuple[Family, Array]]:
+    def _labels(self, y: Array) -> list[tuple[ExponentialFamily, Array]]:
         z = jnp.zeros((*y.shape[:-1], sum(self.sizes)))
-        return [(family, part) for family, _, part in self._blocks(z, y)]
+        labels = [part for _, _, part in self._blocks(z, y)]
+        return list(zip(self.families, labels, strict=True))
 
 
-def _present(family: Family, z: Array, y: Array) -> tuple[Array, Array]:
-    """Which factors have a label, and the labels with a node instead where not."""
-    axes = tuple(range(y.ndim - family.label_ndim, y.ndim))
-    present = ~jnp.any(jnp.isnan(y), axis=axes)
-    stand_in = _each(family, lambda z: family.nodes(z)[0][-1], z)
-    mask = present.reshape(present.shape + (1,) * family.label_ndim)
-    return present, jnp.where(mask, y, stand_in.astype(y.dtype))
-
-
-def _of_scalars(columns: Callable) -> Callable:
-    """The columns of every entry of z [n], 0 in the others: [n·K, n]."""
-
-    def of_all(key: Key | None, z: Array) -> tuple[Array, Array]:
-        keys = None if key is None else jax.random.split(key, z.size)
-        scores, weights = jax.vmap(columns)(keys, z)  # [n, K]
-        apart = jnp.eye(z.size, dtype=z.dtype)[:, None, :] * scores[:, :, None]
-        return apart.reshape(-1, z.size), weights.reshape(-1)
-
-    return of_all
-
-
-def _widened(present: Array, z: Array) -> Array:
-    return present.reshape(present.shape + (1,) * (z.ndim - present.ndim))
-
-
-def _each(family: Family, function: Callable, z: Array, *others: Array) -> Array:
-    """A function of one factor, at each."""
-    own = 1 if family.parameter_ndim is None else family.parameter_ndim
-    for _ in range(z.ndim - own):
-        function = jax.vmap(function)
-    return function(z, *others)
+def _total(terms: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, terms)

@@ -31,20 +31,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.special import gammaln
 
-from natgrad.families.base import Family
-from natgrad.families.numerics.checks import (
-    aligned,
-    check_positive,
-    diagonal,
-    split_pair,
-)
+from natgrad.families.location_scale import LocationScale
+from natgrad.families.numerics.checks import aligned, check_positive
 from natgrad.families.numerics.remainders import tanh_remainder
 from natgrad.typing import Array, ArrayLike, Key
 
@@ -52,7 +47,7 @@ _TERMS = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentT(Family):
+class StudentT(LocationScale):
     """y = m + e^ρ t, t of Student's law: the last axis of z holds (m, ρ).
 
     Attributes:
@@ -61,36 +56,58 @@ class StudentT(Family):
 
     nu: ArrayLike
 
-    parameter_ndim: ClassVar[int] = 1
-
     def __post_init__(self):
         cure = "for the limit of large nu use NormalMeanLogScale()"
         check_positive("StudentT: nu", self.nu, cure)
 
-    def log_prob(self, z: Array, y: Array) -> Array:
-        """Σ C(ν) − ρ − (ν + 1)/2 · log(1 + ε²/ν)."""
-        nu, (location, log_scale) = self._nu(z), _split(z)
-        residual = (jnp.asarray(y, z.dtype) - location) * jnp.exp(-log_scale)
-        kernel = -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu)
-        return jnp.sum(_log_constant(self.nu) - log_scale + kernel)
+    def standard_log_prob(self, residual: Array) -> Array:
+        """C(ν) − (ν + 1)/2 · log(1 + ε²/ν)."""
+        nu = self._nu(residual.dtype)
+        return _log_constant(self.nu) - 0.5 * (nu + 1) * jnp.log1p(residual**2 / nu)
 
-    def kl(self, z: Array, z2: Array) -> Array:
-        """The series above, with the terms that cancel for near points put together."""
-        (location, log_scale), (location2, log_scale2) = _split(z), _split(z2)
+    def standard_slopes(self, residual: Array) -> tuple[Array, Array]:
+        """(ν + 1) w ε/ν and (ν + 1) (1 − w)."""
+        nu = self._nu(residual.dtype)
+        w = 1 / (1 + residual**2 / nu)
+        return (nu + 1) / nu * residual * w, (nu + 1) * (1 - w)
+
+    def standard_information(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """(ν + 1)/(ν + 3) and 2ν/(ν + 3)."""
+        nu = self._nu(dtype)
+        return (nu + 1) / (nu + 3), 2 * nu / (nu + 3)
+
+    def standard_nodes(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Four points: two of Gauss-Jacobi in 1 − w, each with both signs of ε."""
+        nu = self._nu(dtype)
+        complement, weights = _beta_nodes(jnp.asarray(0.5, dtype), nu / 2)
+        residuals = jnp.sqrt(nu * complement / (1 - complement))
+        both = jnp.concatenate([-residuals, residuals])
+        return both, jnp.concatenate([weights, weights]) / 2
+
+    def standard_sample(
+        self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype
+    ) -> Array:
+        """By `jax.random.t`."""
+        return jax.random.t(key, self._nu(dtype), shape, dtype)
+
+    def divergence(self, gap: Array, log_scale: Array, log_scale2: Array) -> Array:
+        """The series above for near laws, the integral for far ones."""
         log_ratio = log_scale - log_scale2
-        delta = (location - location2) * jnp.exp(-log_scale) / jnp.sqrt(self._nu(z))
+        delta = gap * jnp.exp(-log_scale) / jnp.sqrt(self._nu(gap.dtype))
         # |ζ|² is ((1 − σ)² + δ²)/((1 + σ)² + δ²).
         scale2 = jnp.exp(-jnp.clip(log_ratio, -20, 20))
-        moved = jnp.clip(delta, -1e9, 1e9)
-        norm = (1 + scale2) ** 2 + moved**2
-        far = (1 - scale2) ** 2 + moved**2 > 0.64 * norm
+        bounded = jnp.clip(delta, -1e9, 1e9)
+        norm = (1 + scale2) ** 2 + bounded**2
+        far = (1 - scale2) ** 2 + bounded**2 > 0.64 * norm
         of_near = self._series(*(jnp.where(far, 0.0, x) for x in (log_ratio, delta)))
-        of_far = _integral(self.nu, log_ratio, delta)
-        return jnp.sum(jnp.where(far, of_far, of_near))
+        return jnp.where(far, _integral(self.nu, log_ratio, delta), of_near)
+
+    def _nu(self, dtype: jnp.dtype) -> Array:
+        return jnp.asarray(self.nu, dtype)
 
     def _series(self, log_ratio: Array, delta: Array) -> Array:
         """The sum over powers of ζ, elementwise, for near laws."""
-        nu = self._nu(delta)
+        nu = self._nu(delta.dtype)
         h, scale2 = (nu - 1) / 2, jnp.exp(-log_ratio)
         norm = (1 + scale2) ** 2 + delta**2
         real = (delta**2 + jnp.expm1(-2 * log_ratio)) / norm
@@ -104,53 +121,12 @@ class StudentT(Family):
         series = _power_series(higher, jax.lax.complex(real, imaginary)).real
         return 0.5 * (nu + 1) * cauchy + h * first - (nu + 1) * series
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
-        """Four points: two of Gauss-Jacobi in 1 − w, each with both signs of ε."""
-        nu, (location, log_scale) = self._nu(z), _split(z)
-        complement, weights = _beta_nodes(jnp.asarray(0.5, z.dtype), nu / 2)
-        residuals = jnp.sqrt(nu * complement / (1 - complement))
-        ys = location + jnp.exp(log_scale) * jnp.concatenate([-residuals, residuals])
-        return ys, jnp.concatenate([weights, weights]) / 2
 
-    def fisher(self, z: Array) -> Array:
-        """diag((ν + 1) e^−2ρ, 2ν)/(ν + 3), of shape z.shape * 2."""
-        return diagonal(self._information(z))
-
-    def fisher_product(self, z: Array, v: Array) -> Array:
-        """diag((ν + 1) e^−2ρ, 2ν) v/(ν + 3)."""
-        return self._information(z) * v
-
-    def sample(self, key: Key, z: Array) -> Array:
-        """A draw m + e^ρ t, of shape z.shape[:-1]."""
-        nu, (location, log_scale) = self._nu(z), _split(z)
-        draw = jax.random.t(key, nu, location.shape, z.dtype)
-        return location + jnp.exp(log_scale) * draw
-
-    def in_support(self, z: Array, y: Array) -> Array:
-        """Whether y is finite."""
-        del z
-        return jnp.isfinite(y)
-
-    def _nu(self, z: Array) -> Array:
-        return jnp.asarray(self.nu, z.dtype)
-
-    def _information(self, z: Array) -> Array:
-        nu, (_, log_scale) = self._nu(z), _split(z)
-        location = (nu + 1) / (nu + 3) * jnp.exp(-2 * log_scale)
-        return jnp.stack(
-            [location, jnp.full_like(log_scale, 2 * nu / (nu + 3))], axis=-1
-        )
-
-
-def _split(z: Array) -> tuple[Array, Array]:
-    return split_pair("StudentT", "(location, log scale)", z)
-
-
-def _log_constant(nu: ArrayLike) -> ArrayLike:
+def _log_constant(nu: ArrayLike) -> float | Array:
     """C(ν) = log Γ((ν + 1)/2) − log Γ(ν/2) − log(νπ)/2, in double where it can."""
-    if isinstance(nu, jax.core.Tracer):
+    if isinstance(nu, Tracer):
         return gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
-    nu = float(nu)
+    nu = float(np.asarray(nu))
     gammas = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)
     return gammas - 0.5 * math.log(nu * math.pi)
 
@@ -175,16 +151,16 @@ def _integral(nu: ArrayLike, log_ratio: Array, delta: Array) -> Array:
     return larger + (nu + 1) * (mean - jnp.asarray(log_cosh, delta.dtype))
 
 
-def _line(nu: ArrayLike) -> tuple[ArrayLike, ...]:
+def _line(nu: ArrayLike) -> tuple[np.ndarray | Array, ...]:
     """Weights (real and imaginary parts), sinh u likewise, and E[log cosh u].
 
     sinh and cosh, which overflow for a small ν, are in units of e^|Re u|; |Re u| comes
     before the last.
     """
-    if isinstance(nu, jax.core.Tracer):
+    if isinstance(nu, Tracer):
         xp, number = jnp, 2000
     else:
-        xp, nu, number = np, float(nu), None
+        xp, nu, number = np, float(np.asarray(nu)), None
     height = xp.minimum(math.pi / 4, 1 / xp.sqrt(nu))
     reach = 37 / nu + 9 / xp.sqrt(nu)
     number = number or int(10 * reach / height)

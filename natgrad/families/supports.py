@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from natgrad.typing import Array
 
@@ -56,6 +56,6 @@ def _labels_by_name(distribution: Any) -> Array | None:
         return jnp.asarray(distribution.outcomes)
     if names & {"Binomial", "BetaBinomial"}:
         total = distribution.parameters.get("total_count")
-        if total is not None and not isinstance(total, jax.core.Tracer):
+        if total is not None and not isinstance(total, Tracer):
             return jnp.arange(int(total) + 1, dtype=dtype())
     return None

@@ -41,8 +41,8 @@ class Transformed(Family):
     def __new__(cls, family: Family | None = None, *_: object, **__: object):
         """A transformed exponential family is an `ExponentialTransformed`."""
         if cls is Transformed and isinstance(family, ExponentialFamily):
-            cls = ExponentialTransformed
-        return super().__new__(cls)
+            return object.__new__(ExponentialTransformed)
+        return object.__new__(cls)
 
     def __post_init__(self):
         if not isinstance(self.family, Family):
@@ -98,18 +98,18 @@ class Transformed(Family):
         """That of the law of x."""
         return self.family.fisher_product(z, v)
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """The images of the nodes of x."""
-        xs, weights = self.family.nodes(z)
+        xs, weights = self.family.score_nodes(z)
         return jax.vmap(self.forward)(xs), weights
 
     def columns(self, key: Key | None, z: Array) -> tuple[Array, Array]:
         """Those of the law of x, whose scores are the same."""
         return self.family.columns(key, z)
 
-    def has_nodes(self, z: Array) -> bool:
+    def has_score_nodes(self, z: Array) -> bool:
         """As the law of x."""
-        return self.family.has_nodes(z)
+        return self.family.has_score_nodes(z)
 
     def drawn(self, z: Array) -> bool:
         """Whether the law of x is."""
@@ -158,8 +158,10 @@ class Transformed(Family):
 class ExponentialTransformed(Transformed, ExponentialFamily):
     """A transformed exponential family; made by `Transformed`."""
 
-    fisher = ExponentialFamily.fisher
-    fisher_product = ExponentialFamily.fisher_product
+    family: ExponentialFamily
+
+    fisher = ExponentialFamily.fisher  # pyright: ignore[reportAssignmentType]
+    fisher_product = ExponentialFamily.fisher_product  # pyright: ignore[reportAssignmentType]
 
     def log_normalizer(self, eta: Array) -> Array:
         """That of the family of x."""

@@ -115,7 +115,7 @@ class VonMises(ExponentialFamily):
         small = self.sufficient_statistics(y) - self.mean(z)
         return jnp.where(_norm(z)[..., None] < 1, small, large)
 
-    def nodes(self, z: Array) -> tuple[Array, Array]:
+    def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Three angles: m, and one on each side of it."""
         concentration = _concentrated(z)
         complement = bessel_complement(concentration)

@@ -8,13 +8,7 @@
 Points, tangents and covectors know their chart, and are never mixed up.
 """
 
-from natgrad.geometry import (
-    atlas,
-    atlas_counts,
-    atlas_positive,
-    atlas_vectors,
-    check,
-)
+from natgrad.geometry import check
 from natgrad.geometry.charts import Atlas, Chart, charts, register, whole_space
 from natgrad.geometry.connections import (
     EXPONENTIAL,
@@ -25,7 +19,8 @@ from natgrad.geometry.connections import (
     christoffel_contraction,
     lowered_christoffel,
 )
-from natgrad.geometry.distance import distance, register_distance, shooting_distance
+from natgrad.geometry.distance import distance, shooting_distance
+from natgrad.geometry.distance_closed_forms import register_distance
 from natgrad.geometry.distance_normal import (
     known_covariance_distance,
     known_mean_distance,
@@ -80,10 +75,6 @@ __all__ = [
     "Tangent",
     "TrustRegionStep",
     "amari_chentsov",
-    "atlas",
-    "atlas_counts",
-    "atlas_positive",
-    "atlas_vectors",
     "charts",
     "check",
     "christoffel",

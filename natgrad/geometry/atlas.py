@@ -1,8 +1,8 @@
 """Domains and source charts of the library's families, one function each.
 
-A new family is one function here. Margins that are differences are taken a few rounding
-errors smaller than they are, still concave, so that a margin computed as positive is
-positive.
+A new family is one function here and one line of the table in `charts`. Margins that
+are differences are taken a few rounding errors smaller than they are, still concave, so
+that a margin computed as positive is positive.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from natgrad.families import Bernoulli, Categorical, Exponential, Gamma, Normal, Poisson
-from natgrad.geometry.charts import Atlas, Chart, register, whole_space
+from natgrad.geometry.coordinates import Atlas, Chart, whole_space
 from natgrad.typing import Array
 
 
@@ -39,8 +39,8 @@ def above(terms: int, x: Array) -> float:
     return 1 + 16 * terms * float(jnp.finfo(x.dtype).eps)
 
 
-@register(Bernoulli)
-def _bernoulli(family: Bernoulli) -> Atlas:
+def bernoulli_atlas(family: Bernoulli) -> Atlas:
+    """The probability."""
     probability = Chart(
         "probability",
         family.natural,
@@ -56,8 +56,7 @@ def in_unit_interval(p: Array) -> Array:
     return jnp.concatenate([p.ravel(), (1 - p).ravel()])
 
 
-@register(Categorical)
-def _categorical(family: Categorical) -> Atlas:
+def categorical_atlas(family: Categorical) -> Atlas:
     """The C logits, and the C probabilities, are one too many: see the gauge."""
     log_odds = Chart(
         "log odds",
@@ -81,14 +80,14 @@ def _with_last(p: Array) -> Array:
     return jnp.concatenate([p, 1 - jnp.sum(p, -1, keepdims=True)], axis=-1)
 
 
-@register(Poisson)
-def _poisson(family: Poisson) -> Atlas:
+def poisson_atlas(family: Poisson) -> Atlas:
+    """The rate."""
     rate = Chart("rate", family.natural, family.mean, flat, lambda rate: rate)
     return Atlas(whole_space, flat, (rate,))
 
 
-@register(Exponential)
-def _exponential(family: Exponential) -> Atlas:
+def exponential_atlas(family: Exponential) -> Atlas:
+    """The rate and its logarithm."""
     del family
     rate = Chart("rate", lambda r: -r, lambda eta: -eta, flat, lambda r: 1 / r)
     log_rate = Chart(
@@ -100,7 +99,6 @@ def _exponential(family: Exponential) -> Atlas:
     return Atlas(lambda eta: (-eta).ravel(), flat, (rate, log_rate))
 
 
-@register(Normal)
 def normal_atlas(family: Normal) -> Atlas:
     """Of the normal law, and of others with its parameters."""
     del family
@@ -137,8 +135,8 @@ def normal_atlas(family: Normal) -> Atlas:
     )
 
 
-@register(Gamma)
-def _gamma(family: Gamma) -> Atlas:
+def gamma_atlas(family: Gamma) -> Atlas:
+    """Shape and rate, their logarithms, and shape and mean."""
     del family
     shape_rate = Chart(
         "shape/rate",

@@ -13,14 +13,12 @@ from natgrad.families import (
     Weibull,
 )
 from natgrad.geometry.atlas import above, first, flat, pair, second
-from natgrad.geometry.charts import Atlas, Chart, register
-from natgrad.geometry.distance import exponential_distance, register_distance
+from natgrad.geometry.coordinates import Atlas, Chart
 from natgrad.typing import Array
 
 
-@register(Beta)
-@register(Dirichlet)
-def _proportions(family: Beta | Dirichlet) -> Atlas:
+def proportions_atlas(family: Beta | Dirichlet) -> Atlas:
+    """The concentrations and their logarithms."""
     del family
     concentration = Chart("concentration", lambda a: a - 1, lambda eta: eta + 1, flat)
     logs = Chart(
@@ -38,8 +36,8 @@ def _below_one(mu: Array) -> Array:
     return flat(-logsumexp(mu, axis=-1) - rounding)
 
 
-@register(InverseGamma)
-def _inverse_gamma(family: InverseGamma) -> Atlas:
+def inverse_gamma_atlas(family: InverseGamma) -> Atlas:
+    """Shape and scale, and their logarithms."""
     del family
     shape_scale = Chart(
         "shape/scale",
@@ -61,8 +59,8 @@ def _inverse_means(mu: Array) -> Array:
     return jnp.concatenate([flat(mean), flat(jnp.log(mean) + mean_log - rounding)])
 
 
-@register(InverseGaussian)
-def _inverse_gaussian(family: InverseGaussian) -> Atlas:
+def inverse_gaussian_atlas(family: InverseGaussian) -> Atlas:
+    """Mean and shape, and their logarithms."""
     del family
     mean_shape = Chart(
         "mean/shape",
@@ -80,8 +78,8 @@ def _inverse_gaussian(family: InverseGaussian) -> Atlas:
     )
 
 
-@register(Weibull)
-def _weibull(family: Weibull) -> Atlas:
+def weibull_atlas(family: Weibull) -> Atlas:
+    """The scale and its logarithm."""
     k = lambda x: jnp.asarray(family.k, x.dtype)
     scale = Chart(
         "scale",
@@ -93,9 +91,6 @@ def _weibull(family: Weibull) -> Atlas:
     return Atlas(
         lambda eta: flat(-eta), flat, (scale, _in_logarithms(scale, "log scale"))
     )
-
-
-register_distance(Weibull)(exponential_distance)  # k |log s/s'|
 
 
 def _in_logarithms(chart: Chart, name: str) -> Chart:

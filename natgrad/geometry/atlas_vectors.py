@@ -1,4 +1,4 @@
-"""Domains and charts of laws of vectors and directions, products and transformed laws.
+"""Domains and charts of laws of vectors and of directions.
 
 A symmetric matrix is positive definite if the pivots of its Cholesky factorisation are
 positive. Each is a Schur complement, a concave function of the matrix: they are the
@@ -13,32 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families import (
-    LogNormal,
     MultivariateNormal,
     MultivariateNormalDiag,
     Normal,
     VonMises,
 )
-from natgrad.families.product import ExponentialProduct
-from natgrad.families.transformed import ExponentialTransformed
 from natgrad.geometry.atlas import above, first, flat, normal_atlas, pair, second
-from natgrad.geometry.charts import (
-    Atlas,
-    Chart,
-    Map,
-    charts,
-    register,
-    whole_space,
-)
-from natgrad.geometry.distance import normal_distance, register_distance
+from natgrad.geometry.coordinates import Atlas, Chart, whole_space
 from natgrad.typing import Array
 
-register(LogNormal)(normal_atlas)
-register_distance(LogNormal)(normal_distance)
 
-
-@register(VonMises)
-def _von_mises(family: VonMises) -> Atlas:
+def von_mises_atlas(family: VonMises) -> Atlas:
     """Polar coordinates do not reach κ = 0, the uniform law."""
     del family
     polar = Chart(
@@ -53,8 +38,7 @@ def _von_mises(family: VonMises) -> Atlas:
     return Atlas(whole_space, inside, (polar,))
 
 
-@register(MultivariateNormalDiag)
-def _diagonal(family: MultivariateNormalDiag) -> Atlas:
+def diagonal_normal_atlas(family: MultivariateNormalDiag) -> Atlas:
     """Normal laws side by side: each chart of `Normal`, by halves."""
     del family
     split = lambda x: jnp.stack(jnp.split(x, 2, axis=-1), axis=-1)
@@ -79,8 +63,9 @@ def _diagonal(family: MultivariateNormalDiag) -> Atlas:
     )
 
 
-@register(MultivariateNormal)
-def _multivariate_normal(family: MultivariateNormal) -> Atlas:
+def multivariate_normal_atlas(family: MultivariateNormal) -> Atlas:
+    """Mean and covariance, or the covariance's Cholesky factor."""
+
     def natural(eta: Array) -> Array:
         _, free = _parts(eta)
         return _pivots(-_symmetric(free) * _halves_off(free))
@@ -179,36 +164,3 @@ def _outer(m: Array) -> Array:
 def _joined(m: Array, matrix: Array) -> Array:
     rows, columns = np.triu_indices(m.shape[-1])
     return jnp.concatenate([m, matrix[..., rows, columns]], axis=-1)
-
-
-@register(ExponentialProduct)
-def _product(family: ExponentialProduct) -> Atlas:
-    """The blocks' margins, joined, and their gauges, block by block."""
-    ends = np.cumsum(family.sizes)[:-1].tolist()
-    split = lambda x: jnp.split(x, ends, axis=-1)
-
-    def joined(name: str) -> Map:
-        blocks = [charts(block)[name] for block in family.families]
-        if all(chart.margins is whole_space for chart in blocks):
-            return whole_space
-        return lambda x: jnp.concatenate(
-            [c.margins(part) for c, part in zip(blocks, split(x), strict=True)]
-        )
-
-    gauges = [charts(block)["natural"].gauge for block in family.families]
-
-    def gauge(v: Array) -> Array:
-        parts = zip(gauges, split(v), strict=True)
-        return jnp.concatenate(
-            [jnp.zeros_like(part) if g is None else g(part) for g, part in parts], -1
-        )
-
-    none = all(g is None for g in gauges)
-    return Atlas(joined("natural"), joined("expectation"), (), None if none else gauge)
-
-
-@register(ExponentialTransformed)
-def _transformed(family: ExponentialTransformed) -> Atlas:
-    """The charts of the family of x: the parameters are the same."""
-    natural, mean, *sources = charts(family.family).values()
-    return Atlas(natural.margins, mean.margins, tuple(sources), natural.gauge)

@@ -1,86 +1,46 @@
-"""Charts: coordinates of an exponential family, and the domains they cover.
+"""The charts of each family: a table of the library's, and `register` for a user's own.
 
-The coordinates x of a law depend on the chart: natural η, expectation μ = ∇A(η), a
-named source chart such as mean/sd, or the user's own diffeomorphism x -> η.
+    ATLASES[family type](family) -> Atlas
 
-A chart covers a convex domain, given by concave functions that are positive inside it
-(`margins`); `natgrad.geometry.domain` takes its steps by them.
-
-Source: Amari, Information Geometry and Its Applications (2016), sections 1.3 and 2.1.
+A subclass has the charts of the class it derives from, unless it has a line of its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
+from natgrad import families
 from natgrad.families.base import ExponentialFamily
+from natgrad.families.product import ExponentialProduct
+from natgrad.families.transformed import ExponentialTransformed
+from natgrad.geometry import atlas, atlas_counts, atlas_positive, atlas_vectors
+from natgrad.geometry.coordinates import Atlas, Chart, Map, inside, whole_space
 from natgrad.typing import Array
 
-Map = Callable[[Array], Array]
-
-
-def whole_space(x: Array) -> Array:
-    """No margins, [0]: every x is a point."""
-    return jnp.zeros(0, x.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """Coordinates x of a family, by the diffeomorphism to its natural parameters.
-
-    Two charts are the same if their fields are: make a chart once and keep it.
-
-    Attributes:
-        name: what errors and reports call it.
-        to_natural: x -> η.
-        from_natural: η -> x.
-        margins: x -> [M], concave functions that are positive exactly on the domain;
-            `whole_space` for none. They may be NaN outside.
-        to_mean: x -> μ, where there is a more accurate way than through η.
-        gauge: where different x give the same law, a linear map v -> G v with F + G
-            regular and G v = 0 for the tangents to be used; None for a true chart.
-    """
-
-    name: str
-    to_natural: Map = dataclasses.field(repr=False)
-    from_natural: Map = dataclasses.field(repr=False)
-    margins: Map = dataclasses.field(default=whole_space, repr=False)
-    to_mean: Map | None = dataclasses.field(default=None, repr=False)
-    gauge: Map | None = dataclasses.field(default=None, repr=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Atlas:
-    """What the geometry knows of a class of families.
-
-    Attributes:
-        natural: margins of the natural parameters.
-        mean: margins of the expectation parameters.
-        sources: further charts.
-        gauge: of the natural and the expectation chart, see `Chart`.
-    """
-
-    natural: Map
-    mean: Map
-    sources: tuple[Chart, ...] = ()
-    gauge: Map | None = None
-
-
-_ATLASES: dict[type, Callable[[Any], Atlas]] = {}
+__all__ = [
+    "Atlas",
+    "Chart",
+    "Map",
+    "chart_of",
+    "charts",
+    "inside",
+    "register",
+    "whole_space",
+]
 
 
 def register(cls: type) -> Callable:
     """A decorator: the function from a family of this class to its `Atlas`."""
 
-    def keep(atlas: Callable[[Any], Atlas]) -> Callable[[Any], Atlas]:
-        _ATLASES[cls] = atlas
+    def keep(make: Callable[[Any], Atlas]) -> Callable[[Any], Atlas]:
+        ATLASES[cls] = make
         _known_charts.cache_clear()
-        return atlas
+        return make
 
     return keep
 
@@ -113,27 +73,22 @@ def chart_of(family: ExponentialFamily, chart: Chart | str) -> Chart:
     return known[chart]
 
 
-def inside(chart: Chart, x: Array) -> Array:
-    """Boolean scalar: is x finite, and are all margins positive?"""
-    return jnp.all(chart.margins(x) > 0) & jnp.all(jnp.isfinite(x))
-
-
 @functools.lru_cache(maxsize=256)
 def _known_charts(family: ExponentialFamily) -> tuple[tuple[str, Chart], ...]:
     for cls in type(family).__mro__:
-        if cls in _ATLASES:
-            atlas = _ATLASES[cls](family)
+        if cls in ATLASES:
+            known = ATLASES[cls](family)
             break
     else:
-        atlas = Atlas(_unknown(family, "natural"), _unknown(family, "expectation"))
+        known = Atlas(_unknown(family, "natural"), _unknown(family, "expectation"))
     identity = lambda x: x
     natural = Chart(
-        "natural", identity, identity, atlas.natural, family.mean, atlas.gauge
+        "natural", identity, identity, known.natural, family.mean, known.gauge
     )
     mean = Chart(
-        "expectation", family.natural, family.mean, atlas.mean, None, atlas.gauge
+        "expectation", family.natural, family.mean, known.mean, None, known.gauge
     )
-    return tuple((chart.name, chart) for chart in (natural, mean, *atlas.sources))
+    return tuple((chart.name, chart) for chart in (natural, mean, *known.sources))
 
 
 def _unknown(family: ExponentialFamily, name: str) -> Map:
@@ -146,3 +101,57 @@ def _unknown(family: ExponentialFamily, name: str) -> Map:
         )
 
     return margins
+
+
+def _product(family: ExponentialProduct) -> Atlas:
+    """The blocks' margins, joined, and their gauges, block by block."""
+    ends = np.cumsum(family.sizes)[:-1].tolist()
+    split = lambda x: jnp.split(x, ends, axis=-1)
+
+    def joined(name: str) -> Map:
+        blocks = [charts(block)[name] for block in family.families]
+        if all(chart.margins is whole_space for chart in blocks):
+            return whole_space
+        return lambda x: jnp.concatenate(
+            [c.margins(part) for c, part in zip(blocks, split(x), strict=True)]
+        )
+
+    gauges = [charts(block)["natural"].gauge for block in family.families]
+
+    def gauge(v: Array) -> Array:
+        parts = zip(gauges, split(v), strict=True)
+        return jnp.concatenate(
+            [jnp.zeros_like(part) if g is None else g(part) for g, part in parts], -1
+        )
+
+    none = all(g is None for g in gauges)
+    return Atlas(joined("natural"), joined("expectation"), (), None if none else gauge)
+
+
+def _transformed(family: ExponentialTransformed) -> Atlas:
+    """The charts of the family of x: the parameters are the same."""
+    natural, mean, *sources = charts(family.family).values()
+    return Atlas(natural.margins, mean.margins, tuple(sources), natural.gauge)
+
+
+ATLASES: dict[type, Callable[[Any], Atlas]] = {
+    families.Bernoulli: atlas.bernoulli_atlas,
+    families.Beta: atlas_positive.proportions_atlas,
+    families.Binomial: atlas_counts.binomial_atlas,
+    families.Categorical: atlas.categorical_atlas,
+    families.Dirichlet: atlas_positive.proportions_atlas,
+    families.Exponential: atlas.exponential_atlas,
+    families.Gamma: atlas.gamma_atlas,
+    families.Geometric: atlas_counts.failures_atlas,
+    families.InverseGamma: atlas_positive.inverse_gamma_atlas,
+    families.InverseGaussian: atlas_positive.inverse_gaussian_atlas,
+    families.MultivariateNormal: atlas_vectors.multivariate_normal_atlas,
+    families.MultivariateNormalDiag: atlas_vectors.diagonal_normal_atlas,
+    families.NegativeBinomial: atlas_counts.failures_atlas,
+    families.Normal: atlas.normal_atlas,
+    families.Poisson: atlas.poisson_atlas,
+    families.VonMises: atlas_vectors.von_mises_atlas,
+    families.Weibull: atlas_positive.weibull_atlas,
+    ExponentialProduct: _product,
+    ExponentialTransformed: _transformed,
+}

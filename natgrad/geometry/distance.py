@@ -9,7 +9,7 @@ Closed forms (each factor of a product adds its square):
     Exponential  |log r/r'|
 
 written so that near points do not cancel; `LogNormal`, `Binomial`, `Geometric`,
-`NegativeBinomial` and `Weibull` have such forms too (in the files of their charts). For
+`NegativeBinomial` and `Weibull` have such forms too, in `distance_closed_forms`. For
 normal vectors with a known mean or covariance see `distance_normal`. Other families go
 by geodesic shooting in an unconstrained chart.
 
@@ -19,31 +19,15 @@ statistical parameters; Atkinson & Mitchell (1981), Rao's distance measure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 
-from natgrad import families
 from natgrad.geometry.charts import Chart, charts
+from natgrad.geometry.distance_closed_forms import CLOSED_FORMS, root
 from natgrad.geometry.domain import unconstrained
 from natgrad.geometry.geodesics import STEPS, logarithm
 from natgrad.geometry.information import norm
 from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
-
-# (family, η, η') -> the distance of each factor
-Formula = Callable[[families.ExponentialFamily, Array, Array], Array]
-_CLOSED_FORMS: dict[type, Formula] = {}
-
-
-def register_distance(cls: type) -> Callable[[Formula], Formula]:
-    """A decorator: the closed form of the distance in a class of families."""
-
-    def keep(formula: Formula) -> Formula:
-        _CLOSED_FORMS[cls] = formula
-        return formula
-
-    return keep
 
 
 def distance(start: Point, end: Point) -> Array:
@@ -63,8 +47,8 @@ def distance(start: Point, end: Point) -> Array:
     expected(Point, start, "distance")
     same_family(start, end)
     for cls in type(start.family).__mro__:
-        if cls in _CLOSED_FORMS:
-            factors = _CLOSED_FORMS[cls](start.family, start.natural, end.natural)
+        if cls in CLOSED_FORMS:
+            factors = CLOSED_FORMS[cls](start.family, start.natural, end.natural)
             return root(jnp.sum(factors**2))
     return shooting_distance(start, end)
 
@@ -94,48 +78,3 @@ def best_chart(point: Point) -> Chart:
         if chart.gauge is None and unconstrained(chart, x):
             return chart
     return known["natural"]
-
-
-def root(squared: Array) -> Array:
-    """√squared, with the derivative 0 at 0."""
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
-
-
-@register_distance(families.Normal)
-def normal_distance(family: families.Normal, eta: Array, eta2: Array) -> Array:
-    """√2 arcosh(1 + ((m − m')²/2 + (s − s')²)/(2 s s')), also of transformed laws."""
-    del family
-    v, v2 = -0.5 / eta[..., 1], -0.5 / eta2[..., 1]
-    s, s2 = jnp.sqrt(v), jnp.sqrt(v2)
-    means, scales = eta[..., 0] * v - eta2[..., 0] * v2, s - s2
-    chord = (means**2 / 2 + scales**2) / (4 * s * s2)
-    return jnp.sqrt(8.0).astype(eta.dtype) * jnp.arcsinh(root(chord))
-
-
-@register_distance(families.Categorical)
-def _categorical(family: families.Categorical, eta: Array, eta2: Array) -> Array:
-    gaps = jnp.sqrt(family.mean(eta)) - jnp.sqrt(family.mean(eta2))
-    return 4 * jnp.arcsin(root(jnp.sum(gaps**2, axis=-1)) / 2)
-
-
-@register_distance(families.Bernoulli)
-def bernoulli_distance(family: families.Bernoulli, eta: Array, eta2: Array) -> Array:
-    """2 (arcsin √p − arcsin √p'), by the logits."""
-    del family
-    return 2 * jnp.arctan(jnp.sinh((eta - eta2) / 4) / jnp.cosh((eta + eta2) / 4))
-
-
-@register_distance(families.Poisson)
-def _poisson(family: families.Poisson, eta: Array, eta2: Array) -> Array:
-    del family
-    return 4 * jnp.exp((eta + eta2) / 4) * jnp.sinh((eta - eta2) / 4)
-
-
-@register_distance(families.Exponential)
-def exponential_distance(
-    family: families.Exponential, eta: Array, eta2: Array
-) -> Array:
-    """log η/η'."""
-    del family
-    return jnp.log1p((eta - eta2) / eta2)

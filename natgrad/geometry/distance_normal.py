@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from natgrad.families import MultivariateNormal
-from natgrad.geometry.distance import root
+from natgrad.geometry.distance_closed_forms import root
 from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 

@@ -9,16 +9,11 @@ for any exponential family and any log-likelihood, and `ivon` for neural network
 
 from natgrad.inference.draws import BonnetPrice, Sampling, ScoreFunction
 from natgrad.inference.dual import value_and_dual_gradient
+from natgrad.inference.evidence import LearningRule, elbo
 from natgrad.inference.expectations import ClosedForm, Expectation
 from natgrad.inference.fitting import Fit, fit, fit_batches
-from natgrad.inference.ivon import IvonState, draw_weights, ivon
-from natgrad.inference.learning_rule import (
-    InferenceState,
-    LearningRule,
-    elbo,
-    init,
-    step,
-)
+from natgrad.inference.learning_rule import InferenceState, init, step
+from natgrad.inference.online_newton import IvonState, draw_weights, ivon
 from natgrad.inference.predictors import (
     ClosedPredictors,
     Linear,

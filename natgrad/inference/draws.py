@@ -25,6 +25,7 @@ from natgrad.families import (
     Poisson,
     VonMises,
 )
+from natgrad.families.base import ExponentialFamily
 from natgrad.inference.dual import (
     diagonal_moments,
     from_covariance_gradient,
@@ -123,17 +124,23 @@ class BonnetPrice(Expectation):
 
     def value_and_gradient(self, family, eta, data, key):
         """The mean of f, and its gradient in μ from those of ∇f and ∇²f."""
-        function = lambda w: self.log_density(w, data)
+
+        def function(w):
+            return self.log_density(w, data)
+
         ws = _draws(self, family, eta, key)
         values, slopes = jax.vmap(jax.value_and_grad(function))(ws)
-        bends = jnp.mean(jax.vmap(jax.hessian(function))(ws), axis=0)
+        hessian = jnp.mean(jax.vmap(jax.hessian(function))(ws), axis=0)
         slope = jnp.mean(slopes, axis=0)
-        return jnp.mean(values), _bonnet_price(family, eta, slope, bends)
+        return jnp.mean(values), _bonnet_price(family, eta, slope, hessian)
 
 
 @functools.singledispatch
-def _bonnet_price(family, eta, slope, bends):
-    del eta, slope, bends
+def _bonnet_price(
+    family: ExponentialFamily, eta: Array, slope: Array, hessian: Array
+) -> Array:
+    """∇_μ E[f] from E[∇f] and E[∇²f]."""
+    del eta, slope, hessian
     raise ValueError(
         f"BonnetPrice is for MultivariateNormal and MultivariateNormalDiag, not for "
         f"{family!r}: use Sampling."
@@ -141,15 +148,15 @@ def _bonnet_price(family, eta, slope, bends):
 
 
 @_bonnet_price.register
-def _(family: MultivariateNormal, eta, slope, bends):
+def _(family: MultivariateNormal, eta, slope, hessian):
     m, _ = family.mean_and_covariance(eta)
-    return from_covariance_gradient(m, slope, bends / 2)
+    return from_covariance_gradient(m, slope, hessian / 2)
 
 
 @_bonnet_price.register
-def _(family: MultivariateNormalDiag, eta, slope, bends):
+def _(family: MultivariateNormalDiag, eta, slope, hessian):
     m, _ = diagonal_moments(family, eta)
-    return from_variance_gradient(m, slope, jnp.diagonal(bends) / 2)
+    return from_variance_gradient(m, slope, jnp.diagonal(hessian) / 2)
 
 
 def _draws(

@@ -26,6 +26,7 @@ from natgrad.families import (
     Normal,
 )
 from natgrad.families.base import ExponentialFamily
+from natgrad.geometry.charts import charts
 from natgrad.geometry.information import raise_index
 from natgrad.geometry.points import Point
 from natgrad.typing import Array
@@ -37,21 +38,27 @@ Function = Callable[[Array], Array]
 def value_and_dual_gradient(
     family: ExponentialFamily, function: Function, eta: Array
 ) -> tuple[Array, Array]:
-    """f(η), shape (), and ∇_μ f, shaped like η.
+    """A function of a law's natural parameters, and its gradient in μ.
 
     Args:
         family: whose natural parameters η are.
         function: η -> scalar.
-        eta: where.
+        eta: η, the point.
+
+    Returns:
+        (f(η), shape (), and ∇_μ f, shaped like η).
     """
     value, gradient = jax.value_and_grad(function)(eta)
-    return value, raise_index(Point(family, "natural", eta), gradient)
+    return value, raise_index(Point(family, charts(family)["natural"], eta), gradient)
 
 
 @value_and_dual_gradient.register
 def _full(family: MultivariateNormal, function, eta):
     m, covariance = family.mean_and_covariance(eta)
-    of_moments = lambda m, s: function(family.from_mean_and_covariance(m, s))
+
+    def of_moments(m, s):
+        return function(family.from_mean_and_covariance(m, s))
+
     value, gradients = jax.value_and_grad(of_moments, (0, 1))(m, covariance)
     return value, from_covariance_gradient(m, *gradients)
 
@@ -59,7 +66,10 @@ def _full(family: MultivariateNormal, function, eta):
 @value_and_dual_gradient.register
 def _diagonal(family: MultivariateNormalDiag, function, eta):
     m, v = diagonal_moments(family, eta)
-    of_moments = lambda m, v: function(jnp.concatenate([m / v, -0.5 / v], -1))
+
+    def of_moments(m, v):
+        return function(jnp.concatenate([m / v, -0.5 / v], -1))
+
     value, gradients = jax.value_and_grad(of_moments, (0, 1))(m, v)
     return value, from_variance_gradient(m, *gradients)
 
@@ -69,14 +79,17 @@ def _diagonal(family: MultivariateNormalDiag, function, eta):
 def _scalar(family, function, eta):
     del family
     v = -0.5 / eta[..., 1]
-    of_moments = lambda m, v: function(jnp.stack([m / v, -0.5 / v], -1))
+
+    def of_moments(m, v):
+        return function(jnp.stack([m / v, -0.5 / v], -1))
+
     moments = eta[..., 0] * v, v
     value, (g_m, g_v) = jax.value_and_grad(of_moments, (0, 1))(*moments)
     return value, jnp.stack([g_m - 2 * g_v * moments[0], g_v], -1)
 
 
 def diagonal_moments(family: MultivariateNormalDiag, eta: Array) -> tuple[Array, Array]:
-    """Means and variances, both [..., d]."""
+    """Means and variances, both [..., d], of natural parameters η [..., 2 d]."""
     d = family.label_shape(eta.shape)[-1]
     v = -0.5 / eta[..., d:]
     return eta[..., :d] * v, v

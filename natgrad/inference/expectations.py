@@ -36,14 +36,43 @@ class Expectation(abc.ABC):
     def value(
         self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
     ) -> Array:
-        """The expectation under the law with these natural parameters."""
+        """The expectation under a law q.
+
+        Args:
+            family: of q.
+            eta: its natural parameters.
+            data: what f reads beside w.
+            key: a random key, for rules that draw; None for others.
+
+        Returns:
+            E_q[f(w, data)] in nats, shape ().
+
+        Raises:
+            ValueError: where the rule does not fit the family, or a key is missing.
+        """
 
     def value_and_gradient(
         self, family: ExponentialFamily, eta: Array, data: Any, key: Key | None
     ) -> tuple[Array, Array]:
-        """The expectation and its gradient in μ, shaped like η."""
-        function = lambda eta: self.value(family, eta, data, key)
-        return value_and_dual_gradient(family, function, eta)
+        """The expectation and its gradient in μ.
+
+        Args:
+            family: of q.
+            eta: its natural parameters.
+            data: what f reads beside w.
+            key: a random key, for rules that draw; None for others.
+
+        Returns:
+            (E_q[f] in nats, shape (); ∇_μ E_q[f], shaped like η).
+
+        Raises:
+            ValueError: as for `value`.
+        """
+
+        def value_of(eta):
+            return self.value(family, eta, data, key)
+
+        return value_and_dual_gradient(family, value_of, eta)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from natgrad.inference.learning_rule import InferenceState, LearningRule, init, step
+from natgrad.inference.evidence import LearningRule
+from natgrad.inference.learning_rule import InferenceState, init, step
 from natgrad.typing import Array, ArrayLike, Key
 
 
@@ -50,6 +52,9 @@ def fit(
         rho: the step size before halvings: one, or [steps].
         key: for rules that draw; each step has its own.
 
+    Returns:
+        The law after the last step, and how the steps went.
+
     Raises:
         ValueError: the ELBO at the start, or its gradient, is not finite.
     """
@@ -75,20 +80,32 @@ def fit_batches(
 ) -> Fit:
     """`steps` steps, each on a batch drawn anew without replacement.
 
-    The arguments are those of `fit`; every leaf of `data` has its N examples in the
-    first axis. Noise of the batches stays in q unless ρ falls: give [steps] of them.
+    Noise of the batches stays in q unless ρ falls: give [steps] of them.
+
+    Args:
+        rule: the specification.
+        start: η of the first law, such as the prior's.
+        prior: natural parameters of the prior, or the data of `rule.log_prior`.
+        data: of `rule.log_likelihood`; every leaf has its N examples in the first axis.
+        steps: how many.
+        rho: the step size before halvings: one, or [steps].
+        key: for the batches, and for rules that draw.
+        batch_size: B, examples in a batch.
+
+    Returns:
+        The law after the last step, and how the steps went.
 
     Raises:
         ValueError: `batch_size` or `data` do not fit, or as for `fit`.
     """
-    leaves = jax.tree.leaves(data)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or () in sizes:
+        names = sorted(str(size[0]) if size else "None" for size in sizes)
         raise ValueError(
-            "fit_batches: the leaves of data have the first axes "
-            f"{sorted(map(str, sizes))}; expected arrays with one number of examples N."
+            f"fit_batches: the leaves of data have the first axes {names}; expected "
+            "arrays with one number of examples N."
         )
-    (size,) = sizes
+    ((size,),) = sizes
     if not isinstance(batch_size, int) or not 0 < batch_size <= size:
         raise ValueError(
             f"fit_batches: batch_size is {batch_size!r}; expected an integer from 1 to "
@@ -109,7 +126,7 @@ def fit_batches(
 
 def _check_start(rule: LearningRule, fitted: Fit) -> None:
     """Raise where no step could be taken; where values are known, so not under jit."""
-    if isinstance(fitted.rate, jax.core.Tracer) or fitted.rate.size == 0:
+    if isinstance(fitted.rate, Tracer) or fitted.rate.size == 0:
         return
     if not jnp.any(fitted.rate > 0):
         raise ValueError(

@@ -43,7 +43,6 @@ convex optimization by first-order methods.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -53,51 +52,11 @@ from natgrad import tree
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import charts
 from natgrad.geometry.domain import displaced_part
-from natgrad.inference.dual import value_and_dual_gradient
-from natgrad.inference.expectations import Expectation
+from natgrad.inference.evidence import LearningRule, elbo, elbo_and_gradient
 from natgrad.typing import Array, ArrayLike, Key
 
 SUFFICIENT = 0.5  # of what smoothness relative to the divergence gives
 RETURNED = 1e-2  # of the last change: what a 2-cycle leaves after two steps
-
-
-@dataclasses.dataclass(frozen=True)
-class LearningRule:
-    """What is inferred and how: a specification, hashable, without arrays.
-
-    Attributes:
-        family: of q.
-        log_likelihood: the rule for E_q[log p(D | w)].
-        log_prior: the rule for E_q[log p(w)], whose data are the prior's parameters;
-            None: the prior is the law of `family` with natural parameters `prior`.
-        halvings: of a step at most; 0 takes every step that ends at a finite ELBO.
-            Where they do not suffice the shortest step is taken all the same.
-    """
-
-    family: ExponentialFamily
-    log_likelihood: Expectation
-    log_prior: Expectation | None = None
-    halvings: int = 1100
-
-    def __post_init__(self):
-        if not isinstance(self.family, ExponentialFamily):
-            raise ValueError(
-                f"LearningRule: family is {self.family!r}; expected an "
-                "ExponentialFamily, whose natural parameters the steps are taken in."
-            )
-        for name in ("log_likelihood", "log_prior"):
-            rule = getattr(self, name)
-            optional = name == "log_prior" and rule is None
-            if not (isinstance(rule, Expectation) or optional):
-                raise ValueError(
-                    f"LearningRule: {name} is {rule!r}; expected a rule for its "
-                    "expectation, such as inference.Quadrature(log_density)."
-                )
-        if not isinstance(self.halvings, int) or self.halvings < 0:
-            raise ValueError(
-                f"LearningRule: halvings is {self.halvings!r}; expected an integer of "
-                "at least 0."
-            )
 
 
 class InferenceState(NamedTuple):
@@ -135,7 +94,18 @@ class InferenceState(NamedTuple):
 
 
 def init(rule: LearningRule, natural: Array) -> InferenceState:
-    """The state at the law with these natural parameters."""
+    """The state before the first step.
+
+    Args:
+        rule: the specification.
+        natural: η of the first law, floating.
+
+    Returns:
+        The state at that law; what is not known yet is NaN.
+
+    Raises:
+        ValueError: for natural parameters that are not floating.
+    """
     natural = jnp.asarray(natural)
     if not jnp.issubdtype(natural.dtype, jnp.floating):
         raise ValueError(
@@ -159,24 +129,6 @@ def init(rule: LearningRule, natural: Array) -> InferenceState:
     )
 
 
-def elbo(
-    rule: LearningRule,
-    natural: Array,
-    prior: Any,
-    data: Any,
-    scale: ArrayLike = 1.0,
-    key: Key | None = None,
-) -> Array:
-    """The evidence lower bound in nats, shape (); arguments as in `step`."""
-    family, (key, prior_key) = rule.family, _keys(key)
-    expected = rule.log_likelihood.value(family, natural, data, key)
-    scaled = jnp.asarray(scale, natural.dtype) * expected
-    if rule.log_prior is None:
-        return scaled - family.kl(natural, _conjugate(rule, prior, natural))
-    log_prior = rule.log_prior.value(family, natural, prior, prior_key)
-    return scaled + log_prior + family.entropy(natural)
-
-
 def step(
     rule: LearningRule,
     state: InferenceState,
@@ -196,10 +148,16 @@ def step(
         rho: ρ, the step size before halvings.
         scale: N/B, for a batch of B of N examples.
         key: for rules that draw.
+
+    Returns:
+        The state at the law after the step.
+
+    Raises:
+        ValueError: for a prior of another form, and where a rule needs a key.
     """
     family, natural = rule.family, state.natural
     chart = charts(family)["natural"]
-    value, direction = _ascent(rule, natural, prior, data, scale, key)
+    value, direction = elbo_and_gradient(rule, natural, prior, data, scale, key)
     rho = jnp.asarray(rho, natural.dtype)
     rounding = 16 * jnp.finfo(natural.dtype).eps * (1 + jnp.abs(value))
     usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(direction)) & jnp.isfinite(rho)
@@ -217,17 +175,17 @@ def step(
 
     rho = rho * 0.5 ** _halvings(short_enough, rho).astype(rho.dtype)
     end, part = displaced_part(chart, natural, rho * direction)
-    value_there = elbo(rule, end, prior, data, scale, key)
+    end_value = elbo(rule, end, prior, data, scale, key)
     change = _both_ways(family, end, natural)
     returned = _both_ways(family, end, state.previous)
-    moved = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
-    back = moved & (returned < RETURNED * change)
+    changed = change > jnp.sqrt(jnp.finfo(natural.dtype).eps)
+    back = changed & (returned < RETURNED * change)
     return InferenceState(
         natural=end,
         previous=natural,
-        elbo=value_there,
+        elbo=end_value,
         count=tree.increment(state.count),
-        falls=tree.increment(state.falls, value_there < value - rounding),
+        falls=tree.increment(state.falls, end_value < value - rounding),
         rate=rho,
         kept=part,
         margin=_margin(rule, end),
@@ -235,28 +193,6 @@ def step(
         returned=returned,
         cycle=jnp.where(back, tree.increment(state.cycle), 0),
     )
-
-
-def _ascent(rule, natural, prior, data, scale, key) -> tuple[Array, Array]:
-    """ELBO and ∇_μ ELBO."""
-    family, (key, prior_key) = rule.family, _keys(key)
-    expected, gradient = rule.log_likelihood.value_and_gradient(
-        family, natural, data, key
-    )
-    scale = jnp.asarray(scale, natural.dtype)
-    if rule.log_prior is None:
-        prior = _conjugate(rule, prior, natural)
-        value = scale * expected - family.kl(natural, prior)
-        return value, scale * gradient + (prior - natural)
-    log_prior, prior_gradient = rule.log_prior.value_and_gradient(
-        family, natural, prior, prior_key
-    )
-    # H = A − ⟨η, μ⟩ − E[h] has the gradient −η − ∇_μ E[h].
-    _, base_gradient = value_and_dual_gradient(
-        family, family.expected_log_base_measure, natural
-    )
-    value = scale * expected + log_prior + family.entropy(natural)
-    return value, scale * gradient + prior_gradient - base_gradient - natural
 
 
 def _halvings(short_enough, rate: Array) -> Array:
@@ -269,22 +205,6 @@ def _halvings(short_enough, rate: Array) -> Array:
 
     start = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     return jax.lax.while_loop(lambda carry: ~carry[1], halve, start)[0]
-
-
-def _conjugate(rule: LearningRule, prior: Any, natural: Array) -> Array:
-    shape = getattr(prior, "shape", None)
-    if shape != natural.shape:
-        given = f"shape {shape}" if shape is not None else f"a {type(prior).__name__}"
-        raise ValueError(
-            f"prior: {given} was given; expected the natural parameters of a law of "
-            f"{rule.family!r}, of shape {natural.shape}. For a prior of another form "
-            "give LearningRule a log_prior."
-        )
-    return jnp.asarray(prior, natural.dtype)
-
-
-def _keys(key: Key | None) -> tuple[Key | None, Key | None]:
-    return (None, None) if key is None else tuple(jax.random.split(key))
 
 
 def _margin(rule: LearningRule, natural: Array) -> Array:

@@ -106,7 +106,19 @@ def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, A
 def predictor_law(
     family: ExponentialFamily, eta: Array, x: Array
 ) -> tuple[Array, Array]:
-    """Means and variances [N] of x_n·w for x [N, d] under a Gaussian law of w."""
+    """The law of each predictor x_n·w under a Gaussian law of w.
+
+    Args:
+        family: `MultivariateNormal` or `MultivariateNormalDiag`.
+        eta: natural parameters of the law of w.
+        x: the rows x_n, [N, d].
+
+    Returns:
+        (means [N], variances [N]).
+
+    Raises:
+        ValueError: for any other family.
+    """
     del eta, x
     raise ValueError(
         f"The law of x·w is known for MultivariateNormal and MultivariateNormalDiag, "
@@ -117,11 +129,12 @@ def predictor_law(
 @predictor_law.register
 def _full(family: MultivariateNormal, eta, x):
     m, covariance = family.mean_and_covariance(eta)
-    spread = jnp.matmul(x, covariance, precision="highest")
-    return jnp.matmul(x, m, precision="highest"), jnp.sum(spread * x, axis=-1)
+    products = jnp.matmul(x, covariance, precision="highest")
+    return jnp.matmul(x, m, precision="highest"), jnp.sum(products * x, axis=-1)
 
 
 @predictor_law.register
 def _diagonal(family: MultivariateNormalDiag, eta, x):
     m, v = diagonal_moments(family, eta)
-    return tuple(jnp.matmul(*p, precision="highest") for p in ((x, m), (x**2, v)))
+    means = jnp.matmul(x, m, precision="highest")
+    return means, jnp.matmul(x**2, v, precision="highest")

@@ -6,8 +6,9 @@
     Beta                                  84 Gauss points in the logit
     MultivariateNormal(Diag)              points that are exact to degree 5 in w
 
-`Family.nodes` are made for products of two scores, which most families get exactly from
-a few points; here f is any smooth function that turns a few times in the law's bulk.
+`Family.score_nodes` are made for products of two scores, which most families get
+exactly from a few points; here f is any smooth function that turns a few times in the
+law's bulk.
 
 The trapezoidal rule runs over [−9, 9] of the standard normal law. Its error falls like
 exp(−2π a/h) for spacing h, where a is the distance of the nearest pole of f from the
@@ -61,7 +62,14 @@ class Quadrature(Expectation):
 
 @functools.cache
 def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [points] of the trapezoidal rule."""
+    """The trapezoidal rule for the standard normal law.
+
+    Args:
+        points: how many.
+
+    Returns:
+        (nodes [points], weights [points] whose sum is 1).
+    """
     z = np.linspace(-_REACH, _REACH, points)
     weights = np.exp(-(z**2) / 2)
     return z, weights / weights.sum()
@@ -69,7 +77,18 @@ def standard_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.singledispatch
 def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
-    """Labels w [K, ...] and weights [K] that integrate smooth functions of w."""
+    """Nodes that integrate smooth functions of w.
+
+    Args:
+        family: of the law.
+        eta: its natural parameters, of one factor.
+
+    Returns:
+        (w [K, ...], weights [K]).
+
+    Raises:
+        ValueError: for a family without such nodes.
+    """
     del eta
     raise ValueError(
         f"Quadrature has no nodes for {family!r}: use Sampling, ScoreFunction or "
@@ -84,27 +103,27 @@ def smooth_nodes(family: ExponentialFamily, eta: Array) -> tuple[Array, Array]:
 @smooth_nodes.register(families.MultivariateNormal)
 @smooth_nodes.register(families.MultivariateNormalDiag)
 def _own(family, eta):
-    return family.nodes(eta)
+    return family.score_nodes(eta)
 
 
 @smooth_nodes.register
 def _exponential(family: families.Exponential, eta):
     """A gamma law of shape 1."""
     del family
-    return families.Gamma().nodes(jnp.stack([jnp.zeros_like(eta), eta]))
+    return families.Gamma().score_nodes(jnp.stack([jnp.zeros_like(eta), eta]))
 
 
 @smooth_nodes.register
 def _beta(family: families.Beta, eta):
     """Its nodes near 1 are −(1 − w)."""
-    ws, weights = family.nodes(eta)
+    ws, weights = family.score_nodes(eta)
     return jnp.where(ws < 0, 1 + ws, ws), weights
 
 
 @smooth_nodes.register
 def _binomial(family: families.Binomial, eta):
     """0, …, n with their probabilities."""
-    counts = jnp.arange(int(family.n) + 1)
+    counts = jnp.arange(int(np.asarray(family.n)) + 1)
     log_probs = jax.vmap(lambda y: family.log_prob(eta, y))(counts)
     return counts, jnp.exp(log_probs)
 

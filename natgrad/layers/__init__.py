@@ -40,6 +40,7 @@ from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
 from natgrad.layers.declared import DenseBlock, DiagonalBlock
 from natgrad.layers.dependence import Dependence, dependence
+from natgrad.layers.jaxprs import trace
 from natgrad.layers.proof import verify
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.report import report, table
@@ -81,5 +82,6 @@ __all__ = [
     "recombinable",
     "report",
     "table",
+    "trace",
     "verify",
 ]

@@ -9,9 +9,8 @@ from natgrad.layers.biases import join_biases
 from natgrad.layers.blocks import Block, LayerBlock, statistics_dtype
 from natgrad.layers.declared import Declared, Leaf, declared_blocks, fallbacks
 from natgrad.layers.examples import Path
-from natgrad.layers.marks import Findings
 from natgrad.layers.parts import Part
-from natgrad.layers.uses import Use, require
+from natgrad.layers.uses import Findings, Use, require
 from natgrad.layers.views import NotUnderstoodError, count
 
 

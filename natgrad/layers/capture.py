@@ -20,6 +20,7 @@ from natgrad.layers.declared import Declared, DenseBlock, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.jaxprs import Program
 from natgrad.layers.nesting import same_derivative
 from natgrad.layers.proof import TRACED, Proof
 from natgrad.layers.trials import bare, is_mapped, outside, tolerance
@@ -35,11 +36,12 @@ def capture(
     *,
     in_axes: Any = 0,
     declared: Declared | None = None,
+    program: Program | None = None,
 ) -> Captured:
     """Traces `apply` and finds every use of every parameter.
 
     It is traced at each call, so that what it reads from Python, such as an attribute,
-    counts with its value of now. What was found is kept for programs with the same
+    counts with its present value. What was found is kept for programs with the same
     equations. It is checked, by the trace alone, that no parameter reaches the outputs
     around the uses found. A custom derivative that a parameter goes through is compiled
     and run once, at random points, beside the function it replaces. Within
@@ -53,44 +55,32 @@ def capture(
         inputs: inputs, arrays or shapes.
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
         declared: path of a parameter or subtree -> `DenseBlock()` or `DiagonalBlock()`,
-            for what
-            is to be treated by hand.
+            for what is to be treated by hand.
+        program: the trace of apply(params, inputs), where the caller has it.
 
     Raises:
         ValueError: a large parameter of two or more axes is used in a way that is not
             understood, or the uses found do not account for a gradient.
     """
-    declared, plain = dict(declared or {}), apply
-    with batch.traceable():
-        traced, shape = jaxprs.trace(apply, params, inputs)
+    declared, traceable = dict(declared or {}), apply
+    if program is None:
+        program = jaxprs.trace(apply, params, inputs)
     size = batch.input_count(inputs, in_axes)
-    if loops.has_loop(traced, size):
-        apply = _without_loops(apply, traced, params, inputs, in_axes, size)
-        traced, _ = jaxprs.trace(apply, params, inputs)
+    traced = program.jaxpr
+    if jaxprs.has_loop(traced, size):
+        traceable = _without_loops(apply, traced, params, inputs, in_axes, size)
+        traced, _ = jaxprs.trace(traceable, params, inputs)
     key = _key(traced, params, inputs, in_axes, declared)
     found = _FOUND.get(key) if key is not None else None
     if found is None or not found.holds_for(traced):
-        found = _analysed(apply, traced, params, inputs, in_axes, declared)
-    captured = Captured(
-        found.blocks,
-        found.uncovered,
-        found.proof,
-        found.precision,
-        plain,
-        in_axes,
-        traced,
-        jax.tree.structure(shape),
-        found.examples,
-    )
+        found = _analysed(traceable, traced, params, inputs, in_axes, declared)
+    structure = jax.tree.structure(program.shape)
+    captured = found.captured(apply, in_axes, traced, structure)
     if proof.is_due() and not found.proof.computed:
-        done = _proven(captured, plain, params, inputs, in_axes, declared)
+        done = _proven(captured, apply, params, inputs, in_axes, declared)
         captured = dataclasses.replace(captured, proof=done)
         found = dataclasses.replace(found, proof=done) if done.computed else found
-    if key is not None:
-        _FOUND[key] = found
-        _FOUND.move_to_end(key)
-        while len(_FOUND) > _KEPT:
-            _FOUND.popitem(last=False)
+    _remember(key, found)
     return captured
 
 
@@ -116,9 +106,33 @@ class Found:
             for path, same in self.rules.items()
         )
 
+    def captured(self, apply: Apply, in_axes: Any, traced, structure) -> Captured:
+        """The blocks of a trace; `structure` is that of its results."""
+        return Captured(
+            self.blocks,
+            self.uncovered,
+            self.proof,
+            self.precision,
+            apply,
+            in_axes,
+            traced,
+            structure,
+            self.examples,
+        )
+
 
 _FOUND: collections.OrderedDict[Any, Found] = collections.OrderedDict()
 _KEPT = 64
+
+
+def _remember(key: Any, found: Found) -> None:
+    """Keeps what was found of a program; nothing is kept where there is no key."""
+    if key is None:
+        return
+    _FOUND[key] = found
+    _FOUND.move_to_end(key)
+    while len(_FOUND) > _KEPT:
+        _FOUND.popitem(last=False)
 
 
 def _key(traced, params, inputs, in_axes, declared):

@@ -16,12 +16,11 @@ from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.interpreter import Interpreter
-from natgrad.layers.marks import Mark
 from natgrad.layers.proof import Proof
 from natgrad.layers.rows import LookupRows, Rows
 from natgrad.layers.statistics import Statistic
 from natgrad.layers.tap import Work
-from natgrad.layers.uses import Use
+from natgrad.layers.uses import Mark, Use
 from natgrad.layers.views import View
 from natgrad.model import batch
 from natgrad.typing import Apply, Array, Inputs, Params

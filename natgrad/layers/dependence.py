@@ -29,6 +29,7 @@ import numpy as np
 
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import fingerprint
+from natgrad.layers.jaxprs import Program
 from natgrad.layers.trial_runs import Trial
 from natgrad.layers.trials import bare, disagreement, is_mapped, outside
 from natgrad.model import batch
@@ -48,7 +49,11 @@ _CACHE_SIZE = 256
 
 
 def dependence(
-    apply: Apply, params: Params, inputs: Inputs, in_axes: Any = 0
+    apply: Apply,
+    params: Params,
+    inputs: Inputs,
+    in_axes: Any = 0,
+    program: Program | None = None,
 ) -> Dependence:
     """What a row of apply(params, inputs) depends on.
 
@@ -57,6 +62,7 @@ def dependence(
         params: parameters, arrays or shapes; traced ones too.
         inputs: inputs, likewise.
         in_axes: 0 or None for each leaf of the inputs, as for `Model`.
+        program: the trace of apply(params, inputs), where the caller has it.
 
     Returns:
         PLACE where no leaf of the inputs has an axis of examples, where the outputs are
@@ -68,7 +74,7 @@ def dependence(
         return Dependence.PLACE
     if size == 1:
         return Dependence.NOTHING
-    traced, _ = jaxprs.trace(apply, params, inputs)
+    traced, _ = jaxprs.trace(apply, params, inputs) if program is None else program
     try:
         key = (
             fingerprint(traced, values=True),

@@ -12,8 +12,8 @@ from typing import Any
 
 from natgrad.layers import jaxprs
 from natgrad.layers.examples import Examples, Path
-from natgrad.layers.marks import Findings, Marks
 from natgrad.layers.step import IGNORED, Step
+from natgrad.layers.uses import Findings, Marks
 
 
 class Interpreter:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend as jex
 import numpy as np
+
+from natgrad.model import batch
 
 Jaxpr = Any
 Equation = Any
@@ -27,14 +29,34 @@ REMAT = frozenset({"remat2", "remat", "checkpoint"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
-def trace(function: Callable, *operands: Any) -> tuple[Jaxpr, Any]:
-    """(closed jaxpr, shapes of the results), traced now.
+class Program(NamedTuple):
+    """A function as it was traced.
+
+    Attributes:
+        jaxpr: the closed jaxpr.
+        shape: a tree of `jax.ShapeDtypeStruct`, those of the results.
+    """
+
+    jaxpr: Jaxpr
+    shape: Any
+
+
+def trace(function: Callable, *operands: Any) -> Program:
+    """The function, traced now.
 
     `jax.make_jaxpr` keeps what it traced of a function that it has seen, with the
     values that the function read from Python then.
+
+    Args:
+        function: what is traced; its results are a tree of arrays.
+        operands: its arguments, arrays or shapes.
     """
-    anew = lambda *operands: function(*operands)
-    return jax.make_jaxpr(anew, return_shape=True)(*operands)
+
+    def anew(*operands):
+        return function(*operands)
+
+    with batch.traceable():
+        return Program(*jax.make_jaxpr(anew, return_shape=True)(*operands))
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
@@ -148,6 +170,16 @@ def called(equation: Equation) -> Jaxpr:
 def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
     """Every jaxpr among the equation's parameters, in a fixed order."""
     return list(_jaxprs_in(equation.params))
+
+
+def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
+    """Is there a loop of so many steps somewhere in it? False for None."""
+    return any(
+        e.params.get("length") == length
+        or any(has_loop(sub, length) for sub in sub_jaxprs(e))
+        for e in opened(jaxpr)[0].eqns
+        if length is not None
+    )
 
 
 def float_dtypes(jaxpr: Jaxpr) -> set[str]:

@@ -24,16 +24,6 @@ from natgrad.layers.jaxprs import Equation, Jaxpr
 UNCHANGED = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "copy"}
 
 
-def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
-    """Is there a loop of so many steps somewhere?"""
-    return any(
-        e.params.get("length") == length
-        or any(has_loop(sub, length) for sub in jaxprs.sub_jaxprs(e))
-        for e in jaxprs.opened(jaxpr)[0].eqns
-        if length is not None
-    )
-
-
 def over_examples(one: Jaxpr, two: Jaxpr, size: int, path: Path = ()) -> set[Path]:
     """Paths of the loops that have `size` steps in one trace and twice as many in two.
 

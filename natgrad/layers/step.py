@@ -17,10 +17,9 @@ from natgrad import tree
 from natgrad.layers import conv, dense, embedding, jaxprs, late, routed, scale_shift
 from natgrad.layers.embedding import LookupUse
 from natgrad.layers.examples import Path
-from natgrad.layers.marks import Mark, Marks
 from natgrad.layers.nesting import NESTING
 from natgrad.layers.tap import Work, tap
-from natgrad.layers.uses import Site, Use
+from natgrad.layers.uses import Mark, Marks, Site, Use
 from natgrad.layers.views import NotUnderstoodError, View, follow
 
 # How to read the equation, by the primitive's name.

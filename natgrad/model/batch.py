@@ -1,8 +1,4 @@
-"""A batch of examples: what its inputs, weights and labels must look like.
-
-Everything here is about shapes, except where values of labels and weights are known:
-under jit they are not, and what is impossible there makes NaN.
-"""
+"""A batch of examples: its axis N, its random keys, and a part of it."""
 
 from __future__ import annotations
 
@@ -12,54 +8,91 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Float, Shaped
 
 from natgrad.families.base import Family
-from natgrad.model import weights as weighting
-from natgrad.typing import Array, ArrayLike, Inputs, Key
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
+
+
+class Batch(NamedTuple):
+    """A batch, and the parameters at which something is computed from it.
+
+    Attributes:
+        params: θ.
+        inputs: the inputs; every leaf has a leading axis of examples, but for those
+            that `Model.in_axes` marks with None.
+        targets: the labels, [N, ...]; None where they are not needed.
+        key: a random key for what is drawn; None where nothing is.
+    """
+
+    params: Params
+    inputs: Inputs
+    targets: Array | None = None
+    key: Key | None = None
 
 
 class Example(NamedTuple):
     """What a fold over examples knows of one example besides its output z.
 
     Attributes:
-        weights: one weight a factor.
-        target: the label, or None.
-        key: a random key, or None.
+        weights: one weight a factor, [factors...].
+        target: the label y, or None.
+        key: a random key, or None where the family draws nothing.
     """
 
-    weights: Array
-    target: Array | None
+    weights: Float[Array, "*factors"]
+    target: Shaped[Array, "..."] | None
     key: Key | None
 
-    def factor_keys(self, family: Family, z: Array) -> Key | None:
-        """A key for each factor of output z; None where the family draws nothing."""
-        if not family.drawn(z):
+    def factor_keys(self, family: Family, z: Array) -> Array | None:
+        """A key for each factor; None where the family draws nothing.
+
+        Args:
+            family: of the law.
+            z: the output of the example, [factors..., parameters...].
+
+        Returns:
+            Keys [factors...], raw ones with their own axis behind.
+        """
+        if self.key is None or not family.drawn(z):
             return None
         return jax.random.split(self.key, self.weights.shape)
 
 
+_UNTRACEABLE = (
+    "natgrad: Model's apply must be traceable by JAX: no Python `if` or `while` on "
+    "values of arrays (use jnp.where or jax.lax.cond), and no NumPy, float() or "
+    ".item() on them (use jax.numpy)."
+)
+
+
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """Adds a line to JAX's own error about a function that it cannot trace."""
+    """A context that adds a line to JAX's error about a function it cannot trace."""
     try:
         yield
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        error.add_note(
-            "natgrad: Model's apply must be traceable by JAX: no Python `if` or "
-            "`while` on values of arrays (use jnp.where or jax.lax.cond), and no "
-            "NumPy, float() or .item() on them (use jax.numpy)."
-        )
+        if _UNTRACEABLE not in getattr(error, "__notes__", ()):
+            error.add_note(_UNTRACEABLE)
         raise
 
 
 def split_inputs(
     inputs: Inputs, in_axes: Any
 ) -> tuple[list[Array], Callable[[list[Array]], Inputs]]:
-    """The leaves with an axis of examples, and a function from one example's to inputs.
+    """The leaves with an axis of examples, apart from those that all examples share.
 
-    The function adds an axis of size 1 to what it is given and puts the leaves that all
-    examples share beside them.
+    Args:
+        inputs: of a batch, a tree of arrays.
+        in_axes: 0, None, or a prefix of the tree made of these, as `Model.in_axes`.
+
+    Returns:
+        (batched, rebuild): the leaves [N, ...] whose axis is 0, and a function from one
+        example's leaves to inputs of a batch of one: it adds an axis of size 1 to each
+        and puts the shared leaves beside them.
+
+    Raises:
+        ValueError: `in_axes` is no prefix of the inputs, or holds something else.
     """
     leaves, treedef = jax.tree.flatten(inputs)
     is_none = lambda node: node is None
@@ -74,8 +107,8 @@ def split_inputs(
             ) from error
         axes = jax.tree.leaves(axes, is_leaf=is_none)
         if len(axes) != len(leaves):  # an input may be None too, and is no leaf then
-            given = jax.tree.leaves(inputs, is_leaf=is_none)
-            pairs = zip(axes, given, strict=True)
+            with_none = jax.tree.leaves(inputs, is_leaf=is_none)
+            pairs = zip(axes, with_none, strict=True)
             axes = [axis for axis, leaf in pairs if leaf is not None]
     if any(axis not in (0, None) for axis in axes):
         raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
@@ -92,7 +125,15 @@ def split_inputs(
 
 
 def input_count(inputs: Inputs, in_axes: Any) -> int | None:
-    """N read off the inputs, None where they have no leaf with an axis of examples."""
+    """N read off the inputs, None where they have no leaf with an axis of examples.
+
+    Args:
+        inputs: of a batch, a tree of arrays.
+        in_axes: as `Model.in_axes`.
+
+    Raises:
+        ValueError: the leaves have axes of different lengths, or N is 0.
+    """
     batched, _ = split_inputs(inputs, in_axes)
     counts = {jnp.shape(leaf)[:1] for leaf in batched}
     if len(counts) > 1 or () in counts:
@@ -103,81 +144,12 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
             "(points inside and on an edge) are one set with an array that tells their "
             "kinds apart, as in docs/faq.md."
         )
+    if counts == {(0,)}:
+        raise ValueError(
+            "The batch is empty: a mean over 0 examples does not exist. Got inputs of "
+            f"shapes {jax.tree.map(jnp.shape, inputs)}."
+        )
     return counts.pop()[0] if counts else None
-
-
-def check_targets(family: Family, z: Any, targets: ArrayLike, count: int) -> Array:
-    """The labels as an array, after a look at their shape: z [N, ...], y [N, ...]."""
-    if targets is None:
-        raise ValueError("targets are needed here: pass the labels y [N, ...].")
-    with jax.ensure_compile_time_eval():  # values known now stay known under jit
-        y = jnp.asarray(targets)
-    shapes = [(count, *shape) for shape in family.label_shapes(z.shape[1:])]
-    if y.shape in shapes or (not shapes and y.shape[:1] == (count,)):
-        return y
-    named = " or ".join(map(str, shapes or [(count, "...")]))
-    raise ValueError(
-        f"targets must have shape {named} for outputs z of shape {z.shape} under "
-        f"{family}, got {y.shape}.{_cure(y.shape, z.shape, shapes)}"
-    )
-
-
-def _cure(given: tuple, z_shape: tuple, shapes: list[tuple]) -> str:
-    """What to do about an axis of size 1 too many, if it is that."""
-    first = lambda name, ndim: f"{name}[{', '.join([':'] * (ndim - 1))}, 0]"
-    if given[-1:] == (1,) and given[:-1] in shapes:
-        return f" Pass {first('y', len(given))}."
-    if z_shape[-1:] == (1,) and (*given, 1) in shapes:
-        return f" Let apply return {first('z', len(z_shape))}, or pass y[..., None]."
-    return ""
-
-
-def check_support(family: Family, z: Any, y: Array, weights: Array | None) -> None:
-    """Raise for impossible labels where values are known: not under jit.
-
-    With weights, a label of weight 0 may be anything.
-    """
-    with jax.ensure_compile_time_eval():
-        parameters = jnp.zeros(z.shape[1:], z.dtype)
-        inside = jax.vmap(family.in_support, (None, 0))(parameters, y)
-        if weights is not None:
-            inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
-            inside = inside | (weights == 0)
-        if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
-            return
-    labels, bad = np.asarray(y), np.argwhere(~np.asarray(inside)).tolist()
-    named = [f"targets{place} = {labels[tuple(place)]}" for place in bad[:3]]
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    raise ValueError(
-        f"Some targets are impossible under {family} with outputs z of shape "
-        f"{z.shape}: {', '.join(named)}{more}. If such labels mark examples to ignore, "
-        "give these weight 0: Model(apply, family, weights=lambda inputs: "
-        'inputs["mask"]) with inputs {"x": x, "mask": y >= 0}; labels of weight 0 may '
-        "be anything."
-    )
-
-
-def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Example:
-    """The example with labels that cannot do harm unseen.
-
-    A label outside the support cannot raise under jit, so it turns the weight of its
-    factor, hence the loss, its gradient and the empirical Fisher, into NaN. Where the
-    weight is 0 the label is replaced by 0, and what that gives has weight 0.
-
-    Args:
-        family: of the law.
-        z: the output of one example.
-        example: with a target.
-        masked: whether weights can be 0.
-    """
-    y, weights = example.target, example.weights
-    inside = family.in_support(z, y)
-    inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
-    if masked:
-        out = (weights == 0) & ~inside
-        y = jnp.where(weighting.trailing(out, y), jnp.zeros_like(y), y)
-        inside = inside | out
-    return example._replace(target=y, weights=weighting.nan_unless(inside, weights))
 
 
 def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
@@ -185,8 +157,11 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
 
     Args:
         key: a key; keys that are already one an example are given back.
-        count: of examples.
-        first: the index of the first.
+        count: N.
+        first: the index of the first example.
+
+    Returns:
+        Keys [N], raw ones with their own axis behind.
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if key.ndim > (0 if typed else 1):
@@ -196,10 +171,19 @@ def example_keys(key: Key, count: int, first: ArrayLike = 0) -> Array:
 
 def keys(
     family: Family, key: Key | None, z: Any, count: int, first: ArrayLike = 0
-) -> Key | None:
-    """One key an example of outputs z [N, ...], or None where none is needed.
+) -> Array | None:
+    """One key an example, or None where none is needed.
 
-    Those of a fixed key, where none was given and the family's divergence needs draws.
+    Args:
+        family: of the law.
+        key: a key; where it is None and the family's divergence needs draws, a fixed
+            one takes its place.
+        z: outputs [N, ...], or their `jax.ShapeDtypeStruct`; values do not count.
+        count: N.
+        first: the index of the first example.
+
+    Returns:
+        Keys [N], raw ones with their own axis behind.
     """
     if key is None:
         if not family.drawn(jax.ShapeDtypeStruct(z.shape[1:], z.dtype)):
@@ -208,15 +192,37 @@ def keys(
     return example_keys(key, count, first)
 
 
-def factor_keys(family: Family, z: Array, weights: Array) -> Key | None:
-    """The keys of all factors, [N, factors...], as of examples without a given key."""
-    each = keys(family, None, z, z.shape[0])
-    of_one = lambda z, weights, key: Example(weights, None, key).factor_keys(family, z)
-    return jax.vmap(of_one)(z, weights, each)
+def factor_keys(
+    family: Family, z: Float[Array, "N ..."], weights: Float[Array, " N *factors"]
+) -> Array | None:
+    """The keys of all factors, those of examples for which no key was given.
+
+    Args:
+        family: of the law.
+        z: outputs [N, factors..., parameters...].
+        weights: one a factor.
+
+    Returns:
+        Keys [N, factors...], raw ones with their own axis behind; None where the
+        family draws nothing.
+    """
+
+    def of_one(z, weights, key):
+        return Example(weights, None, key).factor_keys(family, z)
+
+    return jax.vmap(of_one)(z, weights, keys(family, None, z, z.shape[0]))
 
 
 def check_stride(name: str, every: int) -> None:
-    """Raise unless `every`, the argument of that name, is a k for `subsample`."""
+    """Raise unless an argument says of how many examples one is used.
+
+    Args:
+        name: of the argument, for the message.
+        every: its value, the k of `subsample`.
+
+    Raises:
+        ValueError: it is not an integer >= 1.
+    """
     if not isinstance(every, int) or every < 1:
         raise ValueError(
             f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
@@ -231,9 +237,21 @@ def subsample(
     every: int,
     first: ArrayLike = 0,
 ) -> tuple[Inputs, Any]:
-    """Every k-th example of inputs and targets, from `first` on.
+    """Every k-th example of a batch.
 
-    N // k examples, and at least one; where k does not divide N they wrap around.
+    Args:
+        inputs: a tree of arrays.
+        targets: labels [N, ...], or None.
+        in_axes: as `Model.in_axes`.
+        every: k.
+        first: the index of the first example that is taken.
+
+    Returns:
+        (inputs, targets) of N // k examples, and at least one; where k does not divide
+        N they wrap around.
+
+    Raises:
+        ValueError: no input has an axis of examples, or the targets have another N.
     """
     count = input_count(inputs, in_axes)
     if count is None:
@@ -249,7 +267,7 @@ def subsample(
         )
     if every == 1:
         return inputs, targets
-    number, first = max(1, count // every), first % count
+    number, first = max(1, count // every), jnp.asarray(first) % count
 
     def part(leaf):
         leaf = jnp.asarray(leaf)
@@ -261,6 +279,8 @@ def subsample(
         return jax.lax.dynamic_index_in_dim(apart, first % every, 1, keepdims=False)
 
     batched, _ = split_inputs(inputs, in_axes)
-    mine = {id(leaf) for leaf in batched}
-    cut = lambda leaf: part(leaf) if id(leaf) in mine else leaf
-    return jax.tree.map(cut, inputs), None if targets is None else part(targets)
+    with_examples = {id(leaf) for leaf in batched}
+    inputs = jax.tree.map(
+        lambda leaf: part(leaf) if id(leaf) in with_examples else leaf, inputs
+    )
+    return inputs, None if targets is None else part(targets)

@@ -28,12 +28,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.families.base import Family
 from natgrad.model import batch, placeholders
+from natgrad.model import targets as label_checks
 from natgrad.model import weights as weighting
-from natgrad.typing import Apply, Array, Inputs, Key, Params
+from natgrad.typing import Apply, Array, ArrayLike, Inputs, Key, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,52 +79,51 @@ class Model:
                 f"chunk_size must be at least 1 or None, got {self.chunk_size}."
             )
 
-    def outputs(self, params: Params, inputs: Inputs) -> Array:
-        """z [N, ...], in at least float32.
+    def outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
+        """z in at least float32; arguments and errors are those of `raw_outputs`."""
+        z = self.raw_outputs(params, inputs)
+        return z.astype(tree.working_dtype(z))
+
+    def raw_outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
+        """z [N, factors..., parameters...] as apply gives it; [1, ...] without inputs.
+
+        Args:
+            params: θ.
+            inputs: of a batch.
 
         Raises:
             ValueError: for an empty batch, and outputs of a wrong shape or type.
         """
         count = batch.input_count(inputs, self.in_axes)
-        if count == 0:
-            raise ValueError(
-                "The batch is empty: a mean over 0 examples does not exist. Got inputs "
-                f"of shapes {jax.tree.map(jnp.shape, inputs)}."
-            )
         with batch.traceable():
             z = self.apply(params, inputs)
-        if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
-            raise ValueError(
-                "apply(params, inputs) must return one real floating array z [N, ...], "
-                f"got {jax.tree.map(jnp.result_type, z)}."
-            )
-        lowest = 1 + (self.family.parameter_ndim or 0)
-        if z.ndim < lowest:
-            raise ValueError(
-                f"apply(params, inputs) must return z with a leading axis of examples "
-                f"and at least {lowest} axes for {self.family}, got shape {z.shape}."
-            )
-        if count is not None and z.shape[0] != count:
-            raise ValueError(
-                f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
-                f"z has shape {z.shape}. One row an example is expected."
-            )
-        return z.astype(tree.working_dtype(z))
+        label_checks.check_outputs(z, count, self.family)
+        return z
 
-    def log_prob(self, params: Params, inputs: Inputs, targets: Array) -> Array:
-        """log p(y_n | θ, x_n) for each example, weights included: [N], nats.
+    def log_prob(
+        self, params: Params, inputs: Inputs, targets: ArrayLike
+    ) -> Float[Array, " N"]:
+        """Σ_t w_nt log p(y_nt | z_nt) for each example, [N], in nats.
 
-        Arguments and errors are those of `loss`.
+        Args:
+            params: θ.
+            inputs: of a batch.
+            targets: its labels, [N, ...] as the family has them.
+
+        Raises:
+            ValueError: as `loss`, but for weights that are all 0.
         """
         z, weights, y = self._batch(params, inputs, targets)
         return jax.vmap(self._log_prob)(z, weights, y)
 
-    def loss(self, params: Params, inputs: Inputs, targets: Array) -> Array:
-        """The mean negative log-likelihood, shape (), nats an example.
+    def loss(
+        self, params: Params, inputs: Inputs, targets: ArrayLike
+    ) -> Float[Array, ""]:
+        """The mean negative log-likelihood, in nats an example.
 
         Args:
             params: θ.
-            inputs: a batch of inputs.
+            inputs: of a batch.
             targets: its labels, [N, ...] as the family has them.
 
         Raises:
@@ -135,10 +136,15 @@ class Model:
         total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
         return -total / self._total(weights)
 
-    def kl(self, params: Params, other: Params, inputs: Inputs) -> Array:
-        """Mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), (), nats.
+    def kl(self, params: Params, other: Params, inputs: Inputs) -> Float[Array, ""]:
+        """The mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), in nats.
 
         By draws that are fixed for each example, where the family must draw.
+
+        Args:
+            params: θ of the first law, under which the expectation is.
+            other: θ of the second.
+            inputs: of a batch.
         """
         z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
         weights = self._weights(inputs, z, z.shape[0])
@@ -147,7 +153,13 @@ class Model:
         return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
-        """Labels y_n ~ p(· | θ, x_n), [N, ...]; example n uses fold_in(key, n)."""
+        """Labels y_n ~ p(· | θ, x_n), [N, ...].
+
+        Args:
+            key: example n draws with fold_in(key, n).
+            params: θ.
+            inputs: of a batch.
+        """
         z = self.outputs(params, inputs)
         return jax.vmap(self.family.sample)(batch.example_keys(key, z.shape[0]), z)
 
@@ -155,12 +167,14 @@ class Model:
         """This model as a function of a part of its parameters, the rest held fixed.
 
         The part has `optax.MaskedNode` in place of what is fixed, as in `optax.masked`.
+
+        Args:
+            model_params: the whole tree of parameters.
         """
 
         def apply(part, inputs):
-            return self.apply(
-                placeholders.fill_placeholders(part, model_params), inputs
-            )
+            params = placeholders.fill_placeholders(part, model_params)
+            return self.apply(params, inputs)
 
         return dataclasses.replace(self, apply=apply)
 
@@ -168,10 +182,21 @@ class Model:
         self,
         params: Params,
         inputs: Inputs,
-        targets: Array | None = None,
+        targets: ArrayLike | None = None,
         key: Key | None = None,
-    ) -> tuple[Callable[[Params], Array], batch.Example, Array]:
-        """The batch at once: θ -> z [N, ...], its examples, and Σ_n max_t w_nt."""
+    ) -> tuple[Callable[[Params], Array], batch.Example, Float[Array, ""]]:
+        """A batch as a function of the parameters, and what its examples are.
+
+        Args:
+            params: θ.
+            inputs: of a batch.
+            targets: its labels, [N, ...], or None.
+            key: a random key, for what draws.
+
+        Returns:
+            (outputs, examples, total): θ -> z [N, ...]; the examples, with a leading
+            axis N; and Σ_n max_t w_nt.
+        """
         examples, total = self.examples(params, inputs, targets, key)
         count = examples.weights.shape[0]
 
@@ -187,12 +212,12 @@ class Model:
         self,
         params: Params,
         inputs: Inputs,
-        targets: Array | None = None,
+        targets: ArrayLike | None = None,
         key: Key | None = None,
-    ) -> tuple[batch.Example, Array]:
-        """What is known of the examples beside their outputs, and Σ_n max_t w_nt.
+    ) -> tuple[batch.Example, Float[Array, ""]]:
+        """What is known of the examples but their outputs; see `labelled` for labels.
 
-        `labelled` has still to look at the labels.
+        Arguments and results are those of `whole`; shapes do for the parameters.
         """
         z = jax.eval_shape(self.outputs, params, inputs)
         count = self._count(inputs, z, targets)
@@ -202,11 +227,21 @@ class Model:
         return batch.Example(weights, target, keys), self._total(weights)
 
     def labelled(self, z: Array, example: batch.Example) -> batch.Example:
-        """One example, its label looked at: a masked one is replaced by a valid one."""
-        return example if example.target is None else self._safe_example(z, example)
+        """The example, an impossible label of it valid at weight 0, else weighted NaN.
+
+        Args:
+            z: the output of the example.
+            example: with a target or without.
+        """
+        masked = self.weights is not None
+        return label_checks.safe_example(self.family, z, example, masked)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t)."""
+        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t), shape ().
+
+        Args:
+            function: of one factor's arrays; gives a scalar.
+        """
 
         def summed(weights, *arrays):
             return jnp.sum(weights * self.at_each_factor(function, weights, *arrays))
@@ -216,21 +251,19 @@ class Model:
     def at_each_factor(
         self, function: Callable[..., Any], weights: Array, *arrays: Array
     ) -> Any:
-        """function(*arrays) of each factor; at weight 0 what is not finite is 0."""
+        """function(*arrays) of each factor; at weight 0 what is not finite is 0.
+
+        Args:
+            function: of one factor's arrays; gives a tree, here of [factors..., ...].
+            weights: of one example, [factors...].
+            arrays: [factors..., ...].
+        """
         masked = self.weights is not None
         return weighting.at_each_factor(function, weights, *arrays, masked=masked)
 
-    # One example --------------------------------------------------------------------
-
     def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
-        example = self._safe_example(z, batch.Example(weights, y, None))
+        example = self.labelled(z, batch.Example(weights, y, None))
         return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
-
-    def _safe_example(self, z: Array, example: batch.Example) -> batch.Example:
-        """Impossible labels replaced where they are masked, which else make NaN."""
-        return batch.safe_example(self.family, z, example, self.weights is not None)
-
-    # The batch ----------------------------------------------------------------------
 
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)
@@ -253,9 +286,9 @@ class Model:
         return weighting.normaliser(weights)
 
     def _targets(self, z, targets, weights) -> Array:
-        y = batch.check_targets(self.family, z, targets, weights.shape[0])
-        weights = None if self.weights is None else weights
-        batch.check_support(self.family, z, y, weights)
+        y = label_checks.check_targets(self.family, z, targets, weights.shape[0])
+        masked = None if self.weights is None else weights
+        label_checks.check_support(self.family, z, y, masked)
         return y
 
     def _count(self, inputs, z, targets) -> int:

@@ -14,7 +14,15 @@ from natgrad.typing import Params
 
 
 def fill_placeholders(params: Params, model_params: Params) -> Params:
-    """`params` with each `optax.MaskedNode` replaced by its part of `model_params`."""
+    """`params` with each `optax.MaskedNode` replaced by its part of `model_params`.
+
+    Args:
+        params: a tree of arrays and of placeholders.
+        model_params: the whole tree of parameters, without placeholders.
+
+    Raises:
+        ValueError: the trees do not fit each other.
+    """
     try:
         return jax.tree.map(
             lambda node, full: full if _is_placeholder(node) else node,
@@ -29,22 +37,30 @@ def fill_placeholders(params: Params, model_params: Params) -> Params:
         ) from error
 
 
-def masked_like(whole: Any, params: Params) -> Any:
-    """`whole` with a placeholder wherever `params` has one.
+def masked_like(model_tree: Any, params: Params) -> Any:
+    """A tree like the model's parameters with a placeholder wherever `params` has one.
 
     Inside `optax.masked` extra arguments of an update come as they are, unlike params
     and gradient.
+
+    Args:
+        model_tree: a tree shaped like the whole tree of parameters.
+        params: a tree of arrays and of placeholders.
     """
     return jax.tree.map(
-        lambda node, of_it: node if _is_placeholder(node) else of_it,
+        lambda node, full: node if _is_placeholder(node) else full,
         params,
-        whole,
+        model_tree,
         is_leaf=_is_placeholder,
     )
 
 
 def has_placeholders(params: Params) -> bool:
-    """Is some part of `params` an `optax.MaskedNode`?"""
+    """Is some part of `params` an `optax.MaskedNode`?
+
+    Args:
+        params: a tree of arrays and of placeholders.
+    """
     nodes = jax.tree.leaves(params, is_leaf=_is_placeholder)
     return any(_is_placeholder(node) for node in nodes)
 

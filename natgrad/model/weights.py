@@ -13,14 +13,30 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
 
 from natgrad import tree
 from natgrad.typing import Array, ArrayLike
 
 
-def factor_weights(weights: ArrayLike, shape: tuple[int, ...], z: Any) -> Array:
-    """Weights [N] or [N, factors...] as an array [N, factors...] for outputs z."""
+def factor_weights(
+    weights: ArrayLike, shape: tuple[int, ...], z: Any
+) -> Float[Array, " N *factors"]:
+    """The weights that `Model.weights` gave, one a factor.
+
+    Args:
+        weights: [N], or [N, factors...].
+        shape: [N, factors...].
+        z: outputs [N, ...], or their `jax.ShapeDtypeStruct`, for their dtype.
+
+    Returns:
+        [N, factors...]; NaN for a negative weight under jit, where it cannot raise.
+
+    Raises:
+        ValueError: the shape is another, or a weight is negative.
+    """
     tree.check_sharding("The outputs are", z)
     weights = jnp.asarray(weights, z.dtype)
     if weights.shape not in (shape, shape[:1]):
@@ -50,8 +66,15 @@ def _check_weights(weights: Array) -> None:
         )
 
 
-def check_some_count(weights: Array) -> None:
-    """Raise where all weights are 0 and known: not under jit."""
+def check_some_count(weights: Float[Array, " N *factors"]) -> None:
+    """Raise where all weights are 0, if their values are known: not under jit.
+
+    Args:
+        weights: one a factor.
+
+    Raises:
+        ValueError: all are 0.
+    """
     if isinstance(weights, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
@@ -63,32 +86,53 @@ def check_some_count(weights: Array) -> None:
         )
 
 
-def nan_unless(good: Array, weights: Array) -> Array:
-    """The weights, NaN where they are not good: what cannot raise under jit."""
+def nan_unless(
+    good: Bool[Array, "..."], weights: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The weights, NaN where they are not good: under jit nothing can raise.
+
+    Args:
+        good: shaped like the weights.
+        weights: of examples or of factors.
+    """
     return jnp.where(good, weights, jnp.asarray(jnp.nan, weights.dtype))
 
 
-def normaliser(weights: Array) -> Array:
-    """Σ_n max_t w_nt for weights [N, factors...], or 1 where that is 0."""
+def normaliser(weights: Float[Array, " N *factors"]) -> Float[Array, ""]:
+    """Σ_n max_t w_nt, or 1 where that is 0.
+
+    Args:
+        weights: one a factor.
+    """
     total = total_weight(weights)
     return jnp.where(total == 0, 1, total)
 
 
-def total_weight(weights: Array) -> Array:
-    """Σ_n max_t w_nt for weights [N, factors...]."""
+def total_weight(weights: Float[Array, " N *factors"]) -> Float[Array, ""]:
+    """Σ_n max_t w_nt: the number of examples that count, where weights are 0 and 1.
+
+    Args:
+        weights: one a factor.
+    """
     return jnp.sum(jnp.max(weights.reshape(weights.shape[0], -1), axis=1))
 
 
 def at_each_factor(
-    function: Callable[..., Any], weights: Array, *arrays: Any, masked: bool
+    function: Callable[..., Any],
+    weights: Float[Array, "*factors"],
+    *arrays: Any,
+    masked: bool,
 ) -> Any:
-    """function(*arrays) of each factor, a tree of [factors..., ...].
+    """function(*arrays) of each factor of one example.
 
     Args:
-        function: of one factor's arrays.
-        weights: [factors...].
+        function: of one factor's arrays; gives a tree of arrays.
+        weights: one a factor.
         arrays: [factors..., ...], or None.
         masked: whether weights can be 0; then what is not finite there becomes 0.
+
+    Returns:
+        A tree of arrays [factors..., ...].
     """
     for _ in range(weights.ndim):
         function = jax.vmap(function)
@@ -112,20 +156,27 @@ def at_each_factor(
 
 
 def zero_where_lost(
-    function: Callable[[Array], Array], weights: Array, array: Array
-) -> Array:
-    """The array [factors, ...], 0 at factors of weight 0 whose value is not finite.
+    function: Callable[[Array], Array],
+    weights: Float[Array, " T"],
+    array: Shaped[Array, "T ..."],
+) -> Shaped[Array, "T ..."]:
+    """The array, 0 at factors of weight 0 whose value is not finite.
 
     Args:
-        function: of one factor's part of the array.
-        weights: [factors].
-        array: [factors, ...].
+        function: the value of one factor's part of the array.
+        weights: one a factor.
+        array: [T, ...].
     """
     values = jax.vmap(function)(jax.lax.stop_gradient(array))
     finite = jnp.all(jnp.isfinite(values.reshape((weights.size, -1))), axis=-1)
     return jnp.where(trailing((weights == 0) & ~finite, array), 0, array)
 
 
-def trailing(condition: Array, like: Array) -> Array:
-    """The condition with axes of size 1 behind, until it has as many as `like`."""
+def trailing(condition: Shaped[Array, "..."], like: Array) -> Shaped[Array, "..."]:
+    """The condition with axes of size 1 behind, until it has as many as `like`.
+
+    Args:
+        condition: [lead...].
+        like: [lead..., ...].
+    """
     return condition.reshape(condition.shape + (1,) * (like.ndim - condition.ndim))

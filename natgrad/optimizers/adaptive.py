@@ -8,12 +8,12 @@ from natgrad.curvature import KFAC, Sampled, SubBatch
 from natgrad.model import Model
 from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule
 from natgrad.transforms.adaptive.damping_search import Trials
-from natgrad.transforms.adaptive.kfac_damping import (
+from natgrad.transforms.adaptive.factored_curvature import (
     TRIALS,
     TWENTY,
     scale_by_factored_curvature,
 )
-from natgrad.transforms.adaptive.levenberg_marquardt import (
+from natgrad.transforms.adaptive.marquardt import (
     THRESHOLDS,
     levenberg_marquardt,
 )
@@ -69,8 +69,12 @@ def kfac_adaptive(
         floor: what λ does not fall below: a thousandth of the loss. γ starts from √λ.
         trials: how often γ is tried.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
     Raises:
-        ValueError: where `inputs=`, `value=` or `value_fn=` is missing in `update`.
+        ValueError: for impossible arguments, and where `inputs=`, `value=` or
+            `value_fn=` is missing in `update`.
 
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
     approximate curvature, sections 6 to 8, but for the groups: see

@@ -47,6 +47,12 @@ def diagonal_fisher(
         damping: λ, or a schedule.
         decay: of the moving average of diag F.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
     Source: Becker & LeCun (1989), Improving the convergence of back-propagation
     learning with second order methods, for the diagonal; Amari (1998) for F.
     """
@@ -71,6 +77,12 @@ def empirical_fisher(
         model: the statistical model.
         damping: λ, or a schedule.
         decay: of the moving average of E.
+
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
 
     Source: Kunstner, Hennig & Balles (2019), Limitations of the empirical Fisher
     approximation for natural gradient descent.
@@ -118,6 +130,12 @@ def kfac(
             for all. Four does no harm where the batch has hundreds.
         then: what comes between the direction and the learning rate.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
     Source: Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored
     approximate curvature. For the exact damped inverse of A ⊗ G, compose
     `scale_by_curvature` with `natgrad.kronecker.Eigenbasis()`.
@@ -161,6 +179,12 @@ def ekfac(
         sub_batch: as for `kfac`.
         then: as for `kfac`.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.
     """
@@ -175,7 +199,9 @@ def ekfac(
     return chain(direction, then, learning_rate=learning_rate)
 
 
-def _trust(radius, learning_rate) -> TrustRegion | None:
+def _trust(
+    radius: ArrayLike | Damping | None, learning_rate: optax.ScalarOrSchedule
+) -> TrustRegion | None:
     return None if radius is None else TrustRegion(radius, learning_rate)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import jax
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from natgrad import tree
 from natgrad.control_flow import zeros_unless
@@ -18,19 +18,28 @@ from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 
-def chain(*steps: optax.GradientTransformation | None, learning_rate):
+def chain(
+    *steps: optax.GradientTransformation | None,
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
     """The steps that are not None, and −η; a step that is not finite then is skipped.
+
+    Args:
+        steps: transformations in their order; None stands for none.
+        learning_rate: η, or an optax schedule.
+
+    Returns:
+        The transformation; its update is to be added to the parameters as it is.
 
     Raises:
         ValueError: for a learning rate that is known and no finite number.
     """
     check_scalar("learning_rate", learning_rate)
-    known = not callable(learning_rate)
-    known = known and not isinstance(learning_rate, jax.core.Tracer)
-    if known and not math.isfinite(float(learning_rate)):
+    known = not callable(learning_rate) and not isinstance(learning_rate, Tracer)
+    if known and not np.isfinite(np.asarray(learning_rate)):
         raise ValueError(f"learning_rate must be finite, got {learning_rate}.")
-    given = [step for step in steps if step is not None]
-    inner = optax.chain(*given, optax.scale_by_learning_rate(learning_rate))
+    scale = optax.scale_by_learning_rate(learning_rate)
+    inner = optax.chain(*(step for step in steps if step is not None), scale)
 
     def update(updates, state, params=None, **extra_args):
         step, state = inner.update(updates, state, params, **extra_args)
@@ -41,7 +50,18 @@ def chain(*steps: optax.GradientTransformation | None, learning_rate):
 
 
 def curvature_of(form: Callable[[Model], Curvature], model: Model) -> Curvature:
-    """The curvature that an argument `curvature=` describes."""
+    """The curvature that an argument `curvature=` describes.
+
+    Args:
+        form: model -> curvature.
+        model: the statistical model.
+
+    Returns:
+        The curvature of the model.
+
+    Raises:
+        ValueError: where `form` is no function, such as a curvature.
+    """
     if callable(form):
         return form(model)
     raise ValueError(
@@ -57,6 +77,19 @@ def descend(
     damping: ArrayLike | Damping,
     decay: ArrayLike,
 ) -> optax.GradientTransformationExtraArgs:
-    """−η (F̄ + λI)⁻¹ g."""
+    """−η (F̄ + λI)⁻¹ g.
+
+    Args:
+        curvature: the approximation of F.
+        learning_rate: η, or an optax schedule.
+        damping: λ, or a schedule.
+        decay: β of the moving average F̄.
+
+    Returns:
+        The transformation; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments.
+    """
     direction = scale_by_curvature(curvature, damping=damping, decay=decay)
     return chain(direction, learning_rate=learning_rate)

@@ -53,6 +53,9 @@ def natural_gradient(
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
             MatrixFree of `natgrad.curvature`; None for Automatic.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
     Raises:
         ValueError: for impossible arguments, here, in `init` or in `update`; such as
             a decay above 0 where nothing can be averaged.
@@ -82,6 +85,12 @@ def gram(
         labels: over which labels; `Exact()` has as many columns an example as the
             model has outputs.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
     Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural
     gradient methods for training neural networks.
     """
@@ -107,6 +116,12 @@ def spring(
         constraint: c > 0, in squared units of the parameters.
         curvature: model -> curvature; None for Gram with `Exact` labels. A function
             such as lambda m: Gram(m, Sampled(1)) chooses the labels too.
+
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
 
     Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to
     accelerate the optimization of neural network wavefunctions.
@@ -136,11 +151,17 @@ def matrix_free(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule.
-        stop: when they stop: `natgrad.krylov.RelativeResidual(tolerance,
-            max_iterations)`,
-            `ModelDecrease(epsilon, max_iterations)` or `FixedIterations(iterations)`.
+        stop: when they stop: `RelativeResidual(tolerance, max_iterations)`,
+            `ModelDecrease(epsilon, max_iterations)` or `FixedIterations(iterations)` of
+            `natgrad.krylov`.
         preconditioner: `natgrad.curvature.Identity()`, `Nystrom(rank)`, `Kronecker()`
             (K-FAC, which needs `example_inputs`) or `Jacobi()`.
+
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
 
     Source: Martens (2010), Deep learning via Hessian-free optimization, section 4.
     """

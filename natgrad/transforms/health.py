@@ -1,4 +1,4 @@
-"""Why a step was skipped, in words.
+"""How a step went, and why it was skipped, in words.
 
 Under jit values are not known while tracing, so what is impossible there cannot raise:
 it makes a skipped step. The state's health holds the reason as a number, and
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
+from natgrad.transforms.solve import Solved
 from natgrad.transforms.state import Health
+from natgrad.transforms.trust_region import BoundedStep
+from natgrad.transforms.validation import Step
 from natgrad.typing import Array, ArrayLike
 
 # health.reason is the number of the first that was not so.
@@ -56,8 +59,39 @@ class Undone(NamedTuple):
         return self.times
 
 
+def compute_health(
+    step: Step, usable: Array, solved: Solved, bounded: BoundedStep, last: Health
+) -> Health:
+    """How the step went.
+
+    Args:
+        step: the arguments of the update.
+        usable: were gradient, statistics and damping finite? Shape ().
+        solved: the solution.
+        bounded: the solution within its trust region.
+        last: the health of the step before.
+    """
+    scale, skipped = bounded.scale, ~solved.usable
+    decrease = scale * solved.slope - scale**2 * solved.square / 2
+    return Health(
+        damping=step.damping,
+        fallback=solved.fallback,
+        iterations=jnp.asarray(solved.iterations, last.iterations.dtype),
+        residual=solved.residual,
+        ratio=solved.ratio,
+        predicted_decrease=jnp.where(skipped, 0, decrease),
+        skipped=skipped,
+        skips=tree.increment(last.skips, skipped),
+        reason=first_failure(step.finite, step.damped, usable, solved.usable),
+    )
+
+
 def first_failure(*checks: ArrayLike) -> Array:
-    """The number of the reason: of the first check that fails, counted from 1; or 0."""
+    """The number of the reason: of the first check that fails, counted from 1; or 0.
+
+    Args:
+        checks: booleans of shape (), in the order of `REASONS`.
+    """
     failed = ~jnp.stack([jnp.asarray(check) for check in checks])
     number = 1 + jnp.argmax(failed).astype(jnp.int32)
     return jnp.where(jnp.any(failed), number, 0)
@@ -67,9 +101,14 @@ def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:
     """The state, whose health says that the step was skipped where `failed` holds.
 
     A step that was skipped before keeps its own reason.
+
+    Args:
+        state: any tree that holds states of this library.
+        failed: shape ().
+        reason: a number of `REASONS`.
     """
     late = failed
-    for health in _found(state, Health):
+    for health in _nodes(state, Health):
         late = late & ~health.skipped
 
     def told(node):
@@ -101,13 +140,13 @@ def check_health(state: Any) -> None:
         ValueError: if the last step was skipped; if no part of the state has a health;
             or under jit, where values are not known.
     """
-    found = _found(state, (Health, Undone))
-    if not found:
+    nodes = _nodes(state, (Health, Undone))
+    if not nodes:
         raise ValueError(
             "No part of this state has a health: pass the state of a natural-gradient "
             f"optimizer, got {jax.tree.structure(state)}."
         )
-    for health in found:
+    for health in nodes:
         if isinstance(health.reason, jax.core.Tracer):
             raise ValueError(
                 "check_health reads values, which are not known under jit: call it on "
@@ -122,7 +161,10 @@ def check_health(state: Any) -> None:
             )
 
 
-def _found(state: Any, kinds: Any) -> list[Any]:
+def _nodes(state: Any, kinds: Any) -> list[Any]:
     """The parts of the state that are of these kinds, from the outside inwards."""
-    is_kind = lambda node: isinstance(node, kinds)
+
+    def is_kind(node):
+        return isinstance(node, kinds)
+
     return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]

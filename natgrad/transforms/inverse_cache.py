@@ -1,4 +1,4 @@
-"""Refreshing less often than every step: statistics, and inverses kept in the state.
+"""Inverses that are kept in the state for several steps, and when they are refreshed.
 
 With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
 A step applies kept inverses made of the statistics of the steps before it, never of its
@@ -18,11 +18,8 @@ from typing import Any, NamedTuple, final
 import jax
 import jax.numpy as jnp
 
-from natgrad import tree
-from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
-from natgrad.metrics.base import Metric
-from natgrad.solvers.base import CachedSolver, Solution, Solver, StatefulSolver
+from natgrad.solvers.base import CachedSolver, Solver, StatefulSolver
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
@@ -87,27 +84,13 @@ class InverseCache(NamedTuple):
     pieces: tuple[Any, ...]
 
 
-class Solved(NamedTuple):
-    """A solve with what is kept for the next.
+def check_refresh(refresh: Refresh, solver: Solver | None) -> None:
+    """Raise a ValueError where the solver has no inverse that could be kept.
 
-    Attributes:
-        solution: what was found; 0 if not usable.
-        usable: is it finite, from finite arguments?
-        kept: for the next step.
-        measured: shall the residual be measured in this step?
-        settled: usable steps from the start until F is taken to change slowly: the
-            warm-up and a period.
+    Args:
+        refresh: how often.
+        solver: of the transformation.
     """
-
-    solution: Solution
-    usable: Array
-    kept: Any
-    measured: Array
-    settled: int
-
-
-def check(refresh: Refresh, solver: Solver | None) -> None:
-    """Raise a ValueError where the solver cannot keep what is asked to be kept."""
     if refresh.inverses > 1 and not isinstance(solver, CachedSolver):
         raise ValueError(
             f"Refresh(inverses={refresh.inverses}) needs a solver that keeps its "
@@ -116,20 +99,20 @@ def check(refresh: Refresh, solver: Solver | None) -> None:
         )
 
 
-def with_row_factors(solver: Solver | None, rows: Any) -> Solver:
-    """The solver for gradients that are given as rows too; or a ValueError."""
-    if isinstance(solver, CachedSolver):
-        return solver.with_row_factors(rows)
-    raise ValueError(
-        "rows= are of use to solvers that keep their inverse, such as "
-        f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
-    )
-
-
 def init_inverse_cache(
     refresh: Refresh, solver: Solver | None, curvature: Curvature, params: Params
 ) -> Any:
-    """The structure of what is kept, in zeros; () where nothing is."""
+    """What is kept from step to step, before the first: () where nothing is.
+
+    Args:
+        refresh: how often.
+        solver: of the transformation.
+        curvature: specialized for the parameters.
+        params: θ.
+
+    Returns:
+        An `InverseCache` of zeros with age −1, or the state of a `StatefulSolver`.
+    """
     if isinstance(solver, StatefulSolver):
         return solver.init(Layout.of(params))
     if refresh.inverses == 1:
@@ -142,59 +125,17 @@ def init_inverse_cache(
 def shapes_of_pieces(
     solver: CachedSolver, curvature: Curvature, params: Params
 ) -> tuple[Any, ...]:
-    """Shapes and dtypes of what the solver prepares for these parameters."""
+    """Shapes and dtypes of the factorisations for these parameters, one a piece.
 
-    def prepared(params):
+    Args:
+        solver: what factorises.
+        curvature: specialized for the parameters.
+        params: θ.
+    """
+
+    def factorize(params):
         metric = curvature.metric(curvature.init(params), params)
         one = jnp.ones((), metric.layout.dtype)
         return tuple(solver.factorize(metric, one, range(solver.num_blocks(metric))))
 
-    return jax.eval_shape(prepared, params)
-
-
-def solve(
-    refresh: Refresh,
-    solver: Solver | None,
-    metric: Metric,
-    kept: Any,
-    gradient: Params,
-    damping: Array,
-    usable: Array,
-) -> Solved:
-    """(F + λI)⁻¹ g by the solver, with the kept inverse where there is one.
-
-    Args:
-        refresh: how often.
-        solver: of the transformation.
-        metric: F, with this step's statistics.
-        kept: what is kept of the steps before, an inverse renewed where it was due.
-        gradient: g.
-        damping: λ.
-        usable: are gradient, statistics and damping finite?
-    """
-    if isinstance(solver, StatefulSolver):
-        tree.check_kept(kept, jax.eval_shape(lambda: solver.init(metric.layout)))
-        solution, memory = solver.solution(metric, gradient, damping, kept)
-        solution, usable = _finite(solution, usable)
-        kept = tree.where(usable, memory, kept)
-        return Solved(solution, usable, kept, jnp.array(True), 1)
-    if refresh.inverses == 1:
-        if solver is None:
-            solution = metric.solution(gradient, damping)
-        else:
-            value = solver(metric, gradient, damping)
-            solution = Solution(value, jnp.zeros((), bool))
-        return Solved(*_finite(solution, usable), kept, jnp.array(True), 1)
-
-    solution = solver.solve(metric, kept.pieces, gradient, damping)
-    solution, usable = _finite(solution, usable)
-    age = tree.increment(kept.age, usable, refresh.inverses)
-    measured = usable & (age % refresh.inverses == 0)
-    kept = kept._replace(age=age)
-    settled = refresh.warm_up + refresh.inverses
-    return Solved(solution, usable, kept, measured, settled)
-
-
-def _finite(solution: Solution, usable: Array) -> tuple[Solution, Array]:
-    usable = usable & tree.all_finite(solution.value)
-    return solution._replace(value=zeros_unless(usable, solution.value)), usable
+    return jax.eval_shape(factorize, params)

@@ -22,7 +22,8 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.model import Model, placeholders
 from natgrad.transforms.health import first_failure
-from natgrad.transforms.state import ScaleByCurvatureState, average
+from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.statistics_update import add_to_average
 from natgrad.transforms.validation import restrict_to_subtree, same_shapes
 from natgrad.typing import Array, Inputs, Params
 
@@ -184,7 +185,7 @@ def _refreshed(
     usable = tree.all_finite(statistics)
     reason = first_failure(True, True, usable)
     health = node.health._replace(skipped=~usable, reason=reason)
-    node = average(curvature, node, statistics, usable)
+    node = add_to_average(curvature, node, statistics, usable)
     return node._replace(key=key, health=health)
 
 

@@ -1,29 +1,28 @@
 """What a step does to its state before it solves: inverses first, then statistics.
 
-Inverses are made of the statistics of the steps before, so they are renewed before this
-step's statistics enter the average. Only the first step has none: its turn comes twice,
-the first for the average alone and the second for the inverses of that.
+Inverses are computed from the statistics of earlier steps; then this batch is averaged
+in. On the first step the loop body runs twice: average, then invert.
 
 Estimates, averages and inverses are work, and memory to read and write, only in the
-steps in which they are due: see `natgrad.inplace`.
+steps in which they are due: see `natgrad.control_flow`.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.control_flow import cond_in_place, repeat_in_place
 from natgrad.curvature.base import Curvature
-from natgrad.metrics.base import Metric
-from natgrad.solvers.base import Solver, stagger
+from natgrad.solvers.base import CachedSolver, Solver, stagger
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
-from natgrad.transforms.state import ScaleByCurvatureState, average
+from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.validation import Step
 from natgrad.typing import Array, Statistics
 
 
@@ -41,141 +40,179 @@ class Averaged(NamedTuple):
     usable: Array
 
 
+class Estimate(NamedTuple):
+    """This step's estimate of the statistics, made or still to be made.
+
+    Attributes:
+        step: the arguments of the update.
+        due: shall this step have one? Shape ().
+        statistics: the estimate, where every step has one; else None.
+    """
+
+    step: Step
+    due: Array
+    statistics: Statistics | None
+
+
 def update_statistics_and_inverse(
-    refresh: Refresh,
-    solver: Solver | None,
-    curvature: Curvature,
-    state: ScaleByCurvatureState,
-    estimate: Callable[[Curvature], Statistics] | None,
-    metric: Callable[[Statistics], Metric],
-    damping: Array,
-    usable: Array,
+    refresh: Refresh, solver: Solver | None, step: Step, state: ScaleByCurvatureState
 ) -> tuple[ScaleByCurvatureState, Array]:
-    """(state, usable): statistics and kept inverse renewed, where due and usable.
+    """The state with this step's statistics and inverses, where they are due.
 
     Args:
         refresh: how often.
         solver: of the transformation.
-        curvature: of the transformation.
+        step: the arguments of the update.
         state: as the step found it.
-        estimate: statistics of the batch by the curvature that follows the average;
-            None where there is no batch.
-        metric: of statistics.
-        damping: λ, where usable.
-        usable: are gradient and damping finite?
+
+    Returns:
+        The state, and whether gradient, damping and statistics are usable, shape ().
     """
-    due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
-    due = due | (state.count < refresh.warm_up)
-    now = Averaged(state.statistics, state.estimates, usable)
+    average = Averaged(state.statistics, state.estimates, step.usable)
+    estimate = _estimate(refresh, step, state)
     if estimate is None:
-        now, averaged = now._replace(usable=usable & (state.estimates > 0)), None
-        due = jnp.zeros_like(due)
-    elif refresh.statistics == 1:  # beside the gradient, whose forward pass is shared
-        found = estimate(curvature.with_previous(state.statistics))
-        now = now._replace(usable=usable & tree.all_finite(found))
-        averaged = lambda now, mine: _average(curvature, state, now, found, mine)
-    else:
-        averaged = lambda now, mine: cond_in_place(
-            due & mine,
-            lambda now: _estimated(curvature, state, now, estimate, mine),
-            now,
-        )
-    if not isinstance(state.inverse, InverseCache):
-        now = now if averaged is None else averaged(now, jnp.array(True))
-        return _with_average(state, now), now.usable
-    return _with_inverse(refresh, solver, state, now, averaged, due, metric, damping)
+        average = average._replace(usable=step.usable & (state.estimates > 0))
+    elif estimate.statistics is not None:
+        finite = tree.all_finite(estimate.statistics)
+        average = average._replace(usable=step.usable & finite)
+    if isinstance(state.inverse, InverseCache):
+        return _with_inverse(refresh, solver, step, state, average, estimate)
+    average = _accumulated(state, average, estimate, jnp.array(True))
+    return _with_average(state, average), average.usable
+
+
+def _estimate(
+    refresh: Refresh, step: Step, state: ScaleByCurvatureState
+) -> Estimate | None:
+    """This step's estimate; None where there is neither a batch nor statistics."""
+    always = jnp.array(True)
+    if step.statistics is not None:
+        return Estimate(step, always, step.statistics)
+    if not step.has_batch:
+        return None
+    if refresh.statistics == 1:  # beside the gradient, whose forward pass is shared
+        return Estimate(step, always, _estimated(step, state.statistics))
+    due = (state.count % refresh.statistics == 0) | (state.estimates == 0)
+    return Estimate(step, due | (state.count < refresh.warm_up), None)
 
 
 def _with_inverse(
     refresh: Refresh,
-    solver: Solver,
+    solver: CachedSolver,
+    step: Step,
     state: ScaleByCurvatureState,
-    now: Averaged,
-    averaged: Callable[[Averaged, Array], Averaged] | None,
-    due: Array,
-    metric: Callable[[Statistics], Metric],
-    damping: Array,
+    average: Averaged,
+    estimate: Estimate | None,
 ) -> tuple[ScaleByCurvatureState, Array]:
     """The same where an inverse is kept."""
-    inverse = state.inverse
-    groups = _groups(refresh, inverse)
+    cache = state.inverse
+    groups = _groups(refresh, cache)
+    due = jnp.array(False) if estimate is None else estimate.due
     due = functools.reduce(operator.or_, (turn for turn, _ in groups), due)
-    opening = (inverse.age < 0) & (averaged is not None)
+    opening = (cache.age < 0) & (estimate is not None)
     left = opening.astype(jnp.int32) + 1
 
-    def work(carried):
-        left, now, pieces = carried
-        ripe = now.usable & (left == 1)
+    def one_turn(carried):
+        left, average, pieces = carried
+        ripe = average.usable & (left == 1)
+        metric = step.curvature.metric(average.statistics, *step.batch[:3])
+
+        def renewed(group, old):
+            new = tuple(solver.factorize(metric, step.safe_damping, group))
+            return tree.where((cache.age < 0) | tree.all_finite(new), new, old)
+
         for turn, group in groups:
-            prepare = lambda group=group: solver.factorize(
-                metric(now.statistics), damping, group
-            )
-            pieces = _replaced(pieces, prepare, group, ripe & turn, inverse.age < 0)
-        if averaged is not None:
-            now = averaged(now, left == jnp.where(opening, 2, 1))
-        return left - 1, now, pieces
+            old = tuple(pieces[i] for i in group)
+            renew = functools.partial(renewed, group)
+            new = iter(cond_in_place(ripe & turn, renew, old))
+            pieces = tuple(next(new) if i in group else p for i, p in enumerate(pieces))
+        own_turn = left == jnp.where(opening, 2, 1)
+        return left - 1, _accumulated(state, average, estimate, own_turn), pieces
 
-    _, now, pieces = repeat_in_place([due, opening], work, (left, now, inverse.pieces))
-    state = _with_average(state, now)
-    return state._replace(inverse=inverse._replace(pieces=pieces)), now.usable
+    _, average, pieces = repeat_in_place(
+        [due, opening], one_turn, (left, average, cache.pieces)
+    )
+    state = _with_average(state, average)
+    return state._replace(inverse=cache._replace(pieces=pieces)), average.usable
 
 
-def _estimated(
+def _estimated(step: Step, statistics: Statistics) -> Statistics:
+    """Statistics of the batch, by the curvature that continues from the average."""
+    return step.curvature.with_previous(statistics).estimate(*step.batch)
+
+
+def _accumulated(
+    state: ScaleByCurvatureState,
+    average: Averaged,
+    estimate: Estimate | None,
+    own_turn: Array,
+) -> Averaged:
+    """The average with this step's estimate in it, in its turn and where it is due."""
+    if estimate is None:
+        return average
+    curvature = estimate.step.curvature
+
+    def accumulate(average, statistics):
+        usable = average.usable & own_turn
+        new = add_to_average(
+            curvature, _with_average(state, average), statistics, usable
+        )
+        return average._replace(statistics=new.statistics, estimates=new.estimates)
+
+    def estimate_and_accumulate(average):
+        statistics = _estimated(estimate.step, average.statistics)
+        finite = tree.all_finite(statistics) | ~own_turn
+        average = average._replace(usable=average.usable & finite)
+        return accumulate(average, statistics)
+
+    if estimate.statistics is not None:
+        return accumulate(average, estimate.statistics)
+    return cond_in_place(estimate.due & own_turn, estimate_and_accumulate, average)
+
+
+def add_to_average(
     curvature: Curvature,
     state: ScaleByCurvatureState,
-    now: Averaged,
-    estimate: Callable[[Curvature], Statistics],
-    mine: Array,
-) -> Averaged:
-    """A new estimate in the average, if it is finite and the turn is mine."""
-    found = estimate(curvature.with_previous(now.statistics))
-    now = now._replace(usable=now.usable & (tree.all_finite(found) | ~mine))
-    return _average(curvature, state, now, found, mine)
+    estimate: Statistics,
+    usable: Array,
+) -> ScaleByCurvatureState:
+    """The state with one more estimate in its moving average, if it is usable.
+
+    Args:
+        curvature: whose `accumulate` averages.
+        state: with the average so far.
+        estimate: of one batch, like the statistics of the state.
+        usable: shape ().
+
+    Raises:
+        ValueError: the estimate has other shapes than the statistics.
+    """
+    tree.check_kept(state.statistics, estimate)
+    estimates = tree.increment(state.estimates)
+    total = 1 - state.decay ** estimates.astype(state.decay.dtype)
+    weight = (1 - state.decay) / total
+    averaged = curvature.accumulate(state.statistics, estimate, weight)
+    return state._replace(
+        statistics=tree.where(usable, averaged, state.statistics),
+        estimates=jnp.where(usable, estimates, state.estimates),
+    )
 
 
-def _average(
-    curvature: Curvature,
-    state: ScaleByCurvatureState,
-    now: Averaged,
-    found: Statistics,
-    mine: Array,
-) -> Averaged:
-    """One more estimate in the average, if usable and the turn is mine."""
-    new = average(curvature, _with_average(state, now), found, now.usable & mine)
-    return now._replace(statistics=new.statistics, estimates=new.estimates)
+def _with_average(
+    state: ScaleByCurvatureState, average: Averaged
+) -> ScaleByCurvatureState:
+    """The state with another average."""
+    return state._replace(statistics=average.statistics, estimates=average.estimates)
 
 
-def _with_average(state: ScaleByCurvatureState, now: Averaged) -> ScaleByCurvatureState:
-    return state._replace(statistics=now.statistics, estimates=now.estimates)
-
-
-def _groups(
-    refresh: Refresh, inverse: InverseCache
-) -> list[tuple[Array, Sequence[int]]]:
+def _groups(refresh: Refresh, cache: InverseCache) -> list[tuple[Array, Sequence[int]]]:
     """(is it due?, the pieces) of the pieces of the inverse that are renewed together.
 
     At the start all are due.
     """
-    period, age = refresh.inverses, inverse.age
+    period, age = refresh.inverses, cache.age
     warming = refresh.warming(tree.increment(age))  # age is −1 before the first step
     return [
         (warming | ((age > 0) & (age % period == turn)), group)
-        for turn, group in stagger(len(inverse.pieces), period, refresh.staggered)
+        for turn, group in stagger(len(cache.pieces), period, refresh.staggered)
     ]
-
-
-def _replaced(
-    pieces: tuple[Any, ...],
-    prepare: Callable[[], Sequence[Any]],
-    group: Sequence[int],
-    due: Array,
-    first: Array,
-) -> tuple[Any, ...]:
-    """The pieces, a group of them renewed if due and, but for the first, finite."""
-
-    def renew(old):
-        new = tuple(prepare())
-        return tree.where(first | tree.all_finite(new), new, old)
-
-    new = iter(cond_in_place(due, renew, tuple(pieces[i] for i in group)))
-    return tuple(next(new) if i in group else p for i, p in enumerate(pieces))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,48 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.model import placeholders
+from natgrad.model.batch import Batch
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
-from natgrad.typing import Inputs, Params
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
+
+
+class Step(NamedTuple):
+    """The valid arguments of one update.
+
+    Attributes:
+        curvature: the approximation of F, specialized for these parameters.
+        layout: of the parameters.
+        batch: parameters, inputs and labels, and the key to draw with. The inputs are
+            None where no batch was given.
+        has_batch: was a batch given?
+        statistics: of this batch, where the caller computed them; else None.
+        rows: the gradient as rows of each layer, for solvers that use them; or None.
+        gradient: g, like the parameters.
+        damping: λ as given, shape ().
+        safe_damping: λ; 1 where the step cannot be taken.
+        finite: is the gradient finite? Shape ().
+        damped: is λ finite and at least 0? Shape ().
+        usable: both? Shape ().
+        next_key: the key of the next step.
+    """
+
+    curvature: Curvature
+    layout: Layout
+    batch: Batch
+    has_batch: bool
+    statistics: Statistics | None
+    rows: Any
+    gradient: Params
+    damping: Array
+    safe_damping: Array
+    finite: Array
+    damped: Array
+    usable: Array
+    next_key: Key
 
 
 def transformation(
@@ -26,23 +62,88 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation; of no parameters it changes nothing, not even its state.
 
-    Numbers among the parameters are arrays of shape ().
+    Args:
+        init: params -> state. Numbers among the parameters reach it as arrays of
+            shape ().
+        update: (updates, state, params, **extra_args) -> (updates, state), likewise.
     """
 
-    def made(params):
+    def init_arrays(params):
         return init(_arrays(params))
 
-    def of(updates, state, params=None, **extra_args):
+    def update_arrays(updates, state, params=None, **extra_args):
         if not jax.tree.leaves((updates, params)):
             return updates, state
         return update(_arrays(updates), state, _arrays(params), **extra_args)
 
-    return optax.GradientTransformationExtraArgs(made, of)
+    return optax.GradientTransformationExtraArgs(init_arrays, update_arrays)
 
 
 def _arrays(params: Any) -> Any:
-    array = lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    return jax.tree.map(array, params)
+    """The tree with numbers as arrays of shape ()."""
+    return jax.tree.map(
+        lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), params
+    )
+
+
+def validate_step(
+    curvature: Curvature,
+    damping_rule: Callable[[Array], ArrayLike],
+    updates: Params,
+    state: ScaleByCurvatureState,
+    params: Params | None,
+    extra_args: Mapping[str, Any],
+) -> Step:
+    """The arguments of an update of `scale_by_curvature` as one value.
+
+    Args:
+        curvature: as the transformation was given it.
+        damping_rule: count -> λ.
+        updates: the gradient, like the parameters.
+        state: of the transformation.
+        params: θ.
+        extra_args: of `update`: `inputs`, `targets`, `statistics`, `rows`,
+            `model_params` and `damping`. Others belong to other transformations.
+
+    Raises:
+        ValueError: an argument is missing, or does not fit the others.
+    """
+    inputs = extra_args.get("inputs", MISSING)
+    statistics, rows = extra_args.get("statistics"), extra_args.get("rows")
+    specialized = validate_update(
+        curvature,
+        updates,
+        state,
+        params,
+        inputs,
+        statistics,
+        extra_args.get("model_params"),
+    )
+    layout = Layout.of(params)
+    next_key, key = jax.random.split(state.key)
+    damping = extra_args.get("damping")
+    damping = damping_rule(state.count) if damping is None else damping
+    damping = jnp.asarray(damping, layout.dtype)
+    finite = tree.all_finite(updates)
+    damped = (damping >= 0) & jnp.isfinite(damping)
+    usable, has_batch = finite & damped, inputs is not MISSING
+    return Step(
+        curvature=specialized,
+        layout=layout,
+        batch=Batch(
+            params, inputs if has_batch else None, extra_args.get("targets"), key
+        ),
+        has_batch=has_batch,
+        statistics=statistics,
+        rows=rows,
+        gradient=updates,
+        damping=damping,
+        safe_damping=jnp.where(usable, damping, 1),
+        finite=finite,
+        damped=damped,
+        usable=usable,
+        next_key=next_key,
+    )
 
 
 def validate_update(
@@ -54,21 +155,34 @@ def validate_update(
     statistics: Any,
     model_params: Params | None,
 ) -> Curvature:
-    """The curvature for these parameters; raises where an argument of update is bad."""
+    """The curvature for these parameters.
+
+    Args:
+        curvature: as the transformation was given it.
+        updates: the gradient.
+        state: of the transformation.
+        params: θ.
+        inputs: the batch, or MISSING.
+        statistics: of the batch, where the caller computed them.
+        model_params: the whole parameter tree, where `params` is a part of it.
+
+    Raises:
+        ValueError: an argument is missing, or does not fit the others.
+    """
     if params is None:
         raise ValueError(
             "A curvature is computed at the parameters: call "
             "update(gradient, state, params, inputs=x)."
         )
-    here = restrict_to_subtree(curvature, params, model_params)
+    specialized = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
     if not isinstance(state.owner, dict):
         raise ValueError(
             "The state is that of init for a tree without arrays, and now there are "
             "parameters: make it by init(params) with these."
         )
-    _check_arguments(here, state, params, inputs, statistics)
-    return here
+    _check_arguments(specialized, state, params, inputs, statistics)
+    return specialized
 
 
 def _check_arguments(curvature, state, params, inputs, statistics) -> None:
@@ -123,14 +237,25 @@ def same_shapes(statistics: Any, expected: Any) -> bool:
 
 def _shapes(statistics) -> Any:
     """'float32[3, 3]' and the like in place of each leaf."""
-    describe = lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-    return jax.tree.map(describe, statistics)
+    return jax.tree.map(
+        lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", statistics
+    )
 
 
 def restrict_to_subtree(
     curvature: Curvature, params: Params, model_params: Params | None
 ) -> Curvature:
-    """The curvature for the parameters seen here, the others held at model_params."""
+    """The curvature as a function of a part of the parameters.
+
+    Args:
+        curvature: of the whole model.
+        params: what the transformation sees; `optax.MaskedNode` in place of the rest.
+        model_params: the whole parameter tree, at which the rest is held; None where
+            `params` is the whole tree.
+
+    Raises:
+        ValueError: some part of the parameters is not known.
+    """
     if placeholders.has_placeholders(model_params):
         raise ValueError(
             "model_params must be the model's whole parameter tree; a part of it is "

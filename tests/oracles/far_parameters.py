@@ -1,4 +1,4 @@
-"""Write far_parameters.npz: divergences, entropies and densities far from the middle.
+"""Write far_parameters.npz: divergences, entropies and densities by mpmath.
 
     python tests/oracles/far_parameters.py [law …]
 
@@ -6,7 +6,8 @@ writes the numbers of all laws, or those of the named ones anew. It evaluates te
 formulas by mpmath, at digits enough that what cancels does not matter, at exactly the
 floating-point numbers that the tests pass to the library: parameters on logarithmic
 grids over the range of single and of double precision, pairs of them in both
-directions, and near pairs. No JAX, nothing of natgrad. It takes three minutes.
+directions, and near pairs; then, as the last rows, the points of points.py. No JAX,
+nothing of natgrad. It takes a few minutes.
 
 An exponential family is known by A, ∇A, ∇²A, T and h; then KL(z ‖ z2) is
 A(z2) − A(z) − ⟨∇A(z), z2 − z⟩, with the gradients ∇²A(z)(z − z2) and ∇A(z2) − ∇A(z).
@@ -23,11 +24,77 @@ from typing import NamedTuple
 
 import mpmath as mp
 import numpy as np
-from far_laws import EXPONENTIAL, OTHERS
+from laws_of_counts import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Geometric,
+    NegativeBinomial,
+    Poisson,
+)
+from laws_of_location import (
+    Cauchy,
+    Laplace,
+    Logistic,
+    NormalMean,
+    NormalMeanLogScale,
+    StudentT,
+    student,
+)
+from laws_of_positive import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    InverseGamma,
+    Rate,
+    Weibull,
+)
+from laws_of_vectors import (
+    InverseGaussian,
+    LogNormal,
+    MultivariateNormal,
+    MultivariateNormalDiag,
+    Normal,
+    VonMises,
+)
+from points import SPECIAL
 
 DIGITS = 700
 PAIRS = 70
 NEAR = (1e-1, 1e-4)
+# Near an edge, in units of the scores' deviations: what single precision tells apart.
+SEPARATIONS = (1e-2, 1e-3, 1e-5, 1e-6, 1e-7, 1e-8)
+EXPONENTIAL = {
+    "bernoulli": Bernoulli,
+    "binomial": Binomial,
+    "categorical": Categorical,
+    "poisson": Poisson,
+    "geometric": Geometric,
+    "negative_binomial": NegativeBinomial,
+    "exponential": Rate,
+    "weibull": Weibull,
+    "gamma": Gamma,
+    "inverse_gamma": InverseGamma,
+    "beta": Beta,
+    "dirichlet": Dirichlet,
+    "normal": Normal,
+    "log_normal": LogNormal,
+    "inverse_gaussian": InverseGaussian,
+    "von_mises": VonMises,
+    "multivariate_normal": MultivariateNormal,
+    "multivariate_normal_diag": MultivariateNormalDiag,
+}
+OTHERS = {
+    "normal_mean": NormalMean,
+    "normal_mean_log_scale": NormalMeanLogScale,
+    "laplace": Laplace,
+    "cauchy": Cauchy,
+    "logistic": Logistic,
+    "student_t_half": student(0.5),
+    "student_t": StudentT,
+    "student_t_4": student(4),
+    "student_t_1000": student(1000),
+}
 FILE = pathlib.Path(__file__).with_name("far_parameters.npz")
 
 
@@ -47,6 +114,7 @@ class Known(NamedTuple):
     kl: np.ndarray  # [M]
     slope: np.ndarray  # [M, 2, d], in both arguments
     scale: np.ndarray  # [M, 2, d], the roots of the Fisher information's diagonals
+    special: np.ndarray  # (), how many of the last points are those of points.py
 
 
 def number(x):
@@ -100,6 +168,18 @@ def pairs(points, kind, rng, law):
             if law.valid(other) and not np.array_equal(other, z):
                 out.append((z, other))
     return out
+
+
+def beside(z, law, rng):
+    """Points at these separations of one at an edge."""
+    with mp.workdps(60):
+        spread = numbers(deviations(law.fisher(exact(z)))) + 1e-300
+    reach = np.where(z == 0, 1 / spread, np.minimum(1 / spread, np.abs(z)))
+    for size in SEPARATIONS:
+        step = size * rng.choice([-1.0, 1.0], z.shape) * reach
+        other = (z.astype(float) + step).astype(z.dtype)
+        if not np.array_equal(other, z):
+            yield z, other
 
 
 def of_exponential(law, points, chosen):
@@ -186,11 +266,23 @@ def known(name, kind) -> Known:
     law = (EXPONENTIAL | OTHERS)[name](kind)
     rng = np.random.default_rng(3)
     points = [np.array(z, kind) for z in law.points]
+    special = [np.array(z, kind) for z in SPECIAL[kind].get(name, [])]
     chosen = pairs(points, kind, rng, law)
+    if kind == "float32":
+        chosen += [pair for z in special for pair in beside(z, law, rng)]
+    else:
+        chosen += itertools.permutations(special[:3], 2)
+    points += special
     of = of_exponential if name in EXPONENTIAL else of_other
     values = {key: numbers(value) for key, value in of(law, points, chosen).items()}
     first, second = (np.array(side, float) for side in zip(*chosen, strict=True))
-    return Known(z=np.array(points, float), first=first, second=second, **values)
+    return Known(
+        z=np.array(points, float),
+        first=first,
+        second=second,
+        special=np.array(len(special)),
+        **values,
+    )
 
 
 def main():

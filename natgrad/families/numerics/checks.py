@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from natgrad.typing import Array
 
 
 def check_positive(name: str, value: object, cure: str, *, integer: bool = False):
-    """Raise ValueError unless `value` is one finite positive number, or is traced."""
-    if isinstance(value, jax.core.Tracer):
+    """Check a constant of a law.
+
+    Args:
+        name: of the law and the constant, for the error.
+        value: what was given; a traced value is let through.
+        cure: what to do instead, for the error.
+        integer: whether it must be an integer.
+
+    Raises:
+        ValueError: unless `value` is one finite positive number.
+    """
+    if isinstance(value, Tracer):
         return
     number = np.asarray(value)
     real = number.dtype.kind in "iuf" and number.ndim == 0
@@ -35,7 +45,7 @@ def resolved(difference: Array, scale: Array) -> Array:
     return inside(difference > 8 * jnp.finfo(difference.dtype).eps * scale, difference)
 
 
-def aligned(array: np.ndarray, like: Array) -> Array:
+def aligned(array: np.ndarray | Array, like: Array) -> Array:
     """The constant in the precision of `like`, as its trailing axes."""
     shape = (1,) * (like.ndim - array.ndim) + array.shape
     return jnp.asarray(array, like.dtype).reshape(shape)
@@ -47,13 +57,31 @@ def diagonal(entries: Array) -> Array:
 
 
 def split_pair(family: str, expected: str, z: Array) -> tuple[Array, Array]:
-    """The two coordinates in the last axis of z; ValueError if there are not two."""
+    """The two coordinates of each factor.
+
+    Args:
+        family: the law's name, for the error.
+        expected: what the coordinates are, for the error.
+        z: parameters [..., 2].
+
+    Returns:
+        The first and the second coordinates, each [...].
+
+    Raises:
+        ValueError: unless the last axis of z has length 2.
+    """
     if z.ndim == 0 or z.shape[-1] != 2:
         raise ValueError(
             f"{family}: z has shape {z.shape}; expected {expected} in a last axis of "
             "length 2. Give the model two outputs for each label."
         )
     return z[..., 0], z[..., 1]
+
+
+def positive_and_finite(draw: Array) -> Array:
+    """The draw, at least the smallest normal number and at most the largest one."""
+    limits = jnp.finfo(draw.dtype)
+    return jnp.clip(draw, limits.tiny, limits.max)
 
 
 def without_lost(values: Array, factors: Array) -> Array:

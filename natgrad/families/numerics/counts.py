@@ -29,7 +29,15 @@ _LOG_T = np.arange(-70.0, 10.0, _STEP)
 def expectation_of_log_gamma(
     integrand: Callable[[Array, Array], Array], dtype: jnp.dtype
 ) -> Array:
-    """∫₀^∞ integrand(t, 1 − e^−t) dt/t, for means up to 1e12; any shape of values."""
+    """∫₀^∞ integrand(t, 1 − e^−t) dt/t, for laws with means up to 1e12.
+
+    Args:
+        integrand: (t, 1 − e^−t), both of shape (), to values of any shape.
+        dtype: the precision of t.
+
+    Returns:
+        The integral, shaped like the integrand's values.
+    """
     ts = np.exp(_LOG_T)
     complements = jnp.asarray(-np.expm1(-ts), dtype)
     # Beyond, e^t overflows in single precision and the integrand is 0 or e^−rt.

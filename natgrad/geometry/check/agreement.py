@@ -29,7 +29,7 @@ def fisher_agreement(
 ) -> Report:
     """Hessians of KL in both arguments, E[s sᵀ] and −E[∇² log p], against the metric.
 
-    Expectations are sums over `family.nodes` where the family has nodes of its own, and
+    Expectations are sums over `family.score_nodes` where the family has its own, and
     else means over samples, judged by their standard errors.
 
     Args:
@@ -55,8 +55,8 @@ def fisher_agreement(
         return jnp.outer(s, s), -jax.hessian(log_prob)(x).reshape(n, n)
 
     names = "E[s sᵀ]", "−E[∇² log p]"
-    if type(point.family).nodes is not Family.nodes:
-        ys, weights = point.family.nodes(point.natural)
+    if type(point.family).score_nodes is not Family.score_nodes:
+        ys, weights = point.family.score_nodes(point.natural)
         for name, values in zip(names, terms(ys), strict=True):
             mean = jnp.tensordot(weights, values, axes=1)
             checks.append(_matrix_check(name, mean, reference, bound))

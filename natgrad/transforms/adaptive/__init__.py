@@ -9,6 +9,7 @@ F the exact Fisher information of the batch, in which ⟨d, F d⟩ takes one for
 derivative of the outputs and no backward pass.
 """
 
+from natgrad.transforms.adaptive.damping_by_ratio import LevenbergMarquardtState
 from natgrad.transforms.adaptive.damping_rules import (
     LossFloor,
     Nielsen,
@@ -16,23 +17,18 @@ from natgrad.transforms.adaptive.damping_rules import (
     Thresholds,
 )
 from natgrad.transforms.adaptive.damping_search import Trials
-from natgrad.transforms.adaptive.fisher_forms import fisher_forms
-from natgrad.transforms.adaptive.geodesic_acceleration import (
+from natgrad.transforms.adaptive.factored_curvature import scale_by_factored_curvature
+from natgrad.transforms.adaptive.geodesic import (
     GeodesicAccelerationState,
     geodesic_acceleration,
 )
-from natgrad.transforms.adaptive.kfac_damping import (
-    FactoredState,
-    scale_by_factored_curvature,
-)
-from natgrad.transforms.adaptive.levenberg_marquardt import (
-    LevenbergMarquardtState,
-    levenberg_marquardt,
-)
-from natgrad.transforms.adaptive.quadratic_model import (
+from natgrad.transforms.adaptive.learning_rates import (
     QuadraticModelState,
     scale_by_quadratic_model,
 )
+from natgrad.transforms.adaptive.marquardt import levenberg_marquardt
+from natgrad.transforms.adaptive.proposals import FactoredState
+from natgrad.transforms.adaptive.quadratic_forms import fisher_forms
 from natgrad.transforms.adaptive.trust_region import (
     KLTrustRegionState,
     scale_by_kl_trust_region,

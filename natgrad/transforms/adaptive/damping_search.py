@@ -11,6 +11,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
@@ -42,42 +43,46 @@ class Trials:
 
 def best_inverses(
     metric: KroneckerMetric,
-    factors: Array,
+    factors: Float[Array, " F"],
     value_of: Callable[[tuple, Array], Array],
-    taken: Array,
-    trial: Array,
-    kept: tuple[Array, tuple],
-) -> tuple[Array, tuple]:
+    accepted: Bool[Array, ""],
+    trial: Bool[Array, ""],
+    kept: tuple[Float[Array, ""], tuple],
+) -> tuple[Float[Array, ""], tuple]:
     """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
 
     Args:
         metric: what is inverted.
         factors: of γ, the first of them 1.
         value_of: M at its minimum, of inverses and their γ.
-        taken: is anything to change? Under `vmap` not for every member.
+        accepted: is anything to change? Under `vmap` not for every member.
         trial: are the other factors tried?
         kept: (γ, inverses) so far, which stay where none is finite.
+
+    Returns:
+        (γ, inverses).
     """
     gamma, _ = kept
-    every = range(SOLVER.num_blocks(metric))
+    all_blocks = range(SOLVER.num_blocks(metric))
 
-    def candidate(best, factor):
-        own = factor == 1
+    def try_factor(best, factor):
+        unchanged = factor == 1
 
-        def tried():
-            new = gamma * factor
-            made = tuple(SOLVER.factorize(metric, new**2, every))
+        def invert():
+            new_gamma = gamma * factor
+            pieces = tuple(SOLVER.factorize(metric, new_gamma**2, all_blocks))
             value = jax.lax.cond(
                 any_over_vmap(trial),
-                lambda: value_of(made, new),
-                lambda: jnp.zeros_like(new),
+                lambda: value_of(pieces, new_gamma),
+                lambda: jnp.zeros_like(new_gamma),
             )
-            better = own | (trial & (value < best[0]))
-            better = better & taken & tree.all_finite(made)
-            return tree.where(better, (value, new, made), best)
+            better = unchanged | (trial & (value < best[0]))
+            better = better & accepted & tree.all_finite(pieces)
+            return tree.where(better, (value, new_gamma, pieces), best)
 
-        return jax.lax.cond(any_over_vmap(own | trial), tried, lambda: best), None
+        due = any_over_vmap(unchanged | trial)
+        return jax.lax.cond(due, invert, lambda: best), None
 
     worst = jnp.full_like(gamma, jnp.inf)
-    (_, gamma, pieces), _ = jax.lax.scan(candidate, (worst, *kept), factors)
+    (_, gamma, pieces), _ = jax.lax.scan(try_factor, (worst, *kept), factors)
     return gamma, pieces

@@ -18,17 +18,20 @@ approximations, section 5.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
 from natgrad.families import Unnormalized
 from natgrad.model import Model
-from natgrad.transforms.adaptive.fisher_forms import (
+from natgrad.transforms.adaptive.acceptance import scaled
+from natgrad.transforms.adaptive.quadratic_forms import (
     EXACT,
     check_batch,
     fisher_forms,
@@ -48,9 +51,9 @@ class KLTrustRegionState(NamedTuple):
         divergence: the divergence of the last step, in nats.
     """
 
-    count: Array
-    length: Array
-    divergence: Array
+    count: Int[Array, ""]
+    length: Float[Array, ""]
+    divergence: Float[Array, ""]
 
 
 def scale_by_kl_trust_region(
@@ -75,10 +78,17 @@ def scale_by_kl_trust_region(
         model: the statistical model.
         radius: δ > 0 in nats an example, or a schedule of it.
         labels: whose F, as for `fisher_forms`.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        ValueError: for a radius that is known and not positive; in `update`, where
+            `inputs=` or `params` is missing.
     """
     check_scalar("radius", radius)
-    known = not callable(radius) and not isinstance(radius, jax.core.Tracer)
-    if known and not float(radius) > 0:
+    known = not callable(radius) and not isinstance(radius, Tracer)
+    if known and not float(np.asarray(radius)) > 0:
         raise ValueError(f"radius must be positive, in nats, got {radius}.")
 
     def init(params):
@@ -90,7 +100,7 @@ def scale_by_kl_trust_region(
     def update(
         updates,
         state,
-        params=None,
+        params: Any = None,
         *,
         inputs=MISSING,
         model_params=None,
@@ -98,27 +108,32 @@ def scale_by_kl_trust_region(
     ):
         del extra_args
         check_batch("scale_by_kl_trust_region", params, inputs)
-        here = part(model, model_params)
-        square = fisher_forms(here, params, inputs, labels)((updates,))[0, 0] / 2
+        restricted = part(model, model_params)
+        forms = fisher_forms(restricted, params, inputs, labels)
+        square = forms((updates,))[0, 0] / 2
         bound = radius(state.count) if callable(radius) else radius
         bound = jnp.asarray(bound, square.dtype)
-        outside = square > bound
-        first = jnp.where(outside, jnp.sqrt(bound / jnp.where(outside, square, 1)), 1)
-        scaled = lambda t: jax.tree.map(lambda u: t.astype(u.dtype) * u, updates)
+        first = _first_length(square, bound)
 
         def divergence(t):
-            ahead = optax.apply_updates(params, scaled(t * first))
-            return here.kl(params, ahead, inputs).astype(square.dtype)
+            ahead = optax.apply_updates(params, scaled(t * first, updates))
+            return restricted.kl(params, ahead, inputs).astype(square.dtype)
 
         if isinstance(model.family, Unnormalized):
-            length, found = first, square * first**2
+            length, reached = first, square * first**2
         else:
-            whole = divergence(jnp.ones_like(first))
-            part_of_it, found = longest_within(divergence, bound, whole)
-            length = first * part_of_it
+            at_first = divergence(jnp.ones_like(first))
+            fraction, reached = longest_within(divergence, bound, at_first)
+            length = first * fraction
         dtype = state.length.dtype
-        return scaled(length), KLTrustRegionState(
-            tree.increment(state.count), length.astype(dtype), found.astype(dtype)
+        return scaled(length, updates), KLTrustRegionState(
+            tree.increment(state.count), length.astype(dtype), reached.astype(dtype)
         )
 
     return transformation(init, update)
+
+
+def _first_length(square: Array, bound: Array) -> Array:
+    """min(1, √(δ/s)) for s = ½ ⟨d, F d⟩, by the quadratic model alone."""
+    outside = square > bound
+    return jnp.where(outside, jnp.sqrt(bound / jnp.where(outside, square, 1)), 1)

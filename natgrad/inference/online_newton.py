@@ -28,7 +28,8 @@ deep networks, algorithm 1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,31 +80,29 @@ def ivon(
         b1: β₁ of the gradient's average.
         b2: β₂ of the Hessian's average.
 
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
     Raises:
         ValueError: for impossible numbers; in `update`, where `params` or `weights` is
             missing.
     """
-    for name, value in (("ess", ess), ("weight_decay", weight_decay)):
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
-    if isinstance(initial_hessian, int | float) and initial_hessian < 0:
-        raise ValueError(
-            f"ivon: initial_hessian is {initial_hessian!r}; expected at least 0, the "
-            "curvature of a loss near its minimum."
-        )
+    _check(ess, weight_decay, initial_hessian)
+    averages = _Averages(b1, b2, weight_decay)
 
     def init(params):
         tree.check_params(params)
         zeros = jax.tree.map(
             lambda p: jnp.zeros(p.shape, tree.working_dtype(p)), params
         )
-        start = lambda z: jnp.full_like(z, initial_hessian + weight_decay)
+        precision = jax.tree.map(
+            lambda z: jnp.full_like(z, initial_hessian + weight_decay), zeros
+        )
         ess_array = jnp.asarray(ess, tree.working_dtype(params))
-        count = jnp.zeros((), jnp.int32)
-        return IvonState(count, zeros, jax.tree.map(start, zeros), ess_array)
+        return IvonState(jnp.zeros((), jnp.int32), zeros, precision, ess_array)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
-        del extra
+    def update(updates, state, params=None, *, weights=None, **extra_args):
+        del extra_args
         if params is None or weights is None:
             missing = "params" if params is None else "weights"
             raise ValueError(
@@ -113,35 +112,70 @@ def ivon(
             )
         count = tree.increment(state.count)
         alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
-
-        def leaf(gradient, momentum, s, m, w):
-            dtype = s.dtype
-            gradient, m_, w = (jnp.asarray(a, dtype) for a in (gradient, m, w))
-            estimate = gradient * (w - m_) * state.ess.astype(dtype) * s
-            u = (1 - b2) * (s - weight_decay - estimate) / s
-            s = s * (1 - u + u**2 / 2)
-            momentum = b1 * momentum + (1 - b1) * gradient
-            average = momentum / (1 - jnp.asarray(b1, dtype) ** count.astype(dtype))
-            move = -alpha * (average + weight_decay * m_) / s
-            return move.astype(m.dtype), momentum, s
-
         weights = placeholders.masked_like(weights, params)
-        trees = updates, state.momentum, state.precision, params, weights
-        results = jax.tree.map(leaf, *trees)
+        steps = jax.tree.map(
+            functools.partial(averages.step, alpha, count, state.ess),
+            updates,
+            state.momentum,
+            state.precision,
+            params,
+            weights,
+        )
         moves, momentum, precision = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), results
+            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), steps
         )
         return moves, IvonState(count, momentum, precision, state.ess)
 
     return transformation(init, update)
 
 
+def _check(ess, weight_decay, initial_hessian) -> None:
+    """Raise a ValueError for impossible numbers."""
+    for name, value in (("ess", ess), ("weight_decay", weight_decay)):
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
+    if isinstance(initial_hessian, int | float) and initial_hessian < 0:
+        raise ValueError(
+            f"ivon: initial_hessian is {initial_hessian!r}; expected at least 0, the "
+            "curvature of a loss near its minimum."
+        )
+
+
+class _Averages(NamedTuple):
+    """β₁, β₂ and δ: numbers, or traced scalars."""
+
+    b1: Any
+    b2: Any
+    weight_decay: Any
+
+    def step(self, alpha, count, ess, gradient, momentum, s, mean, weights):
+        """(m' − m, g', s') of one array of the parameters, as the module says."""
+        b1, b2, decay = self
+        dtype = s.dtype
+        gradient, m, w = (jnp.asarray(a, dtype) for a in (gradient, mean, weights))
+        estimate = gradient * (w - m) * ess.astype(dtype) * s
+        u = (1 - b2) * (s - decay - estimate) / s
+        s = s * (1 - u + u**2 / 2)
+        momentum = b1 * momentum + (1 - b1) * gradient
+        average = momentum / (1 - jnp.asarray(b1, dtype) ** count.astype(dtype))
+        move = -alpha * (average + decay * m) / s
+        return move.astype(mean.dtype), momentum, s
+
+
 def draw_weights(key: Key, params: Params, state: IvonState) -> Params:
-    """Weights w ~ N(m, 1/(λ s)), shaped like the params m; reparameterised.
+    """Weights w ~ N(m, 1/(λ s)), reparameterised.
 
     They have at least float32, also where the params are bfloat16 or float16: a
     standard deviation is often below the spacing of such numbers, and the gradient must
     be that at w, not at w rounded. So compute the loss in float32, or with sums in it.
+
+    Args:
+        key: a random key.
+        params: m.
+        state: of `ivon`, with λ and s.
+
+    Returns:
+        w, shaped like the params.
     """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))

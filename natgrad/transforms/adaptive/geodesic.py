@@ -21,11 +21,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
 from natgrad.model import Model
-from natgrad.transforms.adaptive.quadratic_model import EXACT, check_batch, part
+from natgrad.transforms.adaptive.quadratic_forms import (
+    EXACT,
+    cast_like,
+    check_batch,
+    part,
+)
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.typing import Array, ArrayLike, Inputs, Params
 
@@ -38,7 +44,7 @@ class GeodesicAccelerationState(NamedTuple):
         inner: the state of the solve.
     """
 
-    ratio: Array
+    ratio: Float[Array, ""]
     inner: Any
 
 
@@ -61,6 +67,12 @@ def geodesic_acceleration(
         model: the statistical model.
         limit: α; 0 never accelerates.
         labels: whose F_z, as for `fisher_forms`.
+
+    Returns:
+        The transformation, in place of `inner`.
+
+    Raises:
+        ValueError: in `update`, where `inputs=` or `params` is missing.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -79,28 +91,37 @@ def geodesic_acceleration(
         **extra_args,
     ):
         check_batch("geodesic_acceleration", params, inputs)
-        batch = extra_args | {"inputs": inputs, "model_params": model_params}
-        solve = lambda g: inner.update(g, state.inner, params, **batch)
-        direction, after = solve(updates)
-        curved = second_directional_derivative(
+        arguments = extra_args | {"inputs": inputs, "model_params": model_params}
+        solve = lambda g: inner.update(g, state.inner, params, **arguments)
+        direction, inner_state = solve(updates)
+        force = second_directional_derivative(
             part(model, model_params), params, inputs, direction, labels
         )
-        usable = tree.all_finite(curved)
-        acceleration, _ = solve(tree.where(usable, curved, updates))
-        size = tree.inner(direction, direction)
-        bent = tree.inner(acceleration, acceleration)
-        usable = usable & (size > 0) & (bent <= jnp.asarray(limit) ** 2 * size)
-        # −(v + a/2) for v = −direction, a = −acceleration.
-        accelerated = jax.tree.map(
-            lambda d, a: d + jnp.where(usable, a / 2, 0).astype(d.dtype),
-            direction,
-            acceleration,
+        finite = tree.all_finite(force)
+        acceleration, _ = solve(tree.where(finite, force, updates))
+        step, ratio = _accelerated(direction, acceleration, finite, limit)
+        return step, GeodesicAccelerationState(
+            ratio.astype(state.ratio.dtype), inner_state
         )
-        ratio = _root(bent / jnp.where(size > 0, size, 1))
-        ratio = jnp.where(size > 0, ratio, 0).astype(state.ratio.dtype)
-        return accelerated, GeodesicAccelerationState(ratio, after)
 
     return transformation(init, update)
+
+
+def _accelerated(
+    direction: Params, acceleration: Params, finite: Array, limit: ArrayLike
+) -> tuple[Params, Array]:
+    """(v + a/2, |a|/|v|), with signs as the solve gives them; v where a is too long."""
+    square = tree.inner(direction, direction)
+    curved = tree.inner(acceleration, acceleration)
+    usable = finite & (square > 0) & (curved <= jnp.asarray(limit) ** 2 * square)
+    # −(v + a/2) for v = −direction, a = −acceleration.
+    step = jax.tree.map(
+        lambda d, a: d + jnp.where(usable, a / 2, 0).astype(d.dtype),
+        direction,
+        acceleration,
+    )
+    ratio = _root(curved / jnp.where(square > 0, square, 1))
+    return step, jnp.where(square > 0, ratio, 0)
 
 
 def second_directional_derivative(
@@ -114,14 +135,20 @@ def second_directional_derivative(
         inputs: a batch.
         v: a direction; its sign does not matter.
         labels: whose F_z.
+
+    Returns:
+        The vector, in the dtypes of the parameters.
     """
     outputs, examples, total = model.whole(params, inputs)
-    v = jax.tree.map(lambda v, p: v.astype(p.dtype), v, params)
-    velocity = lambda at: jax.jvp(outputs, (at,), (v,))[1]
+    v = cast_like(v, params)
+
+    def velocity(params):
+        return jax.jvp(outputs, (params,), (v,))[1]
+
     _, second = jax.jvp(velocity, (params,), (v,))
-    z, pull = jax.vjp(outputs, params)
-    weighed = labels.products(model, z, examples, total, second)
-    return pull((weighed / total).astype(z.dtype))[0]
+    z, pull_back = jax.vjp(outputs, params)
+    products = labels.products(model, z, examples, total, second)
+    return pull_back((products / total).astype(z.dtype))[0]
 
 
 def _root(square: Array) -> Array:

@@ -1,0 +1,155 @@
+"""Outputs and labels of a batch: their shape, and what becomes of impossible labels.
+
+Impossible labels raise where their values are known. Under jit they are not, and what
+is impossible there makes NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from natgrad.families.base import Family
+from natgrad.model import weights as weighting
+from natgrad.model.batch import Example
+from natgrad.typing import Array, ArrayLike
+
+
+def check_outputs(z: Any, count: int | None, family: Family) -> None:
+    """Check what `Model.apply` gave.
+
+    Args:
+        z: what it gave.
+        count: N, or None where the inputs do not tell.
+        family: of the law.
+
+    Raises:
+        ValueError: it is not one real floating array [N, factors..., parameters...].
+    """
+    if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(
+            "apply(params, inputs) must return one real floating array z [N, ...], "
+            f"got {jax.tree.map(jnp.result_type, z)}."
+        )
+    lowest = 1 + (family.parameter_ndim or 0)
+    if z.ndim < lowest:
+        raise ValueError(
+            f"apply(params, inputs) must return z with a leading axis of examples "
+            f"and at least {lowest} axes for {family}, got shape {z.shape}."
+        )
+    if count is not None and z.shape[0] != count:
+        raise ValueError(
+            f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
+            f"z has shape {z.shape}. One row an example is expected."
+        )
+
+
+def check_targets(
+    family: Family, z: Any, targets: ArrayLike | None, count: int
+) -> Shaped[Array, "N ..."]:
+    """The labels as an array, after a look at their shape.
+
+    Args:
+        family: of the law.
+        z: outputs [N, ...], or their `jax.ShapeDtypeStruct`.
+        targets: the labels.
+        count: N.
+
+    Returns:
+        y [N, ...].
+
+    Raises:
+        ValueError: there are none, or of a shape that the family does not have.
+    """
+    if targets is None:
+        raise ValueError("targets are needed here: pass the labels y [N, ...].")
+    with jax.ensure_compile_time_eval():  # values known now stay known under jit
+        y = jnp.asarray(targets)
+    shapes = [(count, *shape) for shape in family.label_shapes(z.shape[1:])]
+    if y.shape in shapes or (not shapes and y.shape[:1] == (count,)):
+        return y
+    named = " or ".join(map(str, shapes or [(count, "...")]))
+    raise ValueError(
+        f"targets must have shape {named} for outputs z of shape {z.shape} under "
+        f"{family}, got {y.shape}.{_cure(y.shape, z.shape, shapes)}"
+    )
+
+
+def _cure(y_shape: tuple, z_shape: tuple, shapes: list[tuple]) -> str:
+    """What to do about an axis of size 1 too many, if it is that."""
+
+    def first(name: str, ndim: int) -> str:
+        return f"{name}[{', '.join([':'] * (ndim - 1))}, 0]"
+
+    if y_shape[-1:] == (1,) and y_shape[:-1] in shapes:
+        return f" Pass {first('y', len(y_shape))}."
+    if z_shape[-1:] == (1,) and (*y_shape, 1) in shapes:
+        return f" Let apply return {first('z', len(z_shape))}, or pass y[..., None]."
+    return ""
+
+
+def check_support(
+    family: Family,
+    z: Any,
+    y: Shaped[Array, "N ..."],
+    weights: Float[Array, " N *factors"] | None,
+) -> None:
+    """Raise for impossible labels where values are known: not under jit.
+
+    Args:
+        family: of the law.
+        z: outputs [N, ...], or their `jax.ShapeDtypeStruct`; values do not count.
+        y: the labels.
+        weights: a label of weight 0 may be anything; None for no weights.
+
+    Raises:
+        ValueError: a label is impossible.
+    """
+    with jax.ensure_compile_time_eval():
+        parameters = jnp.zeros(z.shape[1:], z.dtype)
+        inside = jax.vmap(family.in_support, (None, 0))(parameters, y)
+        if weights is not None:
+            inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
+            inside = inside | (weights == 0)
+        if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
+            return
+    labels, bad = np.asarray(y), np.argwhere(~np.asarray(inside)).tolist()
+    named = [f"targets{place} = {labels[tuple(place)]}" for place in bad[:3]]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise ValueError(
+        f"Some targets are impossible under {family} with outputs z of shape "
+        f"{z.shape}: {', '.join(named)}{more}. If such labels mark examples to ignore, "
+        "give these weight 0: Model(apply, family, weights=lambda inputs: "
+        'inputs["mask"]) with inputs {"x": x, "mask": y >= 0}; labels of weight 0 may '
+        "be anything."
+    )
+
+
+def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Example:
+    """The example with labels that cannot do harm unseen.
+
+    A label outside the support cannot raise under jit, so it turns the weight of its
+    factor, hence the loss, its gradient and the empirical Fisher, into NaN. Where the
+    weight is 0 the label is replaced by 0, and what that gives has weight 0.
+
+    Args:
+        family: of the law.
+        z: the output of one example, [factors..., parameters...].
+        example: one without a target comes back as it is.
+        masked: whether weights can be 0.
+    """
+    y, weights = example.target, example.weights
+    if y is None:
+        return example
+    inside = family.in_support(z, y)
+    inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
+    if masked:
+        out = (weights == 0) & ~inside
+        y = jnp.where(weighting.trailing(out, y), jnp.zeros_like(y), y)
+        inside = inside | out
+    return example._replace(target=y, weights=weighting.nan_unless(inside, weights))

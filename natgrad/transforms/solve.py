@@ -1,0 +1,180 @@
+"""The solution of (F + λI) d = g in one step, and how good it is."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import tree
+from natgrad.control_flow import any_over_vmap, zeros_unless
+from natgrad.metrics.base import Metric
+from natgrad.solvers.base import CachedSolver, Solution, Solver, StatefulSolver
+from natgrad.transforms.inverse_cache import InverseCache, Refresh
+from natgrad.transforms.state import Health, ScaleByCurvatureState
+from natgrad.transforms.validation import Step
+from natgrad.typing import Array, Params
+
+
+class Solved(NamedTuple):
+    """A solution and how good it is; all but the direction and the cache are scalars.
+
+    Attributes:
+        direction: d, like the parameters; 0 where it is not usable.
+        usable: is it finite, from finite arguments?
+        fallback: did the solver's first choice of algorithm fail?
+        iterations: of an iterative solver.
+        slope: ⟨g, d⟩.
+        residual: |(F + λI) d − g| / |g|.
+        ratio: ⟨d, F d⟩ / ⟨g, d⟩.
+        square: ⟨d, F d⟩.
+        inverse: what is kept for the next step.
+    """
+
+    direction: Params
+    usable: Array
+    fallback: Array
+    iterations: Array | int
+    slope: Array
+    residual: Array
+    ratio: Array
+    square: Array
+    inverse: Any
+
+
+def solve(
+    refresh: Refresh,
+    solver: Solver | None,
+    step: Step,
+    state: ScaleByCurvatureState,
+    usable: Array,
+    trust_region: Any = None,
+) -> Solved:
+    """(F + λI)⁻¹ g by the solver, with the cached inverse where there is one.
+
+    With inverses kept over several steps, the product F d that residual and ratio need
+    is formed once a period, when the inverses are oldest; with a trust region also in
+    each step of the warm-up and of the period after it, when F changes fastest. In
+    between they are those of the last measured step.
+
+    Args:
+        refresh: how often inverses are renewed.
+        solver: of the transformation; None for that of the metric.
+        step: the arguments of the update.
+        state: with this step's statistics, and inverses renewed where they were due.
+        usable: are gradient, statistics and damping finite?
+        trust_region: of the transformation; None for none.
+
+    Raises:
+        ValueError: the solver cannot use the rows that the step was given.
+    """
+    if step.rows is not None:
+        solver = _with_row_factors(solver, step.rows)
+    metric = step.curvature.metric(state.statistics, *step.batch[:3])
+    gradient = zeros_unless(usable, step.gradient)
+    solution, inverse = _solution(
+        refresh, solver, metric, state.inverse, gradient, step.safe_damping
+    )
+    usable = usable & tree.all_finite(solution.value)
+    solution = solution._replace(value=zeros_unless(usable, solution.value))
+    slope = tree.inner(gradient, solution.value)
+
+    def measure():
+        return _measure(metric, gradient, solution, slope, step.damping, usable)
+
+    if isinstance(state.inverse, InverseCache):
+        age = tree.increment(state.inverse.age, usable, refresh.inverses)
+        due = usable & (age % refresh.inverses == 0)
+        if trust_region is not None:
+            due = due | (usable & (age < refresh.warm_up + refresh.inverses))
+        inverse = state.inverse._replace(age=age)
+        residual, ratio = _measure_if(due, measure, state.health)
+    else:
+        inverse = tree.where(usable, inverse, state.inverse)
+        residual, ratio = measure()
+    return Solved(
+        direction=solution.value,
+        usable=usable,
+        fallback=solution.fallback & usable,
+        iterations=solution.iterations,
+        slope=slope,
+        residual=residual,
+        ratio=ratio,
+        square=ratio * slope,
+        inverse=inverse,
+    )
+
+
+def _solution(
+    refresh: Refresh,
+    solver: Solver | None,
+    metric: Metric,
+    inverse: Any,
+    gradient: Params,
+    damping: Array,
+) -> tuple[Solution, Any]:
+    """(solution, what a solver with a state remembers of it)."""
+    if isinstance(solver, StatefulSolver):
+        tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
+        return solver.solution(metric, gradient, damping, inverse)
+    if refresh.inverses > 1:
+        solution = solver.solve(metric, inverse.pieces, gradient, damping)
+    elif solver is None:
+        solution = metric.solution(gradient, damping)
+    else:
+        value = solver(metric, gradient, damping)
+        solution = Solution(value, jnp.zeros((), bool))
+    return solution, inverse
+
+
+def _with_row_factors(solver: Solver | None, rows: Any) -> Solver:
+    """The solver for a gradient that is known as rows of each layer too."""
+    if isinstance(solver, CachedSolver):
+        return solver.with_row_factors(rows)
+    raise ValueError(
+        "rows= are of use to solvers that keep their inverse, such as "
+        f"natgrad.kronecker.FactoredTikhonov() for KFAC, got solver={solver!r}."
+    )
+
+
+def _measure_if(due: Array, measure: Any, health: Health) -> tuple[Array, Array]:
+    """(residual, ratio), measured where due, else those of the last step."""
+    return jax.lax.cond(
+        any_over_vmap(due), measure, lambda: (health.residual, health.ratio)
+    )
+
+
+def _measure(
+    metric: Metric,
+    gradient: Params,
+    solution: Solution,
+    slope: Array,
+    damping: Array,
+    usable: Array,
+) -> tuple[Array, Array]:
+    """(|(F + λI) d − g| / |g|, ⟨d, F d⟩ / ⟨g, d⟩); 0 for 0."""
+    direction, remainder = solution.value, solution.remainder
+    if remainder is None:
+        product = metric.mv(direction)
+        square = tree.inner(direction, product)
+        rest = jax.tree.map(
+            lambda f, d, g: f.astype(damping.dtype) + damping * d - g,
+            product,
+            direction,
+            gradient,
+        )
+        error = tree.inner(rest, rest)
+    else:
+        length = tree.inner(direction, direction)
+        square = slope - damping * length - remainder.inner
+        error = remainder.norm**2
+    ratio = jnp.where(slope == 0, 0, square / jnp.where(slope == 0, 1, slope))
+    return _root_of_ratio(error, tree.inner(gradient, gradient), usable), ratio
+
+
+def _root_of_ratio(square: Array, scale: Array, usable: Array) -> Array:
+    """√(square / scale), with a derivative where it is 0; 0 where not usable."""
+    safe = jnp.where(scale == 0, 1, scale)
+    ratio = jnp.where(usable, square / safe, 0)
+    return jnp.sqrt(jnp.where(ratio == 0, 1, ratio)) * (ratio != 0)

@@ -1,0 +1,44 @@
+"""Parameter trees as vectors, their checks, and sums over chunks of examples.
+
+Only what `jax.tree` and `optax.tree` lack.
+"""
+
+from natgrad.tree.layout import (
+    Layout,
+    check_kept,
+    check_params,
+    check_sharding,
+    metric_pytree,
+    paths,
+    working_dtype,
+)
+from natgrad.tree.sums import (
+    all_finite,
+    increment,
+    inner,
+    raw_key,
+    sum_over_chunks,
+    varying,
+    varying_like,
+    where,
+    zeros_of,
+)
+
+__all__ = [
+    "Layout",
+    "all_finite",
+    "check_kept",
+    "check_params",
+    "check_sharding",
+    "increment",
+    "inner",
+    "metric_pytree",
+    "paths",
+    "raw_key",
+    "sum_over_chunks",
+    "varying",
+    "varying_like",
+    "where",
+    "working_dtype",
+    "zeros_of",
+]

@@ -1,0 +1,175 @@
+"""Arithmetic of trees, and sums over chunks of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer, UInt
+
+from natgrad.tree.layout import working_dtype
+from natgrad.typing import Array, Key
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Does every floating leaf hold finite numbers only?
+
+    Args:
+        tree: a tree of arrays; leaves that are not floating count as finite.
+    """
+    # The sum is finite if all entries are, since they cannot overflow together when
+    # scaled down by more than there are of them: one reading of memory, and the least
+    # to compile.
+    sums = [
+        jnp.sum(2.0**-66 * leaf.astype(working_dtype(leaf)))
+        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.isfinite(sum(sums)) if sums else jnp.array(True)
+
+
+def increment(
+    count: Integer[Array, ""], when: Bool[Array, ""] | bool = True, period: int = 1
+) -> Integer[Array, ""]:
+    """count + 1 where `when` holds, without overflow and in the dtype of `count`.
+
+    At the largest number it falls back by one period, so that count % period goes on.
+
+    Args:
+        count: an integer >= 0 (or −1), shape ().
+        when: a boolean, shape ().
+        period: of what is done every so many counts.
+    """
+    largest = jnp.iinfo(count.dtype).max
+    step = jnp.where(count == largest, 1 - period, 1)
+    return count + jnp.where(when, step, 0).astype(count.dtype)
+
+
+def where(condition: Bool[Array, ""], tree: Any, other: Any) -> Any:
+    """One of two trees, leaf by leaf.
+
+    Args:
+        condition: a boolean scalar.
+        tree: what is taken where it holds.
+        other: what is taken elsewhere, with leaves of the same shapes.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+
+def inner(tree: Any, other: Any) -> Float[Array, ""]:
+    """⟨tree, other⟩, at full precision in the working dtype.
+
+    Args:
+        tree: a tree of arrays.
+        other: one with leaves of the same shapes.
+    """
+    dtype = working_dtype(tree, other)
+    products = jax.tree.map(
+        lambda a, b: jnp.vdot(
+            a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST
+        ),
+        tree,
+        other,
+    )
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+
+
+def raw_key(key: Key) -> UInt[Array, " n"]:
+    """The key's data, whether the key is typed or raw.
+
+    Args:
+        key: a random key.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if typed else key
+
+
+def sum_over_chunks(
+    function: Callable[[Any], Any], examples: Any, chunk_size: int
+) -> Any:
+    """Σ over chunks of function(chunk).
+
+    One chunk is alive at a time, in the backward pass of a derivative too.
+
+    Args:
+        function: a tree of leaves [n, ...] -> a tree of arrays, the same for every n.
+        examples: a tree of leaves [N, ...].
+        chunk_size: n of all chunks but the last, which may be smaller.
+
+    Returns:
+        A tree like one result of `function`.
+    """
+    count = jax.tree.leaves(examples)[0].shape[0]
+    full_chunks = count // chunk_size
+    if full_chunks <= 1 and count <= chunk_size:
+        return function(examples)
+    stacked = jax.tree.map(
+        lambda leaf: leaf[: full_chunks * chunk_size].reshape(
+            (full_chunks, chunk_size, *leaf.shape[1:])
+        ),
+        examples,
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    zeros = zeros_of(jax.eval_shape(function, first))
+    step = jax.checkpoint(function)
+    total, _ = jax.lax.scan(
+        lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
+        zeros,
+        stacked,
+    )
+    if full_chunks * chunk_size < count:
+        rest = jax.tree.map(lambda leaf: leaf[full_chunks * chunk_size :], examples)
+        total = jax.tree.map(jnp.add, total, step(rest))
+    return total
+
+
+def zeros_of(shapes: Any) -> Any:
+    """Zeros that vary over devices where the given leaves do.
+
+    Inside shard_map a scan needs that of the sum that it starts from.
+
+    Args:
+        shapes: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        A tree of arrays of these shapes and dtypes.
+    """
+    return jax.tree.map(
+        lambda leaf: varying_like(jnp.zeros(leaf.shape, leaf.dtype), leaf), shapes
+    )
+
+
+def varying_like(values: Any, operands: Any) -> Any:
+    """The values, declared to vary over every mesh axis that an operand varies over.
+
+    Inside shard_map a statistic is one device's; the derivative of this declaration
+    sums it over the devices.
+
+    Args:
+        values: a tree of arrays.
+        operands: a tree of arrays.
+
+    Returns:
+        A tree of the same numbers as `values`.
+    """
+    axes = varying(operands)
+
+    def declared(value):
+        missing = tuple(sorted(axes - varying(value)))
+        return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+    return jax.tree.map(declared, values)
+
+
+def varying(values: Any) -> frozenset:
+    """The mesh axes over which some leaf differs from device to device.
+
+    Args:
+        values: a tree of arrays.
+    """
+    leaves = jax.tree.leaves(values)
+    return frozenset().union(
+        *(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves)
+    )
