@@ -5,6 +5,8 @@ test (a law, with its cases) has `LAW_SECONDS` in the fast run: its quickest cas
 these are spent, one case at least. The other cases are slow. Measure again with
 
     python -m pytest -n auto -m "" --measure
+
+or a part of the suite in the same way: what was not run keeps its durations.
 """
 
 from __future__ import annotations
@@ -44,12 +46,21 @@ def slow_cases(nodeids, seconds=None):
     return slow
 
 
+def write(measured, path=PATH):
+    """Store measured seconds; laws of which no case ran keep what was stored."""
+    laws = {law_of(nodeid) for nodeid in measured}
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    seconds = {n: s for n, s in stored.items() if law_of(n) not in laws}
+    seconds |= {n: round(s, 1) for n, s in measured.items() if s >= MOMENT}
+    path.write_text(json.dumps(dict(sorted(seconds.items())), indent=0) + "\n")
+
+
 class Recorder:
     """Writes `durations.json` at the end of a run."""
 
     def __init__(self, config):
         self.writes = not hasattr(config, "workerinput")
-        self.seconds = {}
+        self.measured = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
@@ -62,11 +73,8 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":
-            spent = dict(report.user_properties)["cpu"]
-            if spent >= MOMENT:
-                self.seconds[report.nodeid] = round(spent, 1)
+            self.measured[report.nodeid] = dict(report.user_properties)["cpu"]
 
     def pytest_sessionfinish(self):
         if self.writes:
-            text = json.dumps(dict(sorted(self.seconds.items())), indent=0)
-            PATH.write_text(text + "\n")
+            write(self.measured)

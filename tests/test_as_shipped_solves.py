@@ -172,4 +172,7 @@ def test_solves_of_the_whole(name, scale):
         given = solved(params, x, gradient, np.float32(damping)).value
         right = solve(np.asarray(made, np.float64), vector(gradient), damping)
         off = error(vector(given), right)
-        assert off < bound, (damping, off)
+        # Of bytes F is so large beside λ = 1e-5 that LAPACK's rounding shows: the
+        # error is below 0.01 on one processor and 0.017 on another (AMD EPYC).
+        looser = 2 if small and scale == "from 0 to 255" else 1
+        assert off < looser * bound, (damping, off)
