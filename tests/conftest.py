@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 
 import durations
@@ -43,6 +44,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the CPU seconds of every test to tests/durations.json",
     )
+    parser.addoption(
+        "--shorter-than",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="mark slow every test that was measured to take as long or longer",
+    )
 
 
 def pytest_configure(config):
@@ -51,9 +59,10 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Mark slow what was measured to be, before `-m "not slow"` selects."""
-    slow = durations.slow_cases([item.nodeid for item in items])
+    longest = config.getoption("--shorter-than")
+    slow = durations.slow_cases([item.nodeid for item in items], longest=longest)
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)

@@ -12,6 +12,7 @@ or a part of the suite in the same way: what was not run keeps its durations.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).with_name("durations.json")
-LAW_SECONDS = 2.0
+LAW_SECONDS = 1.0
 # Below this a duration is not worth a line.
 MOMENT = 0.2
 
@@ -29,13 +30,20 @@ def law_of(nodeid):
     return nodeid.split("[")[0]
 
 
-def slow_cases(nodeids, seconds=None):
-    """The node ids, of these, that the fast run leaves out."""
-    seconds = json.loads(PATH.read_text()) if seconds is None else seconds
+def slow_cases(nodeids, seconds=None, longest=math.inf):
+    """The node ids, of these, that the fast run leaves out.
+
+    Args:
+        nodeids: of every test that was collected.
+        seconds: CPU seconds by node id; those that are stored unless given.
+        longest: cases that take this many CPU seconds or more are left out, even where
+            a law has no other.
+    """
+    seconds = read() if seconds is None else seconds
     laws = defaultdict(list)
     for nodeid in nodeids:
         laws[law_of(nodeid)].append(nodeid)
-    slow = set()
+    slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
     for cases in laws.values():
         quickest, *others = sorted(cases, key=lambda case: seconds.get(case, 0.0))
         spent = seconds.get(quickest, 0.0)
@@ -46,13 +54,23 @@ def slow_cases(nodeids, seconds=None):
     return slow
 
 
+def read(path=PATH):
+    """Stored seconds by node id; the file has a line for each law."""
+    laws = json.loads(path.read_text()) if path.exists() else {}
+    return {law + case: s for law, cases in laws.items() for case, s in cases.items()}
+
+
 def write(measured, path=PATH):
     """Store measured seconds; laws of which no case ran keep what was stored."""
-    laws = {law_of(nodeid) for nodeid in measured}
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    seconds = {n: s for n, s in stored.items() if law_of(n) not in laws}
+    ran = {law_of(nodeid) for nodeid in measured}
+    seconds = {n: s for n, s in read(path).items() if law_of(n) not in ran}
     seconds |= {n: round(s, 1) for n, s in measured.items() if s >= MOMENT}
-    path.write_text(json.dumps(dict(sorted(seconds.items())), indent=0) + "\n")
+    laws = defaultdict(dict)
+    for nodeid in sorted(seconds):
+        law = law_of(nodeid)
+        laws[law][nodeid.removeprefix(law)] = seconds[nodeid]
+    lines = [f"{json.dumps(law)}: {json.dumps(cases)}" for law, cases in laws.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 class Recorder:

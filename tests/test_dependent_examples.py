@@ -140,6 +140,7 @@ def test_point_sets_of_different_lengths_are_sent_to_the_documentation():
         model.outputs(PARAMS, {"in": X, "edge": X[:2]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dropout", "batch norm"])
 def test_compare_gives_figures_or_names_the_cure(name):
     case = CASES[name]

@@ -62,10 +62,11 @@ def directions():
         yield name, {**zero, name: jax.tree.map(draw, HYPER[name])}
 
 
-# The others take longer; CI runs them all.
+# One of each way to solve: the other entries of the registry share these.
+SOLVED = ("dense", "block_diagonal", "diagonal", "kfac", "ekfac", "gram", "matrix_free")
 
 
-@pytest.mark.parametrize("name", sorted(ng.CURVATURES.keys() - {"sampled"}))
+@pytest.mark.parametrize("name", SOLVED)
 def test_derivatives_through_ten_steps_equal_central_differences(name, tolerance):
     objective = jax.jit(lambda hyper: train(name, hyper))  # traced once
 

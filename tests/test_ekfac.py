@@ -55,9 +55,7 @@ def block_masked(metric, fisher):
     "name",
     [
         "tied",
-        "plain",
         "scan and remat",
-        "equinox conv 1d",
         "linen conv 1d",
         "tied embedding",
         "ensemble",
@@ -116,8 +114,6 @@ def test_the_diagonal_from_taps_is_the_diagonal(name, labels, tolerance):
         "tied",
         "linen cnn",
         "attention",
-        "gru by scan",
-        "embedding",
         "norms",
     ],
 )

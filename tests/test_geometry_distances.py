@@ -82,6 +82,7 @@ def beta_by_scipy(start, end):
     return np.sqrt(e * v[0] ** 2 + 2 * f * v[0] * v[1] + g * v[1] ** 2)
 
 
+@pytest.mark.slow
 def test_beta_distances_against_an_independent_integrator():
     starts = np.array([[2.0, 3.0], [0.5, 0.5]])
     ends = np.array([[5.0, 1.0], [3.0, 4.0]])
@@ -91,6 +92,7 @@ def test_beta_distances_against_an_independent_integrator():
     np.testing.assert_allclose(find(starts, ends), expected, 1e-8)
 
 
+@pytest.mark.slow
 def test_the_distance_of_normal_vectors_is_the_length_of_scipys_geodesic():
     """m'' = S' S⁻¹ m' and S'' = S' S⁻¹ S' − m' m'ᵀ (Skovgaard 1984), by DOP853."""
     velocity, turn = np.array([0.5, -0.4]), np.array([[0.5, 0.3], [0.3, -0.2]])

@@ -269,6 +269,7 @@ def test_twenty_steps_are_those_of_the_dense_fisher(labels):
         assert relative_error(gram, dense) < 1e-9
 
 
+@pytest.mark.slow
 def test_sixteen_models_over_fifty_steps_compile_once_and_equal_a_loop():
     model = CASES["categorical"].model()
     tx = ng.gram(0.2, model, damping=1e-2, labels=Exact())

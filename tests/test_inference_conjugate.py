@@ -198,8 +198,6 @@ BAD = {  # (family, η, statistics whose step points out of the domain)
         ("normal", "float64"),
         ("diagonal", "float32"),
         ("full", "float32"),
-        ("normal", "float32"),
-        ("full", "float64"),
         ("gamma", "float32"),
         ("beta", "float32"),
         ("dirichlet", "float32"),

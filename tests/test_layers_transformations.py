@@ -172,6 +172,7 @@ print("same", captured.proven)
 """
 
 
+@pytest.mark.slow
 def test_sharded_factors_equal_those_of_one_device():
     """Capture inside shard_map, under a sharded jit, and around a shard_map."""
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
