@@ -216,7 +216,7 @@ def _accept_old_keywords(owner: type, names: dict[str, str]) -> None:
     owner.__init__ = accepting
 
 
-def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
+def _adopt_old_overrides(owner: Any, names: dict[str, str]) -> None:
     """A subclass that overrides a method by its old name overrides the new one."""
 
     def init_subclass(cls) -> None:
