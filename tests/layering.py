@@ -25,7 +25,8 @@ LAYERS = (
 
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
-    "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
+    "natgrad.layers.interpreter": "asks the trace what a parameter reaches without "
+    "its uses",
     "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, "
     "which gives the derivative of the solution",
     "natgrad.metrics.kronecker_factors": "the same, by eigenbases of constant factors",
@@ -86,15 +87,10 @@ HIDDEN_MODULES: dict[tuple[str, str], str] = {
     ("natgrad.layers", "report"): "the module is about to be renamed",
 }
 COMPARE = "the instrument is being rewritten around one value for its settings"
-LAYERS_SOON = "the matchers of layer kinds are being rewritten"
 TOO_LARGE: dict[str, str] = {
     "natgrad.compare.along.along": COMPARE,
     "natgrad.compare.fidelity.compare": COMPARE,
     "natgrad.compare.path._walked": COMPARE,
     "natgrad.compare.path.walk": COMPARE,
     "natgrad.compare.training.race": COMPARE,
-    "natgrad.layers.conv.match": LAYERS_SOON,
-    "natgrad.layers.dense.match": LAYERS_SOON,
-    "natgrad.layers.embedding.match": LAYERS_SOON,
-    "natgrad.layers.routed.match": LAYERS_SOON,
 }

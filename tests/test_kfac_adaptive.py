@@ -234,7 +234,6 @@ def test_hyperparameters_can_be_injected(tolerance):
         )
 
 
-@pytest.mark.slow
 def test_derivatives_in_the_first_damping_are_differences(tolerance):
     wide = jax.tree.map(lambda leaf: leaf.astype("float64") + 0.1, PARAMS)
 
@@ -272,3 +271,9 @@ def test_missing_arguments_are_named():
         jax.eval_shape(lambda s: tx.update(PARAMS, s, PARAMS, inputs=X), state)
     with pytest.raises(ValueError, match="inputs=x"):
         jax.eval_shape(lambda s: tx.update(PARAMS, s, PARAMS), state)
+
+
+def test_a_curvature_without_kronecker_factors_is_named():
+    tx = ng.scale_by_factored_curvature(ng.curvature.Dense(MODEL))
+    with pytest.raises(ValueError, match=r"inverts Kronecker factors.*got Dense"):
+        tx.init(PARAMS)
