@@ -51,6 +51,11 @@ MODULES = {
 # The module or class -> {a name before: the name now, dotted if it is elsewhere}.
 NAMES = {
     "compare": {"Effort": "Budget", "Yardstick": "Reference"},
+    "compare.Reference": {
+        "instruments": "setup",
+        "reference": "name",
+        "ruler": "computer",
+    },
     "control_flow": {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",
