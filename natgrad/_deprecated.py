@@ -51,6 +51,11 @@ MODULES = {
 # The module or class -> {a name before: the name now, dotted if it is elsewhere}.
 NAMES = {
     "compare": {"Effort": "Budget", "Yardstick": "Reference"},
+    "compare.Reference": {
+        "instruments": "setup",
+        "reference": "name",
+        "ruler": "computer",
+    },
     "control_flow": {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",
@@ -253,7 +258,7 @@ def _accept_old_keywords(owner: type, names: dict[str, str]) -> None:
     owner.__init__ = accepting
 
 
-def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
+def _adopt_old_overrides(owner: Any, names: dict[str, str]) -> None:
     """A subclass that overrides a method by its old name overrides the new one."""
 
     def init_subclass(cls) -> None:
