@@ -33,7 +33,7 @@ from benchmarks.solvers import normal, paired
 from benchmarks.timing import compiled, environment, interleaved
 from natgrad.curvature import Dense, Gram, Sampled
 from natgrad.solvers.gram import gram_solution
-from natgrad.solvers.jacobian_blocks import Explicit
+from natgrad.solvers.jacobian_blocks import DenseRows
 from natgrad.solvers.score_jacobian import Jacobian
 
 DAMPING = 1e-2
@@ -152,7 +152,7 @@ def kernel(rounds: int, scale: float) -> list[dict[str, Any]]:
     layout = ng.tree.Layout.of(rows[0])
 
     def solve(rows, b):
-        piece = Explicit((rows[None, :, None, :, None],))
+        piece = DenseRows((rows[None, :, None, :, None],))
         jacobian = Jacobian(layout, None, (piece,), None)
         return gram_solution(jacobian, b, jnp.float32(DAMPING))[0]
 

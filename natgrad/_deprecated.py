@@ -125,6 +125,13 @@ NAMES = {
 }
 # The class -> {an argument's name before: its name now}.
 KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
+# Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
+SETUP = ("approximations", "reference", "damping", "step_size", "effort")
+COMPARISON_KEYWORDS = {
+    "compare": {"reference", "step_size", "effort"},
+    "along": set(SETUP),
+    "race": {"steps", "batch_size", "rates", "damping", "seed"},
+}
 
 
 class OldModule(types.ModuleType):
@@ -157,7 +164,10 @@ class CalledPackage(types.ModuleType):
 
 def install() -> None:
     """Make the names of all tables work."""
-    sys.modules["natgrad.compare"].__class__ = CalledPackage
+    compare = sys.modules["natgrad.compare"]
+    compare.__class__ = CalledPackage
+    for name, old in COMPARISON_KEYWORDS.items():
+        setattr(compare, name, _old_keywords(getattr(compare, name), old, compare))
     for name, homes in MODULES.items():
         module = OldModule(name, homes)
         package, _, last = module.__name__.rpartition(".")
@@ -192,6 +202,33 @@ def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
         return getattr(home, last)
 
     return of
+
+
+def _old_keywords(function: Callable, old: set[str], compare: Any) -> Callable:
+    """`function`, whose old keywords are those of a ComparisonSetup or RaceSettings."""
+    name = function.__name__
+    home = "RaceSettings" if name == "race" else "ComparisonSetup"
+
+    @functools.wraps(function)
+    def call(model: Any, *arrays: Any, **keywords: Any) -> Any:
+        if not old & keywords.keys():
+            return function(model, *arrays, **keywords)
+        _warn(
+            f"natgrad.compare.{name}({', '.join(sorted(old & keywords.keys()))})",
+            f"natgrad.compare.{home} (effort is budget)",
+        )
+        names = old if name == "race" else SETUP
+        options = {key: keywords.pop(key) for key in names if key in keywords}
+        if name == "race":
+            settings = compare.RaceSettings(**options)
+            return function(model, *arrays, settings=settings, **keywords)
+        budget = options.pop("effort", keywords.pop("budget", None))
+        setup = compare.ComparisonSetup(model, budget=budget, **options)
+        if name == "along":
+            return function(setup, *arrays, **keywords)
+        return compare.Reference.at(setup, *arrays, **keywords).compare()
+
+    return call
 
 
 def _old_member(owner: type, old: str, new: str) -> property:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+
+import durations
+import quick_compilation
 
 # LAPACK's threads spin at their barriers where cores are shared.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The tests compile many small functions once: compile fast rather than well. (The old
-# fusion emitters of JAX 0.10 are faster yet, but make endless loops of some.)
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
-)
+os.environ.setdefault("XLA_FLAGS", quick_compilation.FLAGS)
 
 import jax
 import pytest
@@ -40,68 +38,33 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# On the newest JAX these files are left out: mathematics and tools whose code is of the
-# same kinds as that of the files beside them.
-SLOW_FILES = {
-    "test_benchmarks",
-    "test_benchmarks_suite",
-    "test_compare",
-    "test_compare_along",
-    "test_compare_command",
-    "test_compare_facts",
-    "test_compare_products",
-    "test_examples",
-    "test_examples_parts",
-    "test_families_boundaries",
-    "test_families_built",
-    "test_families_custom",
-    "test_families_far",
-    "test_families_product",
-    "test_families_special",
-    "test_geometry_check",
-    "test_geometry_connections",
-    "test_geometry_distances",
-    "test_geometry_domain",
-    "test_geometry_duality",
-    "test_geometry_geodesics",
-    "test_geometry_steps",
-    "test_geometry_trust",
-    "test_inference_conjugate",
-    "test_inference_expectations",
-    "test_inference_far_starts",
-    "test_inference_ivon",
-    "test_inference_logistic",
-    "test_invariance",
-    "test_kfac_adaptive",
-    "test_kfac_training",
-    "test_kunstner",
-    "test_kunstner_adam",
-    "test_levenberg_marquardt_laws",
-    "test_masked_rows",
-    "test_memory",
-    "test_mirror",
-    "test_nist",
-    "test_own_laws_roots",
-    "test_report",
-    "test_scaling",
-    "test_soft_labels",
-    "test_spring",
-    "test_trust_region",
-}
-# Of the families these stand for all there; the oldest runs every one.
-QUICK_FAMILIES = {"categorical", "normal_mean_log_scale"}
-QUICK_MANIFOLDS = {"categorical", "normal", "multivariate_normal"}
+def pytest_addoption(parser):
+    parser.addoption(
+        "--measure",
+        action="store_true",
+        help="write the CPU seconds of every test to tests/durations.json",
+    )
+    parser.addoption(
+        "--shorter-than",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="mark slow every test that was measured to take as long or longer",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--measure"):
+        config.pluginmanager.register(durations.Recorder(config))
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark those files and the other families slow, before `-m "not slow"` selects."""
-    quick = {"test_families": QUICK_FAMILIES, "test_geometry": QUICK_MANIFOLDS}
+def pytest_collection_modifyitems(config, items):
+    """Mark slow what was measured to be, before `-m "not slow"` selects."""
+    longest = config.getoption("--shorter-than")
+    slow = durations.slow_cases([item.nodeid for item in items], longest=longest)
     for item in items:
-        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-        few = quick.get("_".join(item.path.stem.split("_")[:2]))
-        other = few is not None and name is not None and name not in few
-        if other or item.path.stem in SLOW_FILES:
+        if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)
 
 
@@ -133,3 +96,10 @@ def tolerance():
         return TOLERANCES[purpose][str(dtype)]
 
     return lookup
+
+
+@pytest.fixture
+def single_precision():
+    """float32, as JAX has it by default."""
+    with jax.enable_x64(False):
+        yield

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import slow_but
 
 import natgrad as ng
 from natgrad import optimizers
@@ -110,9 +109,6 @@ EXPECTED = {
     "empirical": lambda known: known.empirical,
 }
 EVERY = pytest.mark.parametrize("name", list(ng.CURVATURES))
-# For what compiles large programs: one of each kind is quick, the others are slow.
-QUICK = {"dense", "matrix_free", "sampled"}
-EVERY_SLOWLY = pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES))
 
 
 def curvature_of(name):
@@ -135,7 +131,7 @@ ALIASES = {
     and function.__module__.startswith(optimizers.__name__)
     and list(inspect.signature(function).parameters)[:2] == ["learning_rate", "model"]
 }
-EVERY_ALIAS = pytest.mark.parametrize("alias", slow_but({"kfac", "gram"}, ALIASES))
+EVERY_ALIAS = pytest.mark.parametrize("alias", ALIASES)
 TARGETS_TOO = {"empirical_fisher"}
 # Alias -> the curvature it stands for; those with exact oracles.
 STANDS_FOR = {

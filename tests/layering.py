@@ -87,15 +87,10 @@ HIDDEN_MODULES: dict[tuple[str, str], str] = {
     ("natgrad.layers", "report"): "the module is about to be renamed",
 }
 COMPARE = "the instrument is being rewritten around one value for its settings"
-LAYERS_SOON = "the matchers of layer kinds are being rewritten"
 TOO_LARGE: dict[str, str] = {
     "natgrad.compare.along.along": COMPARE,
     "natgrad.compare.fidelity.compare": COMPARE,
     "natgrad.compare.path._walked": COMPARE,
     "natgrad.compare.path.walk": COMPARE,
     "natgrad.compare.training.race": COMPARE,
-    "natgrad.layers.conv.match": LAYERS_SOON,
-    "natgrad.layers.dense.match": LAYERS_SOON,
-    "natgrad.layers.embedding.match": LAYERS_SOON,
-    "natgrad.layers.routed.match": LAYERS_SOON,
 }

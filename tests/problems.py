@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import natgrad as ng
 from natgrad import families
@@ -108,13 +107,3 @@ LABELS = {"exact": Exact(), "sampled": Sampled(3), "empirical": Empirical()}
 def dense_of(curvature, *batch):
     """The matrix of a curvature at a batch, compiled."""
     return jax.jit(lambda *batch: curvature.at(*batch).dense())(*batch)
-
-
-def slow_but(quick, names, without=()):
-    """Parameters: those in `quick` as they are, the others marked slow.
-
-    Slow ones run where everything runs; on the newest JAX one of each kind is enough.
-    """
-    mark = lambda name: [] if name in quick else [pytest.mark.slow]
-    values = lambda name: name if isinstance(name, tuple) else (name,)
-    return [pytest.param(*values(n), marks=mark(n)) for n in names if n not in without]

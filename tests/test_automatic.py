@@ -43,7 +43,7 @@ def test_the_space_is_chosen_by_the_documented_rule(
     assert chosen.labels == ng.curvature.Exact()
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [50, 400])
 def test_every_choice_gives_the_same_step(examples):
     model, params = linear(3, 200)
     x = jax.random.normal(KEY, (examples, 200))
@@ -102,7 +102,7 @@ def one_step(curvature, params, x, y, damping):
     return tx.update(gradient, tx.init(params), params, inputs=x)[0]
 
 
-@pytest.mark.parametrize("form", [Dense, pytest.param(Gram, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", [Dense, Gram])
 def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     model, params, x, y = CASES["categorical"].problem()
     plain, constant = form(model), Constant(form(model))
@@ -124,7 +124,6 @@ def test_a_constant_curvature_changes_derivatives_and_nothing_else(form):
     assert relative_error(moving, still) > 1e-3
 
 
-@pytest.mark.slow
 def test_the_derivative_in_damping_survives_a_constant_curvature():
     model, params, x, y = CASES["categorical"].problem()
     length = lambda curvature: (
@@ -135,7 +134,6 @@ def test_the_derivative_in_damping_survives_a_constant_curvature():
     assert relative_error(given, expected) < 1e-9
 
 
-@pytest.mark.slow
 def test_constant_hands_on_what_it_wraps():
     model, params, x, y = CASES["categorical"].problem()
     constant = Constant(Automatic(model))

@@ -6,7 +6,6 @@ import json
 import math
 
 import jax
-import pytest
 
 from benchmarks import (
     conjugate_gradients,
@@ -21,7 +20,6 @@ from benchmarks import (
 TASK = {"seconds", "fastest_seconds", "cpu_seconds", "compile_seconds"}
 
 
-@pytest.mark.slow
 def test_solvers_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "solvers.json"
     arguments = ["--sizes", "40", "70", "--rounds", "2", "--batch", "3", "4"]
@@ -56,7 +54,6 @@ def test_tasks_of_a_round_are_interleaved():
     assert timings["a"].summary()["compile_seconds"] == 0.5
 
 
-@pytest.mark.slow
 def test_sample_space_writes_its_figures(tmp_path):
     path = tmp_path / "gram.json"
     arguments = ["--scale", "0.01", "--rounds", "1", "--json", str(path)]
@@ -72,7 +69,6 @@ def test_sample_space_writes_its_figures(tmp_path):
     assert report["autoencoder"][0]["memory_ratio"] > 0
 
 
-@pytest.mark.slow
 def test_conjugate_gradients_count_iterations(tmp_path):
     path = tmp_path / "cg.json"
     arguments = ["--models", "regression", "--steps", "0", "--dampings", "1e-1"]
@@ -85,7 +81,6 @@ def test_conjugate_gradients_count_iterations(tmp_path):
     assert 0 < row["nystrom"] < row["identity"] / 2
 
 
-@pytest.mark.slow
 def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):
     x = jax.random.normal(jax.random.PRNGKey(0), (4, 12))
     toy = lambda: problems.classified(

@@ -73,7 +73,6 @@ def test_problems_repeat_by_their_seed():
     assert text.max() < 128
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "pinn", "vmc"])
 def test_problems_train(name, tmp_path):
     arguments = ["--problems", name, "--optimizers", "adam", "--seeds", "1"]
@@ -84,7 +83,6 @@ def test_problems_train(name, tmp_path):
     assert run["loss"][-1] < run["loss"][0]
 
 
-@pytest.mark.slow
 def test_memory_is_explained_by_factors(tmp_path):
     arguments = ["--models", "classifier", "--optimizers", "kfac"]
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(False):

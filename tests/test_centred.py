@@ -32,10 +32,7 @@ def spins():
     return params, jnp.asarray(x)
 
 
-SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in (Dense, KLHessian)]
-
-
-@pytest.mark.parametrize("form", [Gram, *SLOW])
+@pytest.mark.parametrize("form", [Gram, Dense, KLHessian])
 def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
     """One categorical law over all configurations is the independent definition."""
     params, x = spins()
@@ -60,7 +57,6 @@ def test_centred_scores_weighted_by_the_law_are_the_fisher_of_a_softmax(form):
     assert relative_error(given, np.linalg.solve(damped, ravel(v))) < 1e-9
 
 
-@pytest.mark.slow
 def test_centred_scores_without_weights_are_a_covariance():
     params, x = spins()
     x = x[:7]

@@ -14,7 +14,7 @@ import pytest
 from modules import PACKAGE
 
 from natgrad.__main__ import main
-from natgrad.cli import devices, progress
+from natgrad.cli import devices, parsing, progress
 
 
 @pytest.mark.parametrize(
@@ -23,24 +23,54 @@ from natgrad.cli import devices, progress
         ("natgrad sp", ["spectrum"]),
         ("natgrad compare --da", ["--data", "--damping"]),
         ("natgrad race --data w", ["wine"]),
-        ("natgrad kunstner --data Wine Br", ["BreastCancer"]),
         ("natgrad report --approximations dense ek", ["ekfac"]),
+        ("natgrad race --optimizers sgd --steps 3 ek", []),
         ("natgrad completion b", ["bash"]),
     ],
 )
-def test_bash_completes(capsys, typed, expected):
+def test_a_shell_completes(capsys, monkeypatch, typed, expected):
+    monkeypatch.setenv("_NATGRAD_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_bash_takes_the_completion_script(capsys):
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
-    words = typed.split()
-    program = (
-        f"{script}\nCOMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}\n"
-        '_natgrad\nprintf "%s\\n" "${COMPREPLY[@]}"'
-    )
     done = subprocess.run(
-        ["bash", "-c", program], capture_output=True, text=True, check=True
+        ["bash", "-c", f"{script}\ncomplete -p natgrad"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.split() == expected
+    assert done.stdout.endswith("natgrad\n")
     assert done.stderr == ""
+    assert main(["completion", "tcsh"]) == 2
+    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "spelled", "current"),
+    [
+        ("--hidden 2 3 --x64", "--hidden 2 --hidden 3 --x64", None),
+        ("--x64 --along 0 -1", "--along 0 --along -1 --x64", "--along"),
+        ("--hidden 2 --hidden 3", "--hidden 3", "--hidden"),
+        ("--hidden --steps 3", "--steps 3 --hidden", None),
+        ("--steps 3 4", "--steps 3 4", None),
+    ],
+)
+def test_list_options_take_the_words_up_to_the_next_option(typed, spelled, current):
+    words = parsing.spell_out(typed.split(), {"--hidden", "--along"})
+    assert words == (spelled.split(), current)
+
+
+def test_kunstner_says_where_it_is_now(capsys):
+    assert main(["kunstner", "--data", "Wine"]) == 2
+    shown = capsys.readouterr().err
+    assert "python -m benchmarks.kunstner" in shown
+    assert shown.count("\n") == 1
 
 
 def test_devices_says_how_precise_a_solve_is(capsys):
@@ -72,13 +102,14 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch)
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "natgrad", "kunstner", "--output", str(tmp_path)]
-    record = tmp_path / "kunstner.json"
+    typed = "compare --quick --data wine --hidden 2 --approximations dense --steps 400"
+    command = [sys.executable, "-m", "natgrad", *typed.split()]
+    record = tmp_path / "comparison.json"
     # Where Ctrl-C is ignored, as in a shell's background jobs, children ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            command,
+            [*command, "--output", str(tmp_path)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -95,9 +126,9 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "natgrad kunstner: interrupted, kept" in shown
+    assert "natgrad compare: interrupted, kept" in shown
     assert "Traceback" not in shown
     found = json.loads(record.read_text())
     assert found["complete"] is False
-    assert "vector_field" in found
+    assert [row["name"] for row in found["fidelity"]["rows"]] == ["dense"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

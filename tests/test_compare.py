@@ -15,7 +15,7 @@ from compare_oracle import BLOCKS, DAMPING, STEP_SIZE, Oracle
 
 import natgrad as ng
 from natgrad import tree
-from natgrad.compare import Budget, invariance, tables
+from natgrad.compare import Budget, ComparisonSetup, Reference, invariance, tables
 from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
 from natgrad.metrics.base import DenseMetric
 
@@ -36,10 +36,15 @@ def oracle(problem):
 
 @pytest.fixture(scope="module")
 def comparison(problem):
-    given = {"damping": DAMPING, "step_size": STEP_SIZE}
-    return ng.compare.compare(
-        *problem, approximations=NAMES, effort=Budget(repeats=1), **given
+    model, *batch = problem
+    setup = ComparisonSetup(
+        model,
+        NAMES,
+        damping=DAMPING,
+        step_size=STEP_SIZE,
+        budget=Budget(repeats=1),
     )
+    return Reference.at(setup, *batch).compare()
 
 
 def assert_equal(found, expected):
@@ -154,7 +159,7 @@ BROKEN = {"scale": WrongScale, "axes": SwappedAxes, "factor": Unnormalised}
 def broken(problem):
     names = {"dense": Dense, "kfac": KFAC, **BROKEN}
     return ng.compare.compare(
-        *problem, approximations=names, damping=DAMPING, effort=QUICK
+        *problem, approximations=names, damping=DAMPING, budget=QUICK
     )
 
 
@@ -211,7 +216,7 @@ def test_curvatures_are_compared_as_they_are_given(problem):
         "made": lambda model: KFAC(model, declared=declared),
         "diagonal": Diagonal(model),
     }
-    found = ng.compare.compare(model, *batch, approximations=given, effort=QUICK)
+    found = ng.compare.compare(model, *batch, approximations=given, budget=QUICK)
     rows = [row.figures() for row in found.rows]
     assert rows[0] == pytest.approx(rows[1], nan_ok=True)
     assert found["by hand"].relative_error == pytest.approx(
@@ -223,7 +228,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
     for name in CURVATURES.keys() - {"dense", "kfac"}:
         monkeypatch.delitem(CURVATURES, name)
     monkeypatch.setitem(CURVATURES, "mine", Dense)
-    names = [row.name for row in ng.compare.compare(*problem, effort=QUICK).rows]
+    names = [row.name for row in ng.compare.compare(*problem, budget=QUICK).rows]
     assert names == ["dense", "kfac", "mine"]
 
 
@@ -233,11 +238,9 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
         ({"approximations": ["diagnal"]}, "Did you mean 'diagonal'"),
         ({"approximations": []}, "nothing to compare"),
         ({"approximations": {"mine": 3}}, "a curvature or a function model -> cur"),
-        ({"reference": "dens"}, "Did you mean 'dense'"),
         ({"damping": -1.0}, "damping must be finite and at least 0"),
-        ({"step_size": float("inf")}, "step_size must be finite"),
         (
-            {"approximations": ["dense"], "effort": Budget(memory=1000)},
+            {"approximations": ["dense"], "budget": Budget(memory=1000)},
             "dense needs 1.8 kB of statistics",
         ),
     ],
@@ -245,6 +248,39 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
 def test_impossible_arguments_are_refused(problem, arguments, message):
     with pytest.raises(ValueError, match=message):
         ng.compare.compare(*problem, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reference": "dens"}, "Did you mean 'dense'"),
+        ({"step_size": float("inf")}, "step_size must be finite"),
+    ],
+)
+def test_impossible_setups_are_refused(problem, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ComparisonSetup(problem[0], **arguments)
+
+
+def test_the_keywords_of_the_version_before_still_work(problem):
+    old = {"approximations": ["diagonal"], "effort": QUICK, "reference": "kfac"}
+    with pytest.warns(DeprecationWarning, match="budget"):
+        before = ng.compare.compare(*problem, step_size=0.5, **old)
+    setup = ComparisonSetup(
+        problem[0], ["diagonal"], budget=QUICK, reference="kfac", step_size=0.5
+    )
+    now = Reference.at(setup, *problem[1:]).compare()
+    figures = now.rows[0].figures()
+    assert before.rows[0].figures() == pytest.approx(figures, nan_ok=True)
+    assert (before.reference, before.step_size) == ("kfac", 0.5)
+
+
+def test_the_verdict_names_what_follows_the_exact_step(comparison):
+    verdict = comparison.verdict()
+    exact = [row.name for row in comparison.rows if row.agrees]
+    assert any(f"use {name}:" in verdict.headline for name in exact)
+    assert any("the data's own labels" in point for point in verdict.points)
+    assert comparison.misspecification.verdict in verdict.points[-1]
 
 
 @pytest.mark.parametrize(

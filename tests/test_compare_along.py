@@ -13,7 +13,18 @@ import optax
 import pytest
 
 import natgrad as ng
-from natgrad.compare import Budget, Repeated, Run, along, plots, race, repeated
+from natgrad.compare import (
+    Budget,
+    ComparisonSetup,
+    RaceSettings,
+    Repeated,
+    Run,
+    along,
+    comparisons_along,
+    plots,
+    race,
+    repeated,
+)
 
 QUICK = Budget(repeats=1, charts=0, draws=9)
 RATE = 0.2
@@ -34,17 +45,20 @@ def problem():
 
 @pytest.fixture(scope="module")
 def trace(problem):
-    seen = []
-    found = along(
-        *problem,
-        optimizer=optax.sgd(RATE),
-        steps=(3, 0, 1),
-        approximations=("dense", "empirical"),
-        effort=QUICK,
-        on_comparison=lambda step, comparison: seen.append((step, comparison.loss)),
-    )
-    assert seen == list(zip(found.steps, found.losses, strict=True))
-    return found
+    model, *batch = problem
+    setup = ComparisonSetup(model, ("dense", "empirical"), budget=QUICK)
+    return along(setup, *batch, optimizer=optax.sgd(RATE), steps=(3, 0, 1))
+
+
+def test_comparisons_come_as_they_are_finished(problem):
+    model, *batch = problem
+    setup = ComparisonSetup(model, "diagonal", budget=QUICK)
+    stream = comparisons_along(setup, *batch, optimizer=optax.sgd(1e200), steps=(0, 2))
+    step, comparison = next(stream)
+    assert step == 0
+    assert comparison["diagonal"].relative_error > 0
+    with pytest.raises(ValueError, match="After 2 steps"):
+        next(stream)
 
 
 @pytest.mark.slow
@@ -103,17 +117,20 @@ def test_pandas_gets_the_records_where_it_is_installed(trace, monkeypatch):
     ],
 )
 def test_impossible_runs_are_refused(problem, arguments, message):
-    given = {"optimizer": optax.sgd(RATE), "approximations": ["dense"]} | arguments
+    model, *batch = problem
+    given = {"optimizer": optax.sgd(RATE)} | arguments
     with pytest.raises(ValueError, match=message):
-        along(*problem, effort=QUICK, **given)
+        along(ComparisonSetup(model, ["dense"], budget=QUICK), *batch, **given)
 
 
 @pytest.fixture(scope="module")
 def repetitions(problem):
     model, params, inputs, targets = problem
     data, score = (inputs, targets), lambda z, y: -jnp.mean((z - y) ** 2)
-    given = {"names": ("sgd",), "steps": 4, "rates": 7, "batch_size": 8}
-    first = race(model, params, data, data, score=score, **given)
+    settings = RaceSettings(steps=4, rates=7, batch_size=8)
+    first = race(
+        model, params, data, data, score=score, names=["sgd"], settings=settings
+    )
     start = lambda seed: {"w": np.full((2, 1), 0.1 * seed), "b": np.zeros(1)}
     return repeated(model, start, data, data, first, score=score, seeds=(1, 2, 3))
 

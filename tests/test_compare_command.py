@@ -207,7 +207,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("module", ["rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("module", ["typer", "rich", "matplotlib", "sklearn"])
 def test_a_missing_extra_says_what_to_install(tmp_path, capsys, monkeypatch, module):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)

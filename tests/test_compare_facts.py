@@ -12,7 +12,7 @@ import sklearn.datasets
 from zoo import ZOO
 
 import natgrad as ng
-from natgrad.compare import Budget, along
+from natgrad.compare import Budget, ComparisonSetup, along
 from natgrad.compare.misspecification import information_matrix_test
 from natgrad.curvature import Dense, Empirical
 
@@ -40,7 +40,7 @@ def test_kfac_is_exact_in_every_block_of_a_deep_linear_network():
     model = ng.Model(chain, ng.families.NormalMean(0.7))
     names = ("kfac", "diagonal")
     found = ng.compare.compare(
-        model, params, inputs, targets, approximations=names, effort=QUICK
+        model, params, inputs, targets, approximations=names, budget=QUICK
     )
     assert max(block.relative_error for block in found["kfac"].blocks) < 1e-13
     assert max(block.divergence for block in found["kfac"].blocks) < 1e-13
@@ -61,7 +61,7 @@ def test_ekfac_is_nearer_than_kfac_in_every_block(name):
         case.inputs,
         jnp.zeros_like(z),
         approximations=("kfac", "ekfac"),
-        effort=QUICK,
+        budget=QUICK,
     )
     pairs = list(zip(found["kfac"].blocks, found["ekfac"].blocks, strict=True))
     assert len(pairs) > 1
@@ -81,7 +81,7 @@ def test_true_and_empirical_fisher_agree_for_logistic_regression_at_zero():
         inputs,
         targets,
         approximations=["empirical"],
-        effort=QUICK,
+        budget=QUICK,
     )
     row = found["empirical"]
     assert row.agrees
@@ -104,7 +104,7 @@ def test_twice_the_noise_makes_the_empirical_fisher_four_times_too_large():
         targets,
         approximations=["empirical"],
         damping=0.0,
-        effort=Budget(repeats=1, charts=0, draws=199),
+        budget=Budget(repeats=1, charts=0, draws=199),
     )
     row, verdict = found["empirical"], found.misspecification
     # Var r²/(4σ²) = 2, so the ratio of traces is 4 ± 4·√(2/4000) and a little.
@@ -137,15 +137,12 @@ def test_the_empirical_fisher_points_backwards_on_wine():
         optax.scale_by_learning_rate(0.1),
     )
     trace = along(
-        model,
+        ComparisonSetup(model, ["empirical"], damping=damping, budget=QUICK),
         {"w": np.zeros((14, 1))},
         inputs,
         targets,
         optimizer=optimizer,
         steps=(0, 16),
-        approximations=["empirical"],
-        damping=damping,
-        effort=QUICK,
     )
     # The same in NumPy.
     theta, cosines = np.zeros(14), []
@@ -174,7 +171,7 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     draw = np.random.default_rng(4)
     inputs = jnp.asarray(draw.normal(size=(100, 2)))
     params = {"w": jnp.asarray([[0.6], [-0.4]])}
-    effort = Budget(matrices=matrices, draws=99)
+    budget = Budget(matrices=matrices, draws=99)
     rate = np.exp(np.asarray(inputs @ params["w"]))
     found = {"drawn": [], "overdispersed": []}
     for seed in range(40):
@@ -184,7 +181,7 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
             "overdispersed": draw.negative_binomial(2.0, 2.0 / (2.0 + rate)),
         }
         for kind, y in labels.items():
-            given = (model, params, inputs, jnp.asarray(y), key, effort)
+            given = (model, params, inputs, jnp.asarray(y), key, budget)
             found[kind].append(information_matrix_test(*given))
     p_values = np.array([test.p_value for test in found["drawn"]])
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01

@@ -45,10 +45,10 @@ def test_lanczos_integrates_and_solves_as_the_matrix_does(operator):
 
 @pytest.fixture(scope="module")
 def found():
-    effort = Budget(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
+    budget = Budget(matrices=0, probes=40, iterations=15, repeats=1, charts=0, draws=9)
     problem = compare_oracle.problem()
     return ng.compare.compare(
-        *problem, approximations=NAMES, damping=DAMPING, effort=effort
+        *problem, approximations=NAMES, damping=DAMPING, budget=budget
     )
 
 
@@ -92,8 +92,8 @@ def test_what_is_estimated_and_what_is_not(found, oracle):
 
 @pytest.mark.slow
 def test_few_iterations_give_bounds_from_inside(oracle):
-    effort = Budget(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
-    given = {"approximations": ["diagonal"], "damping": DAMPING, "effort": effort}
+    budget = Budget(matrices=0, probes=4, iterations=3, repeats=1, draws=9)
+    given = {"approximations": ["diagonal"], "damping": DAMPING, "budget": budget}
     row = ng.compare.compare(*compare_oracle.problem(), **given).rows[0]
     exact = oracle.figures("diagonal")
     assert row.spectral_error <= exact["spectral_error"] * 1.2
@@ -113,12 +113,12 @@ def test_what_does_not_fit_is_left_out_unless_asked_for(monkeypatch):
     inputs, targets = draw.normal(size=(5, 100)), draw.integers(0, 3, 5)
     problem = (model, {"w": np.zeros((100, 3))}, inputs, targets)
     small = {"matrices": 0, "probes": 2, "iterations": 3, "repeats": 1, "charts": 0}
-    effort = Budget(**small, memory=2e5)
-    found = ng.compare.compare(*problem, effort=effort)
+    budget = Budget(**small, memory=2e5)
+    found = ng.compare.compare(*problem, budget=budget)
     assert {row.name for row in found.rows} == {"diagonal", "matrix_free"}
     ((name, reason),) = found.skipped
     assert name == "dense"
     assert "720.0 kB of statistics" in reason
     assert "left out: dense" in str(found)
     with pytest.raises(ValueError, match="dense needs 720"):
-        ng.compare.compare(*problem, approximations=["dense"], effort=effort)
+        ng.compare.compare(*problem, approximations=["dense"], budget=budget)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from dependent import CASES, KEY, NOTHING, OTHERS, PARAMS, PLACE, X, Y
-from problems import relative_error, slow_but
+from problems import relative_error
 
 import natgrad as ng
 from natgrad import layers
@@ -55,11 +55,10 @@ def compared(case, labels, names):
 
 
 KINDS = {"exact": Exact(), "sampled": Sampled(1), "empirical": Empirical()}
-QUICK = {("dropout", "exact"), ("batch norm", "exact"), ("graph", "empirical")}
 EVERY = [(name, labels) for name in CASES for labels in KINDS]
 
 
-@pytest.mark.parametrize(("name", "labels"), slow_but(QUICK, EVERY))
+@pytest.mark.parametrize(("name", "labels"), EVERY)
 def test_every_curvature_is_that_of_the_joint_law(name, labels):
     case = CASES[name]
     drawn = {

@@ -55,17 +55,10 @@ def block_masked(metric, fisher):
     "name",
     [
         "tied",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "plain",
-                "scan and remat",
-                "equinox conv 1d",
-                "linen conv 1d",
-                "tied embedding",
-                "ensemble",
-            )
-        ),
+        "scan and remat",
+        "linen conv 1d",
+        "tied embedding",
+        "ensemble",
     ],
 )
 def test_ekfac_is_nearer_to_the_fisher_in_every_block(name):
@@ -95,7 +88,6 @@ def test_ekfac_is_nearer_to_the_fisher_in_every_block(name):
     assert gain > 1e-3 * np.linalg.norm(masked)
 
 
-@pytest.mark.slow
 def test_ekfac_is_kfac_before_its_scales_are_measured(tolerance):
     model, params, x, _ = CASES["poisson"].problem()
     kfac, ekfac = KFAC(model), EKFAC(model)
@@ -120,10 +112,9 @@ def test_the_diagonal_from_taps_is_the_diagonal(name, labels, tolerance):
     [
         "scan and remat",
         "tied",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("linen cnn", "attention", "gru by scan", "embedding", "norms")
-        ),
+        "linen cnn",
+        "attention",
+        "norms",
     ],
 )
 def test_the_diagonal_from_taps_is_the_diagonal_of_zoo_models(name, tolerance):
@@ -132,7 +123,6 @@ def test_the_diagonal_from_taps_is_the_diagonal_of_zoo_models(name, tolerance):
     assert relative_error(given, expected) < tolerance("identity")
 
 
-@pytest.mark.slow
 def test_the_diagonal_from_taps_forms_no_gradient_of_an_example():
     """Compiled temporary memory stays far below N P numbers."""
     params = {"w": jnp.zeros((64, 64)), "v": jnp.zeros((64, 64))}

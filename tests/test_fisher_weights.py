@@ -16,7 +16,6 @@ from problems import (
     mlp_params,
     ravel,
     relative_error,
-    slow_but,
 )
 
 import natgrad as ng
@@ -67,10 +66,8 @@ def test_the_loss_under_a_mask_is_that_without_the_rows(name, tolerance):
     assert relative_error(given, expected) < tolerance("identity")
 
 
-@pytest.mark.parametrize(
-    "name", slow_but({"categorical"}, ["categorical", "normal_mean_log_scale"])
-)
-@pytest.mark.parametrize("labels", slow_but({"sampled"}, LABELS))
+@pytest.mark.parametrize("name", ["categorical", "normal_mean_log_scale"])
+@pytest.mark.parametrize("labels", LABELS)
 def test_a_mask_does_what_removing_the_rows_does(name, labels, tolerance):
     for form in (Dense, KLHessian, MatrixFree):
         given, expected = (
@@ -175,7 +172,6 @@ def test_a_model_without_inputs_serves_any_number_of_labels(tolerance):
     assert relative_error(empirical, scores.T @ scores / 9) < tolerance("identity")
 
 
-@pytest.mark.slow
 def test_collections_that_all_examples_share_travel_in_the_inputs(tolerance):
     case = CASES["categorical"]
     plain, params, x, y = case.problem()

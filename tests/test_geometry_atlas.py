@@ -129,7 +129,6 @@ def test_information_in_the_source_chart_is_that_of_the_books(name):
     np.testing.assert_allclose(actual, expected, 1e-9, 1e-10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_all_charts_agree(name):
     report = ng.check.charts_agree(law(name)).raise_if_failed()
@@ -153,7 +152,6 @@ def directions(size):
     return signs * lengths, 10 ** rng.uniform(-3, 6, 200)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart"), BOUNDED)
 def test_no_step_leaves_the_domain_in_single_precision(name, chart):
     p = law(name, jnp.float32).to(chart)

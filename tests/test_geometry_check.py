@@ -30,7 +30,6 @@ def law(name, chart=None):
     return p if chart is None else p.to(chart)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart"), CERTIFIED)
 def test_our_families_agree_on_their_information(name, chart):
     """∇²KL in either argument, E[s sᵀ] and −E[∇² log p], in every chart."""
@@ -129,7 +128,6 @@ def test_merging_and_noise_lose_information(kernel):
     assert not check.sufficient(p, through(kernel)).passed
 
 
-@pytest.mark.slow
 def test_splitting_in_a_fixed_ratio_keeps_information_and_distances():
     p = law("categorical")
     image = through(SPLIT)

@@ -83,7 +83,6 @@ def close(actual, expected, p_fisher, tolerance):
     assert np.max(np.abs(error) / size) < tolerance
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart"), REGULAR)
 def test_symbols_are_the_expectations_that_define_them(name, chart, tolerance):
     x = coordinates(name)

@@ -75,7 +75,6 @@ DIRECTIONS = st.tuples(
 SIZES = st.one_of(st.sampled_from([1.0, 1e6]), wide(1e-6, 1e6))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chart", "dtype"), BOUNDED)
 def test_no_step_leaves_the_domain(name, chart, dtype):
     manifold = MANIFOLDS[name]
@@ -190,7 +189,6 @@ def test_nan_is_not_hidden():
     assert np.any(np.isnan(end.coordinates))
 
 
-@pytest.mark.slow
 def test_without_the_saturation_the_same_steps_leave():
     """The straight step is out for the examples above: the tests are not empty."""
     family = MANIFOLDS["normal"].family

@@ -83,7 +83,6 @@ def test_distances_of_near_points_do_not_cancel(name):
     assert distance(name)(jnp.asarray(a), jnp.asarray(a)) < 1e-15
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal", "categorical", "exponential"])
 def test_the_solver_agrees_with_the_closed_forms(name):
     """Batched by vmap, in an unconstrained chart."""
@@ -117,7 +116,6 @@ def gamma_by_scipy(a, b):
     return np.sqrt(e * x_dot**2 + g * y_dot**2)
 
 
-@pytest.mark.slow
 def test_gamma_distances_against_an_independent_integrator():
     starts = [(2.0, 3.0), (2.0, 3.0), (0.5, 1.0), (5.8, 5.1)]
     ends = [(0.5, 1.0), (20.0, 0.2), (3.0, 10.0), (14.0, 0.4)]
@@ -128,7 +126,6 @@ def test_gamma_distances_against_an_independent_integrator():
     np.testing.assert_allclose(backwards, actual, 1e-8)
 
 
-@pytest.mark.slow
 def test_far_distances_of_normal_laws_are_the_closed_form():
     """Where shooting at the end itself finds nothing, or a longer way."""
     starts = jnp.array([[-15.5, 0.15], [6.5, 6.1], [-3.3, 0.3]])
@@ -137,14 +134,12 @@ def test_far_distances_of_normal_laws_are_the_closed_form():
     np.testing.assert_allclose(by_shooting("normal")(starts, ends), expected, 1e-8)
 
 
-@pytest.mark.slow
 def test_a_distance_that_is_not_found_is_nan():
     """The ends are too far apart for this many steps, which is not hidden."""
     p, q = law("normal", (0.0, 1.0)), law("normal", (1e6, 1.0))
     assert np.isnan(jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=2))(p, q))
 
 
-@pytest.mark.slow
 def test_distances_are_differentiable():
     """Through the solver, implicitly: against central differences."""
     manifold = MANIFOLDS["normal"]
@@ -185,7 +180,6 @@ def test_e_and_m_geodesics_join_their_ends():
         np.testing.assert_allclose(middle, expected, 1e-12)
 
 
-@pytest.mark.slow
 def test_exponential_and_logarithm_are_inverse_and_speed_is_constant():
     p = law("gamma", (2.0, 3.0)).to("log shape/log rate")
     v = p.tangent(jnp.array([1.0, 0.4]))

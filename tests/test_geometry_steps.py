@@ -22,7 +22,6 @@ def to_goal(q):
 # By hand -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_bernoulli_by_hand():
     """∇_η L = p − ȳ and ∇_p L = (p − ȳ)/(p(1 − p)) for the mean label ȳ."""
     y_bar, h, p = 0.8, 0.3, 0.3
@@ -133,7 +132,6 @@ ORDERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", ORDERS)
 def test_the_spread_between_charts_falls_with_the_order_of_the_step(step):
     """KL(q ‖ N(1, 0.5²)) from N(−1, 1.5²), over time 1."""
@@ -182,7 +180,6 @@ def test_damping_by_identity_breaks_affine_invariance_and_by_a_metric_does_not(
             report.raise_if_failed()
 
 
-@pytest.mark.slow
 def test_the_geodesic_step_follows_the_geodesic_to_second_order():
     v = ng.natural_gradient(to_goal, FAR.to("mean/log sd")) * -0.1
 

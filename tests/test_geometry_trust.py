@@ -85,7 +85,6 @@ def test_a_trust_region_step_has_exactly_the_divergence_asked_for(name, chart, r
     np.testing.assert_allclose(quadratic.kl, radius, 20 * radius**0.5)
 
 
-@pytest.mark.slow
 def test_failures_of_the_quadratic_model_with_their_numbers():
     """Bernoulli logit 0 → 6: ½ d F d = 4.5 and KL = 2.309; the normal scale 1 → 0.1."""
     p = ng.Point(nf.Bernoulli(), "natural", jnp.array(0.0))
@@ -110,7 +109,6 @@ def test_a_divergence_that_the_chart_cannot_reach_is_reported():
     assert still.point.coordinates == 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [

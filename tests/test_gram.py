@@ -12,7 +12,7 @@ import optax
 import pytest
 import zoo
 from laws import LAWS, ordinary
-from problems import CASES, dense_of, ravel, relative_error, slow_but
+from problems import CASES, dense_of, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import Dense, Empirical, Exact, Gram, Sampled
@@ -68,9 +68,7 @@ OTHERS = [family for family in CASES if family not in dict(PAIRS)]
 PAIRS += zip(OTHERS, itertools.cycle(LABELS), strict=False)
 
 
-@pytest.mark.parametrize(
-    ("family", "labels"), slow_but({("categorical", "sampled")}, PAIRS)
-)
+@pytest.mark.parametrize(("family", "labels"), PAIRS)
 def test_it_equals_the_dense_fisher_for_every_family_and_label(family, labels):
     model, params, x, y = CASES[family].problem()
     given = both(model, LABELS[labels], params, x, y, DAMPINGS)
@@ -97,7 +95,6 @@ DRAWN = {"beta", "multivariate_normal"}
 OTHER_LAWS = [n for n in LAWS if n not in CASES and not n.startswith("student")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_LAWS)
 def test_it_equals_the_dense_fisher_for_every_other_law(name):
     """Near points of each domain, which shrinking every coordinate does not leave."""
@@ -138,7 +135,7 @@ def test_it_equals_the_dense_fisher_for_every_other_law(name):
 BOTH = ["categorical", "normal_mean_log_scale"]
 
 
-@pytest.mark.parametrize("family", slow_but({"categorical"}, BOTH))
+@pytest.mark.parametrize("family", BOTH)
 def test_float32_steps_are_accurate_where_a_dense_solve_is_not(family):
     """v has a part that no score spans, which λ = 1e-6 magnifies a million times."""
     model, params, x, y = CASES[family].problem("float32")
@@ -151,7 +148,6 @@ def test_float32_steps_are_accurate_where_a_dense_solve_is_not(family):
         assert relative_error(x_given, expected) < 1e-4
 
 
-@pytest.mark.slow
 def test_what_it_says_of_its_residual_is_true():
     model, params, x, y = CASES["categorical"].problem()
     metric = jax.jit(Gram(model).at)(params, x)
@@ -178,7 +174,6 @@ def test_a_singular_fisher_without_damping_gives_the_least_norm_step():
     assert relative_error(ravel(found.value), expected) < 1e-8
 
 
-@pytest.mark.slow
 def test_weights_and_masks_count_as_in_the_dense_fisher():
     weights = lambda inputs: jnp.abs(inputs[:, 0]) * (inputs[:, 1] > -0.5)
     model, params, x, y = CASES["categorical"].problem(weights=weights)
@@ -188,7 +183,6 @@ def test_weights_and_masks_count_as_in_the_dense_fisher():
         assert relative_error(given, expected) < 1e-10
 
 
-@pytest.mark.slow
 def test_rows_are_written_out_where_layers_are_not_understood(monkeypatch):
     """A weight through a matrix exponential has no rows; the metric is the same."""
     monkeypatch.setattr(ng.layers.declared, "EXACT_UP_TO", 0)  # as if it were large
@@ -211,10 +205,8 @@ def test_rows_are_written_out_where_layers_are_not_understood(monkeypatch):
 
 # Layers -------------------------------------------------------------------------------
 
-QUICK = {"linen cnn", "tied embedding", "scan over layers"}
 
-
-@pytest.mark.parametrize("name", slow_but(QUICK, zoo.ZOO, without=zoo.AGAIN))
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name not in zoo.AGAIN])
 def test_it_equals_per_example_gradients_for_every_layer(name):
     """Squares of outputs as likelihood: F = Σ_n,c J_nc J_ncᵀ by a plain Jacobian."""
     apply, params, inputs, in_axes = zoo.ZOO[name]()
@@ -249,7 +241,6 @@ def test_it_equals_per_example_gradients_for_every_layer(name):
 # Steps --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("labels", LABELS)
 def test_twenty_steps_are_those_of_the_dense_fisher(labels):
     model, params, x, y = CASES["categorical"].problem()

@@ -87,8 +87,8 @@ def linear_regression():
 
 CONJUGATE = [
     gamma_poisson,
-    pytest.param(beta_bernoulli, marks=pytest.mark.slow),
-    pytest.param(dirichlet_categorical, marks=pytest.mark.slow),
+    beta_bernoulli,
+    dirichlet_categorical,
     normal_mean,
     linear_regression,
 ]
@@ -195,17 +195,12 @@ BAD = {  # (family, η, statistics whose step points out of the domain)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=() if cheap else pytest.mark.slow)
-        for name, dtype, cheap in (
-            ("normal", "float64", True),
-            ("diagonal", "float32", True),
-            ("full", "float32", False),
-            ("normal", "float32", False),
-            ("full", "float64", False),
-            ("gamma", "float32", False),
-            ("beta", "float32", False),
-            ("dirichlet", "float32", False),
-        )
+        ("normal", "float64"),
+        ("diagonal", "float32"),
+        ("full", "float32"),
+        ("gamma", "float32"),
+        ("beta", "float32"),
+        ("dirichlet", "float32"),
     ],
 )
 def test_no_step_leaves_the_domain(name, dtype):

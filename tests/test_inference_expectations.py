@@ -149,9 +149,7 @@ def test_quadrature_against_scipy(name):
     np.testing.assert_allclose(value, expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "name", ["normal", pytest.param("gamma", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["normal", "gamma"])
 def test_draws_of_other_laws_agree_with_their_nodes(name):
     family, eta, _ = SCIPY[name]
     eta = jnp.asarray(eta)
@@ -163,7 +161,6 @@ def test_draws_of_other_laws_agree_with_their_nodes(name):
     assert np.max(np.abs(z_scores(gradients, gradient))) < 4.5
 
 
-@pytest.mark.slow
 def test_draws_of_a_dirichlet_law_have_the_right_derivatives():
     """E[y_i] = a_i/a₀, differentiated in closed form through a function of η."""
     family, eta, c = (

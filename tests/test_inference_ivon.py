@@ -119,7 +119,6 @@ def test_the_precision_does_not_depend_on_how_the_params_are_rounded(dtype):
     np.testing.assert_allclose(half, CURVATURES + 1e-3, rtol=0.1)
 
 
-@pytest.mark.slow
 def test_a_network_learns_and_knows_what_it_does_not_know():
     """float32: the loss falls, and the law is wider where there are no data."""
     rng = np.random.default_rng(0)

@@ -114,7 +114,6 @@ def test_undamped_steps_end_in_a_2_cycle_and_the_state_says_so():
     assert best - np.max(result.elbo[-2:]) > 0.1
 
 
-@pytest.mark.slow
 def test_a_fixed_half_step_converges_too():
     result = fitted(0, 0.5)
     assert abs(result.state.elbo - optimum()[0]) < 1e-6
@@ -143,7 +142,7 @@ def small_fit(steps):
 # Three steps have not converged; twenty-five have. The first are halved.
 @pytest.mark.parametrize(
     ("steps", "mode"),
-    [(3, jax.jacfwd), pytest.param(25, jax.jacrev, marks=pytest.mark.slow)],
+    [(3, jax.jacfwd), (25, jax.jacrev)],
 )
 def test_derivatives_through_the_fit_are_differences(steps, mode, tolerance):
     outcome = small_fit(steps)

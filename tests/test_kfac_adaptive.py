@@ -234,7 +234,6 @@ def test_hyperparameters_can_be_injected(tolerance):
         )
 
 
-@pytest.mark.slow
 def test_derivatives_in_the_first_damping_are_differences(tolerance):
     wide = jax.tree.map(lambda leaf: leaf.astype("float64") + 0.1, PARAMS)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from kfac_steps import BATCHES, MODEL, NAMES, PARAMS, X, Y, transformation
 
 
@@ -36,7 +35,6 @@ def eight_trained(name):
     return jax.jit(jax.vmap(functools.partial(trained, name)))
 
 
-@pytest.mark.slow
 @NAMES
 def test_hypergradients_through_five_steps_equal_central_differences(name):
     objective = functools.partial(trained, name)
@@ -53,7 +51,6 @@ def test_hypergradients_through_five_steps_equal_central_differences(name):
     np.testing.assert_allclose(forward, expected, rtol=1e-6)
 
 
-@pytest.mark.slow
 @NAMES
 def test_vmap_over_eight_hyperparameters_equals_a_loop(name):
     hyper = jnp.stack([jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.05, 0.4, 8)], axis=1)

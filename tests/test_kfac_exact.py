@@ -182,7 +182,6 @@ def test_grouped_convolutions_of_one_position_are_exact():
     assert relative_error(metric.dense(), expected) < 1e-12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [KFAC, EKFAC, LayerDiagonal], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("labels", [Exact(), Empirical()])
 def test_a_weight_of_zero_is_an_example_that_is_not_there(make, labels, tolerance):
@@ -241,7 +240,6 @@ def test_layers_must_be_known_before_the_first_batch():
             make(model).init(params)
 
 
-@pytest.mark.slow
 def test_a_hand_declared_block_is_exact(tolerance):
     model, params, x, _ = CASES["categorical"].problem()
     whole = dense(Dense(model), params, x)
@@ -254,7 +252,6 @@ def test_a_hand_declared_block_is_exact(tolerance):
         assert relative_error(given[size:, size:], last) < tolerance("identity")
 
 
-@pytest.mark.slow
 def test_blocks_keep_their_order_with_many_layers(tolerance):
     """Eleven layers: as text '10' comes before '2'."""
     params = [normal(i, 1 + (i + 1) % 3, 1 + (i + 2) % 3) for i in range(11)]

@@ -123,7 +123,11 @@ def test_the_derivative_of_an_eigenbasis_is_finite_and_right():
     matrix = jnp.diag(jnp.array([1.0, 2.0, 2.0, 0.0, 0.0]))
     tangent = normal(0, 5, 5)
     tangent = tangent + tangent.T
-    projector = lambda m: (lambda u: u[:, -2:] @ u[:, -2:].T)(eigenbasis.eigh(m)[1])
+
+    def projector(m):
+        vectors = eigenbasis.eigh(m)[1]
+        return vectors[:, -2:] @ vectors[:, -2:].T
+
     given = jax.jvp(projector, (matrix,), (tangent,))[1]
     h = 1e-5
     expected = (

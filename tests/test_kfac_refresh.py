@@ -117,7 +117,6 @@ def test_periods_of_one_are_every_step(name):
         assert relative_error(ravel(direction), ravel(expected)) < 1e-10
 
 
-@pytest.mark.slow
 def test_ekfac_averages_scales_in_the_basis_it_holds():
     seen = [state.statistics for _, state in states(transformation("ekfac"), 5)]
     first = jax.jit(EKFAC(MODEL).estimate)(PARAMS, BATCHES[0])
@@ -138,7 +137,6 @@ def test_ekfac_averages_scales_in_the_basis_it_holds():
             assert relative_error(given, expected) < 1e-12
 
 
-@pytest.mark.slow
 def test_ekfac_carries_scales_to_a_new_basis_as_the_diagonal_there():
     """The trace stays, and the new scales are diag(Vᵀ F V) of the old matrix F."""
     curvature = EKFAC(MODEL)

@@ -157,7 +157,6 @@ def test_a_preconditioner_is_symmetric_and_positive(name):
     assert np.linalg.eigvalsh(matrix).min() > 0
 
 
-@pytest.mark.slow
 def test_nystrom_finds_the_whole_of_a_matrix_of_low_rank():
     model, params, x, _ = CASES["poisson"].problem(examples=3)  # rank 3
     curvature = MatrixFree(model, preconditioner=Nystrom(6))
@@ -166,7 +165,6 @@ def test_nystrom_finds_the_whole_of_a_matrix_of_low_rank():
     assert relative_error((vectors * values[None]) @ vectors.T, expected) < 1e-7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["categorical", "normal_mean", "bernoulli"])
 def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     model, params, x, y = CASES[family].problem()
@@ -189,7 +187,6 @@ def test_good_preconditioners_save_iterations_and_change_no_solution(family):
     assert counts["nystrom"] < counts["identity"]
 
 
-@pytest.mark.slow
 def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     """What K-FAC knows exactly: the second moments of a layer's inputs."""
     model, params, x, y = CASES["normal_mean"].problem(examples=40)
@@ -214,7 +211,6 @@ def test_the_kronecker_preconditioner_undoes_badly_scaled_inputs():
     assert scaled < 0.7 * plain
 
 
-@pytest.mark.slow
 def test_a_training_run_reports_iterations_and_starts_where_it_was():
     model, params, x, y = CASES["categorical"].problem()
     stop = RelativeResidual(1e-3)
@@ -245,7 +241,6 @@ def test_a_training_run_reports_iterations_and_starts_where_it_was():
     assert health.iterations[6:].sum() < cold_health.iterations[6:].sum()
 
 
-@pytest.mark.slow
 def test_a_warm_start_is_refused_where_nothing_iterates():
     model, params, x, _ = CASES["categorical"].problem()
     tx = ng.scale_by_curvature(

@@ -11,20 +11,10 @@ import pytest
 from kunstner_oracle import Oracle
 
 import natgrad as ng
-from benchmarks.kunstner import (
-    METHODS,
-    Linear,
-    Logistic,
-    cosines,
-    data,
-    iterates,
-    minimiser,
-    misspecification,
-    optimise,
-    tuning,
-)
-from benchmarks.kunstner.optimisation import descend
-from benchmarks.kunstner.starting_points import FACTORS, starting_points
+from benchmarks.kunstner import data, misspecification, tuning
+from benchmarks.kunstner.optimisation import METHODS, cosines, descend, iterates
+from benchmarks.kunstner.problems import Linear, Logistic, minimiser
+from benchmarks.kunstner.tuning import FACTORS, optimise, starting_points
 from benchmarks.kunstner.vector_field import STARTS, vector_field
 
 KINDS = {Linear: ng.families.NormalMean(), Logistic: ng.families.Bernoulli()}

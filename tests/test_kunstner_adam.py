@@ -1,4 +1,4 @@
-"""Adam is not the natural gradient, and `natgrad kunstner`."""
+"""Adam is not the natural gradient, and `python -m benchmarks.kunstner`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.kunstner import Logistic, data, figures, minimiser
+from benchmarks.kunstner import data, figures
 from benchmarks.kunstner import misspecification as cases
+from benchmarks.kunstner.__main__ import main
 from benchmarks.kunstner.adam import descent, moment
-from natgrad.__main__ import main
+from benchmarks.kunstner.problems import Logistic, minimiser
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ PICTURES = sorted(f"{name}.png" for name in figures.NAMES)
 @pytest.mark.slow
 def test_the_command_writes_record_and_pictures(tmp_path, capsys):
     output = tmp_path / "new"
-    command = ["kunstner", "--quick", "--data", "Wine", "--output", str(output)]
+    command = ["--quick", "--data", "Wine", "--output", str(output)]
     assert main(command) == 0
     names = sorted(path.name for path in output.iterdir())
     assert names == sorted([*PICTURES, "kunstner.json"])
@@ -134,7 +135,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
     (tmp_path / "grids.png").write_text("of an earlier run")
     (tmp_path / "mine.txt").write_text("mine")
     monkeypatch.setattr(cases, "cases", interrupt)
-    assert main(["kunstner", "--quick", "--output", str(tmp_path)]) == 130
+    assert main(["--quick", "--output", str(tmp_path)]) == 130
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["kunstner.json", "mine.txt", "vector_field.png"]
     record = json.loads((tmp_path / "kunstner.json").read_text())
@@ -154,9 +155,9 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
 def test_wrong_arguments_give_one_line(tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.setattr(data, "a1a_file", lambda: None)
     output = tmp_path / "out"
-    assert main(["kunstner", "--output", str(output), *arguments.split()]) == 2
+    assert main(["--output", str(output), *arguments.split()]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("natgrad kunstner: error: ")
+    assert shown.startswith("kunstner: error: ")
     assert shown.count("\n") == 1
     assert words in shown
     assert not output.exists()

@@ -39,13 +39,7 @@ def random_like(tree, seed):
     return jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), tree)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "linen cnn" else name
-        for name in TAKING_PART
-    ],
-)
+@pytest.mark.parametrize("name", TAKING_PART)
 def test_outputs_are_the_same_and_gradients_transform(name):
     case = ZOO[name]()
     chart = chart_of(case)

@@ -15,12 +15,6 @@ from natgrad import layers
 from natgrad.model import batch
 
 REPORTS = Path(__file__).with_name("test_layers_reports.txt")
-FAST = {"plain", "linen", "scan and remat", "experts", "fused projection", "tied"}
-FAST |= {"experts by index", "loop over examples", "low rank", "masked"}
-CASES = [
-    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-    for name in zoo.ZOO
-]
 
 
 @functools.cache
@@ -107,7 +101,7 @@ def close(one, two):
     assert np.max(np.abs(one - two)) / scale < 1e-9
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_gradient_is_the_sum_over_uses_and_of_a_plain_loop(name):
     gradient, found = measured(name)
     matrices = captured(name).to_matrices(gradient)
@@ -116,14 +110,14 @@ def test_the_gradient_is_the_sum_over_uses_and_of_a_plain_loop(name):
         close(matrices[block.name], looped(name)[block.name].sum(0))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_every_examples_gradient_is_that_of_the_example_alone(name):
     _, found = measured(name)
     for block in captured(name).blocks:
         close(found[block.name]["each"], looped(name)[block.name])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_squares_and_projected_squares_are_those_of_the_loop(name):
     _, found = measured(name)
     for block in captured(name).blocks:
@@ -136,7 +130,7 @@ def test_squares_and_projected_squares_are_those_of_the_loop(name):
         close(found[block.name]["projected"], (turned**2).sum(0))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_reading_and_writing_matrices_undo_each_other(name):
     _, params, _, _ = case(name)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -152,13 +146,13 @@ def test_reading_and_writing_matrices_undo_each_other(name):
             np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_everything_is_captured_and_proven(name):
     assert captured(name).proven.startswith("checked")
     assert all(isinstance(b, layers.LayerBlock) for b in captured(name).blocks)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_one_example_has_the_blocks_of_the_batch(name):
     """A state is made from `example_inputs`, most often of one example."""
     apply, params, inputs, in_axes = case(name)
@@ -172,7 +166,7 @@ def test_one_example_has_the_blocks_of_the_batch(name):
 
 # How many uses a derivative network has is up to JAX's own derivative rules.
 DERIVED = {"pinn by hessian", "pinn forwards"}
-REPORTED = [case for case in CASES if case.values[0] not in DERIVED]
+REPORTED = [name for name in zoo.ZOO if name not in DERIVED]
 
 
 @pytest.mark.parametrize("name", REPORTED)

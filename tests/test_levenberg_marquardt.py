@@ -23,7 +23,6 @@ from contract import (
     start,
     tree_of,
 )
-from problems import slow_but
 
 import natgrad as ng
 from natgrad.transforms import adaptive
@@ -172,7 +171,6 @@ def test_a_batch_with_nan_leaves_no_trace(what):
     assert stepped.damping == state.damping  # it is not at fault
 
 
-@pytest.mark.slow
 def test_statistics_with_nan_leave_no_trace():
     tx, params = marquardt(), start()
     state = tx.init(params)
@@ -213,7 +211,12 @@ def test_the_ratio_of_a_quadratic_loss_is_one(tolerance):
     np.testing.assert_allclose(state.ratio, 1, tolerance("identity"))
 
 
-@pytest.mark.parametrize("name", slow_but({"sampled"}, ng.CURVATURES))
+# One of each kind of metric.
+COMPOSED = ("sampled", "block_diagonal", "diagonal", "kfac", "ekfac", "gram")
+COMPOSED += ("matrix_free",)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
 def test_every_curvature_composes(name):
     """Scanned: the loss of the batch never rises, and the state keeps its structure."""
     chained = optax.chain(
@@ -240,10 +243,7 @@ def test_every_curvature_composes(name):
     "search",
     [
         optax.scale_by_backtracking_linesearch(max_backtracking_steps=20),
-        pytest.param(
-            optax.scale_by_zoom_linesearch(max_linesearch_steps=20),
-            marks=pytest.mark.slow,
-        ),
+        optax.scale_by_zoom_linesearch(max_linesearch_steps=20),
     ],
 )
 def test_the_line_searches_of_optax_take_its_extra_arguments(search):

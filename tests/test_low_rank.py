@@ -46,7 +46,6 @@ def case(examples):
 FEW, MANY = case(5), case(64)
 
 
-@pytest.mark.slow
 def test_the_rows_are_the_gradient():
     """Σ x gᵀ with a row of ones for the bias, by NumPy, is JAX's gradient; loss too."""
     loss, gradient, rows = KFAC(FEW.model).value_grad_and_rows(FEW.params, FEW.x, FEW.y)
@@ -75,7 +74,6 @@ def fast(params, state, x, tx):
     return tx.update(gradient, state, params, inputs=x, rows=rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_from_rows_is_the_step_of_the_gradient(name):
     tx = OPTIMIZERS[name]

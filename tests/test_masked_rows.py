@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bad_input import CATEGORICAL, GRADS, PARAMS, N, X, Y, flat, refuses
-from problems import slow_but
 
 import natgrad as ng
 import natgrad.families as nf
 
-QUICK = {"dense", "diagonal", "kfac", "gram", "empirical"}
 IGNORED = 2
 LONGER = np.concatenate([X, np.zeros((IGNORED, 2))])
 MASK = np.array([1.0] * N + [0.0] * IGNORED)
@@ -55,7 +53,7 @@ def figures(name, count):
     return compiled
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES))
+@pytest.mark.parametrize("name", ng.CURVATURES)
 def test_ignored_rows_count_neither_in_the_loss_nor_in_any_curvature(name, tolerance):
     expected = figures(name, N)(Y)
     for ignore in (-1, -100):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CASES, LABELS, ravel, relative_error, slow_but
+from problems import CASES, LABELS, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import (
@@ -58,7 +58,7 @@ def test_score_columns_of_one_example_are_taken_in_chunks(form, both, monkeypatc
 EVERY = [(n, k) for n in ("categorical", "normal", "bernoulli") for k in LABELS]
 
 
-@pytest.mark.parametrize(("name", "labels"), slow_but({("normal", "exact")}, EVERY))
+@pytest.mark.parametrize(("name", "labels"), EVERY)
 def test_chunks_of_columns_change_no_result(name, labels, monkeypatch):
     """One or two columns of one example after the other."""
     model, params, x, y = CASES[name].problem(examples=3)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CASES, dense_of, ravel, relative_error, slow_but
+from problems import CASES, dense_of, ravel, relative_error
 
 import natgrad as ng
 
@@ -14,8 +14,7 @@ KEY = jax.random.PRNGKey(3)
 CASE = CASES["categorical"]
 DAMPING = 0.03
 # One of each kind of algebra is quick; the others are slow, CI runs them too.
-QUICK = {"dense", "diagonal", "kfac", "matrix_free"}
-NAMES = slow_but(QUICK, ng.CURVATURES)
+NAMES = ng.CURVATURES
 
 
 def metric_at(name, params, x, y, model=None):

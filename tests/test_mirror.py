@@ -161,7 +161,6 @@ def test_a_factor_at_its_boundary_does_not_hold_back_another():
     np.testing.assert_allclose(mu, [1e-3, 0.9], 1e-6)
 
 
-@pytest.mark.slow
 def test_trees_schedules_injected_hyperparameters_and_vmap():
     family = nf.Normal()
     params = {"a": start("normal")[0], "b": start("normal")}

@@ -53,7 +53,6 @@ CURVES = {
     "Eckerle4": lambda b, x: b[0] / b[1] * jnp.exp(-0.5 * ((x - b[2]) / b[1]) ** 2),
     "Bennett5": lambda b, x: b[0] * (b[1] + x) ** (-1 / b[2]),
 }
-FAST = {"Misra1a", "BoxBOD", "Bennett5"}
 # Its valley is too long for 400 steps.
 LOST = {("MGH10", 0)}
 # The curve is the same for (−b1, −b2).
@@ -107,13 +106,7 @@ def fitted(name, problem, damping=100.0):
     return jax.jit(jax.vmap(run))(jnp.asarray(problem.parameters[:2]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in CURVES
-    ],
-)
+@pytest.mark.parametrize("name", CURVES)
 def test_the_certified_parameters_are_reached_from_both_starts(name):
     problem = read(name)
     for start, b in enumerate(fitted(name, problem)):

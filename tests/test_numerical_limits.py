@@ -237,10 +237,10 @@ SMALL |= {"v": jnp.zeros((0, 2))}
     [
         "kfac",
         "gram",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("ekfac", "spring", "kfac_adaptive", "natural_gradient")
-        ),
+        "ekfac",
+        "spring",
+        "kfac_adaptive",
+        "natural_gradient",
     ],
 )
 def test_leaves_without_entries_are_left_alone(name):

@@ -18,7 +18,6 @@ import optax
 import pytest
 from contract import MODEL, X, Y, describe, equal, gradient_of, start
 from optax_rows import COPIES, LAYERWISE, NOT_OBSERVED, RATE, ROWS, of_batch
-from problems import slow_but
 
 import natgrad as ng
 
@@ -249,8 +248,6 @@ SEARCHED = "natural_gradient", "ivon", "scale_by_dual"
 PAIRS = [(name, column) for name in ROWS for column in COLUMNS]
 PAIRS += [(name, column) for name in SEARCHED for column in SEARCHES]
 # The others are of the same kinds, and run where everything runs.
-QUICK = {"natural_gradient", "kfac", "kfac_adaptive", "spring", "mirror_descent"}
-QUICK |= {"ivon", "scale_by_quadratic_model", "scale_by_norm_constraint"}
 
 
 @functools.cache
@@ -273,9 +270,7 @@ def table(name):
     return program(start()), raised
 
 
-@pytest.mark.parametrize(
-    ("name", "column"), slow_but({pair for pair in PAIRS if pair[0] in QUICK}, PAIRS)
-)
+@pytest.mark.parametrize(("name", "column"), PAIRS)
 def test_a_wrapper_gives_the_bare_update_or_says_why_not(name, column, tolerance):
     found, raised = table(name)
     if column == "looked_ahead" and name in NOT_OBSERVED:

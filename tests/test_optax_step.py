@@ -12,7 +12,6 @@ import optax
 import pytest
 from contract import (
     EVERY,
-    EVERY_SLOWLY,
     LAMBDA,
     MODEL,
     RATE,
@@ -68,7 +67,7 @@ def test_the_state_keeps_its_structure_and_the_step_is_traced_once(name):
     assert traces == traces[:1] * 5
 
 
-@EVERY_SLOWLY
+@EVERY
 def test_100_scanned_steps_of_vmapped_members_are_python_loops(name, tolerance):
     seeds = jnp.arange(4)
     dampings, rates = jnp.geomspace(0.05, 2.0, 4), jnp.linspace(0.1, 0.8, 4)
@@ -98,7 +97,7 @@ def test_a_scan_over_100_steps_is_the_python_loop(name, tolerance):
 # Three spellings of one step --------------------------------------------------------
 
 
-@EVERY_SLOWLY
+@EVERY
 def test_statistics_and_observe_give_the_update_that_inputs_give(name, tolerance):
     curvature = curvature_of(name)
     tx = transformation(name)

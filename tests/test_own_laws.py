@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import jax
@@ -63,18 +64,8 @@ def allowed(law):
     return jax.numpy_rank_promotion("allow" if law.startswith("tfp") else "raise")
 
 
-def slow_but(quick, *ids):
-    marks = () if ids in quick or ids[0] in quick else pytest.mark.slow
-    return pytest.param(*ids, marks=marks, id="-".join(ids))
-
-
 @pytest.mark.parametrize(
-    ("law", "curvature"),
-    [
-        slow_but({"distrax categorical"}, law, name)
-        for law in EXACT
-        for name in EXACT_CURVATURES
-    ],
+    ("law", "curvature"), list(itertools.product(EXACT, EXACT_CURVATURES))
 )
 def test_a_law_that_can_be_known_gives_the_fisher_of_the_built_in_one(law, curvature):
     make, (w, x) = EXACT_CURVATURES[curvature], problem(EXACT[law])
@@ -100,13 +91,7 @@ def definitions(family, z):
     )
 
 
-LESS_QUICK = {"kl", "tfp finite", "tfp categorical", "numpyro binomial"}
-LESS_QUICK |= {"distrax bernoulli", "distrax bernoullis", "subclass with labels"}
-
-
-@pytest.mark.parametrize(
-    "law", [slow_but(EXACT.keys() - LESS_QUICK, law) for law in EXACT]
-)
+@pytest.mark.parametrize("law", EXACT)
 def test_its_three_definitions_are_those_of_the_built_in_one(law):
     family, built_in = EXACT[law].make(), EXACT[law].built_in
     z = jnp.array([0.3, -0.6, 0.2, 1.1, -0.4])[: EXACT[law].outputs]
@@ -136,10 +121,7 @@ def shared_output(law: Law):
     return model, problem(law)[0][0]
 
 
-QUICK_DRAWN = {"functions", "product"}
-
-
-@pytest.mark.parametrize("law", [slow_but(QUICK_DRAWN, law) for law in DRAWN])
+@pytest.mark.parametrize("law", DRAWN)
 def test_a_law_that_must_be_drawn_agrees_by_its_standard_error(law):
     model, z = shared_output(DRAWN[law])
     family, built_in = model.family, DRAWN[law].built_in

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from natgrad.__main__ import main
-from natgrad.cli import html as page
-from natgrad.cli import session
-from natgrad.compare.standings import Entry, Race, Run
+from natgrad.cli import html, session
+from natgrad.compare import Entry, Race, Run, Verdict
 from natgrad.compare.tables import Column
-from natgrad.compare.verdict import verdict
+from natgrad.compare.verdict import judge
 
 
 def row(name, cosine, ratio, seconds, **more):
@@ -29,11 +28,7 @@ def row(name, cosine, ratio, seconds, **more):
     )
 
 
-def comparison(*rows):
-    found = SimpleNamespace(verdict="they could have come from the model")
-    return SimpleNamespace(rows=rows, misspecification=found)
-
-
+LABELS = SimpleNamespace(verdict="they could have come from the model")
 EXACT = row("exact", 1.0, 1.0, 0.5, agrees=True)
 
 
@@ -46,7 +41,7 @@ def test_the_quickest_that_follows_the_exact_step_is_recommended():
         row("labels", 0.99, 1.0, 0.001, targets=True),
         row("poor", 0.2, 1.0, 0.002, decrease=-1.0),
     ]
-    found = verdict(comparison(*rows), None)
+    found = judge(rows, LABELS)
     assert "use good" in found.headline
     assert "cosine 0.95" in found.headline
     text = " ".join(found.points)
@@ -58,12 +53,11 @@ def test_the_quickest_that_follows_the_exact_step_is_recommended():
 
 
 def test_where_nothing_follows_the_verdict_says_so():
-    found = verdict(comparison(row("a", 0.3, 1, 1), row("b", 0.6, 1, 2)), None)
+    found = judge([row("a", 0.3, 1, 1), row("b", 0.6, 1, 2)], LABELS)
     assert "No approximation" in found.headline
     assert "b comes closest (cosine 0.60)" in found.headline
-    nothing = verdict(comparison(row("nan", float("nan"), 1, 1)), None)
+    nothing = judge([row("nan", float("nan"), 1, 1)], LABELS)
     assert "No approximation" in nothing.headline
-    assert verdict(None, None).headline == "Nothing was finished."
 
 
 def run(seconds, losses):
@@ -82,11 +76,11 @@ def test_the_race_says_who_is_first_and_who_is_lowest():
         8,
         1e-3,
     )
-    found = verdict(None, race)
+    found = race.verdict()
     assert "use quick: it was the first at 0.600 nats" in found.headline
     assert "slow reached the lowest loss: 0.100 nats" in found.points[0]
     assert "lost (1 of 1)" in found.points[-1]
-    lost = verdict(None, Race(race.entries[3:], 2, 8, 1e-3))
+    lost = Race(race.entries[3:], 2, 8, 1e-3).verdict()
     assert "every run of every optimizer failed" in lost.headline
 
 
@@ -127,23 +121,44 @@ def check(text):
 
 def test_what_is_shown_is_escaped():
     columns = (Column("<b>\n&", lambda row: row, "a < b"),)
-    parts = (page.paragraph("x < y"), page.table(columns, ["<script>"]))
-    text = page.page(
-        "<t>", ["<a>"], "<h>", ["<p>"], [page.Section("<s>", parts)], "<w>"
+    comparison = SimpleNamespace(
+        reference="<f>",
+        rows=["<script>"],
+        skipped=[("<n>", "<r>")],
+        by_block=lambda: ["<block>"],
+    )
+    record = {
+        "complete": False,
+        "parameters": 1,
+        "dtype": "<d>",
+        "seconds": 1.0,
+        "data": {"train_examples": 2, "test_examples": 3},
+        "settings": {"damping": 1e-3, "seed": 0, "at_step": 3},
+        "versions": {"natgrad": "<v>", "jax": "<j>"},
+        "device": {"kind": "<k>"},
+    }
+    pictures = ("fidelity", "quadratic", "spectra", "blocks")
+    text = html.render(
+        {
+            "title": "<t>",
+            "record": record,
+            "verdict": Verdict("<h>", ("<p>",)),
+            "comparison": comparison,
+            "race": None,
+            "seeds": 0,
+            "along": (),
+            "columns": SimpleNamespace(FIGURES=(columns,) * 3, BLOCKS=columns),
+            "notes": [("<†>", "<note>")],
+            "pictures": dict.fromkeys(pictures, "data:image/png;base64,"),
+        }
     )
     words = " ".join(check(text).words)
-    for piece in (
-        "<t>",
-        "<a>",
-        "<h>",
-        "<p>",
-        "<s>",
-        "<w>",
-        "x < y",
-        "<script>",
-        "a < b",
-    ):
+    shown = "<t> <d> <v> <j> <k> <h> <p> <f> <n> <r> <script> <block> <b> <†> <note>"
+    for piece in (*shown.split(), "a < b"):
         assert piece in words
+    assert "Unfinished" in words
+    assert "damping λ = 0.001" in words
+    assert "Training" not in words
 
 
 FEW = """

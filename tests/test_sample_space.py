@@ -144,7 +144,6 @@ def test_a_batch_of_systems_equals_a_loop_where_one_member_falls_back():
         assert relative_error(together.value[i], alone.value) < 1e-10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 9])
 def test_derivatives_are_those_of_the_solution(count):
     """Of the rows, v and λ: forwards, backwards, and twice, for both shapes of B."""
@@ -190,7 +189,6 @@ def piece_of(kind):
     }[kind]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["factored", "factored with bias", "one position", "lookups"]
 )

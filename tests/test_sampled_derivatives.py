@@ -23,7 +23,6 @@ class FixedLabels(ng.curvature.Sampled):
 NATURAL = {"bernoulli": ng.families.Bernoulli(), "poisson": ng.families.Poisson()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", [Gram, Dense])
 @pytest.mark.parametrize("family", NATURAL)
 def test_hypergradients_of_a_sampled_fisher_are_unbiased(family, form):

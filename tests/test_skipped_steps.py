@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bad_input import CLASSES, DENSE, GRADS, LAMBDA, MODEL, PARAMS, TX, N, X, Y, flat
-from problems import dense_of, slow_but
+from problems import dense_of
 
 import natgrad as ng
 
-QUICK = {"dense", "diagonal", "kfac", "matrix_free", "empirical"}
-EVERY = pytest.mark.parametrize("name", slow_but(QUICK, ng.CURVATURES))
+EVERY = pytest.mark.parametrize("name", ng.CURVATURES)
 NAN_X = np.where(np.arange(N)[:, None] == 2, np.nan, X)
 NAN_GRADS = {**GRADS, "b": jnp.array([0.0, np.nan, 0.0])}
 # What differs from a good step: gradient, inputs, labels, damping.

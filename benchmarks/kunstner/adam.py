@@ -84,32 +84,24 @@ def adam(
     moment_steps: int = MOMENT_STEPS,
     seed: int = 0,
 ) -> Adam:
-    """Both measurements on one problem.
-
-    Args:
-        case: the problem at its minimum.
-        descent_steps: of Adam on all data.
-        moment_steps: of Adam at θ*, for each batch size.
-        seed: of the batches.
-    """
+    """Both measurements on a problem at its minimum; `seed` is of the batches."""
     problem, minimum = case.problem, jnp.asarray(case.minimum)
     shown = np.unique(np.geomspace(1, descent_steps, 200).astype(int)) - 1
     moments, fishers = descent(problem, minimum, descent_steps)
     count = problem.examples
-    batches = (*(size for size in _BATCHES if size < count), count)
-    keys = jax.random.split(jax.random.PRNGKey(seed), len(batches))
+    sizes = np.array([*(size for size in _BATCHES if size < count), count])
+    keys = jax.random.split(jax.random.PRNGKey(seed), len(sizes))
     at_minimum = [
-        float(jnp.mean(moment(problem, minimum, key, size, moment_steps)))
-        for key, size in zip(keys, batches, strict=True)
+        moment(problem, minimum, key, size, moment_steps).mean()
+        for key, size in zip(keys, sizes.tolist(), strict=True)
     ]
-    sizes = np.array(batches)
     diagonal = np.mean(np.diag(case.empirical))
     return Adam(
         case=case,
         steps=shown + 1,
         descent_moment=np.asarray(moments)[shown].mean(axis=1),
         descent_fisher=np.asarray(fishers)[shown].mean(axis=1),
-        batches=batches,
+        batches=tuple(sizes.tolist()),
         moment=np.array(at_minimum),
         predicted=diagonal / sizes * (count - sizes) / (count - 1),
     )
@@ -126,11 +118,11 @@ def descent(problem: Problem, minimum: Array, steps: int) -> tuple[Array, Array]
         optax.scale_by_learning_rate(optax.cosine_decay_schedule(_RATE, steps)),
     )
 
-    def step(carry, _):
+    def step(carry: tuple[Any, Any], _):
         theta, state = carry
         updates, state = optimizer.update(problem.gradient(theta), state)
-        theta = optax.apply_updates(theta, updates)
-        return (theta, state), (corrected(state[0]), jnp.diag(problem.fisher(theta)))
+        theta: Any = optax.apply_updates(theta, updates)
+        return (theta, state), (corrected(state), jnp.diag(problem.fisher(theta)))
 
     start = minimum + 1.0
     _, figures = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)
@@ -141,26 +133,15 @@ def descent(problem: Problem, minimum: Array, steps: int) -> tuple[Array, Array]
 def moment(
     problem: Problem, theta: Array, key: Key, batch_size: int, steps: int
 ) -> Array:
-    """v [P] after steps with batches of this size at θ, the mean of their second half.
+    """v [P] at θ, the mean over the second half of the steps of Adam.
 
-    Args:
-        problem: whose gradients.
-        theta: where they are taken, and stay.
-        key: of the batches.
-        batch_size: B, rows drawn without replacement.
-        steps: of Adam.
+    Batches of so many rows are drawn without replacement, and θ stays.
     """
     optimizer = optax.scale_by_adam(b2=_DECAY)
 
     def step(state, key):
         rows = jax.random.choice(key, problem.examples, (batch_size,), replace=False)
-        batch = dataclasses.replace(
-            problem,
-            features=problem.features[rows],
-            targets=problem.targets[rows],
-            pairs=problem.pairs[rows],
-        )
-        _, state = optimizer.update(batch.gradient(theta), state)
+        _, state = optimizer.update(problem.take(rows).gradient(theta), state)
         return state, corrected(state)
 
     keys = jax.random.split(key, steps)
@@ -168,6 +149,7 @@ def moment(
     return jnp.mean(moments[steps // 2 :], axis=0)
 
 
-def corrected(state: optax.ScaleByAdamState) -> Array:
-    """v̂ = v / (1 − β₂ᵗ), which Adam divides by the root of."""
+def corrected(state: Any) -> Array:
+    """v̂ = v / (1 − β₂ᵗ), which Adam divides by the root of; alone or in a chain."""
+    state = state if isinstance(state, optax.ScaleByAdamState) else state[0]
     return state.nu / (1 - _DECAY**state.count)

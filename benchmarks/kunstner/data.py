@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.kunstner.problems import Linear, Logistic, Problem
 from natgrad.compare.extras import require
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 
 _ROWS = 1000
 # Prior variance of the linear problems with two parameters.
@@ -70,14 +70,6 @@ LOGISTIC: dict[str, Callable[[], Problem]] = {
 }
 
 
-def _bundled(name: str, kind: type[Problem]) -> Callable[[], Problem]:
-    def load():
-        loader = getattr(require("sklearn.datasets"), f"load_{name}")
-        return _with_bias(kind, *loader(return_X_y=True))
-
-    return load
-
-
 def _a1a() -> Problem:
     path = a1a_file()
     if path is None:
@@ -102,13 +94,17 @@ def a1a_file() -> Path | None:
     return None
 
 
+def _bundled(loader: str) -> tuple[np.ndarray, np.ndarray]:
+    return getattr(require("sklearn.datasets"), loader)(return_X_y=True)
+
+
 def _with_bias(kind: type[Problem], features: np.ndarray, targets) -> Problem:
     return kind.of(np.append(features, np.ones((len(features), 1)), axis=1), targets)
 
 
 REAL: dict[str, Callable[[], Problem]] = {
-    "BreastCancer": _bundled("breast_cancer", Logistic),
-    "Wine": _bundled("wine", Linear),
+    "BreastCancer": lambda: _with_bias(Logistic, *_bundled("load_breast_cancer")),
+    "Wine": lambda: _with_bias(Linear, *_bundled("load_wine")),
     "a1a": _a1a,
 }
 

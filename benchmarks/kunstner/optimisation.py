@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.kunstner.problems import Problem
-from natgrad.typing import Array
+from natgrad.typing import Array, ArrayLike
 
 STEPS = 100
 
@@ -33,17 +33,17 @@ def plain(problem: Problem, theta: Array, damping: Array) -> Array:
     return problem.gradient(theta)
 
 
-def natural(problem: Problem, theta: Array, damping: Array) -> Array:
+def natural(problem: Problem, theta: Array, damping: ArrayLike) -> Array:
     """(F + λI)⁻¹ g."""
     return _solve(problem.hessian(theta), damping, problem.gradient(theta))
 
 
-def empirical(problem: Problem, theta: Array, damping: Array) -> Array:
+def empirical(problem: Problem, theta: Array, damping: ArrayLike) -> Array:
     """(E + λI)⁻¹ g."""
     return _solve(problem.empirical(theta), damping, problem.gradient(theta))
 
 
-def _solve(matrix: Array, damping: Array, gradient: Array) -> Array:
+def _solve(matrix: Array, damping: ArrayLike, gradient: Array) -> Array:
     return jnp.linalg.solve(matrix + damping * jnp.eye(len(gradient)), gradient)
 
 
@@ -90,21 +90,14 @@ def descend(
 
 @functools.partial(jax.jit, static_argnames=("direction", "steps"))
 def iterates(
-    problem: Problem,
-    direction: Direction,
-    start: Array,
-    rate: Array,
-    damping: Array,
-    steps: int = STEPS,
+    problem: Problem, direction: Direction, start, rate, damping, steps: int = STEPS
 ) -> Array:
     """θ₀ … θ_steps of one run, [steps + 1, P]."""
 
     def step(theta, _):
-        moved = theta - rate * direction(problem, theta, damping)
-        return moved, moved
+        return theta - rate * direction(problem, theta, damping), theta
 
-    _, rest = jax.lax.scan(step, start, None, length=steps)
-    return jnp.concatenate([start[None], rest])
+    return jax.lax.scan(step, start, None, length=steps + 1)[1]
 
 
 @jax.jit

@@ -22,7 +22,6 @@ import abc
 import dataclasses
 import functools
 import math
-from typing import final
 
 import jax
 import jax.numpy as jnp
@@ -77,38 +76,33 @@ class Problem(abc.ABC):
         """P."""
         return self.features.shape[1]
 
-    def permuted(self, order: np.ndarray) -> Problem:
-        """The same problem with its rows in another order: other rounding only."""
+    def take(self, rows: Array | np.ndarray) -> Problem:
+        """The problem with some of its rows, in this order."""
         return dataclasses.replace(
             self,
-            features=self.features[order],
-            targets=self.targets[order],
-            pairs=self.pairs[order],
+            features=self.features[rows],
+            targets=self.targets[rows],
+            pairs=self.pairs[rows],
         )
 
-    @final
     def loss(self, theta: Array) -> Array:
         """The mean negative log-likelihood and the prior, shape ()."""
         prior = theta @ theta / (2 * self.prior_variance * self.examples)
         return jnp.mean(self.losses(self.features @ theta)) + prior
 
-    @final
     def gradient(self, theta: Array) -> Array:
         """g [P]."""
         prior = theta / (self.prior_variance * self.examples)
         return self._residuals(theta) @ self.features / self.examples + prior
 
-    @final
     def fisher(self, theta: Array) -> Array:
         """F [P, P], without the prior."""
         return self._weighted(self.weights(self.features @ theta))
 
-    @final
     def empirical(self, theta: Array) -> Array:
         """E [P, P], without the prior."""
         return self._weighted(self._residuals(theta) ** 2)
 
-    @final
     def hessian(self, theta: Array) -> Array:
         """F + I / (v N): the Hessian of `loss`."""
         prior = jnp.eye(self.parameters) / (self.prior_variance * self.examples)
@@ -138,7 +132,6 @@ class Problem(abc.ABC):
         return upper[where]
 
 
-@final
 class Linear(Problem):
     """y ~ N(f, 1), without the constant ½ log 2π in its loss."""
 
@@ -155,7 +148,6 @@ class Linear(Problem):
         return jnp.ones_like(f)
 
 
-@final
 class Logistic(Problem):
     """y ~ Bernoulli(σ(f)), probabilities clipped."""
 
@@ -170,8 +162,7 @@ class Logistic(Problem):
 
     def weights(self, f: Array) -> Array:
         """p (1 − p)."""
-        p = _sigmoid(f)
-        return p * (1 - p)
+        return _sigmoid(f) * (1 - _sigmoid(f))
 
 
 def _sigmoid(f: Array) -> Array:
@@ -179,13 +170,9 @@ def _sigmoid(f: Array) -> Array:
     return jnp.clip(jax.nn.sigmoid(f), _LOWEST_PROBABILITY, 1 - _LOWEST_PROBABILITY)
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def minimiser(problem: Problem, steps: int = 50) -> Array:
     """θ* [P], by Newton's method from 0, halving the steps that go up."""
-    return _newton(problem, steps)
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _newton(problem: Problem, steps: int) -> Array:
     halves = 0.5 ** jnp.arange(30)
 
     def step(theta, _):

@@ -25,33 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kunstner import data
+from benchmarks.kunstner.optimisation import empirical, natural
 from benchmarks.kunstner.problems import Problem, minimiser
 from natgrad.typing import Array
 
 Field = Callable[[Problem, Array], Array]
 
-_DAMPING = 1e-8
 _EPSILON = 1e-8
 _STEP_SIZE = 1e-3
 POINTS = 50_000
 STARTS = np.array([[2.0, 4.5], [1.0, 0.0], [4.5, 3.0], [-0.5, 3.0]])
 # The window and its grid: [−1, 5]².
 AXIS = np.linspace(-1.0, 5.0, 15)
-
-
-def gradient(problem: Problem, theta: Array) -> Array:
-    """−g/3."""
-    return -problem.gradient(theta) / 3
-
-
-def natural(problem: Problem, theta: Array) -> Array:
-    """−(H + 1e-8 I)⁻¹ g."""
-    return -_solve(problem.hessian(theta), problem.gradient(theta))
-
-
-def empirical(problem: Problem, theta: Array) -> Array:
-    """−3 (E + 1e-8 I)⁻¹ g."""
-    return -3 * _solve(problem.empirical(theta), problem.gradient(theta))
 
 
 def adam_of_one(problem: Problem, theta: Array) -> Array:
@@ -66,7 +51,11 @@ def adam_of_all(problem: Problem, theta: Array) -> Array:
     return -g / (jnp.abs(g) + _EPSILON)
 
 
-FIELDS: dict[str, Field] = {"GD": gradient, "NGD": natural, "EF": empirical}
+FIELDS: dict[str, Field] = {
+    "GD": lambda problem, theta: -problem.gradient(theta) / 3,
+    "NGD": lambda problem, theta: -natural(problem, theta, _EPSILON),
+    "EF": lambda problem, theta: -3 * empirical(problem, theta, _EPSILON),
+}
 ADAM_FIELDS: dict[str, Field] = {
     "Adam, batches of one": adam_of_one,
     "Adam, all data": adam_of_all,
@@ -93,21 +82,18 @@ class VectorField:
 
     def to_dict(self) -> dict[str, Any]:
         """Where the paths begin and end, plain Python values."""
+        size = functools.partial(np.linalg.norm, axis=-1)
         ends = {
             name: {
-                "distance_to_minimum": np.linalg.norm(
-                    path[:, -1] - self.minimum, axis=1
-                ).tolist(),
-                "length": np.sum(
-                    np.linalg.norm(np.diff(path, axis=1), axis=2), axis=1
-                ).tolist(),
+                "distance_to_minimum": size(path[:, -1] - self.minimum).tolist(),
+                "length": size(np.diff(path, axis=1)).sum(axis=1).tolist(),
             }
             for name, path in self.paths.items()
         }
         return {
             "minimum": self.minimum.tolist(),
             "starts": STARTS.tolist(),
-            "points": int(next(iter(self.paths.values())).shape[1]),
+            "points": int(self.paths["GD"].shape[1]),
             "paths": ends,
         }
 
@@ -115,36 +101,25 @@ class VectorField:
 def vector_field(points: int = POINTS) -> VectorField:
     """All fields, with paths of so many points."""
     problem = data.vector_field()
-    bias, slope = np.meshgrid(AXIS, AXIS)
-    thetas = jnp.asarray(np.stack([bias, slope], axis=-1))
+    thetas = jnp.asarray(np.stack(np.meshgrid(AXIS, AXIS), axis=-1))
+    on_grid = lambda f: np.asarray(jax.vmap(jax.vmap(f))(thetas))
     fields = {**FIELDS, **ADAM_FIELDS}
-    on_grid = lambda f: jax.vmap(jax.vmap(f))(thetas)
     return VectorField(
         problem=problem,
         minimum=np.asarray(minimiser(problem)),
-        losses=np.asarray(on_grid(problem.loss)),
-        arrows={
-            name: np.asarray(on_grid(functools.partial(field, problem)))
-            for name, field in fields.items()
-        },
-        paths={
-            name: np.asarray(paths(problem, field, jnp.asarray(STARTS), points))
-            for name, field in fields.items()
-        },
+        losses=on_grid(problem.loss),
+        arrows={n: on_grid(functools.partial(f, problem)) for n, f in fields.items()},
+        paths={n: np.asarray(paths(problem, f, points)) for n, f in fields.items()},
     )
 
 
 @functools.partial(jax.jit, static_argnames=("field", "points"))
-def paths(problem: Problem, field: Field, starts: Array, points: int) -> Array:
-    """Euler's paths along a field: [S, points, P]."""
+def paths(problem: Problem, field: Field, points: int) -> Array:
+    """Euler's paths along a field from `STARTS`: [S, points, P]."""
 
     def step(thetas, _):
-        moved = thetas + _STEP_SIZE * jax.vmap(field, (None, 0))(problem, thetas)
-        return moved, moved
+        ends = thetas + _STEP_SIZE * jax.vmap(field, (None, 0))(problem, thetas)
+        return ends, thetas
 
-    _, rest = jax.lax.scan(step, starts, None, length=points - 1)
-    return jnp.moveaxis(jnp.concatenate([starts[None], rest]), 0, 1)
-
-
-def _solve(matrix: Array, g: Array) -> Array:
-    return jnp.linalg.solve(matrix + _DAMPING * jnp.eye(len(g)), g)
+    starts = jnp.asarray(STARTS)
+    return jnp.moveaxis(jax.lax.scan(step, starts, None, length=points)[1], 0, 1)

@@ -1,4 +1,5 @@
-"""The subcommands of `natgrad`, one a module.
+"""The `natgrad` command, for the terminal: nothing in the library imports it.
 
-Each has register(subparsers) -> None, whose parser sets `run`: arguments -> exit code.
+`main` has the list of commands, one a module: a dataclass of options, which typer fills
+in, and the session that it starts. An experiment is data, a model and settings.
 """

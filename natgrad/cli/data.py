@@ -16,9 +16,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.cli import user_data as archive
+from natgrad.cli import user_data
 from natgrad.compare.extras import require
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 from natgrad.families import Categorical, Family, NormalMean
 from natgrad.typing import Array
 
@@ -26,21 +26,6 @@ _HELD_OUT = 0.25
 
 # Rows without which there is nothing to hold out.
 FEWEST = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a data set comes from and what kind of labels it has.
-
-    Attributes:
-        load: () -> (inputs [N, D], targets [N]).
-        classes: are the targets classes, or numbers?
-        one_unit: do all inputs share a unit?
-    """
-
-    load: Callable[[], tuple[np.ndarray, np.ndarray]]
-    classes: bool
-    one_unit: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +61,15 @@ class Dataset:
         return self.score_name == "accuracy"
 
 
-def _bundled(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    def load():
-        return getattr(require("sklearn.datasets"), f"load_{name}")(return_X_y=True)
-
-    return load
-
-
-SOURCES: dict[str, Source] = {
-    "digits": Source(_bundled("digits"), classes=True, one_unit=True),
-    "breast_cancer": Source(_bundled("breast_cancer"), classes=True),
-    "wine": Source(_bundled("wine"), classes=True),
-    "diabetes": Source(_bundled("diabetes"), classes=False),
-}
+# Those that ship inside scikit-learn: do all inputs share a unit?
+SOURCES = {"digits": True, "breast_cancer": False, "wine": False, "diabetes": False}
 
 
 def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     """The data set called `name`.
 
     Args:
-        name: in `SOURCES`, or the path of an .npz file; see `natgrad.compare.archive`.
+        name: in `SOURCES`, or the path of an .npz file; see `natgrad.cli.user_data`.
         seed: of the split.
         limit: rows to keep before the split; None for all.
 
@@ -103,8 +77,8 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
         ValueError: for an unknown name, and a file that is not as it should be.
         MissingExtra: where scikit-learn is not installed.
     """
-    source = _source(name)
-    inputs, targets = source.load()
+    inputs, targets, one_unit = _read(name)
+    classes = targets.dtype.kind in "iu"
     if len(inputs) < FEWEST:
         raise ValueError(
             f"{name} has {len(inputs)} rows; at least {FEWEST} are needed, of which "
@@ -113,8 +87,8 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(inputs))[:limit]
     held_out = max(1, round(_HELD_OUT * len(order)))
     test, train = order[:held_out], order[held_out:]
-    inputs = _standardised(inputs, train, source.one_unit)
-    if source.classes:
+    inputs = _standardised(inputs, train, one_unit)
+    if classes:
         targets = targets.astype(np.int32)
         family, outputs = Categorical(), int(targets.max()) + 1
         score_name, score = "accuracy", accuracy
@@ -123,11 +97,10 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
         targets = _standardised(targets, train, one_unit=False)
         family, outputs = NormalMean(), targets.shape[1]
         score_name, score = "R²", r_squared
-    split = lambda rows: (jnp.asarray(inputs[rows]), jnp.asarray(targets[rows]))
     return Dataset(
         name=name,
-        train=split(train),
-        test=split(test),
+        train=(jnp.asarray(inputs[train]), jnp.asarray(targets[train])),
+        test=(jnp.asarray(inputs[test]), jnp.asarray(targets[test])),
         family=family,
         outputs=outputs,
         score_name=score_name,
@@ -135,15 +108,14 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     )
 
 
-def _source(name: str) -> Source:
-    if not name.endswith(".npz"):
-        return choose(SOURCES, name, "data set")
-    inputs, targets = archive.read(name)
-    return Source(
-        lambda: (inputs, targets),
-        classes=targets.dtype.kind in "iu",
-        one_unit=inputs.ndim > 2,
-    )
+def _read(name: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Inputs and targets as they are, and whether all inputs share a unit."""
+    if name.endswith(".npz"):
+        inputs, targets = user_data.read(name)
+        return inputs, targets, inputs.ndim > 2
+    one_unit = choose(SOURCES, name, "data set")
+    load_bundled = getattr(require("sklearn.datasets"), f"load_{name}")
+    return *load_bundled(return_X_y=True), one_unit
 
 
 def accuracy(z: Array, y: Array) -> Array:

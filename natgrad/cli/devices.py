@@ -7,11 +7,13 @@ float32 are rounded to fewer digits (TF32, bfloat16).
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import typer
 
 from natgrad import __version__
 from natgrad.cli.shared import FAILED
@@ -25,33 +27,34 @@ _DAMPING = 1e-2
 _TOLERANCE = 50.0
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    """Add `devices` to the commands of a parser."""
-    parser = commands.add_parser(
-        "devices",
-        help="what JAX sees here, and a test of precision",
-        description="Devices, precision settings, and the errors of a solve and of a "
-        "product, in float32 and float64. Exit code 1 where an error is too large.",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the test's numbers (default: 0)"
-    )
-    parser.set_defaults(run=run)
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What JAX sees here, and a test of precision.
+
+    Devices, precision settings, and the errors of a solve and of a product, in
+    float32 and float64. Exit code 1 where an error is too large.
+    """
+
+    seed: Annotated[int, typer.Option(help="of the test's numbers")] = 0
+
+    def run(self) -> int:
+        """Print what was found; the exit code."""
+        return _report(self.seed)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command; the exit code."""
+def _report(seed: int) -> int:
     devices = jax.devices()
     print(f"natgrad {__version__}, JAX {jax.__version__}, {jax.default_backend()}")
     for device in devices:
         print(f"  {device.id}: {device.device_kind} ({device.platform})")
-    precision = jax.config.jax_default_matmul_precision or "default"
-    print(f"x64: {'on' if jax.config.jax_enable_x64 else 'off'}")
+    precision = jax.config.values["jax_default_matmul_precision"] or "default"
+    x64 = jax.config.values["jax_enable_x64"]
+    print(f"x64: {'on' if x64 else 'off'}")
     print(f"default precision of products: {precision}")
     fine = True
     for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64" or jax.config.jax_enable_x64):
-            error, product = solve_error(dtype, arguments.seed), product_error(dtype)
+        with jax.enable_x64(dtype == "float64" or x64):
+            error, product = solve_error(dtype, seed), product_error(dtype)
         rounding = float(np.finfo(dtype).eps)
         bound = _TOLERANCE * rounding * _CONDITION**0.5
         verdict = "fine" if error <= bound else f"TOO LARGE: at most {bound:.1e}"

@@ -15,11 +15,10 @@ from natgrad import __version__
 from natgrad.cli import data, models
 from natgrad.cli.data import Dataset
 from natgrad.compare import contenders
-from natgrad.compare.effort import Budget
-from natgrad.compare.fidelity import approximation_names, factories
-from natgrad.compare.instruments import ComparisonSetup
+from natgrad.compare.budget import Budget
 from natgrad.compare.reference import Reference
-from natgrad.curvature import by_name
+from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.training import optimizer_step
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
@@ -40,8 +39,8 @@ class Settings:
     """What a person chooses; everything else follows.
 
     Attributes:
-        data: a name in `natgrad.compare.data.SOURCES`.
-        model: a name in `natgrad.compare.models.MODELS`.
+        data: a name in `natgrad.cli.data.SOURCES`.
+        model: a name in `natgrad.cli.models.MODELS`.
         hidden: widths of hidden layers.
         examples: rows of the data to use; None for all.
         damping: λ, of the comparison and of the race.
@@ -104,8 +103,7 @@ class Experiment:
         model: the statistical model.
         initial: parameters where the race starts.
         params: parameters where approximations are compared.
-        all_named: were the approximations chosen by name? Otherwise those that do not
-            fit may be left out.
+        setup: what is compared, and how.
     """
 
     settings: Settings
@@ -113,7 +111,7 @@ class Experiment:
     model: Model
     initial: Params
     params: Params
-    all_named: bool
+    setup: ComparisonSetup
 
     @classmethod
     def of(cls, settings: Settings) -> Experiment:
@@ -122,45 +120,29 @@ class Experiment:
         Raises:
             ValueError: for unknown names and impossible settings.
         """
-        all_named = settings.approximations is not None
-        names = approximation_names(settings.approximations)
-        if settings.reference is not None:
-            by_name(settings.reference)
-        _check_numbers(settings)
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
-        key = jax.random.PRNGKey(settings.seed)
-        model, initial = models.build(
-            settings.model, dataset, hidden=settings.hidden, key=key
-        )
+        model, initial = _build(settings, dataset, settings.seed)
+        setup = _setup(settings, model, initial)
         optimizers = _racers(settings, model, initial)
         settings = dataclasses.replace(
-            settings, approximations=names, optimizers=optimizers
+            settings, approximations=setup.names, optimizers=optimizers
         )
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
-        return cls(settings, dataset, model, initial, params, all_named)
+        return cls(settings, dataset, model, initial, params, setup)
 
     def initial_from(self, seed: int) -> Params:
         """Initial parameters from another seed."""
-        settings, key = self.settings, jax.random.PRNGKey(seed)
-        return models.build(
-            settings.model, self.dataset, hidden=settings.hidden, key=key
-        )[1]
+        return _build(self.settings, self.dataset, seed)[1]
 
-    def yardstick(self) -> Reference:
+    @property
+    def subject(self) -> str:
+        """What is compared on what, for titles."""
+        return f"{self.settings.model} on {self.settings.data}"
+
+    def reference(self) -> Reference:
         """The exact Fisher over all training data, at `params`."""
-        settings = self.settings
-        effort = Budget(repeats=settings.repeats, charts=settings.charts)
-        if Layout.of(self.params).size > MAX_PARAMETERS:
-            effort = dataclasses.replace(effort, memory=_LARGE_MODEL_BYTES)
-        instruments = ComparisonSetup(
-            self.model,
-            factories(settings.approximations),
-            reference=settings.reference,
-            damping=settings.damping,
-            effort=effort,
-        )
-        key = jax.random.PRNGKey(settings.seed)
-        return Reference.at(instruments, self.params, *self.dataset.train, key)
+        key = jax.random.PRNGKey(self.settings.seed)
+        return Reference.at(self.setup, self.params, *self.dataset.train, key)
 
     def describe(self) -> dict[str, Any]:
         """What was compared, as plain Python values."""
@@ -188,13 +170,12 @@ def approach(
     At initial parameters the predictions are nearly uniform and approximations look
     alike; at the end of training the gradient is gone.
     """
-    optimizer = optax.adam(APPROACH_RATE)
+    optimizer = optax.with_extra_args_support(optax.adam(APPROACH_RATE))
 
     def step(carry, _):
         params, state = carry
-        gradient = jax.grad(model.loss)(params, inputs, targets)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        batch = (inputs, targets)
+        return optimizer_step(model, optimizer, params, state, batch), None
 
     advance = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
     (params, _), _ = advance((params, optimizer.init(params)))
@@ -219,6 +200,26 @@ def surroundings() -> dict[str, Any]:
         "machine": {"system": platform.system(), "architecture": platform.machine()},
         "x64": bool(jnp.result_type(float) == jnp.float64),
     }
+
+
+def _build(settings: Settings, dataset: Dataset, seed: int) -> tuple[Model, Params]:
+    """The model, and its initial parameters from a seed."""
+    key = jax.random.PRNGKey(seed)
+    return models.build(settings.model, dataset, hidden=settings.hidden, key=key)
+
+
+def _setup(settings: Settings, model: Model, params: Params) -> ComparisonSetup:
+    """What is compared; for a large model with less memory."""
+    budget = Budget(repeats=settings.repeats, charts=settings.charts)
+    if Layout.of(params).size > MAX_PARAMETERS:
+        budget = dataclasses.replace(budget, memory=_LARGE_MODEL_BYTES)
+    return ComparisonSetup(
+        model,
+        settings.approximations,
+        reference=settings.reference,
+        damping=settings.damping,
+        budget=budget,
+    )
 
 
 def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]:
@@ -250,20 +251,3 @@ def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
             "Use a smaller --hidden."
         )
     return ""
-
-
-def _check_numbers(settings: Settings) -> None:
-    lowest = {"at_step": 0, "charts": 0, "seed": 0, "repeats": 1, "steps": 1}
-    for name, bound in {**lowest, "batch_size": 1, "rates": 1, "repeat": 0}.items():
-        value = getattr(settings, name)
-        if value < bound:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least {bound}, got {value}.")
-    if settings.examples is not None and settings.examples < 8:
-        raise ValueError(f"--examples must be at least 8, got {settings.examples}.")
-    if any(step < 0 for step in settings.along):
-        raise ValueError(f"--along must be steps >= 0, got {settings.along}.")
-    if not 0 <= settings.damping < float("inf"):
-        raise ValueError(
-            f"--damping must be finite and at least 0, got {settings.damping}."
-        )

@@ -6,38 +6,22 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.cli import user_model as imported
+from natgrad.cli import user_model
 from natgrad.cli.data import Dataset
-from natgrad.compare.names import choose
+from natgrad.curvature import choose
 from natgrad.model import Model
 from natgrad.typing import Array, Key, Params
 
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A kind of model.
-
-    Attributes:
-        hidden: does it have hidden layers?
-        classes: does it fit classes?
-        numbers: does it fit numbers?
-    """
-
-    hidden: bool
-    classes: bool
-    numbers: bool
-
-
-MODELS: dict[str, Architecture] = {
-    "mlp": Architecture(hidden=True, classes=True, numbers=True),
-    "logistic": Architecture(hidden=False, classes=True, numbers=False),
-    "linear": Architecture(hidden=False, classes=False, numbers=True),
+# Which labels each fits.
+MODELS = {
+    "mlp": ("classes", "numbers"),
+    "logistic": ("classes",),
+    "linear": ("numbers",),
 }
 
 
@@ -47,7 +31,7 @@ def build(
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`, or module:function; see `natgrad.compare.imported`.
+        name: in `MODELS`, or module:function; see `natgrad.cli.user_model`.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
         key: of the initial weights.
@@ -56,16 +40,15 @@ def build(
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
     if ":" in name:
-        return imported.build(name, dataset, key)
-    architecture = choose(MODELS, name, "model")
+        return user_model.build(name, dataset, key)
     kind = "classes" if dataset.classes else "numbers"
-    if not getattr(architecture, kind):
-        fitting = [other for other, a in MODELS.items() if getattr(a, kind)]
+    if kind not in choose(MODELS, name, "model"):
+        fitting = [other for other, kinds in MODELS.items() if kind in kinds]
         raise ValueError(
             f"The model {name!r} does not fit {dataset.name}, whose labels are {kind}. "
             f"Use {' or '.join(fitting)}."
         )
-    widths = tuple(hidden) if architecture.hidden else ()
+    widths = tuple(hidden) if name == "mlp" else ()
     if any(width < 1 for width in widths):
         raise ValueError(f"Hidden layers need at least 1 unit each, got {widths}.")
     sizes = (dataset.features, *widths, dataset.outputs)

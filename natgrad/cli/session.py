@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from natgrad.cli import files
 from natgrad.cli.experiment import Experiment, surroundings
@@ -20,10 +20,15 @@ from natgrad.cli.shared import INTERRUPTED
 from natgrad.cli.terminal import Report
 from natgrad.compare import plots
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.standings import Race
-from natgrad.compare.training import race
+from natgrad.compare.runs import Entry, Race
+from natgrad.compare.training import RaceSettings, race
 from natgrad.layers import NotCapturedError
 from natgrad.model.errors import DoesNotFitError
+
+# (parts, what to do); each part is an approximation or a run.
+Stage = tuple[int, Callable[[Advance], None]]
+
+Result = TypeVar("Result")
 
 
 class Session(abc.ABC):
@@ -48,8 +53,8 @@ class Session(abc.ABC):
         self._written: list[str] = []
 
     @abc.abstractmethod
-    def stages(self) -> list[tuple[int, Callable[[Advance], None]]]:
-        """(parts, what to do) in order; each part is an approximation or a run."""
+    def stages(self) -> list[Stage]:
+        """What to do, in order."""
 
     @abc.abstractmethod
     def save(self, *, complete: bool) -> None:
@@ -71,65 +76,70 @@ class Session(abc.ABC):
         self.report.closing(self._written, self.seconds())
         return 0
 
-    def compare(self) -> tuple[int, Callable[[Advance], None]]:
+    def compare(self) -> Stage:
         """The stage that measures approximations."""
-        settings = self.experiment.settings
+        setup = self.experiment.setup
 
         def stage(advance: Advance) -> None:
-            advance("the exact Fisher", 0)
-            yardstick = self.experiment.yardstick()
             rows, skipped = [], []
+            advance("the exact Fisher", 0)
+            reference = self.experiment.reference()
             advance("the exact Fisher", 1)
             try:
-                for name in settings.approximations:
+                for name in setup.names:
                     advance(name, 0)
                     try:
-                        rows.append(yardstick.row(name))
+                        rows.append(reference.row(name))
                     except (DoesNotFitError, NotCapturedError) as error:
-                        if self.experiment.all_named:
+                        if setup.all_named:
                             raise
                         skipped.append((name, str(error)))
                     advance(name, 1)
             finally:
                 if rows:
-                    self.comparison = yardstick.comparison(rows, skipped)
+                    self.comparison = reference.comparison(rows, skipped)
             if not rows:
-                raise ValueError(
-                    "None of the approximations can be measured: "
-                    + "; ".join(reason for _, reason in skipped)
-                )
+                reasons = "; ".join(reason for _, reason in skipped)
+                raise ValueError(f"No approximation can be measured: {reasons}")
 
-        return 1 + len(settings.approximations), stage
+        return 1 + len(setup.names), stage
 
-    def train(self) -> tuple[int, Callable[[Advance], None]]:
+    def train(self) -> Stage:
         """The stage that races optimizers."""
         experiment, settings = self.experiment, self.experiment.settings
-        batch_size = min(settings.batch_size, len(experiment.dataset.train[0]))
+        data = experiment.dataset
+        shared = RaceSettings(
+            steps=settings.steps,
+            batch_size=min(settings.batch_size, len(data.train[0])),
+            rates=settings.rates,
+            damping=settings.damping,
+            seed=settings.seed,
+        )
 
         def stage(advance: Advance) -> None:
             entries = []
+
+            def on_run(entry: Entry) -> None:
+                if len(entry.runs) == settings.rates:
+                    entries.append(entry)
+                advance(f"training {entry.name}", 1)
+
             advance("training", 0)
             try:
                 race(
                     experiment.model,
                     experiment.initial,
-                    experiment.dataset.train,
-                    experiment.dataset.test,
-                    score=experiment.dataset.score,
+                    data.train,
+                    data.test,
+                    score=data.score,
                     names=settings.optimizers,
-                    steps=settings.steps,
-                    batch_size=batch_size,
-                    rates=settings.rates,
-                    damping=settings.damping,
-                    seed=settings.seed,
-                    on_run=lambda name: advance(f"training {name}", 1),
-                    on_entry=entries.append,
+                    settings=shared,
+                    on_run=on_run,
                 )
             finally:
+                steps, batch_size = shared.steps, shared.batch_size
                 if entries:
-                    self.race = Race(
-                        tuple(entries), settings.steps, batch_size, settings.damping
-                    )
+                    self.race = Race(tuple(entries), steps, batch_size, shared.damping)
 
         return len(settings.optimizers) * settings.rates, stage
 
@@ -137,21 +147,42 @@ class Session(abc.ABC):
         """What has just been finished, on the terminal."""
         if self.race is not None:
             self.report.race(self.race, self.experiment)
-        else:
+        elif self.comparison is not None:
             self.report.fidelity(self.comparison, self.experiment)
 
-    def picture(self, name: str, result: Any, draw: Callable[[], Any]) -> None:
+    def fidelity_figure(self, comparison: Comparison) -> Any:
+        """The picture of the approximations."""
+        about = f"after {self.experiment.settings.at_step} steps of Adam"
+        title = f"{self.experiment.subject}, {about}"
+        return plots.fidelity(comparison, title=title)
+
+    def training_figure(self, race: Race) -> Any:
+        """The picture of the race."""
+        title = f"Training: {self.experiment.subject}"
+        score = self.experiment.dataset.score_name
+        return plots.training(race, title=title, score=score)
+
+    def picture(
+        self, name: str, result: Result | None, draw: Callable[[Result], Any]
+    ) -> None:
         """Write a picture once its result is there; an older one of it goes."""
         path = self._output / name
         if result is None:
             path.unlink(missing_ok=True)
         elif str(path) not in self._written:
-            figure = draw()
+            figure = draw(result)
             files.write_atomically(path, lambda file: plots.save(figure, file))
             self._written.append(str(path))
 
-    def file(self, name: str, write: Callable[[Path], None]) -> None:
+    def record(self, name: str, description: dict[str, Any]) -> None:
+        """Write JSON, again at every save."""
+        self._write(name, lambda path: files.write_json(path, description))
+
+    def file(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file, again at every save."""
+        self._write(name, lambda path: files.write_atomically(path, write))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
         path = self._output / name
         write(path)
         if str(path) not in self._written:

@@ -1,11 +1,9 @@
-"""What the commands share: exit codes, errors, and options that mean one thing."""
+"""What the commands share: exit codes, errors and numerics."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 
@@ -19,17 +17,6 @@ class UsageError(Exception):
     """The command line asks for what does not exist or cannot be."""
 
 
-def add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    """--output."""
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help=f"where files go (default: {default})",
-    )
-
-
 @contextlib.contextmanager
 def numerics(*, x64: bool) -> Iterator[None]:
     """Compute in this precision, with LAPACK on one thread.
@@ -39,12 +26,7 @@ def numerics(*, x64: bool) -> Iterator[None]:
     """
     limits = require("threadpoolctl").threadpool_limits
     with (
-        jax.enable_x64(x64 or jax.config.jax_enable_x64),
+        jax.enable_x64(x64 or jax.config.values["jax_enable_x64"]),
         limits(1, user_api="blas"),
     ):
         yield
-
-
-def one_line(error: BaseException) -> str:
-    """A message without line breaks."""
-    return " ".join(str(error).split())

@@ -9,7 +9,8 @@ from natgrad.cli.experiment import Experiment
 from natgrad.compare import columns, tables
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
-from natgrad.compare.standings import Race
+from natgrad.compare.row import Row
+from natgrad.compare.runs import Race
 from natgrad.compare.tables import Table, figure
 
 # Characters a line from which columns stand further apart.
@@ -50,9 +51,7 @@ class Report:
         )
         step, *others = columns.FIGURES
         self._table(step, comparison.rows)
-        used = {mark for row in comparison.rows for mark in columns.marks(row)}
-        notes = [note for note in columns.NOTES if note[0] in used]
-        self._legend([*notes, *tables.legend(step)])
+        self._legend([*notes(comparison.rows), *tables.legend(step)])
         for table in others:
             self._table(table, comparison.rows)
             self._legend(tables.legend(table))
@@ -108,3 +107,13 @@ class Report:
         for title, meaning in entries:
             grid.add_row(text(title), text(meaning))
         self._out.print(grid)
+
+
+def notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """What the marks mean that stand beside names: (mark, meaning).
+
+    Args:
+        rows: of a comparison; marks that none of them has are left out.
+    """
+    used = {mark for row in rows for mark in columns.marks(row)}
+    return [(mark, meaning) for mark, meaning in columns.NOTES if mark in used]

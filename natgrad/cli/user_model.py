@@ -53,7 +53,11 @@ def _found(name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name in module_name
+        missing = (
+            isinstance(error, ModuleNotFoundError)
+            and error.name is not None
+            and error.name in module_name
+        )
         reason = "there is no such module" if missing else _reason(error)
         raise ValueError(f"--model {name}: cannot import it: {reason}.") from error
     function = getattr(module, function_name, None)

@@ -1,38 +1,46 @@
 """How far is an approximation of the Fisher information from the exact one?
 
 `compare` measures any curvature against any other at given parameters; what it asks of
-them is `Curvature.estimate` and the `Metric` of that. The `natgrad compare` command
-adds data, models, a race of optimizers, tables and plots; what those need comes with
-`pip install natgrad[report]` and is imported when used.
+them is `Curvature.estimate` and the `Metric` of that. `along` does so at steps of a
+run, `race` trains with optimizers built from curvatures, `plots` draws the results, and
+their `verdict()` says in words what they mean. What pictures and `rich.print` need
+comes with `pip install natgrad[report]` and is imported when used.
 
-    fidelity -> Comparison      training -> Race      tables, report, plots show them
+    setup -> reference -> fidelity -> trace      training -> repetition      plots
 """
 
-from natgrad.compare.along import Trace, along
-from natgrad.compare.comparison import Comparison, Row
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
+from natgrad.compare.comparison import Comparison
 from natgrad.compare.fidelity import compare
 from natgrad.compare.figures import Figures
 from natgrad.compare.misspecification import Misspecification
 from natgrad.compare.reference import Reference
 from natgrad.compare.repetition import Repeated, repeated
-from natgrad.compare.standings import Entry, Race, Run
-from natgrad.compare.training import race
+from natgrad.compare.row import Row
+from natgrad.compare.runs import Entry, Race, Run
+from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.trace import Trace, along, comparisons_along
+from natgrad.compare.training import RaceSettings, race
+from natgrad.compare.verdict import Verdict
 
 __all__ = [
     "Budget",
     "Comparison",
+    "ComparisonSetup",
     "Entry",
     "Figures",
     "Misspecification",
     "Race",
+    "RaceSettings",
     "Reference",
     "Repeated",
     "Row",
     "Run",
     "Trace",
+    "Verdict",
     "along",
     "compare",
+    "comparisons_along",
     "race",
     "repeated",
 ]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import operator
 from typing import Any
 
 from natgrad.compare.figures import Figures
 from natgrad.compare.tables import Column, Table, duration, estimate, figure, size
+
+NOTES = (
+    ("†", "made of the data's own labels: not the Fisher information, even if close"),
+    ("‡", "made of labels drawn from the model: the figures are those of one draw"),
+)
 
 
 def marks(row: Any) -> str:
@@ -15,126 +20,81 @@ def marks(row: Any) -> str:
     return "†" * row.uses_targets + "‡" * row.uses_key
 
 
-NOTES = (
-    (
-        "†",
-        "made of the data's own labels: not the Fisher information, even where close",
-    ),
-    ("‡", "made of labels drawn from the model: the figures are those of one draw"),
-)
+def _of_row(title: str, name: str, meaning: str = "") -> Column:
+    """A figure of a row, with its standard error where it has one."""
+
+    def text(row: Any) -> str:
+        noise = {**row.whole.standard_errors, "invariance_defect": row.invariance_error}
+        return estimate(getattr(row, name), noise.get(name, 0.0))
+
+    return Column(title, text, meaning)
 
 
-def _of(name: str) -> Callable[[Any], str]:
-    return lambda row: figure(getattr(row, name))
+def _number(title: str, path: str, meaning: str = "", write: Any = figure) -> Column:
+    """The number at a dotted path below the row, – where its owner is None."""
+    first, _, rest = path.rpartition(".")
 
+    def text(row: Any) -> str:
+        owner = operator.attrgetter(first)(row) if first else row
+        return write(None if owner is None else getattr(owner, rest))
 
-def _estimate(name: str) -> Callable[[Any], str]:
-    """A figure, and its standard error where it has one."""
-
-    def text(row):
-        return estimate(getattr(row, name), row.whole.standard_errors.get(name, 0))
-
-    return text
+    return Column(title, text, meaning)
 
 
 _NAME = Column("approximation", lambda row: row.name + marks(row))
 
 _STEP: Table = (
     _NAME,
-    Column(
-        "rel.\nerror",
-        _estimate("relative_error"),
-        "‖A − F‖ / ‖F‖ in the Frobenius norm; 0 is exact",
-    ),
-    Column(
-        "step\ncosine",
-        _of("step_cosine"),
-        "between the steps (A + λI)⁻¹g and (F + λI)⁻¹g; 1 is the same direction",
-    ),
-    Column("step\nlength", _of("step_norm_ratio"), "its length over the exact step's"),
-    Column(
-        "loss ↓\nby F",
-        _of("predicted_loss_decrease"),
-        "fall of the loss that the quadratic model with F predicts for A's step (nats)",
-    ),
-    Column(
-        "loss ↓\nby A",
-        _of("own_predicted_loss_decrease"),
-        "the same with A itself: what an optimizer that has only A believes (nats)",
-    ),
-    Column(
-        "loss ↓\nactual",
-        _of("actual_loss_decrease"),
-        "what the loss really falls by; negative where the full step overshoots (nats)",
-    ),
-    Column("KL\nby F", _of("predicted_kl"), "½⟨d, F d⟩ along A's step d (nats)"),
-    Column("KL\nby A", _of("own_predicted_kl"), "½⟨d, A d⟩ (nats)"),
-    Column("KL\nactual", _of("actual_kl"), "mean KL(p_θ ‖ p_{θ−d}) (nats)"),
-)
-
-_COST: Table = (
-    _NAME,
-    Column(
-        "run",
-        lambda row: duration(row.cost.run_seconds),
-        "estimate A from the batch and solve for one step; median, gradient given",
-    ),
-    Column(
-        "compile",
-        lambda row: duration(row.cost.compile_seconds),
-        "of the same, once",
-    ),
-    Column(
-        "kept",
-        lambda row: size(row.statistics_bytes),
-        "the statistics that an optimizer carries from step to step",
-    ),
-    Column(
-        "temporary",
-        lambda row: size(row.cost.temporary_bytes),
-        "what XLA allocates beside them during the step",
-    ),
-    Column(
-        "residual",
-        lambda row: figure(row.residual) + "!" * row.fallback,
-        "|(A + λI)d − g| / |g|; ! where the solver fell back on its second choice",
-    ),
+    _of_row("rel.\nerror", "relative_error", "‖A − F‖ / ‖F‖, Frobenius; 0 is exact"),
+    _of_row("step\ncosine", "step_cosine", "between (A + λI)⁻¹g and (F + λI)⁻¹g"),
+    _of_row("step\nlength", "step_norm_ratio", "its length over the exact step's"),
+    _of_row("loss ↓\nby F", "predicted_loss_decrease", "as F predicts (nats)"),
+    _of_row("loss ↓\nby A", "own_predicted_loss_decrease", "as A believes (nats)"),
+    _of_row("loss ↓\nactual", "actual_loss_decrease", "below 0 it overshoots (nats)"),
+    _of_row("KL\nby F", "predicted_kl", "½⟨d, F d⟩ along A's step d (nats)"),
+    _of_row("KL\nby A", "own_predicted_kl", "½⟨d, A d⟩ (nats)"),
+    _of_row("KL\nactual", "actual_kl", "mean KL(p_θ ‖ p_{θ−d}) (nats)"),
 )
 
 _SHAPE: Table = (
     _NAME,
-    Column(
-        "rel.\nspectral",
-        _estimate("spectral_error"),
-        "‖A − F‖ / ‖F‖ in the spectral norm",
-    ),
-    Column("trace\nratio", _estimate("trace_ratio"), "tr A / tr F"),
-    Column(
+    _of_row("rel.\nspectral", "spectral_error", "‖A − F‖ / ‖F‖ in the spectral norm"),
+    _of_row("trace\nratio", "trace_ratio", "tr A / tr F"),
+    _of_row(
         "KL of\nlaws",
-        _estimate("divergence"),
-        "KL(N(0, (F + λI)⁻¹) ‖ N(0, (A + λI)⁻¹)), of the posteriors they mean (nats)",
+        "divergence",
+        "of the posteriors that F and A mean, N(0, (· + λI)⁻¹) (nats)",
     ),
-    Column(
+    _of_row(
         "ratio\nlow",
-        _estimate("lowest_ratio"),
-        "smallest eigenvalue of (F + λI)⁻¹(A + λI): directions A thinks too little of",
+        "lowest_ratio",
+        "smallest eigenvalue of (F + λI)⁻¹(A + λI): what A thinks too little of",
     ),
-    Column("ratio\nmedian", _estimate("median_ratio"), "the middle one"),
-    Column("ratio\nhigh", _estimate("highest_ratio"), "the largest"),
-    Column(
-        "eff.\ndim.",
-        _estimate("effective_dimension"),
-        "Σ a/(a + λ) over A's eigenvalues: directions that outweigh the damping",
-    ),
-    Column(
+    _of_row("ratio\nmedian", "median_ratio", "the middle one"),
+    _of_row("ratio\nhigh", "highest_ratio", "the largest"),
+    _of_row("eff.\ndim.", "effective_dimension", "Σ a/(a + λ) over A's eigenvalues"),
+    _of_row(
         "invar.\ndefect",
-        lambda row: estimate(row.invariance_defect, row.invariance_error),
-        "change of A, in its own units, when the inputs of every layer are recombined",
+        "invariance_defect",
+        "relative change of A when the inputs of every layer are recombined",
     ),
-    Column(
+    _of_row(
         "of the\nstep",
-        _estimate("step_invariance_defect"),
+        "step_invariance_defect",
         "change of the damped step; damping by λI alone makes it more than 0",
+    ),
+)
+
+_COST: Table = (
+    _NAME,
+    _number("run", "cost.run_seconds", "estimate A, solve for one step", duration),
+    _number("compile", "cost.compile_seconds", "of the same, once", duration),
+    _number("kept", "statistics_bytes", "what is carried from step to step", size),
+    _number("temporary", "cost.temporary_bytes", "beside them during the step", size),
+    Column(
+        "residual",
+        lambda row: figure(row.residual) + "!" * row.fallback,
+        "|(A + λI)d − g| / |g|; ! where the solver fell back on its second choice",
     ),
 )
 
@@ -154,49 +114,36 @@ class BlockRow:
     figures: Figures
 
 
-def _of_block(name: str) -> Callable[[BlockRow], str]:
-    return lambda row: figure(getattr(row.figures, name))
-
-
 BLOCKS: Table = (
     Column("block", lambda row: row.figures.name),
     Column("approximation", lambda row: row.name),
-    Column("rel.\nerror", _of_block("relative_error"), "on the block's own square"),
-    Column("rel.\nspectral", _of_block("spectral_error")),
-    Column("KL of\nlaws", _of_block("divergence")),
-    Column("step\ncosine", _of_block("step_cosine"), "of the block's part of the step"),
-    Column("step\nlength", _of_block("step_norm_ratio")),
-    Column("ratio\nlow", _of_block("lowest_ratio")),
-    Column("ratio\nhigh", _of_block("highest_ratio")),
-    Column("eff.\ndim.", _of_block("effective_dimension")),
+    _number("rel.\nerror", "figures.relative_error", "on the block's own square"),
+    _number("rel.\nspectral", "figures.spectral_error"),
+    _number("KL of\nlaws", "figures.divergence"),
+    _number("step\ncosine", "figures.step_cosine", "of the block's part of the step"),
+    _number("step\nlength", "figures.step_norm_ratio"),
+    _number("ratio\nlow", "figures.lowest_ratio"),
+    _number("ratio\nhigh", "figures.highest_ratio"),
+    _number("eff.\ndim.", "figures.effective_dimension"),
 )
 
-_BEST = lambda name: lambda entry: figure(entry.best and getattr(entry.best, name))
+
+def _rate(entry: Any) -> str:
+    best = entry.best
+    return f"{best.learning_rate:g}{'*' * entry.on_edge}" if best else "none"
+
 
 RACE: Table = (
     Column("optimizer", lambda entry: entry.name),
-    Column(
-        "best\nrate",
-        lambda entry: (
-            f"{entry.best.learning_rate:g}{'*' if entry.on_edge else ''}"
-            if entry.best
-            else "none"
-        ),
-        "learning rate with the lowest final train loss; * on the edge of its grid",
-    ),
-    Column("train\nloss", _BEST("final_train_loss"), "over all training data (nats)"),
-    Column("test\nloss", _BEST("final_test_loss"), "on held-out data (nats)"),
-    Column("test\nscore", _BEST("final_score"), "accuracy of classes, R² of numbers"),
-    Column(
-        "time\na step",
-        lambda entry: duration(entry.seconds_a_step),
-        "median over the runs, compiling and evaluating left out",
-    ),
-    Column("compile", lambda entry: duration(entry.compile_seconds), "once"),
+    Column("best\nrate", _rate, "of the lowest train loss; * on the edge of its grid"),
+    _number("train\nloss", "best.final_train_loss", "over all training data (nats)"),
+    _number("test\nloss", "best.final_test_loss", "on held-out data (nats)"),
+    _number("test\nscore", "best.final_score", "accuracy of classes, R² of numbers"),
+    _number("time\na step", "seconds_a_step", "median, without compiling", duration),
+    _number("compile", "compile_seconds", "once", duration),
     Column(
         "failed",
         lambda entry: f"{len(entry.failed)} of {len(entry.runs)}",
-        "learning rates whose run was not finite or ended above its first loss; "
-        "shown, and never the best",
+        "learning rates whose run was not finite or ended above its first loss",
     ),
 )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
-from natgrad.compare.names import choose
-from natgrad.curvature import CURVATURES
+from natgrad.curvature import CURVATURES, choose
 from natgrad.model import Model
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
@@ -59,17 +59,23 @@ def contender(name: str, model: Model, damping: float) -> Contender:
     Raises:
         ValueError: for an unknown name.
     """
-    entry = choose({**CURVATURES, **BASELINES}, name, "optimizer")
+    choose({**CURVATURES, **BASELINES}, name, "optimizer")
     if name in BASELINES:
         optimizer, middle = BASELINES[name]
-        make = lambda rate: optax.with_extra_args_support(optimizer(rate))
+
+        def make(rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
+            return optax.with_extra_args_support(optimizer(rate))
+
         return Contender(name, make, middle)
-    curvature = entry(model)
-    make = lambda rate: optax.chain(
-        scale_by_curvature(curvature, damping=damping),
-        optax.scale_by_learning_rate(rate),
-    )
-    return Contender(name, make, _CURVATURE_MIDDLE)
+    curvature = CURVATURES[name](model)
+
+    def make_natural(rate: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            scale_by_curvature(curvature, damping=damping),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    return Contender(name, make_natural, _CURVATURE_MIDDLE)
 
 
 def _half_decade(index: int) -> float:

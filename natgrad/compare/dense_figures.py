@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
-from natgrad.compare import figures
-from natgrad.compare.figures import Figures, Spectrum, ratio
+from natgrad.compare.figures import (
+    Figures,
+    Spectrum,
+    divergence,
+    effective_dimension,
+    ratio,
+    step_figures,
+)
 from natgrad.compare.partition import Part
+from natgrad.metrics.base import Metric
+from natgrad.typing import Array
 
 # Eigenvalues of a spectrum that are kept.
 _KEPT = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FormedPart:
+class DecomposedPart:
     """F on one part, decomposed.
 
     Attributes:
@@ -34,7 +43,7 @@ class FormedPart:
     damping: float
 
     @classmethod
-    def of(cls, part: Part, matrix: np.ndarray, damping: float) -> FormedPart:
+    def of(cls, part: Part, matrix: np.ndarray, damping: float) -> DecomposedPart:
         """The part of F, [P, P]."""
         own = matrix[np.ix_(part.positions, part.positions)]
         values, vectors = np.linalg.eigh(_symmetric(own))
@@ -50,29 +59,24 @@ class FormedPart:
             step: d_A, [P].
             exact_step: d_F, [P].
         """
-        place = self.part.positions
+        place, exact, norm = self.part.positions, self.matrix, np.linalg.norm
         own = matrix[np.ix_(place, place)]
-        difference = own - self.matrix
-        values = np.linalg.eigvalsh(_symmetric(own))
-        ratios = self._ratios(own)
-        dimension = lambda values: figures.effective_dimension(values, self.damping)
-        found = Figures(
+        values, ratios = np.linalg.eigvalsh(_symmetric(own)), self._ratios(own)
+        figures = Figures(
             name=self.part.name,
             parameters=self.part.size,
-            relative_error=ratio(
-                np.linalg.norm(difference), np.linalg.norm(self.matrix)
-            ),
-            spectral_error=ratio(_spectral_norm(difference), self.values[-1]),
-            trace_ratio=ratio(np.trace(own), np.trace(self.matrix)),
-            divergence=figures.divergence(ratios),
+            relative_error=ratio(norm(own - exact), norm(exact)),
+            spectral_error=ratio(_spectral_norm(own - exact), self.values[-1]),
+            trace_ratio=ratio(np.trace(own), np.trace(exact)),
+            divergence=divergence(ratios),
             lowest_ratio=float(ratios.min()),
             median_ratio=float(np.median(ratios)),
             highest_ratio=float(ratios.max()),
-            effective_dimension=dimension(values),
-            exact_effective_dimension=dimension(self.values),
-            **figures.step_figures(step[place], exact_step[place]),
+            effective_dimension=effective_dimension(values, self.damping),
+            exact_effective_dimension=effective_dimension(self.values, self.damping),
+            **step_figures(step[place], exact_step[place]),
         )
-        return found, values
+        return figures, values
 
     def _ratios(self, matrix: np.ndarray) -> np.ndarray:
         """Eigenvalues of (F + λI)⁻¹(A + λI); NaN where F + λI is singular."""
@@ -86,21 +90,37 @@ class FormedPart:
 
 
 class DenseFigures:
-    """F as a matrix, with which approximations are measured."""
+    """F as a matrix, with which approximations are measured.
 
-    def __init__(self, matrix: np.ndarray, whole: Part, blocks: Sequence, damping):
-        self._whole = FormedPart.of(whole, matrix, damping)
-        self._blocks = [FormedPart.of(part, matrix, damping) for part in blocks]
+    Attributes:
+        norm: ‖F‖_F.
+        spectrum: eigenvalues of F.
+    """
+
+    def __init__(self, metric: Metric, parts: Sequence[Part], damping: float):
+        """Form F and decompose it on all parameters and on the blocks after them."""
+        matrix = _dense(metric)
+        self._parts = [DecomposedPart.of(part, matrix, damping) for part in parts]
         self.norm = float(np.linalg.norm(matrix))
-        self.spectrum = _thinned(self._whole.values)
+        self.spectrum = _thinned(self._parts[0].values)
 
     def measure(
-        self, matrix: np.ndarray, step: np.ndarray, exact_step: np.ndarray
+        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """The figures of A = `matrix` in all and by block, and its spectrum."""
-        whole, values = self._whole.figures(matrix, step, exact_step)
-        blocks = [part.figures(matrix, step, exact_step)[0] for part in self._blocks]
-        return whole, tuple(blocks), _thinned(values)
+        """See `FigureComputer`."""
+        matrix = _dense(metric)
+        measured = [part.figures(matrix, step, exact_step) for part in self._parts]
+        (whole, values), *blocks = measured
+        return whole, tuple(figures for figures, _ in blocks), _thinned(values)
+
+
+@jax.jit
+def _matrix(metric: Metric) -> Array:
+    return metric.dense()
+
+
+def _dense(metric: Metric) -> np.ndarray:
+    return np.asarray(_matrix(metric), np.float64)
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:
@@ -110,14 +130,12 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
 def _spectral_norm(matrix: np.ndarray) -> float:
     symmetric = _symmetric(matrix)
     if np.linalg.norm(matrix - symmetric) <= 1e-6 * np.linalg.norm(matrix):
-        values = np.linalg.eigvalsh(symmetric)
-        return float(np.abs(values).max())
+        return float(np.abs(np.linalg.eigvalsh(symmetric)).max())
     return float(np.linalg.norm(matrix, 2))
 
 
 def _thinned(values: np.ndarray) -> Spectrum:
     """Ascending eigenvalues as a spectrum of some ranks, evenly spread in log."""
     ranks = np.unique(np.geomspace(1, len(values), _KEPT).round().astype(int))
-    return Spectrum(
-        tuple(ranks.astype(float).tolist()), tuple(values[::-1][ranks - 1].tolist())
-    )
+    largest = values[::-1][ranks - 1]
+    return Spectrum(tuple(ranks.astype(float).tolist()), tuple(largest.tolist()))

@@ -10,10 +10,10 @@ import numpy as np
 from natgrad.compare.figures import Spectrum, ratio
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
+def mean(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The mean and its standard error."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    array = np.asarray(values, float)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
 
 
 def ratio_of_means(
@@ -34,27 +34,11 @@ def root_of_ratio(
     return root, (noise / (2 * root) if root else 0.0)
 
 
-def divergence(signs: np.ndarray, own, exact, damping: float) -> float:
-    """½ [⟨v, (A + λI)(F + λI)⁻¹ v⟩ − p − vᵀ log(A + λI) v + vᵀ log(F + λI) v].
-
-    Args:
-        signs: v, [p].
-        own: what v showed of A.
-        exact: of F, with (F + λI)⁻¹ v.
-        damping: λ.
-    """
-    if damping == 0:
-        return math.nan
-    trace = float((own.image + damping * signs) @ exact.solved)
-    log = lambda nodes: np.log1p(np.maximum(nodes, 0) / damping)
-    return (trace - len(signs) - own.mean(log) + exact.seen.mean(log)) / 2
-
-
 def outweighing(eigenvalues: np.ndarray, damping: float) -> np.ndarray:
     """a/(a + λ), 0 for a <= 0."""
     positive = np.maximum(eigenvalues, 0)
-    whole = positive + damping
-    return np.divide(positive, whole, out=np.zeros_like(whole), where=whole > 0)
+    damped = positive + damping
+    return np.divide(positive, damped, out=np.zeros_like(damped), where=damped > 0)
 
 
 def extreme_ratios(damped: np.ndarray, change: np.ndarray) -> tuple[float, float]:
@@ -74,8 +58,7 @@ def extreme_ratios(damped: np.ndarray, change: np.ndarray) -> tuple[float, float
 
 def spectrum(quadratures: Sequence[tuple[np.ndarray, np.ndarray]]) -> Spectrum:
     """The eigenvalues that quadratures stand for: ranks from their summed weights."""
-    nodes = np.concatenate([nodes for nodes, _ in quadratures])
-    weights = np.concatenate([weights for _, weights in quadratures]) / len(quadratures)
+    nodes, weights = (np.concatenate(x) for x in zip(*quadratures, strict=True))
     order = np.argsort(-nodes)
-    ranks = np.cumsum(weights[order])
+    ranks = np.cumsum(weights[order]) / len(quadratures)
     return Spectrum(tuple(ranks.tolist()), tuple(nodes[order].tolist()))

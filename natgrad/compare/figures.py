@@ -16,8 +16,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
+
+from natgrad.metrics.base import Metric
+from natgrad.tree import Layout
+from natgrad.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +79,40 @@ class Spectrum:
     values: tuple[float, ...]
 
 
-def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+class FigureComputer(Protocol):
+    """F, ready for measuring approximations of it.
+
+    Attributes:
+        norm: ‖F‖_F.
+        spectrum: eigenvalues of F.
+    """
+
+    norm: float
+    spectrum: Spectrum
+
+    def measure(
+        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
+    ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
+        """The figures of A = `metric` in all and by block, and its spectrum.
+
+        Args:
+            metric: A.
+            step: d_A, [P].
+            exact_step: d_F, [P].
+        """
+        ...
+
+
+def vector(tree: Params) -> np.ndarray:
+    """A tree of parameters as one vector in float64, [P]."""
+    return np.asarray(Layout.of(tree).ravel(tree), np.float64)
+
+
+def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     """Cosine and ratio of lengths of two steps."""
     own, other = np.linalg.norm(step), np.linalg.norm(exact)
-    return {
-        "step_cosine": ratio(step @ exact, own * other),
-        "step_norm_ratio": ratio(own, other),
-    }
+    cosine = ratio(step @ exact, own * other)
+    return {"step_cosine": cosine, "step_norm_ratio": ratio(own, other)}
 
 
 def divergence(ratios: np.ndarray) -> float:
@@ -101,6 +133,6 @@ def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
     return float(np.sum(positive / (positive + damping)))
 
 
-def ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
     """numerator / denominator, NaN where the denominator is 0."""
-    return float(numerator) / float(denominator) if denominator else math.nan
+    return float(numerator) / float(denominator) if float(denominator) else math.nan

@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import layers
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.estimates import root_of_ratio
-from natgrad.compare.figures import ratio
+from natgrad.compare.figures import ratio, vector
 from natgrad.compare.partition import captured
 from natgrad.layers import Recombined
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
-from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 
 
@@ -35,13 +34,12 @@ def recombination(
     model: Model, params: Params, inputs: Inputs, key: Key
 ) -> Recombined | None:
     """Random other coordinates; None where no layer can be recombined."""
-    found = captured(model, params, inputs)
-    blocks = () if found is None else layers.recombinable(found)
-    if not blocks:
+    read = captured(model, params, inputs)
+    if read is None or not (blocks := layers.recombinable(read)):
         return None
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     matrices = {block.name: _regular(block.inputs, draw) for block in blocks}
-    return Recombined(model.apply, matrices, found.blocks, model.in_axes)
+    return Recombined(model.apply, matrices, read.blocks, model.in_axes)
 
 
 def _regular(size: int, draw: np.random.Generator) -> Array:
@@ -52,7 +50,7 @@ def _regular(size: int, draw: np.random.Generator) -> Array:
 
 
 def defect(
-    metric: Metric, there: Metric, chart: Recombined, key: Key, effort: Budget
+    metric: Metric, there: Metric, chart: Recombined, key: Key, budget: Budget
 ) -> tuple[float, float]:
     """‖A_φ − TᵀAT‖ / ‖TᵀAT‖ and its standard error, 0 where matrices are formed.
 
@@ -61,23 +59,20 @@ def defect(
         there: A_φ at φ.
         chart: θ = T φ.
         key: of the probes.
-        effort: how large a model is measured exactly, and how many probes otherwise.
+        budget: how large a model is measured exactly, and how many probes otherwise.
     """
-    if metric.layout.size <= effort.matrices:
+    if metric.layout.size <= budget.matrices:
         difference, size = _formed(metric, there, chart)
         return ratio(float(difference), float(size)), 0.0
-    found = [
-        _probed(metric, there, chart, k) for k in jax.random.split(key, effort.probes)
-    ]
-    return root_of_ratio(*zip(*[map(float, pair) for pair in found], strict=True))
+    keys = jax.random.split(key, budget.probes)
+    squares = [_probed(metric, there, chart, key) for key in keys]
+    return root_of_ratio(*np.asarray(squares, float).T)
 
 
 def step_defect(step: Params, there: Params, chart: Recombined) -> float:
     """|T d_φ − d_θ| / |d_θ|."""
-    layout = Layout.of(step)
-    own = np.asarray(layout.ravel(step), float)
-    moved = np.asarray(layout.ravel(_to_original(chart, there)), float)
-    return ratio(np.linalg.norm(moved - own), np.linalg.norm(own))
+    own, back = vector(step), vector(_to_original(chart, there))
+    return ratio(np.linalg.norm(back - own), np.linalg.norm(own))
 
 
 @functools.partial(jax.jit, static_argnames="chart")

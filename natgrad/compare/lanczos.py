@@ -29,14 +29,14 @@ class Krylov(NamedTuple):
         diagonal: of T, [k].
         below: beside it, [k]; the last lies outside T.
         basis: Q's columns as rows, [k, P]; zero from where the space was exhausted.
-        kept: what the operator gave beside its products, stacked.
+        extra: what the operator gave beside its products, stacked.
         length: |v|.
     """
 
     diagonal: Array
     below: Array
     basis: Array
-    kept: Any
+    extra: Any
     length: Array
 
     def matrix(self) -> np.ndarray:
@@ -70,7 +70,7 @@ def lanczos(
     """`iterations` steps from v.
 
     Args:
-        operator: x -> (F x, anything to be kept), F symmetric.
+        operator: x -> (F x, anything to be stacked), F symmetric.
         v: [P], not 0.
         iterations: k >= 2.
     """
@@ -81,7 +81,7 @@ def lanczos(
     def advance(carry, index):
         basis, scale = carry
         q = basis[index]
-        image, kept = operator(q)
+        image, extra = operator(q)
         diagonal = _dot(q, image)
         rest = image
         for _ in range(2):
@@ -92,13 +92,13 @@ def lanczos(
         alive = below > noise * scale
         below = jnp.where(alive, below, 0)
         following = jnp.where(alive, rest / jnp.where(alive, below, 1), 0)
-        return (basis.at[index + 1].set(following), scale), (diagonal, below, kept)
+        return (basis.at[index + 1].set(following), scale), (diagonal, below, extra)
 
     start = (basis, jnp.zeros((), v.dtype))
-    (basis, _), (diagonal, below, kept) = jax.lax.scan(
+    (basis, _), (diagonal, below, extra) = jax.lax.scan(
         advance, start, jnp.arange(iterations)
     )
-    return Krylov(diagonal, below, basis[:-1], kept, length)
+    return Krylov(diagonal, below, basis[:-1], extra, length)
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -15,166 +15,164 @@ inside.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare import estimates, figures
-from natgrad.compare.effort import Budget
-from natgrad.compare.figures import Figures, Spectrum, ratio
+from natgrad.compare import estimates
+from natgrad.compare.budget import Budget
+from natgrad.compare.figures import Figures, Spectrum, ratio, step_figures
 from natgrad.compare.lanczos import Krylov, lanczos
 from natgrad.compare.partition import Part
 from natgrad.metrics.base import Metric
 from natgrad.typing import Array, Key
 
 
-class Seen(NamedTuple):
-    """What one random vector v showed of an operator on one part.
+class Probe(NamedTuple):
+    """One random vector v, and what it shows of an operator F on one part.
 
     Attributes:
+        signs: v on the part, [p].
         image: F v, [p].
+        solved: (F + λI)⁻¹ v, [p].
         nodes: of the quadrature vᵀ f(F) v ≈ Σ w f(θ).
         weights: of the quadrature.
     """
 
+    signs: np.ndarray
     image: np.ndarray
+    solved: np.ndarray
     nodes: np.ndarray
     weights: np.ndarray
 
-    def mean(self, function) -> float:
+    def integral(self, function: Callable[[np.ndarray], np.ndarray]) -> float:
         """vᵀ f(F) v."""
         return float(self.weights @ function(self.nodes))
 
 
-class Probed(NamedTuple):
-    """One random vector v, and what it showed of the reference.
+class MatrixFreeFigures:
+    """F as an operator, with which approximations are measured.
 
     Attributes:
-        signs: v on the part, [p].
-        seen: of F.
-        solved: (F + λI)⁻¹ v, [p].
+        norm: ‖F‖_F, estimated.
+        spectrum: eigenvalues of F, estimated.
     """
-
-    signs: np.ndarray
-    seen: Seen
-    solved: np.ndarray
-
-
-class ProductRuler:
-    """F as an operator, with which approximations are measured."""
 
     def __init__(
         self,
         metric: Metric,
-        whole: Part,
-        blocks: Sequence[Part],
+        parts: Sequence[Part],
         damping: float,
         key: Key,
-        effort: Budget,
+        budget: Budget,
     ):
-        self._metric, self._damping, self._effort = metric, damping, effort
-        self._parts = (whole, *blocks)
-        # Blocks have half the probes: there are many of them.
-        counts = [effort.probes] + [max(2, effort.probes // 2)] * len(blocks)
+        """Probe F.
+
+        Args:
+            metric: F.
+            parts: all parameters, then the blocks, which get half the probes: there are
+                many of them.
+            damping: λ.
+            key: of the probes.
+            budget: how many there are, and the iterations of Lanczos's method.
+        """
+        self._metric, self._damping = metric, damping
+        self._iterations = budget.iterations
         draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-        self._probes = [
-            [self._probe(part, draw) for _ in range(count)]
-            for part, count in zip(self._parts, counts, strict=True)
-        ]
-        images = [float(p.seen.image @ p.seen.image) for p in self._probes[0]]
-        self.norm = float(np.sqrt(np.mean(images)))
-        self.spectrum = estimates.spectrum([p.seen[1:] for p in self._probes[0]])
+        half = max(2, budget.probes // 2)
+        self._probes = []
+        for index, part in enumerate(parts):
+            signs = [
+                draw.choice([-1.0, 1.0], part.size).astype(self._dtype)
+                for _ in range(half if index else budget.probes)
+            ]
+            self._probes.append((part, [self._probe(metric, part, v) for v in signs]))
+        probes = self._probes[0][1]
+        self.norm = math.sqrt(np.mean([float(p.image @ p.image) for p in probes]))
+        self.spectrum = estimates.spectrum([p[3:] for p in probes])
 
     def measure(
         self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """The figures of A = `metric` in all and by block, and its spectrum."""
-        found = []
-        for part, probes in zip(self._parts, self._probes, strict=True):
-            own = [self._see(metric, part, probe.signs)[0] for probe in probes]
-            if part is self._parts[0]:
-                spectrum = estimates.spectrum([seen[1:] for seen in own])
-            place = part.positions
-            found.append(
-                Figures(
-                    name=part.name,
-                    parameters=part.size,
-                    **self._estimates(own, probes),
-                    **self._extremes(metric, part, probes),
-                    **figures.step_figures(step[place], exact_step[place]),
-                )
+        """See `FigureComputer`."""
+        measured, spectra = [], []
+        for part, exact in self._probes:
+            own = [self._probe(metric, part, probe.signs) for probe in exact]
+            spectra.append(estimates.spectrum([probe[3:] for probe in own]))
+            values = self._estimates(own, exact)
+            figures = Figures(
+                name=part.name,
+                parameters=part.size,
+                standard_errors={name: noise for name, (_, noise) in values.items()},
+                **{name: value for name, (value, _) in values.items()},
+                **self._extremes(metric, part, exact),
+                **step_figures(step[part.positions], exact_step[part.positions]),
             )
-        return found[0], tuple(found[1:]), spectrum
+            measured.append(figures)
+        return measured[0], tuple(measured[1:]), spectra[0]
 
-    def _estimates(self, own: Sequence[Seen], probes: Sequence[Probed]) -> dict:
-        """The means over probes, and their standard errors."""
-        pairs = list(zip(own, probes, strict=True))
-        damping = self._damping
-        square = lambda x: float(x @ x)
-        dimension = lambda a: estimates.outweighing(a, damping)
-        found = {
-            "relative_error": estimates.root_of_ratio(
-                [square(a.image - f.seen.image) for a, f in pairs],
-                [square(f.seen.image) for _, f in pairs],
-            ),
-            "trace_ratio": estimates.ratio_of_means(
-                [float(f.signs @ a.image) for a, f in pairs],
-                [float(f.signs @ f.seen.image) for _, f in pairs],
-            ),
-            "divergence": estimates.mean(
-                [estimates.divergence(f.signs, a, f, damping) for a, f in pairs]
-            ),
-            "effective_dimension": estimates.mean([a.mean(dimension) for a in own]),
-            "exact_effective_dimension": estimates.mean(
-                [f.seen.mean(dimension) for f in probes]
-            ),
-        }
+    def _estimates(
+        self, own: Sequence[Probe], exact: Sequence[Probe]
+    ) -> dict[str, tuple[float, float]]:
+        """Figure -> its mean over probes of A and F, and its standard error."""
+        pairs = list(zip(own, exact, strict=True))
+        dimension = functools.partial(estimates.outweighing, damping=self._damping)
+        traces = [(a.signs @ a.image, f.signs @ f.image) for a, f in pairs]
+        errors = [(a.image - f.image, f.image) for a, f in pairs]
+        squares = [(d @ d, image @ image) for d, image in errors]
         return {
-            **{name: value for name, (value, _) in found.items()},
-            "standard_errors": {name: noise for name, (_, noise) in found.items()},
+            "relative_error": estimates.root_of_ratio(*zip(*squares, strict=True)),
+            "trace_ratio": estimates.ratio_of_means(*zip(*traces, strict=True)),
+            "divergence": estimates.mean([self._divergence(a, f) for a, f in pairs]),
+            "effective_dimension": estimates.mean([a.integral(dimension) for a in own]),
+            "exact_effective_dimension": estimates.mean(
+                [f.integral(dimension) for f in exact]
+            ),
         }
+
+    def _divergence(self, own: Probe, exact: Probe) -> float:
+        """½ [⟨v, (A + λI)(F + λI)⁻¹ v⟩ − p − vᵀ log(A + λI) v + vᵀ log(F + λI) v]."""
+        damping = self._damping
+        if damping == 0:
+            return math.nan
+        log = lambda nodes: np.log1p(np.maximum(nodes, 0) / damping)
+        trace = float((own.image + damping * own.signs) @ exact.solved)
+        logarithms = exact.integral(log) - own.integral(log)
+        return (trace - len(own.signs) + logarithms) / 2
 
     def _extremes(
-        self, metric: Metric, part: Part, probes: Sequence[Probed]
+        self, metric: Metric, part: Part, probes: Sequence[Probe]
     ) -> dict[str, float]:
         """The extreme eigenvalues of D, and the extreme ratios, in a Krylov space."""
-        mask, start = self._placed(part, probes[0].signs)
-        found, gram = _difference(
-            metric, self._metric, mask, start, self._effort.iterations
-        )
-        largest = max(float(np.abs(p.seen.nodes).max()) for p in probes)
+        place = self._placed(part, probes[0].signs)
+        krylov, gram = _difference(metric, self._metric, *place, self._iterations)
+        largest = max(float(np.abs(probe.nodes).max()) for probe in probes)
         gram = np.asarray(gram, float)
         damped = (gram + gram.T) / 2 + self._damping * np.eye(len(gram))
-        lowest, highest = estimates.extreme_ratios(damped, found.matrix())
+        lowest, highest = estimates.extreme_ratios(damped, krylov.matrix())
         return {
-            "spectral_error": ratio(np.abs(found.quadrature()[0]).max(), largest),
+            "spectral_error": ratio(np.abs(krylov.quadrature()[0]).max(), largest),
             "lowest_ratio": lowest,
             "median_ratio": np.nan,
             "highest_ratio": highest,
         }
 
-    def _probe(self, part: Part, draw: np.random.Generator) -> Probed:
-        signs = draw.choice([-1.0, 1.0], part.size).astype(self._dtype)
-        seen, krylov = self._see(self._metric, part, signs)
-        solved = np.asarray(krylov.solved(self._damping))[part.positions]
-        return Probed(signs, seen, solved)
-
-    def _see(
-        self, metric: Metric, part: Part, signs: np.ndarray
-    ) -> tuple[Seen, Krylov]:
-        mask, start = self._placed(part, signs)
-        found = _krylov(metric, mask, start, self._effort.iterations)
-        image = np.asarray(found.image())[part.positions]
-        return Seen(image, *found.quadrature()), found
+    def _probe(self, metric: Metric, part: Part, signs: np.ndarray) -> Probe:
+        place = self._placed(part, signs)
+        krylov = _krylov(metric, *place, self._iterations)
+        vectors = krylov.image(), krylov.solved(self._damping)
+        image, solved = (np.asarray(vector)[part.positions] for vector in vectors)
+        return Probe(signs, image, solved, *krylov.quadrature())
 
     def _placed(self, part: Part, signs: np.ndarray) -> tuple[Array, Array]:
         """The part as a mask [P], and a vector of the part as one of all parameters."""
-        mask, full = np.zeros((2, self._metric.layout.size), self._dtype)
-        mask[part.positions], full[part.positions] = 1, signs
-        return jnp.asarray(mask), jnp.asarray(full)
+        mask, vector = np.zeros((2, self._metric.layout.size), self._dtype)
+        mask[part.positions], vector[part.positions] = 1, signs
+        return jnp.asarray(mask), jnp.asarray(vector)
 
     @property
     def _dtype(self) -> np.dtype:
@@ -196,9 +194,9 @@ def _difference(
         image = _product(exact, mask, x)
         return _product(metric, mask, x) - image, image
 
-    found = lanczos(operator, start, iterations)
-    gram = jnp.matmul(found.basis, found.kept.T, precision=jax.lax.Precision.HIGHEST)
-    return found._replace(kept=()), gram
+    krylov = lanczos(operator, start, iterations)
+    gram = jnp.matmul(krylov.basis, krylov.extra.T, precision=jax.lax.Precision.HIGHEST)
+    return krylov._replace(extra=()), gram
 
 
 def _product(metric: Metric, mask: Array, x: Array) -> Array:

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.figures import ratio
 from natgrad.curvature.labels import Empirical, Exact
 from natgrad.curvature.visits import visits
@@ -69,17 +69,17 @@ class Misspecification:
         if math.isnan(self.z):
             return "the empirical Fisher does not depend on the labels here"
         times = f"the empirical Fisher is {self.trace_ratio:.3g} times the true one"
-        found = f"({times} in trace, z = {self.z:.1f}, p = {self.p_value:.2g})"
+        numbers = f"({times} in trace, z = {self.z:.1f}, p = {self.p_value:.2g})"
         if self.p_value > LEVEL:
-            return f"they could have come from the model at these parameters {found}"
+            return f"they could have come from the model at these parameters {numbers}"
         if self.z > 0:
             return (
                 f"the model is misspecified or not yet fitted: its errors are larger "
-                f"than it expects {found}"
+                f"than it expects {numbers}"
             )
         return (
             "they are predicted better than the model expects, or are soft labels, "
-            f"which vary less than draws {found}"
+            f"which vary less than draws {numbers}"
         )
 
 
@@ -89,7 +89,7 @@ def information_matrix_test(
     inputs: Inputs,
     targets: Array,
     key: Key,
-    effort: Budget,
+    budget: Budget,
 ) -> Misspecification:
     """The test at θ.
 
@@ -99,26 +99,25 @@ def information_matrix_test(
         inputs: the batch.
         targets: its labels.
         key: of the draws and directions.
-        effort: how many draws, and how large a model is measured exactly.
+        budget: how many draws, and how large a model is measured exactly.
     """
-    size = Layout.of(params).size
-    draws, along = jax.random.split(key)
-    directions = 0 if size <= effort.matrices else effort.probes
-    found = _statistics(
-        model, params, inputs, targets, (draws, along), effort.draws, directions
+    layout = Layout.of(params)
+    directions = 0 if layout.size <= budget.matrices else budget.probes
+    keys = jax.random.split(key)
+    statistics = _statistics(
+        model, params, inputs, targets, keys, budget.draws, directions
     )
-    observed, expected, drawn = (np.asarray(x, float) for x in found)
-    count = len(drawn)
+    observed, expected, drawn = (np.asarray(x, float) for x in statistics)
     # Rounding aside: T of a family whose scores have one length does not vary.
-    noise = float(jnp.finfo(Layout.of(params).dtype).eps) ** 0.5 * expected
+    noise = float(jnp.finfo(layout.dtype).eps) ** 0.5 * expected
     spread = drawn.std(ddof=1)
-    tail = min(np.sum(drawn >= observed), np.sum(drawn <= observed)) + 1
     varies = spread > noise or abs(observed - expected) > noise
+    tail = min(np.sum(drawn >= observed), np.sum(drawn <= observed)) + 1
     return Misspecification(
         trace_ratio=ratio(observed, expected),
         z=float((observed - expected) / max(spread, noise)) if varies else math.nan,
-        p_value=min(1.0, float(2 * tail / (count + 1))) if varies else 1.0,
-        draws=count,
+        p_value=min(1.0, float(2 * tail / (len(drawn) + 1))) if varies else 1.0,
+        draws=len(drawn),
         directions=directions,
     )
 
@@ -129,21 +128,21 @@ def _statistics(model, params, inputs, targets, keys, count, directions):
     outputs, examples, total = model.whole(params, inputs, targets)
     z = outputs(params)
     if directions:
-        moved = _moved(model, params, inputs, keys[1], directions)
-        moved = jnp.broadcast_to(moved, (directions, *z.shape))
-        quadratic = functools.partial(_along, moved)
-        expected = _expected_along(model, z, examples, total, moved)
+        pushed = _pushed(model, params, inputs, keys[1], directions)
+        pushed = jnp.broadcast_to(pushed, (directions, *z.shape))
+        quadratic = functools.partial(_along, pushed)
+        expected = _expected_along(model, z, examples, total, pushed)
     else:
         quadratic = functools.partial(_exact, _grams(model, params, inputs))
         expected = _mean(quadratic, model, Exact(), z, examples, total)
-    keys_of = lambda key: batch.example_keys(key, z.shape[0])
+    empirical = functools.partial(_mean, quadratic, model, Empirical(), z)
 
     def drawn(key):
-        y = jax.vmap(model.family.sample)(keys_of(key), z)
-        example = examples._replace(target=y)
-        return _mean(quadratic, model, Empirical(), z, example, total)
+        keys = batch.example_keys(key, z.shape[0])
+        labels = jax.vmap(model.family.sample)(keys, z)
+        return empirical(examples._replace(target=labels), total)
 
-    observed = _mean(quadratic, model, Empirical(), z, examples, total)
+    observed = empirical(examples, total)
     return observed, expected, jax.lax.map(drawn, jax.random.split(keys[0], count))
 
 
@@ -172,27 +171,29 @@ def _exact(grams: Array, scores: Array) -> Array:
     return jnp.sum(half * scores, axis=-1)
 
 
-def _moved(model: Model, params: Params, inputs: Inputs, key: Key, count: int) -> Array:
+def _pushed(
+    model: Model, params: Params, inputs: Inputs, key: Key, count: int
+) -> Array:
     """J_n u for some directions u of random signs, [m, N, ...]."""
     layout = Layout.of(params)
     outputs = lambda params: model.outputs(params, inputs)
 
-    def pushed(key):
+    def push(key):
         signs = jax.random.rademacher(key, (layout.size,), layout.dtype)
         return jax.jvp(outputs, (params,), (layout.unravel(signs),))[1]
 
-    return jax.lax.map(pushed, jax.random.split(key, count))
+    return jax.lax.map(push, jax.random.split(key, count))
 
 
-def _along(moved: Array, scores: Array) -> Array:
+def _along(pushed: Array, scores: Array) -> Array:
     """The mean over directions of ⟨s_nk, J_n u⟩², [N, K]."""
-    flat = moved.reshape(*moved.shape[:2], -1)
+    flat = pushed.reshape(*pushed.shape[:2], -1)
     inner = jnp.einsum("nkc,mnc->mnk", scores, flat, precision="highest")
     return jnp.mean(inner**2, axis=0)
 
 
-def _expected_along(model, z, examples, total, moved) -> Array:
+def _expected_along(model, z, examples, total, pushed) -> Array:
     """The mean over directions of ⟨u, F u⟩."""
     labels = Exact()
     each = lambda v: jnp.sum(v * labels.products(model, z, examples, total, v))
-    return jnp.mean(jax.lax.map(each, moved)) / total
+    return jnp.mean(jax.lax.map(each, pushed)) / total

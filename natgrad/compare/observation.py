@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.compare import tables, timing
-from natgrad.compare.effort import Budget
+from natgrad.compare.budget import Budget
 from natgrad.compare.timing import Cost
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
@@ -20,7 +20,7 @@ from natgrad.solvers.conjugate_gradients import conjugate_gradients
 from natgrad.typing import Array, Inputs, Key, Params
 
 # (metric, gradient, λ) -> (F + λI)⁻¹ g
-Solve = Callable[[Metric, Params, float], Solution]
+Solve = Callable[[Metric, Params, Array], Solution]
 
 
 class Batch(NamedTuple):
@@ -65,7 +65,7 @@ class CompiledCurvature:
         self._compiled: dict = {}
 
     def observe(
-        self, batch: Batch, gradient: Params, damping: float, effort: Budget
+        self, batch: Batch, gradient: Params, damping: float, budget: Budget
     ) -> Observation:
         """Estimate on a batch and solve for the damped step, timed.
 
@@ -73,15 +73,15 @@ class CompiledCurvature:
             batch: where.
             gradient: g.
             damping: λ.
-            effort: timed runs, and the memory that may be taken.
+            budget: timed runs, and the memory that may be taken.
 
         Raises:
             DoesNotFitError: before anything is allocated.
         """
-        given = (*batch, gradient, jnp.asarray(damping))
-        executable, seconds = self._executable(given, effort)
+        arguments = (*batch, gradient, jnp.asarray(damping))
+        executable, seconds = self._executable(arguments, budget)
         (solution, statistics), run = timing.measure(
-            executable, *given, repeats=effort.repeats
+            executable, *arguments, repeats=budget.repeats
         )
         params, inputs, targets, _ = batch
         return Observation(
@@ -93,17 +93,15 @@ class CompiledCurvature:
             labels=self.curvature.labels,
         )
 
-    def _executable(self, given: tuple, effort: Budget) -> tuple[Callable, float]:
-        leaves, structure = jax.tree.flatten(given)
+    def _executable(self, arguments: tuple, budget: Budget) -> tuple[Any, float]:
+        leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves))
         if (structure, shapes) not in self._compiled:
-            params, inputs, targets, key, *_ = given
-            estimate = self.curvature.estimate
-            kept = jax.eval_shape(estimate, params, inputs, targets, key)
-            self._check("statistics", timing.size_in_bytes(kept), effort)
-            executable, seconds = timing.compiled(self._step, *given)
+            statistics = jax.eval_shape(self.curvature.estimate, *arguments[:4])
+            self._check("statistics", timing.size_in_bytes(statistics), budget)
+            executable, seconds = timing.compiled(self._step, *arguments)
             temporary = timing.temporary(executable) or 0
-            self._check("temporary arrays", temporary, effort)
+            self._check("temporary arrays", temporary, budget)
             self._compiled[structure, shapes] = executable, seconds
         return self._compiled[structure, shapes]
 
@@ -112,12 +110,12 @@ class CompiledCurvature:
         metric = self.curvature.metric(statistics, params, inputs, targets)
         return self._solve(metric, gradient, damping), statistics
 
-    def _check(self, what: str, needed: int, effort: Budget) -> None:
-        if needed > effort.memory:
+    def _check(self, what: str, needed: int, budget: Budget) -> None:
+        if needed > budget.memory:
             raise DoesNotFitError(
                 f"{self._name} needs {tables.size(needed)} of {what}, and "
-                f"effort.memory is {tables.size(effort.memory)}. Leave it out, or "
-                "allow more with effort=Budget(memory=...)."
+                f"budget.memory is {tables.size(budget.memory)}. Leave it out, or "
+                "allow more with budget=Budget(memory=...)."
             )
 
 
@@ -126,20 +124,19 @@ def own_solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
     return metric.solution(gradient, damping)
 
 
-def by_conjugate_gradients(effort: Budget) -> Solve:
-    """The solution from products alone, as exact as `effort.stop` says."""
+def by_conjugate_gradients(budget: Budget) -> Solve:
+    """The solution from products alone, as exact as `budget.stop` says."""
 
     def solve(metric: Metric, gradient: Params, damping: Array) -> Solution:
         layout = metric.layout
-        product = lambda x: layout.ravel(metric.mv(layout.unravel(x)))
         damping = damping.astype(layout.dtype)
         value, iterations = conjugate_gradients(
-            lambda x: product(x) + damping * x,
+            lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
             layout.ravel(gradient),
             lambda x: x,
-            effort.stop,
+            budget.stop,
         )
-        nothing = jnp.zeros((), bool)
-        return Solution(layout.unravel(value), nothing, iterations=iterations)
+        fallback = jnp.zeros((), bool)
+        return Solution(layout.unravel(value), fallback, iterations=iterations)
 
     return solve

@@ -43,21 +43,22 @@ def captured(model: Model, params: Params, inputs: Inputs) -> Captured | None:
         return None
 
 
-def parts(model: Model, params: Params, inputs: Inputs) -> tuple[Part, tuple]:
-    """All parameters as one part, and the blocks."""
+def parts(model: Model, params: Params, inputs: Inputs) -> list[Part]:
+    """All parameters as one part, then the blocks."""
     layout, names = Layout.of(params), tree.paths(params)
-    whole = Part("", np.arange(layout.size))
-    found = captured(model, params, inputs)
-    blocks = [] if found is None else [set(block.leaves) for block in found.blocks]
-    groups = _merged([*blocks, *({leaf} for leaf in range(len(names)))])
-    each = tuple(
+    model_layers = captured(model, params, inputs)
+    leaves = (
+        [] if model_layers is None else [set(b.leaves) for b in model_layers.blocks]
+    )
+    groups = _merged([*leaves, *({leaf} for leaf in range(len(names)))])
+    blocks = [
         Part(
             _title([names[leaf] for leaf in group]),
             np.concatenate([layout.positions(leaf) for leaf in group]),
         )
         for group in groups
-    )
-    return whole, each
+    ]
+    return [Part("", np.arange(layout.size)), *blocks]
 
 
 def _merged(sets: list[set[int]]) -> list[list[int]]:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad.compare.observation import Batch
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import inner
-from natgrad.typing import Array, Inputs, Params
+from natgrad.typing import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,49 +39,33 @@ class Point:
     actual_kl: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Walk:
-    """The path of one approximation.
-
-    Attributes:
-        points: by step size, in the order given.
-        residual: |(A + λI) d − g| / |g| of the direction.
-    """
-
-    points: tuple[Point, ...]
-    residual: float
-
-
 def walk(
     model: Model,
-    params: Params,
-    inputs: Inputs,
-    targets: Array,
+    batch: Batch,
     gradient: Params,
     damping: float,
     own: tuple[Metric, Params],
     exact: Metric,
-    loss: float,
     sizes: tuple[float, ...],
-) -> Walk:
+) -> tuple[tuple[Point, ...], float]:
     """The path from θ along (A + λI)⁻¹ g.
 
     Args:
         model: the statistical model.
-        params: θ.
-        inputs: the batch.
-        targets: its labels.
+        batch: θ, inputs and labels.
         gradient: g.
         damping: λ.
         own: A and (A + λI)⁻¹ g.
         exact: F.
-        loss: L(θ).
         sizes: h.
+
+    Returns:
+        A point for each of `sizes`, and |(A + λI) d − g| / |g| of the direction.
     """
-    found = _walked(
-        model, params, inputs, targets, gradient, damping, *own, exact, jnp.array(sizes)
+    path = _walked(model, batch, gradient, damping, own, exact, jnp.array(sizes))
+    slope, kl, own_kl, residual, loss, losses, kls = (
+        np.asarray(x, float) for x in path
     )
-    slope, kl, own_kl, rest, losses, divergences = (np.asarray(x, float) for x in found)
     points = [
         Point(
             step_size=h,
@@ -91,29 +76,29 @@ def walk(
             own_predicted_kl=float(h**2 * own_kl),
             actual_kl=float(divergence),
         )
-        for h, after, divergence in zip(sizes, losses, divergences, strict=True)
+        for h, after, divergence in zip(sizes, losses, kls, strict=True)
     ]
-    return Walk(tuple(points), float(rest))
+    return tuple(points), float(residual)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _walked(
-    model, params, inputs, targets, gradient, damping, metric, direction, exact, sizes
-) -> tuple[Array, ...]:
+def _walked(model, batch, gradient, damping, own, exact, sizes) -> tuple[Array, ...]:
+    params, inputs, targets, _ = batch
+    metric, direction = own
     image = metric.mv(direction)
     rest = jax.tree.map(lambda f, d, g: f + damping * d - g, image, direction, gradient)
 
     def at(h):
-        moved = jax.tree.map(lambda p, d: p - h.astype(d.dtype) * d, params, direction)
-        return model.loss(moved, inputs, targets), model.kl(params, moved, inputs)
+        end = jax.tree.map(lambda p, d: p - h.astype(d.dtype) * d, params, direction)
+        return model.loss(end, inputs, targets), model.kl(params, end, inputs)
 
     losses, divergences = jax.lax.map(at, sizes)
-    length = jnp.sqrt(inner(gradient, gradient))
     return (
         inner(gradient, direction),
         inner(direction, exact.mv(direction)) / 2,
         inner(direction, image) / 2,
-        jnp.sqrt(inner(rest, rest)) / length,
+        jnp.sqrt(inner(rest, rest) / inner(gradient, gradient)),
+        model.loss(params, inputs, targets),
         losses,
         divergences,
     )

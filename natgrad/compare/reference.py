@@ -9,13 +9,12 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from natgrad.compare import invariance
-from natgrad.compare.comparison import Comparison, Row
+from natgrad.compare.comparison import Comparison
 from natgrad.compare.dense_figures import DenseFigures
-from natgrad.compare.instruments import ComparisonSetup
-from natgrad.compare.matrix_free_figures import ProductRuler
+from natgrad.compare.figures import FigureComputer, vector
+from natgrad.compare.matrix_free_figures import MatrixFreeFigures
 from natgrad.compare.misspecification import information_matrix_test
 from natgrad.compare.observation import (
     Batch,
@@ -26,8 +25,11 @@ from natgrad.compare.observation import (
 )
 from natgrad.compare.partition import parts
 from natgrad.compare.path import walk
-from natgrad.metrics.base import Metric
+from natgrad.compare.row import Row
+from natgrad.compare.setup import ComparisonSetup
+from natgrad.layers import NotCapturedError
 from natgrad.model import Model
+from natgrad.model.errors import DoesNotFitError
 from natgrad.tree import Layout, all_finite
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -37,29 +39,29 @@ class Reference:
     """The exact F and its step at θ.
 
     Attributes:
-        instruments: what is measured, and how.
-        reference: the name of F.
+        setup: what is measured, and how.
+        name: of F.
         batch: where.
         gradient: g.
-        loss: L(θ).
+        loss: L(θ), nats an example.
         exact: F, observed.
-        ruler: F, ready for measuring.
+        computer: F, ready for measuring.
         formed: as a matrix?
     """
 
-    instruments: ComparisonSetup
-    reference: str
+    setup: ComparisonSetup
+    name: str
     batch: Batch
     gradient: Params
     loss: float
     exact: Observation
-    ruler: DenseFigures | ProductRuler
+    computer: FigureComputer
     formed: bool
 
     @classmethod
     def at(
         cls,
-        instruments: ComparisonSetup,
+        setup: ComparisonSetup,
         params: Params,
         inputs: Inputs,
         targets: Array,
@@ -67,18 +69,19 @@ class Reference:
     ) -> Reference:
         """Observe the reference at θ on a batch.
 
+        Args:
+            setup: what is measured, and how.
+            params: θ.
+            inputs: a batch of inputs.
+            targets: its labels.
+            key: for what is random; None for PRNGKey(0).
+
         Raises:
             ValueError: for shapes that do not fit and numbers that are not finite.
         """
-        model, effort, damping = (
-            instruments.model,
-            instruments.effort,
-            instruments.damping,
-        )
         params = jax.tree.map(jnp.asarray, params)
-        layout = Layout.of(params)
-        _check(model, params, inputs, targets)
-        loss, gradient = _value_and_grad(model, params, inputs, targets)
+        _check(setup.model, params, inputs, targets)
+        loss, gradient = _value_and_grad(setup.model, params, inputs, targets)
         if not (math.isfinite(loss) and bool(all_finite(gradient))):
             raise ValueError(
                 f"The loss at these parameters is {loss}, so there is no step to "
@@ -86,133 +89,144 @@ class Reference:
             )
         key = jax.random.PRNGKey(0) if key is None else key
         batch = Batch(params, inputs, jnp.asarray(targets), key)
-        formed = layout.size <= effort.matrices
-        reference = instruments.reference(formed)
-        solve = own_solve if formed else by_conjugate_gradients(effort)
-        observer = instruments.observer(reference, model, solve)
-        exact = observer.observe(batch, gradient, damping, effort)
-        whole, blocks = parts(model, params, inputs)
-        if formed:
-            ruler = DenseFigures(_dense(exact.metric), whole, blocks, damping)
-        else:
-            ruler = ProductRuler(exact.metric, whole, blocks, damping, key, effort)
-        return cls(
-            instruments, reference, batch, gradient, float(loss), exact, ruler, formed
+        formed = Layout.of(params).size <= setup.budget.matrices
+        name = setup.reference(formed)
+        solve = own_solve if formed else by_conjugate_gradients(setup.budget)
+        exact = setup.compiled(name, setup.model, solve).observe(
+            batch, gradient, setup.damping, setup.budget
         )
+        all_parts = parts(setup.model, params, inputs)
+        if formed:
+            computer = DenseFigures(exact.metric, all_parts, setup.damping)
+        else:
+            computer = MatrixFreeFigures(
+                exact.metric, all_parts, setup.damping, key, setup.budget
+            )
+        return cls(setup, name, batch, gradient, float(loss), exact, computer, formed)
 
     def row(self, name: str) -> Row:
-        """The figures of the curvature called `name`."""
-        own, model = self.instruments, self.instruments.model
-        solve = self._solve(name)
-        seen = self.exact
-        if name != self.reference:
-            seen = own.observer(name, model, solve).observe(
-                self.batch, self.gradient, own.damping, own.effort
-            )
-        step = _vector(seen.direction)
-        measured = _dense(seen.metric) if self.formed else seen.metric
-        whole, blocks, spectrum = self.ruler.measure(
-            measured, step, _vector(self.exact.direction)
+        """The figures of one of the approximations.
+
+        Raises:
+            DoesNotFitError: where it takes more memory than the budget allows.
+            NotCapturedError: where it needs layers that the model does not show.
+        """
+        setup, observed = self.setup, self.exact
+        if name != self.name:
+            observed = self._observe(name, setup.model, self.batch, self.gradient)
+        whole, blocks, spectrum = self.computer.measure(
+            observed.metric, vector(observed.direction), vector(self.exact.direction)
         )
-        factors = (1.0, *own.effort.factors)
-        path = walk(
-            model,
-            *self.batch[:3],
+        factors = (1.0, *setup.budget.factors)
+        points, residual = walk(
+            setup.model,
+            self.batch,
             self.gradient,
-            own.damping,
-            (seen.metric, seen.direction),
+            setup.damping,
+            (observed.metric, observed.direction),
             self.exact.metric,
-            self.loss,
-            tuple(factor * own.step_size for factor in factors),
+            tuple(factor * setup.step_size for factor in factors),
         )
-        defect, error, step_defect = self._defects(name, seen, solve)
-        rounding = math.sqrt(jnp.finfo(seen.metric.layout.dtype).eps)
+        defect, error, step_defect = self._defects(name, observed)
+        rounding = math.sqrt(jnp.finfo(observed.metric.layout.dtype).eps)
         return Row(
             name=name,
             whole=whole,
             blocks=blocks,
-            full=path.points[0],
-            path=path.points[1:],
+            full=points[0],
+            path=points[1:],
             spectrum=spectrum,
             invariance_defect=defect,
             invariance_error=error,
             step_invariance_defect=step_defect,
-            residual=path.residual,
-            fallback=seen.fallback,
-            statistics_bytes=seen.statistics_bytes,
-            cost=seen.cost,
+            residual=residual,
+            fallback=observed.fallback,
+            statistics_bytes=observed.statistics_bytes,
+            cost=observed.cost,
             agrees=whole.relative_error <= rounding,
-            uses_targets=seen.labels.needs_targets,
-            uses_key=seen.labels.needs_key,
+            uses_targets=observed.labels.needs_targets,
+            uses_key=observed.labels.needs_key,
         )
+
+    def compare(self) -> Comparison:
+        """The rows of all approximations; those that nobody named may be left out.
+
+        Raises:
+            DoesNotFitError: and NotCapturedError, where one that was asked for cannot
+                be measured.
+            ValueError: where none can.
+        """
+        rows, skipped = [], []
+        for name in self.setup.names:
+            try:
+                rows.append(self.row(name))
+            except (DoesNotFitError, NotCapturedError) as error:
+                if self.setup.all_named:
+                    raise
+                skipped.append((name, str(error)))
+        if not rows:
+            reasons = "; ".join(reason for _, reason in skipped)
+            raise ValueError(f"None of the approximations can be measured: {reasons}")
+        return self.comparison(rows, skipped)
 
     def comparison(
         self, rows: Iterable[Row], skipped: Iterable[tuple[str, str]] = ()
     ) -> Comparison:
         """The rows, with where they were taken."""
-        params, inputs, targets, key = self.batch
-        layout, own = Layout.of(params), self.instruments
+        setup, layout = self.setup, Layout.of(self.batch.params)
         return Comparison(
             rows=tuple(rows),
-            reference=self.reference,
-            damping=own.damping,
-            step_size=own.step_size,
+            reference=self.name,
+            damping=setup.damping,
+            step_size=setup.step_size,
             loss=self.loss,
-            gradient_norm=float(np.linalg.norm(_vector(self.gradient))),
-            reference_norm=self.ruler.norm,
+            gradient_norm=float(jnp.linalg.norm(vector(self.gradient))),
+            reference_norm=self.computer.norm,
             parameters=layout.size,
-            examples=jnp.shape(targets)[0],
+            examples=jnp.shape(self.batch.targets)[0],
             dtype=str(layout.dtype),
             formed=self.formed,
-            spectrum=self.ruler.spectrum,
+            spectrum=self.computer.spectrum,
             misspecification=information_matrix_test(
-                own.model, params, inputs, targets, key, own.effort
+                setup.model, *self.batch, setup.budget
             ),
             skipped=tuple(skipped),
         )
 
-    def _solve(self, name: str) -> Solve:
-        if self.formed or name != self.reference:
-            return own_solve
-        return by_conjugate_gradients(self.instruments.effort)
+    def _observe(
+        self, name: str, model: Model, batch: Batch, gradient: Params
+    ) -> Observation:
+        """One curvature of a model somewhere, solved with as its part here asks."""
+        setup = self.setup
+        solve: Solve = own_solve
+        if not self.formed and name == self.name:
+            solve = by_conjugate_gradients(setup.budget)
+        compiled = setup.compiled(name, model, solve)
+        return compiled.observe(batch, gradient, setup.damping, setup.budget)
 
-    def _defects(self, name: str, seen: Observation, solve: Solve):
+    def _defects(self, name: str, observed: Observation) -> tuple[float, float, float]:
         """How far A notices other coordinates: matrix, its error, step; the worst."""
         worst = (math.nan, 0.0, math.nan)
-        for chart, model in self.instruments.charts(self.batch):
-            found = self._defects_in(chart, model, name, seen, solve)
-            worst = found if math.isnan(worst[0]) or found[0] > worst[0] else worst
+        for chart, model in self.setup.charts(self.batch):
+            params = chart.from_original(self.batch.params)
+            other = self._observe(
+                name,
+                model,
+                self.batch._replace(params=params),
+                chart.transposed(self.gradient),
+            )
+            defect, error = invariance.defect(
+                observed.metric, other.metric, chart, self.batch.key, self.setup.budget
+            )
+            step = invariance.step_defect(observed.direction, other.direction, chart)
+            if not defect <= worst[0]:
+                worst = (defect, error, step)
         return worst
-
-    def _defects_in(self, chart, model, name, seen, solve) -> tuple[float, ...]:
-        own = self.instruments
-        there = self.batch._replace(params=chart.from_original(self.batch.params))
-        gradient = chart.transposed(self.gradient)
-        observer = own.observer(name, model, solve)
-        other = observer.observe(there, gradient, own.damping, own.effort)
-        defect = invariance.defect(
-            seen.metric, other.metric, chart, self.batch.key, own.effort
-        )
-        step = invariance.step_defect(seen.direction, other.direction, chart)
-        return *defect, step
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _value_and_grad(model, params, inputs, targets) -> tuple[Array, Params]:
     return jax.value_and_grad(model.loss)(params, inputs, targets)
-
-
-@jax.jit
-def _matrix(metric: Metric) -> Array:
-    return metric.dense()
-
-
-def _dense(metric: Metric) -> np.ndarray:
-    return np.asarray(_matrix(metric), np.float64)
-
-
-def _vector(tree: Params) -> np.ndarray:
-    return np.asarray(Layout.of(tree).ravel(tree), np.float64)
 
 
 def _check(model: Model, params: Params, inputs: Inputs, targets: Array) -> None:

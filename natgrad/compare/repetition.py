@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from natgrad.compare.contenders import contender
-from natgrad.compare.standings import Race, Run
-from natgrad.compare.training import Course, Score, batch_order, with_example
+from natgrad.compare.runs import Race, Run
+from natgrad.compare.training import Course, Data, Score, batch_order, with_example
 from natgrad.model import Model
-from natgrad.typing import Array, Params
+from natgrad.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +46,20 @@ class Repeated:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
-        return dataclasses.asdict(self) | {
-            "runs": [dataclasses.asdict(run) for run in self.runs]
-        }
+        return {**vars(self), "runs": [dataclasses.asdict(run) for run in self.runs]}
 
 
 def repeated(
     model: Model,
     initial: Callable[[int], Params],
-    train: tuple[Any, Array],
-    test: tuple[Any, Array],
+    train: Data,
+    test: Data,
     race: Race,
     *,
     score: Score,
     seeds: Iterable[int] = range(1, 6),
 ) -> tuple[Repeated, ...]:
     """Run each contender of a race at its best rate once for each seed.
-
-    Contenders all of whose runs failed are left out.
 
     Args:
         model: the statistical model.
@@ -74,6 +70,9 @@ def repeated(
         score: (outputs, targets) -> a number, the higher the better.
         seeds: of starts and orders of the examples.
 
+    Returns:
+        One entry a contender; those all of whose runs failed are left out.
+
     Raises:
         ValueError: for no seeds, and where nobody has a best rate.
     """
@@ -81,26 +80,20 @@ def repeated(
     if not seeds:
         raise ValueError("seeds is empty: there is nothing to repeat.")
     count = jax.tree.leaves(train[1])[0].shape[0]
-    order = lambda seed: batch_order(count, race.batch_size, race.steps, seed)
-    course = Course(
-        model=model,
-        params=initial(seeds[0]),
-        train=train,
-        test=test,
-        score=score,
-        batches=order(seeds[0]),
-        damping=race.damping,
-    )
+    starts = [
+        (initial(seed), batch_order(count, race.batch_size, race.steps, seed))
+        for seed in seeds
+    ]
+    course = Course(model, train, test, score)
     evaluate = jax.jit(course.evaluate)
-    found = []
+    repetitions = []
     for entry in race.entries:
-        if entry.best is None:
-            continue
-        rate = entry.best.learning_rate
-        entrant = contender(entry.name, model, race.damping)
-        _, run = course.runner(entrant, evaluate)
-        runs = tuple(run(rate, initial(seed), order(seed)) for seed in seeds)
-        found.append(Repeated(entry.name, rate, runs))
-    if not found:
+        if entry.best is not None:
+            rate = entry.best.learning_rate
+            entrant = contender(entry.name, model, race.damping)
+            _, run = course.runner(entrant, *starts[0], evaluate)
+            runs = tuple(run(rate, params, batches) for params, batches in starts)
+            repetitions.append(Repeated(entry.name, rate, runs))
+    if not repetitions:
         raise ValueError("Every run of every contender failed: there is no best rate.")
-    return tuple(found)
+    return tuple(repetitions)

@@ -54,14 +54,14 @@ def estimate(value: float, noise: float) -> str:
     return figure(value) + (f"±{noise:.0g}" if visible else "")
 
 
-def size(count: int | None) -> str:
+def size(count: float | None) -> str:
     """Bytes, with a decimal unit."""
     if count is None:
         return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
+    return f"{count:.0f} B"
 
 
 def duration(seconds: float | None) -> str:
@@ -80,11 +80,7 @@ def cells(table: Table, rows: Iterable[Any]) -> list[list[str]]:
 
 def legend(table: Sequence[Column]) -> list[tuple[str, str]]:
     """(title on one line, meaning) of the columns that need one."""
-    return [
-        (" ".join(column.title.split()), column.meaning)
-        for column in table
-        if column.meaning
-    ]
+    return [(" ".join(c.title.split()), c.meaning) for c in table if c.meaning]
 
 
 def rich(table: Table, rows: Iterable[Any], spread: int = 1) -> Any:
@@ -94,39 +90,36 @@ def rich(table: Table, rows: Iterable[Any], spread: int = 1) -> Any:
         table: the columns.
         rows: what stands in them; what agrees with the reference is green.
         spread: spaces between columns, beside the one that is always there.
+
+    Raises:
+        MissingExtra: where rich is not installed.
     """
-    box = require("rich.box").SIMPLE_HEAD
-    found = require("rich.table").Table(box=box, padding=(0, spread, 0, 0))
+    box, text = require("rich.box").SIMPLE_HEAD, require("rich.text").Text
+    printed = require("rich.table").Table(box=box, padding=(0, spread, 0, 0))
     rows = list(rows)
     body = cells(table, rows)
     for index, column in enumerate(table):
-        lines = [*column.title.split("\n"), *(cells[index] for cells in body)]
-        found.add_column(
-            column.title,
-            justify="right" if index else "left",
-            overflow="fold",
-            min_width=max(map(len, lines)) if index else None,
-        )
-    text = require("rich.text").Text
+        lines = [*column.title.split("\n"), *(line[index] for line in body)]
+        how = {"justify": "right", "min_width": max(map(len, lines))} if index else {}
+        printed.add_column(column.title, overflow="fold", **how)
     for row, line in zip(rows, body, strict=True):
         style = "green" if getattr(row, "agrees", False) else ""
-        found.add_row(*map(text, line), style=style)
-    return found
+        printed.add_row(*map(text, line), style=style)
+    return printed
 
 
 def plain(table: Table, rows: Iterable[Any]) -> str:
     """A table as lines of text, the first column left, the others right."""
     titles = [column.title.split("\n") for column in table]
-    height = max(map(len, titles))
+    height, body = max(map(len, titles)), cells(table, rows)
     heads = [[""] * (height - len(title)) + title for title in titles]
-    body = cells(table, rows)
-    lines = [list(line) for line in zip(*heads, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*lines, *body, strict=True)]
-    lines += [["─" * width for width in widths], *body]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
+    lines = [*zip(*heads, strict=True), *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(height, ["─" * width for width in widths])
+    justified = [
+        [text.rjust(width) for text, width in zip(line, widths, strict=True)]
         for line in lines
-    )
+    ]
+    for line, plain in zip(lines, justified, strict=True):
+        plain[0] = line[0].ljust(widths[0])
+    return "\n".join("  ".join(line).rstrip() for line in justified)

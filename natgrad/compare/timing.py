@@ -32,9 +32,7 @@ class Cost:
 
 def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
     """`function` compiled for the shapes of `args`, and the seconds that took."""
-    start = time.perf_counter()
-    executable = jax.jit(function).lower(*args).compile()
-    return executable, time.perf_counter() - start
+    return timed(lambda: jax.jit(function).lower(*args).compile())
 
 
 def timed(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -45,12 +43,9 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
 
 
 def measure(executable: Callable, *args: Any, repeats: int) -> tuple[Any, float]:
-    """Run once to warm up, then time `repeats` runs, fewer if they are slow.
+    """The result, and the median seconds of `repeats` runs, fewer if they are slow.
 
-    A first run that takes long is itself the time: warming up takes little of it.
-
-    Returns:
-        What the function gave, and the median of the seconds.
+    The first run warms up; one that takes long is itself the time.
     """
     result, first = timed(executable, *args)
     seconds = [first] if first > _PATIENCE else []

@@ -14,7 +14,7 @@ the others (their solvers would fall back together) and the seconds are those of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ import optax
 
 from natgrad.compare import timing
 from natgrad.compare.contenders import DEFAULT, Contender, contender
-from natgrad.compare.standings import Entry, Race, Run
+from natgrad.compare.runs import Entry, Race, Run
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
@@ -34,6 +34,33 @@ _SEGMENT = 10
 
 # (z, targets) -> a number that is the better the higher.
 Score = Callable[[Array, Array], Array]
+Data = tuple[Any, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceSettings:
+    """What the runs of a race have in common.
+
+    Attributes:
+        steps: of each run.
+        batch_size: examples a step; at most all of them are taken.
+        rates: learning rates in each grid.
+        damping: λ of the curvatures; it is not tuned.
+        seed: of the order of the examples.
+    """
+
+    steps: int = 30
+    batch_size: int = 256
+    rates: int = 6
+    damping: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "rates"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,64 +69,47 @@ class Course:
 
     Attributes:
         model: the statistical model.
-        params: where all start.
         train: (inputs, targets).
         test: (inputs, targets).
         score: of outputs against targets.
-        batches: indices of the examples of each step, [steps, batch_size].
-        damping: λ of the curvatures.
     """
 
     model: Model
-    params: Params
-    train: tuple[Any, Array]
-    test: tuple[Any, Array]
+    train: Data
+    test: Data
     score: Score
-    batches: Array
-    damping: float
-
-    def runs(
-        self, entrant: Contender, count: int, evaluate: Callable
-    ) -> tuple[float, Iterator[Run]]:
-        """The seconds of compiling, and then the run of each of `count` rates.
-
-        Args:
-            entrant: who runs.
-            count: learning rates in the grid.
-            evaluate: `self.evaluate`, compiled once for all.
-        """
-        compile_seconds, run = self.runner(entrant, evaluate)
-        of = lambda rate: run(rate, self.params, self.batches)
-        return compile_seconds, map(of, entrant.rates(count))
 
     def runner(
-        self, entrant: Contender, evaluate: Callable
+        self, entrant: Contender, params: Params, batches: Array, evaluate: Callable
     ) -> tuple[float, Callable[[float, Params, Array], Run]]:
-        """The seconds of compiling, and a function from rate, start and batches to Run.
+        """Compile the steps of a contender.
 
         Args:
             entrant: who runs.
-            evaluate: `self.evaluate`, compiled once for all.
+            params: parameters of the shapes that all runs have.
+            batches: rows of the examples of each step, [steps, batch size], likewise.
+            evaluate: `self.evaluate`, compiled once for all contenders.
+
+        Returns:
+            The seconds of compiling, and a function (learning rate, start, batches) ->
+            Run.
         """
-        dtype = Layout.of(self.params).dtype
-        steps, batch_size = self.batches.shape
+        dtype = Layout.of(params).dtype
+        steps, batch_size = batches.shape
         segment = max(d for d in range(1, _SEGMENT + 1) if steps % d == 0)
         start = jax.jit(lambda params: (params, entrant.make(1.0).init(params)))
+        example = (jnp.asarray(1.0, dtype), start(params), batches[:segment])
         advance, compile_seconds = timing.compiled(
-            lambda *args: self._advance(entrant, *args),
-            jnp.asarray(1.0, dtype),
-            start(self.params),
-            self.batches[:segment],
-            self.train,
+            lambda *args: self._advance(entrant, *args), *example, self.train
         )
 
-        def run(rate, params, batches):
-            stacked = jax.tree.map(lambda leaf: leaf[None], params)
-            first = evaluate(stacked, self.train, self.test)
-            carry, seconds, figures = start(params), [0.0], [first]
-            for indices in batches.reshape(-1, segment, batch_size):
+        def run(rate: float, params: Params, batches: Array) -> Run:
+            first = jax.tree.map(lambda leaf: leaf[None], params)
+            figures = [evaluate(first, self.train, self.test)]
+            carry, seconds = start(params), [0.0]
+            for rows in batches.reshape(-1, segment, batch_size):
                 (carry, iterates), elapsed = timing.timed(
-                    advance, jnp.asarray(rate, dtype), carry, indices, self.train
+                    advance, jnp.asarray(rate, dtype), carry, rows, self.train
                 )
                 figures.append(evaluate(iterates, self.train, self.test))
                 ticks = np.arange(1, segment + 1) / segment
@@ -117,18 +127,14 @@ class Course:
 
         def step(carry, rows):
             params, state = carry
-            inputs, targets = jax.tree.map(lambda leaf: leaf[rows], train)
-            gradient = jax.grad(self.model.loss)(params, inputs, targets)
-            updates, state = optimizer.update(
-                gradient, state, params, inputs=inputs, targets=targets
-            )
-            params = optax.apply_updates(params, updates)
+            batch = jax.tree.map(lambda leaf: leaf[rows], train)
+            params, state = optimizer_step(self.model, optimizer, params, state, batch)
             return (params, state), params
 
         return jax.lax.scan(step, carry, indices)
 
     def evaluate(
-        self, iterates: Params, train: tuple, test: tuple
+        self, iterates: Params, train: Data, test: Data
     ) -> tuple[Array, Array, Array]:
         """(train loss, test loss, score) of each of some parameters."""
 
@@ -145,18 +151,13 @@ class Course:
 def race(
     model: Model,
     params: Params,
-    train: tuple[Any, Array],
-    test: tuple[Any, Array],
+    train: Data,
+    test: Data,
     *,
     score: Score,
-    names: tuple[str, ...] = DEFAULT,
-    steps: int = 30,
-    batch_size: int = 256,
-    rates: int = 6,
-    damping: float = 1e-3,
-    seed: int = 0,
-    on_run: Callable[[str], None] | None = None,
-    on_entry: Callable[[Entry], None] | None = None,
+    names: Sequence[str] = DEFAULT,
+    settings: RaceSettings = RaceSettings(),
+    on_run: Callable[[Entry], None] | None = None,
 ) -> Race:
     """Train with each optimizer and each learning rate of its grid.
 
@@ -167,46 +168,51 @@ def race(
         test: (inputs, targets).
         score: (outputs, targets) -> a number, the higher the better.
         names: contenders: names in `natgrad.CURVATURES`, "sgd", "adam".
-        steps: of each run.
-        batch_size: examples a step; at most all of them.
-        rates: learning rates in each grid.
-        damping: λ of the curvatures.
-        seed: of the order of the examples.
-        on_run: called with the contender's name after each run.
-        on_entry: called with each finished entry.
+        settings: steps, batches, learning rates and damping of all.
+        on_run: called after each run with the contender's entry so far, which is
+            finished when it has `settings.rates` runs.
+
+    Returns:
+        Each contender's runs; `verdict()` says in words who won.
 
     Raises:
-        ValueError: for unknown names and impossible arguments.
+        ValueError: for unknown names.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("rates", rates)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
     model = with_example(model, train[0])
+    damping = settings.damping
     entrants = [contender(name, model, damping) for name in dict.fromkeys(names)]
     count = jnp.shape(train[1])[0]
-    batch_size = min(batch_size, count)
-    course = Course(
-        model=model,
-        params=params,
-        train=train,
-        test=test,
-        score=score,
-        batches=batch_order(count, batch_size, steps, seed),
-        damping=damping,
-    )
+    batch_size = min(settings.batch_size, count)
+    batches = batch_order(count, batch_size, settings.steps, settings.seed)
+    course = Course(model, train, test, score)
     evaluate = jax.jit(course.evaluate)
     entries = []
     for entrant in entrants:
-        runs = []
-        compile_seconds, each = course.runs(entrant, rates, evaluate)
-        for run in each:
-            runs.append(run)
+        seconds, run = course.runner(entrant, params, batches, evaluate)
+        entry = Entry(entrant.name, (), seconds)
+        for rate in entrant.rates(settings.rates):
+            runs = (*entry.runs, run(rate, params, batches))
+            entry = dataclasses.replace(entry, runs=runs)
             if on_run is not None:
-                on_run(entrant.name)
-        entries.append(Entry(entrant.name, tuple(runs), compile_seconds))
-        if on_entry is not None:
-            on_entry(entries[-1])
-    return Race(tuple(entries), steps, batch_size, damping)
+                on_run(entry)
+        entries.append(entry)
+    return Race(tuple(entries), settings.steps, batch_size, damping)
+
+
+def optimizer_step(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    params: Params,
+    state: optax.OptState,
+    batch: Data,
+) -> tuple[Params, optax.OptState]:
+    """One step on a batch: the parameters and the optimizer's state after it."""
+    inputs, targets = batch
+    gradient = jax.grad(model.loss)(params, inputs, targets)
+    updates, state = optimizer.update(
+        gradient, state, params, inputs=inputs, targets=targets
+    )
+    return optax.apply_updates(params, updates), state
 
 
 def with_example(model: Model, inputs: Any) -> Model:
@@ -217,7 +223,9 @@ def with_example(model: Model, inputs: Any) -> Model:
     return dataclasses.replace(model, example_inputs=example)
 
 
-def batch_order(count: int, batch_size: int, steps: int, seed: Any) -> Array:
+def batch_order(
+    count: int, batch_size: int, steps: int, seed: int | Sequence[int]
+) -> Array:
     """Row indices [steps, batch_size]: reshuffled passes, without replacement."""
     draw = np.random.default_rng(seed)
     each = count // batch_size

@@ -5,7 +5,8 @@ benchmarks iterate over it: a new approximation is one file and one line here.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from natgrad.curvature.automatic import Automatic, OfTheBatch
 from natgrad.curvature.base import Curvature
@@ -32,6 +33,8 @@ from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystr
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.model import Model
 
+Entry = TypeVar("Entry")
+
 CURVATURES: dict[str, Callable[[Model], Curvature]] = {
     "kl_hessian": KLHessian,
     "dense": Dense,
@@ -49,12 +52,26 @@ CURVATURES: dict[str, Callable[[Model], Curvature]] = {
 
 def by_name(name: str) -> Callable[[Model], Curvature]:
     """The entry of CURVATURES called `name`; a ValueError lists what there is."""
-    if name in CURVATURES:
-        return CURVATURES[name]
-    close = difflib.get_close_matches(str(name), CURVATURES, n=1)
+    return choose(CURVATURES, name, "curvature")
+
+
+def choose(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
+    """The entry of `table` called `name`.
+
+    Args:
+        table: name -> entry.
+        name: what is asked for.
+        kind: what an entry is, for the message.
+
+    Raises:
+        ValueError: for an unknown name, with the closest one and all of them.
+    """
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(str(name), table, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"There is no curvature called {name!r}.{hint} Known: {', '.join(CURVATURES)}."
+        f"There is no {kind} called {name!r}.{hint} Known: {', '.join(table)}."
     )
 
 

@@ -274,6 +274,7 @@ class Weighted(Statistic):
 
 def _moment(rows: Rows, weights: Array) -> Array:
     if isinstance(rows, LookupRows):
+        assert rows.index is not None
         each = jnp.broadcast_to(weights[:, None], rows.index.shape)
         counts = jnp.zeros(rows.table, weights.dtype)
         counts = counts.at[rows.index.reshape(-1)].add(each.reshape(-1), mode="drop")

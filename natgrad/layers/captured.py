@@ -90,7 +90,7 @@ class Captured:
         taps = {
             use.path: (block.name, lambda op, use, f=change[block.name]: f(op, use))
             for block in self.blocks
-            if block.name in change
+            if isinstance(block, LayerBlock) and block.name in change
             for use in block.uses
         }
         live = dict.fromkeys(change, (None, None))
@@ -197,8 +197,9 @@ def _together(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
     cotangent = jax.tree.map(jnp.asarray, cotangent)
 
     def gradient(n):
-        one = lambda g: jnp.zeros_like(g).at[n].set(g[n])
-        return pull(jax.tree.map(one, cotangent))
+        return pull(
+            jax.tree.map(lambda g: jnp.zeros_like(g).at[n].set(g[n]), cotangent)
+        )
 
     count = jax.tree.leaves(cotangent)[0].shape[0]
     return jax.lax.map(gradient, jnp.arange(count))[0]

@@ -59,7 +59,9 @@ def _replicated(function, *arguments):
     kinds = jax.sharding.get_abstract_mesh().axis_types
     if jax.sharding.AxisType.Explicit not in kinds:
         return function(*arguments)
-    bare = lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), leaf.dtype)
-    shapes = jax.eval_shape(function, *jax.tree.map(bare, arguments))
+    bare = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), leaf.dtype), arguments
+    )
+    shapes = jax.eval_shape(function, *bare)
     everywhere = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), shapes)
     return jax.sharding.auto_axes(function, out_sharding=everywhere)(*arguments)

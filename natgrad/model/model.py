@@ -249,7 +249,7 @@ class Model:
         return summed
 
     def at_each_factor(
-        self, function: Callable[..., Any], weights: Array, *arrays: Array
+        self, function: Callable[..., Any], weights: Array, *arrays: Array | None
     ) -> Any:
         """function(*arrays) of each factor; at weight 0 what is not finite is 0.
 

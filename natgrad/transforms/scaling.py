@@ -14,12 +14,18 @@ and theory, section 6, for the largest so far.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import jax.numpy as jnp
 
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import Remainder, Solution, Solver, StatefulSolver
+from natgrad.solvers.base import (
+    DampedOperator,
+    Remainder,
+    Solution,
+    Solver,
+    StatefulSolver,
+)
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
@@ -67,7 +73,11 @@ class Marquardt(StatefulSolver):
             found = direct_solution(operator.dense(), right, damping)
             x, fallback = found.value, found.fallback
         else:
-            x = layout.ravel(self.solver(operator, layout.unravel(right), damping))
+            x = layout.ravel(
+                self.solver(
+                    cast(DampedOperator, operator), layout.unravel(right), damping
+                )
+            )
             fallback = jnp.zeros((), bool)
         x = x / operator.root
         value = layout.unravel(x)

@@ -1,16 +1,12 @@
 """Pictures of a comparison, a run and a race, drawn without a display.
 
-Each function gives a matplotlib figure; `save(figure, file)` writes it.
+Each function gives a matplotlib figure; `save(figure, file)` writes it as PNG. They
+raise `MissingExtra` where matplotlib is not installed.
 """
 
-from natgrad.compare.plots.along import along
-from natgrad.compare.plots.bands import bands
-from natgrad.compare.plots.blocks import blocks
-from natgrad.compare.plots.fidelity import fidelity
-from natgrad.compare.plots.quadratic import quadratic
-from natgrad.compare.plots.spectra import spectra
+from natgrad.compare.plots.of_comparison import blocks, fidelity, quadratic, spectra
+from natgrad.compare.plots.of_runs import along, bands, training
 from natgrad.compare.plots.style import save
-from natgrad.compare.plots.training import training
 
 __all__ = [
     "along",

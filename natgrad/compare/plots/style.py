@@ -6,10 +6,12 @@ line styles differ too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from natgrad.cli.experiment import Experiment
+import numpy as np
+
 from natgrad.compare.extras import require
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,30 +22,71 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 WIDE = 8.0
 
 
-def open_figure(title: str, size: tuple[float, float] = (15, 8.4)) -> Any:
-    """A figure that draws to a file; its size in inches."""
+def style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the approximation or optimizer at this place."""
+    looks = {"color": COLOURS, "marker": MARKERS, "linestyle": LINES}
+    return {name: values[index % len(values)] for name, values in looks.items()}
+
+
+def styled(settings: dict[str, Any]) -> Callable[[Callable], Callable]:
+    """Draw under some of matplotlib's settings, which end with the drawing."""
+
+    def decorate(draw: Callable) -> Callable:
+        @functools.wraps(draw)
+        def drawn(*args: Any, **keywords: Any) -> Any:
+            with require("matplotlib").rc_context(settings):
+                return draw(*args, **keywords)
+
+        return drawn
+
+    return decorate
+
+
+plain = styled(
+    {
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.titlesize": 11,
+        "axes.labelsize": 10,
+        "legend.fontsize": 9,
+        "lines.linewidth": 1.7,
+        "lines.markersize": 5,
+    }
+)
+
+
+def panels(
+    title: str,
+    shape: tuple[int, int],
+    size: tuple[float, float] = (15, 8.4),
+    **how: Any,
+) -> tuple[Any, Any]:
+    """A figure that draws to a file, and its axes [rows, columns].
+
+    Args:
+        title: above all.
+        shape: rows and columns.
+        size: inches.
+        how: further arguments of matplotlib's `Figure.subplots`.
+    """
     figure = require("matplotlib.figure").Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=12)
-    return figure
+    return figure, figure.subplots(*shape, squeeze=False, **how)
+
+
+def legend_beside(figure: Any, axis: Any) -> None:
+    """One legend for all panels, of what one of them shows."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=10)
+
+
+def log_if_wide(axis: Any, values: Any) -> None:
+    """A logarithmic ordinate where all values are above 0 and far apart."""
+    finite = np.asarray(values, float)[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() > WIDE * finite.min():
+        axis.set_yscale("log")
 
 
 def save(figure: Any, file: BinaryIO) -> None:
     """Write a figure as PNG."""
     figure.savefig(file, format="png", dpi=130)
-
-
-def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """name -> colour, line style and marker, told apart by two of the three."""
-    return {
-        name: {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": LINES[index % len(LINES)],
-            "marker": MARKERS[index % len(MARKERS)],
-        }
-        for index, name in enumerate(names)
-    }
-
-
-def subject(experiment: Experiment) -> str:
-    """What was compared on what, for titles."""
-    return f"{experiment.settings.model} on {experiment.settings.data}"

@@ -8,7 +8,8 @@ batches of them. What was compiled for the first comparison serves the later one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,12 +18,10 @@ import numpy as np
 import optax
 
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.effort import Budget
 from natgrad.compare.extras import require
-from natgrad.compare.fidelity import Approximations, factories, measured
-from natgrad.compare.instruments import ComparisonSetup
 from natgrad.compare.reference import Reference
-from natgrad.compare.training import batch_order
+from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.training import batch_order, optimizer_step
 from natgrad.model import Model
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -60,7 +59,7 @@ class Trace:
         return np.array([comparison.loss for comparison in self.comparisons])
 
     def records(self) -> list[dict[str, Any]]:
-        """Those of each comparison, with the step."""
+        """Those of each comparison, with the step and the loss."""
         return [
             {"step": step, "loss": comparison.loss, **record}
             for step, comparison in zip(self.steps, self.comparisons, strict=True)
@@ -82,7 +81,7 @@ class Trace:
 
 
 def along(
-    model: Model,
+    model: Model | ComparisonSetup,
     params: Params,
     inputs: Inputs,
     targets: Array,
@@ -90,89 +89,78 @@ def along(
     optimizer: optax.GradientTransformation,
     steps: Iterable[int] = (0, 10, 30, 100),
     batch_size: int | None = None,
-    approximations: Approximations = None,
-    reference: str | None = None,
-    damping: float = 1e-3,
-    step_size: float = 1.0,
     key: Key | None = None,
-    effort: Budget | None = None,
-    on_comparison: Callable[[int, Comparison], None] | None = None,
 ) -> Trace:
     """Train, and compare at chosen steps.
 
     Args:
-        model: the statistical model.
+        model: the statistical model, all of whose approximations are compared as by
+            `natgrad.compare.compare`; or a `ComparisonSetup` of it, which says what is
+            compared and how.
         params: where the run starts.
         inputs: all examples' inputs.
         targets: their labels.
         optimizer: what trains: optax's or natgrad's.
         steps: after how many steps to compare; 0 is the start.
         batch_size: examples a step, reshuffled at each pass; None for all of them.
-        approximations: as for `natgrad.compare`.
-        reference: as for `natgrad.compare`.
-        damping: λ of the comparisons.
-        step_size: η of the comparisons.
-        key: as for `natgrad.compare`, and of the order of the examples.
-        effort: how much each comparison may cost.
-        on_comparison: called with each step and its comparison.
+        key: as for `natgrad.compare.compare`, and of the order of the examples.
+
+    Returns:
+        The comparisons; `natgrad.compare.plots.along` draws them.
 
     Raises:
-        ValueError: as for `natgrad.compare`; for no steps or negative ones; and when
-            the run leaves what is finite, naming the step.
+        ValueError: as for `natgrad.compare.compare`; for no steps or negative ones; and
+            when the run leaves what is finite, naming the step.
     """
-    wanted = sorted(set(steps))
-    if not wanted or wanted[0] < 0:
-        raise ValueError(f"steps must be numbers of steps >= 0, got {wanted}.")
-    count = jnp.shape(targets)[0]
+    comparisons = comparisons_along(
+        model,
+        params,
+        inputs,
+        targets,
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=batch_size,
+        key=key,
+    )
+    return Trace(*zip(*comparisons, strict=True))
+
+
+def comparisons_along(
+    model: Model | ComparisonSetup,
+    params: Params,
+    inputs: Inputs,
+    targets: Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: Iterable[int] = (0, 10, 30, 100),
+    batch_size: int | None = None,
+    key: Key | None = None,
+) -> Iterator[tuple[int, Comparison]]:
+    """`along` one comparison at a time: (step, comparison) as each is finished."""
+    setup = model if isinstance(model, ComparisonSetup) else ComparisonSetup(model)
+    steps, count = sorted(set(steps)), jnp.shape(targets)[0]
+    if not steps or steps[0] < 0:
+        raise ValueError(f"steps must be numbers of steps >= 0, got {steps}.")
     if batch_size is not None and not 1 <= batch_size <= count:
         raise ValueError(
             f"batch_size must be from 1 to the {count} examples, got {batch_size}."
         )
-    instruments = ComparisonSetup(
-        model,
-        factories(approximations),
-        reference=reference,
-        damping=damping,
-        step_size=step_size,
-        effort=effort,
-    )
-    key = jax.random.PRNGKey(0) if key is None else key
-    found = []
-    for step, at in _iterates(
-        model, params, (inputs, targets), optimizer, wanted, batch_size, key
-    ):
-        try:
-            yardstick = Reference.at(instruments, at, inputs, targets, key)
-        except ValueError as error:
-            raise ValueError(f"After {step} steps: {error}") from error
-        found.append(measured(yardstick, all_named=approximations is not None))
-        if on_comparison is not None:
-            on_comparison(step, found[-1])
-    return Trace(tuple(wanted), tuple(found))
-
-
-def _iterates(model, params, data, optimizer, wanted, batch_size, key):
-    """(step, parameters) for each of the steps wanted."""
-    optimizer = optax.with_extra_args_support(optimizer)
-    count = jnp.shape(data[1])[0]
-    size = count if batch_size is None else batch_size
+    if key is None:
+        key = jax.random.PRNGKey(0)
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    order = batch_order(count, size, max(1, wanted[-1]), seed)
-
-    def step(params, state, rows, data):
-        inputs, targets = jax.tree.map(lambda leaf: leaf[rows], data)
-        gradient = jax.grad(model.loss)(params, inputs, targets)
-        updates, state = optimizer.update(
-            gradient, state, params, inputs=inputs, targets=targets
-        )
-        return optax.apply_updates(params, updates), state
-
-    advance = jax.jit(step)
-    data = jax.tree.map(jnp.asarray, data)
+    order = batch_order(count, batch_size or count, max(1, steps[-1]), seed)
+    optimizer = optax.with_extra_args_support(optimizer)
+    take_step = jax.jit(functools.partial(optimizer_step, setup.model, optimizer))
+    data = jax.tree.map(jnp.asarray, (inputs, targets))
     params = jax.tree.map(jnp.asarray, params)
     state = jax.jit(optimizer.init)(params)
-    for index in range(wanted[-1] + 1):
-        if index in wanted:
-            yield index, params
-        if index < wanted[-1]:
-            params, state = advance(params, state, order[index], data)
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            try:
+                reference = Reference.at(setup, params, inputs, targets, key)
+            except ValueError as error:
+                raise ValueError(f"After {step} steps: {error}") from error
+            yield step, reference.compare()
+        if step < steps[-1]:
+            batch = jax.tree.map(lambda leaf, rows=order[step]: leaf[rows], data)
+            params, state = take_step(params, state, batch)

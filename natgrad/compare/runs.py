@@ -1,4 +1,4 @@
-"""The record of a race: runs, each contender's entry, and the whole.
+"""The record of a race: runs, each contender's entry, and the race.
 
 What is run and what counts as best stands in `natgrad.compare.training`.
 """
@@ -10,6 +10,9 @@ import math
 import statistics
 from typing import Any
 
+from natgrad.compare.tables import duration, figure
+from natgrad.compare.verdict import Verdict
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -20,7 +23,8 @@ class Run:
         seconds: since the start, compiling and evaluating left out.
         train_loss: over all training data, nats.
         test_loss: nats.
-        score: on the test data; see `Score`.
+        score: on the test data; see `natgrad.compare.training.Score`.
+        final_train_loss: the last of them, and so `final_test_loss`, `final_score`.
     """
 
     learning_rate: float
@@ -35,20 +39,14 @@ class Run:
         finite = all(map(math.isfinite, self.train_loss))
         return not finite or self.train_loss[-1] > self.train_loss[0]
 
-    @property
-    def final_train_loss(self) -> float:
-        """The last training loss."""
-        return self.train_loss[-1]
+    final_train_loss = property(lambda run: run.train_loss[-1])
+    final_test_loss = property(lambda run: run.test_loss[-1])
+    final_score = property(lambda run: run.score[-1])
 
-    @property
-    def final_test_loss(self) -> float:
-        """The last test loss."""
-        return self.test_loss[-1]
-
-    @property
-    def final_score(self) -> float:
-        """The last test score."""
-        return self.score[-1]
+    def seconds_to(self, loss: float) -> float:
+        """Seconds until the training loss is at most `loss`; inf if never."""
+        pairs = zip(self.seconds, self.train_loss, strict=True)
+        return next((second for second, at in pairs if at <= loss), math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +88,14 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
+        runs = [{**dataclasses.asdict(run), "failed": run.failed} for run in self.runs]
         return {
             "name": self.name,
             "best_learning_rate": self.best and self.best.learning_rate,
             "best_on_edge": self.on_edge,
             "seconds_a_step": self.seconds_a_step,
             "compile_seconds": self.compile_seconds,
-            "runs": [
-                {**dataclasses.asdict(run), "failed": run.failed} for run in self.runs
-            ],
+            "runs": runs,
         }
 
 
@@ -118,9 +115,41 @@ class Race:
     batch_size: int
     damping: float
 
+    def verdict(self) -> Verdict:
+        """Who trained best, by second and by step, in plain words.
+
+        The mark is the median of the final losses: who reaches it first, in seconds,
+        wins by time.
+        """
+        failed = [
+            f"{entry.name} ({len(entry.failed)} of {len(entry.runs)})"
+            for entry in self.entries
+            if entry.failed
+        ]
+        points = [f"Learning rates that failed: {', '.join(failed)}."] * bool(failed)
+        entries = {entry.name: entry for entry in self.entries}
+        runs = {name: entry.best for name, entry in entries.items() if entry.best}
+        if not runs:
+            headline = "In training every run of every optimizer failed."
+            return Verdict(headline, tuple(points))
+        finals = {name: run.final_train_loss for name, run in runs.items()}
+        mark = statistics.median(finals.values())
+        seconds = {name: run.seconds_to(mark) for name, run in runs.items()}
+        first = min(seconds, key=lambda name: seconds[name])
+        lowest = min(finals, key=lambda name: finals[name])
+        headline = (
+            f"To train, use {first}: it was the first at {figure(mark)} nats, the "
+            f"median of all, after {duration(seconds[first])}."
+        )
+        point = (
+            f"In training, {lowest} reached the lowest loss: {figure(finals[lowest])} "
+            f"nats after {self.steps} steps of "
+            f"{duration(entries[lowest].seconds_a_step)} "
+            f"({figure(runs[lowest].final_test_loss)} on held-out data)."
+        )
+        return Verdict(headline, (point, *points))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
-        record = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        return {**record, "entries": [entry.to_dict() for entry in self.entries]}
+        entries = [entry.to_dict() for entry in self.entries]
+        return {**vars(self), "entries": entries}

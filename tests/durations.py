@@ -1,0 +1,98 @@
+"""Which tests are slow: those that were measured to be.
+
+`durations.json` holds the CPU seconds of every case that takes more than a moment. Each
+test (a law, with its cases) has `LAW_SECONDS` in the fast run: its quickest cases until
+these are spent, one case at least. The other cases are slow. Measure again with
+
+    python -m pytest -n auto -m "" --measure
+
+or a part of the suite in the same way: what was not run keeps its durations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).with_name("durations.json")
+LAW_SECONDS = 1.0
+# Below this a duration is not worth a line.
+MOMENT = 0.2
+
+
+def law_of(nodeid):
+    """The test without its case."""
+    return nodeid.split("[")[0]
+
+
+def slow_cases(nodeids, seconds=None, longest=math.inf):
+    """The node ids, of these, that the fast run leaves out.
+
+    Args:
+        nodeids: of every test that was collected.
+        seconds: CPU seconds by node id; those that are stored unless given.
+        longest: cases that take this many CPU seconds or more are left out, even where
+            a law has no other.
+    """
+    seconds = read() if seconds is None else seconds
+    laws = defaultdict(list)
+    for nodeid in nodeids:
+        laws[law_of(nodeid)].append(nodeid)
+    slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
+    for cases in laws.values():
+        quickest, *others = sorted(cases, key=lambda case: seconds.get(case, 0.0))
+        spent = seconds.get(quickest, 0.0)
+        for case in others:
+            spent += seconds.get(case, 0.0)
+            if spent > LAW_SECONDS:
+                slow.add(case)
+    return slow
+
+
+def read(path=PATH):
+    """Stored seconds by node id; the file has a line for each law."""
+    laws = json.loads(path.read_text()) if path.exists() else {}
+    return {law + case: s for law, cases in laws.items() for case, s in cases.items()}
+
+
+def write(measured, path=PATH):
+    """Store measured seconds; laws of which no case ran keep what was stored."""
+    ran = {law_of(nodeid) for nodeid in measured}
+    seconds = {n: s for n, s in read(path).items() if law_of(n) not in ran}
+    seconds |= {n: round(s, 1) for n, s in measured.items() if s >= MOMENT}
+    laws = defaultdict(dict)
+    for nodeid in sorted(seconds):
+        law = law_of(nodeid)
+        laws[law][nodeid.removeprefix(law)] = seconds[nodeid]
+    lines = [f"{json.dumps(law)}: {json.dumps(cases)}" for law, cases in laws.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+class Recorder:
+    """Writes `durations.json` at the end of a run."""
+
+    def __init__(self, config):
+        self.writes = not hasattr(config, "workerinput")
+        self.measured = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        """CPU seconds of the process and its children: other programs do not count."""
+        start = sum(os.times()[:4])
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append(("cpu", sum(os.times()[:4]) - start))
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            self.measured[report.nodeid] = dict(report.user_properties)["cpu"]
+
+    def pytest_sessionfinish(self):
+        if self.writes:
+            write(self.measured)

@@ -1,0 +1,29 @@
+"""Every law has a case in the fast run, and little more than its share of time."""
+
+from __future__ import annotations
+
+import durations
+
+
+def test_a_law_has_its_quickest_cases_until_its_time_is_spent():
+    cases = ["t.py::law[a]", "t.py::law[b]", "t.py::law[c]", "t.py::law[d]"]
+    seconds = dict(zip(cases, [0.7, 0.3, 9.0, 0.4], strict=True))
+    assert durations.slow_cases(cases, seconds) == {cases[0], cases[2]}
+
+
+def test_every_law_has_a_case_however_slow():
+    cases = ["t.py::law[a]", "t.py::law[b]", "t.py::other"]
+    seconds = dict(zip(cases, [30.0, 20.0, 10.0], strict=True))
+    assert durations.slow_cases(cases, seconds) == {cases[0]}
+    assert durations.slow_cases(cases, seconds, longest=20.0) == {cases[0], cases[1]}
+
+
+def test_new_cases_are_quick_until_they_are_measured():
+    assert durations.slow_cases(["t.py::law[new]", "t.py::law[newer]"], {}) == set()
+
+
+def test_a_partial_run_keeps_what_it_did_not_measure(tmp_path):
+    path = tmp_path / "durations.json"
+    durations.write({"t.py::law[gone]": 3.0, "t.py::other": 4.04}, path)
+    durations.write({"t.py::law[a]": 1.0, "t.py::law[b]": 0.01}, path)
+    assert durations.read(path) == {"t.py::law[a]": 1.0, "t.py::other": 4.0}
