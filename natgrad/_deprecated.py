@@ -1,9 +1,9 @@
 """Names of the version before: they still work, with a DeprecationWarning.
 
-Two tables. MODULES says where the names of a module went that stood at the root; NAMES
-says what a public name of a module, or of a class, is called now. `install` makes both
-work; `natgrad.compare`, once a function and now a package, can still be called. The
-next release drops this file.
+Three tables. MODULES says where the names of a module went that stood at the root;
+NAMES says what a public name of a module, or of a class, is called now; KEYWORDS says
+the same of a class's arguments. `install` makes them work; `natgrad.compare`, once a
+function and now a package, can still be called. The next release drops this file.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ MODULES = {
     "upkeep": ("transforms.statistics_update",),
     "weights": ("model.weights",),
 }
-# The module or class -> {a name before: the name now}.
+# The module or class -> {a name before: the name now, dotted if it is elsewhere}.
 NAMES = {
     "compare": {"Effort": "Budget", "Yardstick": "Reference"},
     "control_flow": {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",
         "renewed": "cond_in_place",
+        "renewed_in_turn": "repeat_in_place",
     },
     "curvature.Curvature": {
         "fixing": "with_frozen",
@@ -62,29 +63,75 @@ NAMES = {
         "instantaneous": "requires_batch",
         "resolved": "specialize",
     },
+    "curvature.EKFAC": {"kept_metric": "metric_from_statistics"},
+    "curvature.KFAC": {"kept_metric": "metric_from_statistics"},
+    "curvature.LayerDiagonal": {"kept_metric": "metric_from_statistics"},
     "curvature.SubBatch": {"fewest": "min_examples", "part": "subsample"},
+    "curvature.summed.SummedCurvature": {
+        "everywhere": "psum_over_devices",
+        "local": "to_device_local",
+    },
     "families.Family": {"has_nodes": "has_score_nodes", "nodes": "score_nodes"},
     "geometry": {
         "bending": "christoffel_contraction",
         "displaced": "retract_into_domain",
     },
     "layers": {"Diagonal": "DiagonalBlock", "Exact": "DenseBlock"},
+    "metrics.blockwise": {
+        "from_rows": "kron_matvec_low_rank",
+        "sandwich": "kron_matvec",
+    },
     "model.Model": {"fixing": "with_frozen"},
-    "solvers": {"KeptInverse": "CachedSolver", "Recalling": "StatefulSolver"},
+    "model.batch": {"check_every": "check_stride", "thinned": "subsample"},
+    "solvers": {
+        "KeptInverse": "CachedSolver",
+        "Recalling": "StatefulSolver",
+        "any_member": "control_flow.any_over_vmap",
+        "mirrored": "solvers.dense.mirrored",
+        "turns": "solvers.base.stagger",
+    },
+    "solvers.CachedSolver": {
+        "apply": "solve",
+        "pieces": "num_blocks",
+        "prepare": "factorize",
+        "reading": "with_row_factors",
+    },
+    "solvers.StatefulSolver": {"first": "init"},
     "solvers.conjugate_gradients": {
         "Fixed": "FixedIterations",
         "Progress": "ModelDecrease",
         "Residual": "RelativeResidual",
     },
-    "transforms.distributed_inverse": {"Spread": "DistributedInverse"},
+    "solvers.jacobian_blocks": {
+        "Explicit": "DenseRows",
+        "Factored": "LinearBlock",
+        "Lookups": "EmbeddingBlock",
+        "Piece": "JacobianBlock",
+    },
+    "transforms.distributed_inverse": {
+        "Spread": "DistributedInverse",
+        "shared_out": "assign_greedily",
+    },
+    "transforms.inverse_cache": {
+        "Kept": "InverseCache",
+        "check": "check_refresh",
+        "nothing_kept": "init_inverse_cache",
+    },
+    "transforms.statistics_update": {"kept_up": "update_statistics_and_inverse"},
+    "transforms.validation": {
+        "checked": "validate_update",
+        "part_of": "restrict_to_subtree",
+    },
 }
 # Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
 SETUP = ("approximations", "reference", "damping", "step_size", "effort")
-KEYWORDS = {
+COMPARISON_KEYWORDS = {
     "compare": {"reference", "step_size", "effort"},
     "along": set(SETUP),
     "race": {"steps", "batch_size", "rates", "damping", "seed"},
 }
+# The class -> {an argument's name before: its name now}.
+KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
 
 
 class OldModule(types.ModuleType):
@@ -116,13 +163,21 @@ class CalledPackage(types.ModuleType):
 
 
 def install() -> None:
-    """Make the names of both tables work, and the keywords of the comparison."""
+    """Make the names of all tables work."""
     compare = sys.modules["natgrad.compare"]
     compare.__class__ = CalledPackage
-    for name, old in KEYWORDS.items():
-        setattr(compare, name, _old_keywords(getattr(compare, name), old, compare))
+    for name, old in COMPARISON_KEYWORDS.items():
+        setattr(
+            compare,
+            name,
+            _with_comparison_keywords(getattr(compare, name), old, compare),
+        )
     for name, homes in MODULES.items():
-        sys.modules[f"natgrad.{name}"] = OldModule(name, homes)
+        module = OldModule(name, homes)
+        package, _, last = module.__name__.rpartition(".")
+        sys.modules[module.__name__] = module
+        if not hasattr(sys.modules[package], last):
+            setattr(sys.modules[package], last, module)
     for place, names in NAMES.items():
         package, _, last = f"natgrad.{place}".rpartition(".")
         if last[0].isupper():
@@ -134,6 +189,9 @@ def install() -> None:
         else:
             module = importlib.import_module(f"natgrad.{place}")
             module.__getattr__ = _old_names(module, names)
+    for place, names in KEYWORDS.items():
+        package, _, last = f"natgrad.{place}".rpartition(".")
+        _accept_old_keywords(getattr(importlib.import_module(package), last), names)
 
 
 def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
@@ -141,13 +199,18 @@ def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
         if name not in names:
             text = f"module {module.__name__!r} has no attribute {name!r}"
             raise AttributeError(text, name=name, obj=module)
-        _warn(f"{module.__name__}.{name}", f"{module.__name__}.{names[name]}")
-        return getattr(module, names[name])
+        new = names[name]
+        owner, _, last = new.rpartition(".")
+        home = importlib.import_module(f"natgrad.{owner}") if owner else module
+        _warn(f"{module.__name__}.{name}", f"{home.__name__}.{last}")
+        return getattr(home, last)
 
     return of
 
 
-def _old_keywords(function: Callable, old: set[str], compare: Any) -> Callable:
+def _with_comparison_keywords(
+    function: Callable, old: set[str], compare: Any
+) -> Callable:
     """`function`, whose old keywords are those of a ComparisonSetup or RaceSettings."""
     name = function.__name__
     home = "RaceSettings" if name == "race" else "ComparisonSetup"
@@ -180,6 +243,20 @@ def _old_member(owner: type, old: str, new: str) -> property:
         return getattr(self, new)
 
     return property(of, doc=f"Deprecated: `{new}`.")
+
+
+def _accept_old_keywords(owner: type, names: dict[str, str]) -> None:
+    init: Callable[..., None] = owner.__init__
+
+    @functools.wraps(init)
+    def accepting(self, *args: Any, **kwargs: Any) -> None:
+        for old in names.keys() & kwargs.keys():
+            new = names[old]
+            _warn(f"{owner.__name__}({old}=...)", f"{owner.__name__}({new}=...)")
+            kwargs[new] = kwargs.pop(old)
+        init(self, *args, **kwargs)
+
+    owner.__init__ = accepting
 
 
 def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:

@@ -25,10 +25,11 @@ LAYERS = (
 
 # Where a name is allowed, and why. A line that is no longer needed fails too.
 STOP_GRADIENT = {
-    "natgrad.layers.around": "asks the trace what a parameter reaches without its uses",
+    "natgrad.layers.interpreter": "asks the trace what a parameter reaches without "
+    "its uses",
     "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, "
     "which gives the derivative of the solution",
-    "natgrad.metrics.kronecker": "the same, by eigenbases of constant factors",
+    "natgrad.metrics.kronecker_factors": "the same, by eigenbases of constant factors",
     "natgrad.solvers.gram": "the same, by Gram matrices of constant rows",
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
     "1, derivative that of the expectation; and a pivot's size, which cancels",

@@ -272,3 +272,9 @@ def test_missing_arguments_are_named():
         jax.eval_shape(lambda s: tx.update(PARAMS, s, PARAMS, inputs=X), state)
     with pytest.raises(ValueError, match="inputs=x"):
         jax.eval_shape(lambda s: tx.update(PARAMS, s, PARAMS), state)
+
+
+def test_a_curvature_without_kronecker_factors_is_named():
+    tx = ng.scale_by_factored_curvature(ng.curvature.Dense(MODEL))
+    with pytest.raises(ValueError, match=r"inverts Kronecker factors.*got Dense"):
+        tx.init(PARAMS)

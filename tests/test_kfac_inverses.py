@@ -12,6 +12,7 @@ import natgrad as ng
 from natgrad.curvature import (
     KFAC,
 )
+from natgrad.metrics import eigenbasis
 from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov, KroneckerMetric
 
 LAMBDA = 0.03
@@ -122,7 +123,7 @@ def test_the_derivative_of_an_eigenbasis_is_finite_and_right():
     matrix = jnp.diag(jnp.array([1.0, 2.0, 2.0, 0.0, 0.0]))
     tangent = normal(0, 5, 5)
     tangent = tangent + tangent.T
-    projector = lambda m: (lambda u: u[:, -2:] @ u[:, -2:].T)(ng.eigenbasis.eigh(m)[1])
+    projector = lambda m: (lambda u: u[:, -2:] @ u[:, -2:].T)(eigenbasis.eigh(m)[1])
     given = jax.jvp(projector, (matrix,), (tangent,))[1]
     h = 1e-5
     expected = (

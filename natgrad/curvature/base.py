@@ -191,7 +191,8 @@ def _memory() -> int | None:
         limits = [
             (device.memory_stats() or {}).get("bytes_limit") for device in devices
         ]
-        return sum(limits) if all(limits) else None
+        known = [limit for limit in limits if limit]
+        return sum(known) if len(known) == len(limits) else None
     try:
         pages = os.sysconf("SC_PHYS_PAGES")  # -1 where it is not known
         return os.sysconf("SC_PAGE_SIZE") * pages if pages > 0 else None

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from natgrad.model import Model
 from natgrad.model.weights import trailing
-from natgrad.typing import Array, ArrayLike
+from natgrad.typing import Array
 
 
 def law_of_outputs(model: Model) -> Model:
@@ -40,8 +41,8 @@ class ScoreColumns(NamedTuple):
         weights: w_k, [K].
     """
 
-    scores: Array
-    weights: Array
+    scores: Float[Array, "K ..."]
+    weights: Float[Array, " K"]
 
     @property
     def scaled(self) -> Array:
@@ -61,28 +62,39 @@ class FactorColumns(NamedTuple):
         weights: w_k, [T L].
     """
 
-    z: Array
-    labels: Array | None
-    scores: Array | None
-    weights: Array
+    z: Float[Array, "T ..."]
+    labels: Shaped[Array, "T L ..."] | None
+    scores: Float[Array, "T L ..."] | None
+    weights: Float[Array, " K"]
 
 
 Columns = ScoreColumns | FactorColumns
 
 
-def score(model: Model, columns: Columns, k: ArrayLike, like: Array) -> Array:
-    """Column k of one example, shaped like its output z."""
+def score(model: Model, columns: Columns, k: Array | int, like: Array) -> Array:
+    """Column k of one example, shaped like its output z.
+
+    Args:
+        model: the model.
+        columns: of the example.
+        k: which, shape ().
+        like: z.
+    """
     if isinstance(columns, ScoreColumns):
         return columns.scores[k]
     z, labels, scores, weights = columns
     factors = z.shape[0]
     each = weights.shape[0] // factors
     t, i = (0, k) if factors == 1 else (k // each, k % each)
-    found = model.family.score(z[t], labels[t, i]) if scores is None else scores[t, i]
+    if scores is not None:
+        of_factor = scores[t, i]
+    else:
+        assert labels is not None
+        of_factor = model.family.score(z[t], labels[t, i])
     if factors > 1:
         own = jnp.arange(factors) == t
-        found = jnp.where(trailing(own, z), found[None], 0)
-    return found.reshape(like.shape)
+        of_factor = jnp.where(trailing(own, z), of_factor[None], 0)
+    return of_factor.reshape(like.shape)
 
 
 def root(weights: Array) -> Array:
@@ -101,7 +113,7 @@ class BatchColumns:
     """
 
     model: Model
-    z: Array
+    z: Float[Array, "N ..."]
     columns: Columns
 
     @property
@@ -109,11 +121,11 @@ class BatchColumns:
         """K."""
         return self.columns.weights.shape[1]
 
-    def roots(self, k: ArrayLike) -> Array:
+    def roots(self, k: Array | int) -> Float[Array, " N"]:
         """√w_nk of all n, [N]."""
         return root(self.columns.weights[:, k])
 
-    def column(self, k: ArrayLike) -> Array:
+    def column(self, k: Array | int) -> Float[Array, "N ..."]:
         """√w_nk s_nk of all n, [N, ...]."""
 
         def of_example(columns, z):

@@ -28,6 +28,7 @@ from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from natgrad.control_flow import any_over_vmap, cond_in_place
 from natgrad.curvature.kfac import KFAC, FactorStatistics, KroneckerFactors
@@ -48,8 +49,8 @@ class Bases(NamedTuple):
         right: U_G, [lead..., O, O].
     """
 
-    left: tuple[Array | None, ...]
-    right: tuple[Array, ...]
+    left: tuple[Float[Array, "*lead I I"] | None, ...]
+    right: tuple[Float[Array, "*lead O O"], ...]
 
 
 class EigenStatistics(NamedTuple):
@@ -64,8 +65,8 @@ class EigenStatistics(NamedTuple):
 
     factors: KroneckerFactors
     bases: Bases
-    scales: tuple[Array, ...]
-    age: Array
+    scales: tuple[Float[Array, "*lead I O"], ...]
+    age: Int[Array, ""]
 
 
 @final
@@ -91,7 +92,10 @@ class EKFAC(LayerCurvature):
     def init(self, params: Params) -> EigenStatistics:
         """Zero factors and scales, and the parameters' own axes as basis."""
         factors = self._kfac().init(params)
-        eye = lambda m: jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
+
+        def eye(m):
+            return jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
+
         bases = Bases(
             tuple(
                 None if a.ndim < g.ndim else eye(a)
@@ -114,7 +118,9 @@ class EKFAC(LayerCurvature):
             bases = own_bases()
         else:
             bases = cond_in_place(
-                self.previous.age == 0, lambda _: own_bases(), self._turned()
+                self.previous.age == 0,
+                lambda _: own_bases(),
+                self._renewed_bases(self.previous),
             )
         names = tuple(block.name for block in captured.captured.blocks)
         return EigenStatisticsRequest(factors, bases, names)
@@ -162,15 +168,18 @@ class EKFAC(LayerCurvature):
     def _kfac(self) -> KFAC:
         return KFAC(self.model, self.labels, self.declared, self.sharing)
 
-    def _turned(self) -> Bases:
+    def _renewed_bases(self, previous: EigenStatistics) -> Bases:
         """The previous bases, those whose turn it is made anew from the factors."""
-        factors, (left, right), _, age = self.previous
-        left, right = list(left), list(right)
+        factors, age = previous.factors, previous.age
+        left, right = list(previous.bases.left), list(previous.bases.right)
         for turn, group in stagger(len(right), self.period):
-            mine = KroneckerFactors(*(tuple(f[i] for i in group) for f in factors))
-            old = Bases(*(tuple(b[i] for i in group) for b in (left, right)))
+            of_group = KroneckerFactors(
+                tuple(factors.inputs[i] for i in group),
+                tuple(factors.outputs[i] for i in group),
+            )
+            old = Bases(tuple(left[i] for i in group), tuple(right[i] for i in group))
             due = (age > 0) & (age % self.period == turn)
-            new = cond_in_place(due, lambda _, mine=mine: bases_of(mine), old)
+            new = cond_in_place(due, lambda _, of=of_group: bases_of(of), old)
             for i, u_a, u_g in zip(group, *new, strict=True):
                 left[i], right[i] = u_a, u_g
         return Bases(tuple(left), tuple(right))
@@ -212,11 +221,11 @@ class EigenStatisticsRequest:
 
 
 def bases_of(factors: KroneckerFactors) -> Bases:
-    """The eigenbases of the factors."""
-    found = eigenbases([*factors.inputs, *factors.outputs])
+    """The eigenbases of the factors, block by block."""
+    pairs = eigenbases([*factors.inputs, *factors.outputs])
     count = len(factors.inputs)
-    vectors = [vectors for _, vectors in found]
-    return Bases(tuple(vectors[:count]), tuple(vectors[count:]))
+    right = tuple(vectors for _, vectors in pairs[count:] if vectors is not None)
+    return Bases(tuple(vectors for _, vectors in pairs[:count]), right)
 
 
 def _carried(scales: Array, old: Sequence, new: Sequence) -> Array:
@@ -224,11 +233,13 @@ def _carried(scales: Array, old: Sequence, new: Sequence) -> Array:
     (left, right), (new_left, new_right) = old, new
 
     def carry():
-        turn = lambda u, v: jnp.matmul(u.mT, v, precision=HIGHEST) ** 2
-        inputs = None if left is None else turn(left, new_left)
-        return rotate(scales, inputs, turn(right, new_right))
+        def rotation(u, v):
+            return jnp.matmul(u.mT, v, precision=HIGHEST) ** 2
 
-    moved = jnp.any(right != new_right)
+        inputs = None if left is None else rotation(left, new_left)
+        return rotate(scales, inputs, rotation(right, new_right))
+
+    changed = jnp.any(right != new_right)
     if left is not None:
-        moved = moved | jnp.any(left != new_left)
-    return jax.lax.cond(any_over_vmap(moved), carry, lambda: scales)
+        changed = changed | jnp.any(left != new_left)
+    return jax.lax.cond(any_over_vmap(changed), carry, lambda: scales)

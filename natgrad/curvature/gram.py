@@ -148,9 +148,11 @@ class Gram(Curvature):
 
         def outputs_of(k):
             """What depends on the column: G or whole rows, block by block."""
-            found = pulled(k)
-            kept = lambda rows: rows["g"] if isinstance(rows, dict) else rows
-            return {name: kept(rows["rows"]) for name, rows in found.items()}
+            answers = {name: answer["rows"] for name, answer in pulled(k).items()}
+            return {
+                name: rows["g"] if isinstance(rows, dict) else rows
+                for name, rows in answers.items()
+            }
 
         one = jax.tree.leaves(jax.eval_shape(outputs_of, 0))
         rows = columns.count * sum(leaf.size for leaf in one)
@@ -215,7 +217,10 @@ def _piece(block: Block, one: Any, each: Array) -> JacobianBlock:
         rows = each.reshape((*each.shape[:2], -1, block.rows, block.outputs))
         matrix, bias = rows[..., : block.inputs, :], rows[..., block.inputs :, :]
         return DenseRows((matrix, bias) if block.bias else (matrix,))
-    flat = lambda a, axes, own: a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
+
+    def flat(a, axes, own):
+        return a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
+
     g = flat(each, each.shape[:1], 3)
     if "index" in one:
         return EmbeddingBlock(flat(one["index"], (), 2), g, block.inputs)

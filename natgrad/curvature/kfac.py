@@ -45,7 +45,7 @@ from natgrad.curvature.base import require_memory
 from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
-from natgrad.layers.required import require_examples
+from natgrad.layers.declared import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout

@@ -169,8 +169,9 @@ class Exact(Labels):
         labels = scores = None
         if _few_nodes(family, factors):
             if model.weights is not None:
-                chances = lambda z: family.score_nodes(z)[1]
-                factors = zero_where_lost(chances, weights, factors)
+                factors = zero_where_lost(
+                    lambda z: family.score_nodes(z)[1], weights, factors
+                )
             labels, w = jax.vmap(family.score_nodes)(factors)
         else:
             keys = example.factor_keys(family, z)
@@ -217,6 +218,7 @@ class Sampled(Labels):
         """One column a draw; the factors of an example share it."""
         family, weights = model.family, example.weights
         fixed = jax.lax.stop_gradient(z)
+        assert example.key is not None  # `check` has asked for it
         one = self.n == 1
         keys = example.key[None] if one else jax.random.split(example.key, self.n)
         ys = jax.vmap(lambda key: family.sample(key, fixed))(keys)
@@ -245,6 +247,7 @@ class Empirical(Labels):
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column, the score of the example's label over all its factors."""
+        assert example.target is not None  # `check` has asked for it
         scores = _scores(model, z, example.target, example.weights)
         whole, share = _share(example.weights)
         if example.weights.ndim:

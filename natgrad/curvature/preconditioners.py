@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.visits import visits
-from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
 from natgrad.model.batch import Batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
@@ -44,6 +44,7 @@ class Operator(Protocol):
 
     def product(self, batch: Batch) -> Product:
         """v -> F v for one batch."""
+        ...
 
 
 class Preconditioner(abc.ABC):
@@ -166,6 +167,7 @@ class Kronecker(Preconditioner):
     ) -> Callable[[Array], Array]:
         """V -> (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹, layer by layer."""
         metric = KFAC(curvature.model, curvature.labels).metric(statistics, params)
+        assert isinstance(metric, KroneckerMetric)
         solver, layout = FactoredTikhonov(), metric.layout
         pieces = solver.factorize(metric, damping, range(solver.num_blocks(metric)))
         wide = jax.tree.map(lambda leaf: leaf.astype(layout.dtype), params)
@@ -213,11 +215,11 @@ class Nystrom(Preconditioner):
         """From Y = F Ω for an orthonormal random Ω [P, r], shifted by rounding."""
         layout = Layout.of(batch.params)
         shape = (layout.size, min(self.rank, layout.size))
+        assert batch.key is not None
         key = jax.random.fold_in(batch.key, 2)
         omega = jnp.linalg.qr(jax.random.normal(key, shape, layout.dtype))[0]
         product = curvature.product(batch)
-        column = lambda v: layout.ravel(product(layout.unravel(v)))
-        y = jax.lax.map(column, omega.T).T
+        y = jax.lax.map(lambda v: layout.ravel(product(layout.unravel(v))), omega.T).T
         shift = jnp.finfo(y.dtype).eps * jnp.linalg.norm(y)
         shift = jnp.maximum(shift, jnp.finfo(y.dtype).tiny)
         y = y + shift * omega

@@ -18,10 +18,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad import layers, tree
 from natgrad.curvature.columns import law_of_outputs, score
@@ -30,7 +31,7 @@ from natgrad.layers import Dependence
 from natgrad.model import Model, batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, Inputs, Params
 
 # Numbers alive at once.
 ELEMENTS = 2**24
@@ -76,14 +77,18 @@ class Visits:
 
     def fold(self, visit: Visit, collect: Callable[[Any], Any]) -> Any:
         """Σ over chunks of examples of collect(what visit gave for the chunk)."""
-        visited = lambda chunk: collect(jax.vmap(lambda e: self.at(visit, e))(chunk))
+
+        def visited(chunk):
+            return collect(jax.vmap(lambda e: self.at(visit, e))(chunk))
+
         return tree.sum_over_chunks(visited, self.each, self._chunk(visit, 1))
 
     def stack(self, visit: Visit) -> Any:
         """What visit, which may pull back K cotangents, gave for each example."""
-        one = lambda example: self.at(visit, example)
         chunk = self._chunk(visit, self.columns)
-        return jax.lax.map(one, self.each, batch_size=chunk)
+        return jax.lax.map(
+            lambda example: self.at(visit, example), self.each, batch_size=chunk
+        )
 
     def fold_columns(
         self, collect: Callable[[Array, Array], Any], beside: Beside | None = None
@@ -112,8 +117,9 @@ class Visits:
             sums = of_columns(ks[:at_once], examples, beside)
             if at_once == self.columns:
                 return sums
-            rest = lambda ks: of_columns(ks, examples, None)[0]
-            others = tree.sum_over_chunks(rest, ks[at_once:], at_once)
+            others = tree.sum_over_chunks(
+                lambda ks: of_columns(ks, examples, None)[0], ks[at_once:], at_once
+            )
             return jax.tree.map(jnp.add, sums[0], others), sums[1]
 
         return tree.sum_over_chunks(of_examples, self.each, chunk)
@@ -150,20 +156,42 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
     program = layers.trace(model.raw_outputs, params, inputs)
     law = law_of_outputs(model)
     examples, total = law.examples(program.shape, inputs, targets, key)
-    known = (model, labels, labels.count(model, program.shape, examples))
+    columns = labels.count(model, program.shape, examples)
     found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
-        return _alone(known, params, inputs, examples, total)
-    return _together(known, params, inputs, examples, total)
+        source = _alone(model, params, inputs, examples)
+    else:
+        pulls = columns * examples.weights.shape[0]
+        source = _together(model, params, inputs, examples, pulls)
+    return Visits(
+        model=model,
+        labels=labels,
+        columns=columns,
+        each=source.each,
+        at=source.at,
+        pulled=source.pulled,
+        total=total,
+        chunk_size=source.chunk_size,
+    )
 
 
-def _flat(params: Params) -> Array:
+class _Source(NamedTuple):
+    """Where examples come from: see the attributes of `Visits` of these names."""
+
+    each: Any
+    at: Callable[[Visit, Any], Any]
+    pulled: int
+    chunk_size: int | None
+
+
+def _flat(params: Params) -> Float[Array, " P"]:
     return Layout.of(params).ravel(params)
 
 
-def _alone(known, params, inputs, examples, total) -> Visits:
+def _alone(
+    model: Model, params: Params, inputs: Inputs, examples: batch.Example
+) -> _Source:
     """Each example through the model by itself."""
-    model, *_ = known
     batched, rebuild = batch.split_inputs(inputs, model.in_axes)
 
     def at(visit, each):
@@ -179,40 +207,51 @@ def _alone(known, params, inputs, examples, total) -> Visits:
         return visit(z, lambda cotangent: vjp(cotangent)[0], example)
 
     size = Layout.of(params).size
-    return Visits(*known, (batched, examples), at, size, total, model.chunk_size)
+    return _Source((batched, examples), at, size, model.chunk_size)
 
 
-def _together(known, params, inputs, examples, total) -> Visits:
-    """Rows of the whole batch's Jacobian."""
-    model, _, columns = known
-    outputs = lambda params: model.outputs(params, inputs)
+def _together(
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    examples: batch.Example,
+    pulls: int,
+) -> _Source:
+    """Rows of the whole batch's Jacobian, of which so many would be pulled back."""
+
+    def outputs(params):
+        return model.outputs(params, inputs)
+
     count, size = examples.weights.shape[0], Layout.of(params).size
     z, vjp = jax.vjp(outputs, params)
     # One row of outputs without inputs serves any number of targets.
     rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
-    forward = _jacobian(outputs, params, z, columns * count)
+    forward = _jacobian(outputs, params, z, pulls)
 
-    def at(visit, each):
-        row, example = each
+    def pull_from(row):
+        """A cotangent of this row of the outputs, pulled back."""
 
         def pulled(cotangent):
-            return vjp(jnp.zeros_like(z).at[row].set(cotangent.astype(z.dtype)))[0]
-
-        def summed(cotangent):
-            of_row = forward[:, row]
-            cotangent, axes = cotangent.astype(z.dtype), z.ndim - 1
+            cotangent = cotangent.astype(z.dtype)
+            if forward is None:
+                return vjp(jnp.zeros_like(z).at[row].set(cotangent))[0]
+            of_row, axes = forward[:, row], z.ndim - 1
             flat = jnp.tensordot(of_row, cotangent, axes, precision=HIGHEST)
             return Layout.of(params).unravel(flat)
 
+        return pulled
+
+    def at(visit, each):
+        row, example = each
         example = model.labelled(z[row], example)
-        return visit(z[row], pulled if forward is None else summed, example)
+        return visit(z[row], pull_from(row), example)
 
     if forward is not None:
-        return Visits(*known, (rows, examples), at, size, total, model.chunk_size)
+        return _Source((rows, examples), at, size, model.chunk_size)
     alive = size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(vjp))
     limit = max(1, ELEMENTS // alive)
     chunk_size = model.chunk_size and min(model.chunk_size, limit)
-    return Visits(*known, (rows, examples), at, alive, total, chunk_size)
+    return _Source((rows, examples), at, alive, chunk_size)
 
 
 def _jacobian(outputs: Callable, params, z: Array, pulls: int) -> Array | None:
@@ -227,5 +266,6 @@ def _jacobian(outputs: Callable, params, z: Array, pulls: int) -> Array | None:
     unit = jnp.eye(layout.size, dtype=layout.dtype)
     alive = z.size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(push))
     at_once = max(1, min(layout.size, ELEMENTS // alive))
-    of = lambda vector: push(layout.unravel(vector))
-    return jax.lax.map(of, unit, batch_size=at_once)
+    return jax.lax.map(
+        lambda vector: push(layout.unravel(vector)), unit, batch_size=at_once
+    )

@@ -41,8 +41,8 @@ from natgrad.geometry.geodesics import (
     m_geodesic,
     transported,
 )
-from natgrad.geometry.information import fisher, flat, inner, norm, sharp
-from natgrad.geometry.points import Covector, Point, Tangent, gradient
+from natgrad.geometry.information import fisher, flat, gradient, inner, norm, sharp
+from natgrad.geometry.points import Covector, Point, Tangent
 from natgrad.geometry.steps import (
     Proximal,
     flow_step,

@@ -46,6 +46,7 @@ def diagonal_normal_atlas(family: MultivariateNormalDiag) -> Atlas:
     normal = normal_atlas(Normal())
 
     def halves(chart: Chart) -> Chart:
+        to_mean = chart.to_mean or (lambda x: Normal().mean(chart.to_natural(x)))
         return Chart(
             chart.name,
             lambda x: join(chart.to_natural(split(x))),
@@ -53,7 +54,7 @@ def diagonal_normal_atlas(family: MultivariateNormalDiag) -> Atlas:
             chart.margins
             if chart.margins is whole_space
             else lambda x: chart.margins(split(x)),
-            lambda x: join(chart.to_mean(split(x))),
+            lambda x: join(to_mean(split(x))),
         )
 
     return Atlas(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import families
-from natgrad.families.base import ExponentialFamily
+from natgrad.families.base import ExponentialFamily, Family
 from natgrad.families.product import ExponentialProduct
 from natgrad.families.transformed import ExponentialTransformed
 from natgrad.geometry import atlas, atlas_counts, atlas_positive, atlas_vectors
@@ -35,7 +35,14 @@ __all__ = [
 
 
 def register(cls: type) -> Callable:
-    """A decorator: the function from a family of this class to its `Atlas`."""
+    """Registers the charts and domains of a class of families, as a decorator.
+
+    Args:
+        cls: the class of families; its subclasses use the same atlas.
+
+    Returns:
+        A decorator of a function from a family of this class to its `Atlas`.
+    """
 
     def keep(make: Callable[[Any], Atlas]) -> Callable[[Any], Atlas]:
         ATLASES[cls] = make
@@ -45,11 +52,17 @@ def register(cls: type) -> Callable:
     return keep
 
 
-def charts(family: ExponentialFamily) -> dict[str, Chart]:
-    """The charts known for a family, by name: natural, expectation, then others.
+def charts(family: Family) -> dict[str, Chart]:
+    """The charts that are known for a family.
+
+    Args:
+        family: an exponential family.
+
+    Returns:
+        Name -> chart: "natural", "expectation", then the source charts.
 
     Raises:
-        ValueError: unless `family` is an exponential family.
+        ValueError: the family is not an `ExponentialFamily`.
     """
     if not isinstance(family, ExponentialFamily):
         raise ValueError(
@@ -61,7 +74,18 @@ def charts(family: ExponentialFamily) -> dict[str, Chart]:
 
 
 def chart_of(family: ExponentialFamily, chart: Chart | str) -> Chart:
-    """The chart itself, or the family's chart of that name; ValueError if unknown."""
+    """A chart by its name.
+
+    Args:
+        family: whose charts are searched.
+        chart: the name, or a chart, which is returned as it is.
+
+    Returns:
+        The chart.
+
+    Raises:
+        ValueError: the family has no chart of that name.
+    """
     if isinstance(chart, Chart):
         return chart
     known = charts(family)

@@ -15,17 +15,28 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.geometry.charts import Map
 from natgrad.geometry.information import jacobians, raise_index
-from natgrad.geometry.points import Point, Tangent, expected, mean_map
+from natgrad.geometry.points import Point, Tangent, expected
 from natgrad.typing import Array, ArrayLike
 
 EXPONENTIAL, LEVI_CIVITA, MIXTURE = 1.0, 0.0, -1.0
 
 
-def amari_chentsov(point: Point) -> Array:
-    """T_ijk = E[s_i s_j s_k] in the point's chart, of shape x.shape * 3."""
+def amari_chentsov(point: Point) -> Float[Array, "*xxx"]:
+    """The Amari-Chentsov tensor T_ijk = E[s_i s_j s_k] in the point's chart.
+
+    Args:
+        point: where, and in which chart.
+
+    Returns:
+        T, shape x.shape * 3, symmetric.
+
+    Raises:
+        ValueError: `point` is not a Point.
+    """
     expected(Point, point, "amari_chentsov")
     shape = point.coordinates.shape
     eta = point.natural
@@ -35,12 +46,18 @@ def amari_chentsov(point: Point) -> Array:
     return tensor.reshape(shape * 3)
 
 
-def christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
-    """Γ^k_ij of the α-connection in the point's chart, [k, i, j], of shape x.shape * 3.
+def christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Float[Array, "*xxx"]:
+    """The Christoffel symbols Γ^k_ij of the α-connection in the point's chart.
 
     Args:
         point: where, and in which chart.
         alpha: 1 for the e-connection, −1 for the m-connection, 0 for Levi-Civita.
+
+    Returns:
+        Γ with the axes [k, i, j], shape x.shape * 3.
+
+    Raises:
+        ValueError: `point` is not a Point.
     """
     expected(Point, point, "christoffel")
     lowered = lowered_christoffel(point, alpha)
@@ -50,8 +67,21 @@ def christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
     return jax.vmap(raise_one)(columns).T.reshape(shape * 3)
 
 
-def lowered_christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
-    """Γ_ij,k = Σ_l F_kl Γ^l_ij of the α-connection, [i, j, k], of shape x.shape * 3."""
+def lowered_christoffel(
+    point: Point, alpha: ArrayLike = LEVI_CIVITA
+) -> Float[Array, "*xxx"]:
+    """The lowered symbols Γ_ij,k = Σ_l F_kl Γ^l_ij of the α-connection.
+
+    Args:
+        point: where, and in which chart.
+        alpha: as for `christoffel`.
+
+    Returns:
+        Γ with the axes [i, j, k], shape x.shape * 3.
+
+    Raises:
+        ValueError: `point` is not a Point.
+    """
     expected(Point, point, "lowered_christoffel")
     x = point.coordinates
     j_natural, j_mean = jacobians(point)
@@ -59,22 +89,35 @@ def lowered_christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Array:
     def second(f: Map) -> Array:
         return jax.jacfwd(jax.jacfwd(f))(x).reshape(-1, x.size, x.size)
 
-    bent_natural, bent_mean = second(point.chart.to_natural), second(mean_map(point))
+    bent_natural, bent_mean = (
+        second(point.chart.to_natural),
+        second(point.chart.mean_map(point.family)),
+    )
     lower = lambda bent, j: jnp.einsum("aij,ak->ijk", bent, j, precision="highest")
     exponential, mixture = lower(bent_natural, j_mean), lower(bent_mean, j_natural)
-    lowered = ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2
-    return lowered.reshape(x.shape * 3)
+    return _between(alpha, exponential, mixture).reshape(x.shape * 3)
 
 
 def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tangent:
     """Γ^(α)(v, v) in the tangent's chart, by second derivatives along v and one solve.
 
-    Not a tangent in the strict sense: in another chart it is another vector. It is what
-    a straight line of this chart lacks to be a geodesic.
+    It is not a tangent in the strict sense: in another chart it is another vector. It
+        is
+    what a straight line of this chart lacks to be a geodesic.
+
+    Args:
+        v: the tangent.
+        alpha: as for `christoffel`.
+
+    Returns:
+        The contraction, as components at the point of v.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "christoffel_contraction")
     x = v.point.coordinates
-    natural, mean = v.point.chart.to_natural, mean_map(v.point)
+    natural, mean = v.point.chart.to_natural, v.point.chart.mean_map(v.point.family)
 
     def lowered(f: Map, dual: Map) -> Array:
         along = lambda x: jax.jvp(f, (x,), (v.components,))[1]
@@ -82,5 +125,11 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
         return jax.vjp(dual, x)[1](bent)[0]
 
     exponential, mixture = lowered(natural, mean), lowered(mean, natural)
-    total = ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2
+    total = _between(alpha, exponential, mixture)
     return Tangent(v.point, raise_index(v.point, total))
+
+
+def _between(alpha: ArrayLike, exponential: Array, mixture: Array) -> Array:
+    """((1 + α) Γ^(e) + (1 − α) Γ^(m))/2, the symbols of the α-connection."""
+    alpha = jnp.asarray(alpha, exponential.dtype)
+    return ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2

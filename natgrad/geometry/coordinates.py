@@ -15,14 +15,23 @@ import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
+from natgrad.families.base import ExponentialFamily
 from natgrad.typing import Array
 
 Map = Callable[[Array], Array]
 
 
-def whole_space(x: Array) -> Array:
-    """No margins, [0]: every x is a point."""
+def whole_space(x: Float[Array, "*x"]) -> Float[Array, " M"]:
+    """The margins of a chart whose every array is a point: there are none.
+
+    Args:
+        x: coordinates.
+
+    Returns:
+        An empty array.
+    """
     return jnp.zeros(0, x.dtype)
 
 
@@ -50,6 +59,30 @@ class Chart:
     to_mean: Map | None = dataclasses.field(default=None, repr=False)
     gauge: Map | None = dataclasses.field(default=None, repr=False)
 
+    def mean_map(self, family: ExponentialFamily) -> Map:
+        """The map x -> μ of a family in this chart.
+
+        Args:
+            family: the family.
+
+        Returns:
+            The chart's own map where it has one, else the map through η.
+        """
+        return self.to_mean or (lambda x: family.mean(self.to_natural(x)))
+
+    def change_to(self, chart: Chart) -> Map:
+        """The map from the coordinates of this chart to those of another.
+
+        Args:
+            chart: another chart of the same family.
+
+        Returns:
+            A function of coordinates.
+        """
+        if chart == self:
+            return lambda x: x
+        return lambda x: chart.from_natural(self.to_natural(x))
+
 
 @dataclasses.dataclass(frozen=True)
 class Atlas:
@@ -68,6 +101,14 @@ class Atlas:
     gauge: Map | None = None
 
 
-def inside(chart: Chart, x: Array) -> Array:
-    """Boolean scalar: is x finite, and are all margins positive?"""
+def inside(chart: Chart, x: Float[Array, "*x"]) -> Bool[Array, ""]:
+    """Whether coordinates are a point of a chart.
+
+    Args:
+        chart: the chart.
+        x: coordinates, of any shape that the chart reads.
+
+    Returns:
+        A boolean of shape (): x is finite and all margins are positive.
+    """
     return jnp.all(chart.margins(x) > 0) & jnp.all(jnp.isfinite(x))

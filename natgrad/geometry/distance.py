@@ -20,6 +20,7 @@ statistical parameters; Atkinson & Mitchell (1981), Rao's distance measure.
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.geometry.charts import Chart, charts
 from natgrad.geometry.distance_closed_forms import CLOSED_FORMS, root
@@ -30,19 +31,22 @@ from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 
 
-def distance(start: Point, end: Point) -> Array:
-    """The Fisher-Rao distance of two laws of a family, shape ().
+def distance(start: Point, end: Point) -> Float[Array, ""]:
+    """The Fisher-Rao distance of two laws of a family.
 
-    By the closed form where there is one, else by `shooting_distance`, which is NaN
+    It takes the closed form where there is one, else `shooting_distance`, which is NaN
     where it finds no geodesic. Its derivative at coinciding points, where there is
     none, is 0.
 
     Args:
-        start: in any chart.
-        end: of the same family, in any chart.
+        start: a law, in any chart.
+        end: a law of the same family, in any chart.
+
+    Returns:
+        The distance, shape (): the length of the shortest curve in the metric F.
 
     Raises:
-        ValueError: for points of different families.
+        ValueError: the points are of different families.
     """
     expected(Point, start, "distance")
     same_family(start, end)
@@ -53,13 +57,18 @@ def distance(start: Point, end: Point) -> Array:
     return shooting_distance(start, end)
 
 
-def shooting_distance(start: Point, end: Point, *, steps: int = STEPS) -> Array:
-    """The length of the geodesic found by shooting, shape (); NaN where none is found.
+def shooting_distance(
+    start: Point, end: Point, *, steps: int = STEPS
+) -> Float[Array, ""]:
+    """The length of the geodesic that is found by shooting.
 
     Args:
-        start: in any chart; a point with unconstrained coordinates keeps its chart.
-        end: in any chart.
+        start: a law, in any chart; unconstrained coordinates are kept.
+        end: a law of the same family, in any chart.
         steps: of the integrator.
+
+    Returns:
+        The length, shape (); NaN where no geodesic is found.
     """
     chart = best_chart(start)
     start, end = start.to(chart), end.to(chart)
@@ -70,7 +79,15 @@ def shooting_distance(start: Point, end: Point, *, steps: int = STEPS) -> Array:
 
 
 def best_chart(point: Point) -> Chart:
-    """The point's chart if it is unconstrained, else the first source that is."""
+    """The chart in which geodesics from a point are best integrated.
+
+    Args:
+        point: a law.
+
+    Returns:
+        The point's chart if it is unconstrained, else the first source chart that is,
+        else the natural chart.
+    """
     known = charts(point.family)
     sources = [c for c in known.values() if c.name not in ("natural", "expectation")]
     for chart in (point.chart, *sources):

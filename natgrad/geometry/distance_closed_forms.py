@@ -30,7 +30,14 @@ def register_distance(cls: type) -> Callable[[Formula], Formula]:
 
 
 def root(squared: Array) -> Array:
-    """√squared, with the derivative 0 at 0."""
+    """The square root, with the derivative 0 at 0.
+
+    Args:
+        squared: numbers of at least 0.
+
+    Returns:
+        √squared; 0 where the number is not positive.
+    """
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float
 
 from natgrad.families import MultivariateNormal
 from natgrad.geometry.distance_closed_forms import root
@@ -23,13 +24,21 @@ from natgrad.geometry.points import Point, expected, same_family
 from natgrad.typing import Array
 
 
-def known_mean_distance(start: Point, end: Point) -> Array:
-    """Among laws with one mean, of which only the covariances are read; shape ().
+def known_mean_distance(start: Point, end: Point) -> Float[Array, ""]:
+    """The distance of two normal laws with one mean, of which only covariances are
+    read.
 
     Where two λ_i are equal it has a first derivative, not a second.
 
+    Args:
+        start: one law of `MultivariateNormal`.
+        end: another of the same dimension.
+
+    Returns:
+        √(½ Σ_i log² λ_i), shape ().
+
     Raises:
-        ValueError: for points that are not single laws of `MultivariateNormal`.
+        ValueError: the points are not single laws of `MultivariateNormal`.
     """
     _, s, _, s2 = _moments(start, end, "known_mean_distance")
     factor = jnp.linalg.cholesky(s)
@@ -39,8 +48,20 @@ def known_mean_distance(start: Point, end: Point) -> Array:
     return root(jnp.sum(logs**2) / 2)
 
 
-def known_covariance_distance(start: Point, end: Point) -> Array:
-    """Among laws with the covariance of `start`, which differ in the mean; shape ()."""
+def known_covariance_distance(start: Point, end: Point) -> Float[Array, ""]:
+    """The distance of two normal laws with the covariance of `start`, and different
+    means.
+
+    Args:
+        start: one law of `MultivariateNormal`.
+        end: another of the same dimension, of which only the mean is read.
+
+    Returns:
+        Mahalanobis' distance √((m − m')ᵀ S⁻¹ (m − m')), shape ().
+
+    Raises:
+        ValueError: the points are not single laws of `MultivariateNormal`.
+    """
     m, s, m2, _ = _moments(start, end, "known_covariance_distance")
     whitened = solve_triangular(jnp.linalg.cholesky(s), m2 - m, lower=True)
     return root(jnp.sum(whitened**2))

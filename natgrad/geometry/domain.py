@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.geometry.charts import Chart, inside
 from natgrad.geometry.roots import bracketed_root
@@ -40,21 +41,54 @@ STRAIGHT = 0.99  # θ
 _SMALLEST = -87.0  # of log t: the least normal number of float32
 
 
-def retract_into_domain(chart: Chart, x: Array, d: Array) -> Array:
-    """x + f d with 0 < f ≤ 1, a point of the chart's domain if x is one."""
+def retract_into_domain(
+    chart: Chart, x: Float[Array, "*x"], d: Float[Array, "*x"]
+) -> Float[Array, "*x"]:
+    """The end of a step, shortened so that it is a point of the chart's domain.
+
+    Args:
+        chart: the chart.
+        x: coordinates inside the domain.
+        d: the step, shaped like x, of any length.
+
+    Returns:
+        x + f d with 0 < f ≤ 1, shaped like x; x where no such end can be computed.
+    """
     return displaced_part(chart, x, d)[0]
 
 
-def displaced_part(chart: Chart, x: Array, d: Array) -> tuple[Array, Array]:
-    """`retract_into_domain` and the part f of the step that was taken, shape ()."""
+def displaced_part(
+    chart: Chart, x: Float[Array, "*x"], d: Float[Array, "*x"]
+) -> tuple[Float[Array, "*x"], Float[Array, ""]]:
+    """The end of a step as in `retract_into_domain`, and how much of it was taken.
+
+    Args:
+        chart: the chart.
+        x: coordinates inside the domain.
+        d: the step, shaped like x.
+
+    Returns:
+        The end, shaped like x, and the part f, shape (); f is 0 where x is returned.
+    """
     part = fraction(chart, x, d)
     end = x + part * d
     usable = inside(chart, end) | jnp.any(jnp.isnan(d))
     return jnp.where(usable, end, x), jnp.where(usable, part, 0)
 
 
-def fraction(chart: Chart, x: Array, d: Array) -> Array:
-    """The part f of the step d that is taken from x, shape ()."""
+def fraction(
+    chart: Chart, x: Float[Array, "*x"], d: Float[Array, "*x"]
+) -> Float[Array, ""]:
+    """The part of a step that stays in the domain, by the construction of the module.
+
+    Args:
+        chart: the chart.
+        x: coordinates inside the domain.
+        d: the step, shaped like x.
+
+    Returns:
+        f with 0 < f ≤ 1, shape (), of the type of x.
+    """
     start = chart.margins(x)
     if start.size == 0:
         return jnp.ones((), x.dtype)
@@ -79,5 +113,13 @@ def fraction(chart: Chart, x: Array, d: Array) -> Array:
 
 
 def unconstrained(chart: Chart, x: Array) -> bool:
-    """Whether every array of this shape is a point of the chart."""
+    """Whether every array of a shape is a point of a chart.
+
+    Args:
+        chart: the chart.
+        x: an array of that shape; its values are not read.
+
+    Returns:
+        True where the chart has no margins.
+    """
     return jax.eval_shape(chart.margins, x).size == 0

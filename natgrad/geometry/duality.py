@@ -21,6 +21,7 @@ import dataclasses
 from typing import NamedTuple, final
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.charts import Chart, chart_of, inside
@@ -40,25 +41,57 @@ class Potential:
 
     family: ExponentialFamily
 
-    def __call__(self, eta: Array) -> Array:
-        """A(η), shape ()."""
+    def __call__(self, eta: Float[Array, "*x"]) -> Float[Array, ""]:
+        """The log-normaliser.
+
+        Args:
+            eta: natural parameters.
+
+        Returns:
+            A(η) in nats, shape ().
+        """
         return self.family.log_normalizer(eta)
 
-    def mean(self, eta: Array) -> Array:
-        """∇A(η) = μ."""
+    def mean(self, eta: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The gradient of A.
+
+        Args:
+            eta: natural parameters.
+
+        Returns:
+            ∇A(η) = μ, the expectation parameters, shaped like η.
+        """
         return self.family.mean(eta)
 
-    def natural(self, mu: Array) -> Array:
-        """∇A*(μ) = η."""
+    def natural(self, mu: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The gradient of the dual A*, which inverts `mean`.
+
+        Args:
+            mu: expectation parameters.
+
+        Returns:
+            ∇A*(μ) = η, the natural parameters, shaped like μ.
+        """
         return self.family.natural(mu)
 
-    def bregman(self, eta: Array, eta2: Array) -> Array:
-        """D_A(η, η2) = A(η) − A(η2) − ⟨η − η2, ∇A(η2)⟩, by the accurate divergence."""
+    def bregman(
+        self, eta: Float[Array, "*x"], eta2: Float[Array, "*x"]
+    ) -> Float[Array, ""]:
+        """The Bregman divergence D_A(η, η2) = A(η) − A(η2) − ⟨η − η2, ∇A(η2)⟩.
+
+        Args:
+            eta: natural parameters.
+            eta2: natural parameters of the same shape.
+
+        Returns:
+            KL(p_η2 ‖ p_η) in nats, shape (), by the family's own formula, which does
+            not cancel.
+        """
         return self.family.kl(eta2, eta)
 
     @property
     def dual(self) -> DualPotential:
-        """A*."""
+        """The Legendre conjugate A*."""
         return DualPotential(self.family)
 
     @property
@@ -83,25 +116,56 @@ class DualPotential:
 
     family: ExponentialFamily
 
-    def __call__(self, mu: Array) -> Array:
-        """A*(μ), shape ()."""
+    def __call__(self, mu: Float[Array, "*x"]) -> Float[Array, ""]:
+        """The Legendre conjugate of the log-normaliser.
+
+        Args:
+            mu: expectation parameters.
+
+        Returns:
+            A*(μ) in nats, shape ().
+        """
         return self.family.conjugate(mu)
 
-    def mean(self, mu: Array) -> Array:
-        """∇A*(μ) = η."""
+    def mean(self, mu: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The gradient of A*.
+
+        Args:
+            mu: expectation parameters.
+
+        Returns:
+            ∇A*(μ) = η, the natural parameters, shaped like μ.
+        """
         return self.family.natural(mu)
 
-    def natural(self, eta: Array) -> Array:
-        """∇A(η) = μ."""
+    def natural(self, eta: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The gradient of the dual A, which inverts `mean`.
+
+        Args:
+            eta: natural parameters.
+
+        Returns:
+            ∇A(η) = μ, the expectation parameters, shaped like η.
+        """
         return self.family.mean(eta)
 
-    def bregman(self, mu: Array, mu2: Array) -> Array:
-        """D_A*(μ, μ2) = KL(p_μ ‖ p_μ2)."""
+    def bregman(
+        self, mu: Float[Array, "*x"], mu2: Float[Array, "*x"]
+    ) -> Float[Array, ""]:
+        """The Bregman divergence D_A*(μ, μ2).
+
+        Args:
+            mu: expectation parameters.
+            mu2: expectation parameters of the same shape.
+
+        Returns:
+            KL(p_μ ‖ p_μ2) in nats, shape ().
+        """
         return self.family.kl(self.family.natural(mu), self.family.natural(mu2))
 
     @property
     def dual(self) -> Potential:
-        """A."""
+        """The log-normaliser A, whose conjugate this is."""
         return Potential(self.family)
 
     @property
@@ -116,18 +180,21 @@ class DualPotential:
 
 
 class Projection(NamedTuple):
-    """A nearest law.
+    """The law of a subspace that is nearest to another law.
 
     Attributes:
         point: the projection, in the chart of `origin`.
-        residual: how far from orthogonal the way there is; 0 up to rounding.
+        residual: how far the line from p to the projection is from orthogonal to the
+            subspace, shape (); 0 up to rounding.
     """
 
     point: Point
-    residual: Array
+    residual: Float[Array, ""]
 
 
-def m_projection(point: Point, origin: Point, directions: Array) -> Projection:
+def m_projection(
+    point: Point, origin: Point, directions: Float[Array, " K *x"]
+) -> Projection:
     """The law of η ∈ origin + span(directions) that minimises KL(point ‖ ·).
 
     It matches moments: ⟨d, μ⟩ is that of `point` for every direction d.
@@ -137,19 +204,28 @@ def m_projection(point: Point, origin: Point, directions: Array) -> Projection:
         origin: a law of the e-flat family.
         directions: [K, ...] in η, linearly independent.
 
+    Returns:
+        The projection and its residual.
+
     Raises:
-        ValueError: for points of different families and directions of another shape.
+        ValueError: the points are of different families, or the directions of another
+            shape.
     """
     return _projection(Potential(_family(point, origin)), point, origin, directions)
 
 
-def e_projection(point: Point, origin: Point, directions: Array) -> Projection:
+def e_projection(
+    point: Point, origin: Point, directions: Float[Array, " K *x"]
+) -> Projection:
     """The law of μ ∈ origin + span(directions) that minimises KL(· ‖ point).
 
     Args:
         point: p.
         origin: a law of the m-flat family.
         directions: [K, ...] in μ, linearly independent.
+
+    Returns:
+        The projection and its residual.
 
     Raises:
         ValueError: as for `m_projection`.

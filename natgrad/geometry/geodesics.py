@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.points import Point, Tangent, expected, same_chart, same_family
@@ -43,28 +44,58 @@ class Logarithm(NamedTuple):
     """
 
     tangent: Tangent
-    residual: Array
+    residual: Float[Array, ""]
 
 
 def e_geodesic(start: Point, end: Point, t: ArrayLike) -> Point:
-    """The point (1 − t) η_start + t η_end, in the chart of `start`."""
+    """The point (1 − t) η_start + t η_end of the e-geodesic between two laws.
+
+    Args:
+        start: the law at t = 0.
+        end: the law at t = 1, of the same family.
+        t: where on the geodesic, shape ().
+
+    Returns:
+        The law, in the chart of `start`.
+
+    Raises:
+        ValueError: the points are of different families.
+    """
     return _mixed("natural", start, end, t)
 
 
 def m_geodesic(start: Point, end: Point, t: ArrayLike) -> Point:
-    """The point (1 − t) μ_start + t μ_end, in the chart of `start`."""
+    """The point (1 − t) μ_start + t μ_end of the m-geodesic between two laws.
+
+    Args:
+        start: the law at t = 0.
+        end: the law at t = 1, of the same family.
+        t: where on the geodesic, shape ().
+
+    Returns:
+        The law, in the chart of `start`.
+
+    Raises:
+        ValueError: the points are of different families.
+    """
     return _mixed("expectation", start, end, t)
 
 
 def exponential(
     v: Tangent, alpha: ArrayLike = LEVI_CIVITA, *, steps: int = STEPS
 ) -> Point:
-    """Where the α-geodesic with velocity v is after time 1, in the chart of v.
+    """The point where the α-geodesic with velocity v is after time 1.
 
     Args:
         v: the initial velocity.
         alpha: 1 for e-, −1 for m-, 0 for Levi-Civita geodesics.
         steps: of the integrator; the error is of order steps⁻⁸.
+
+    Returns:
+        The point, in the chart of v.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "exponential")
     return transported(v, alpha, steps=steps).point
@@ -73,7 +104,16 @@ def exponential(
 def transported(
     v: Tangent, alpha: ArrayLike = LEVI_CIVITA, *, steps: int = STEPS
 ) -> Tangent:
-    """The velocity of the α-geodesic after time 1, at the point where it is then."""
+    """The velocity of the α-geodesic with velocity v after time 1.
+
+    Args:
+        v: the initial velocity.
+        alpha: as for `exponential`.
+        steps: as for `exponential`.
+
+    Returns:
+        The velocity, a tangent at the point where the geodesic is then.
+    """
     point = v.point
     h = 1 / steps
 
@@ -92,7 +132,16 @@ def transported(
 
 
 def runge_kutta(derivative: Derivative, state: Any, h: ArrayLike) -> Any:
-    """One step of size h of the classical fourth-order method."""
+    """One step of the classical fourth-order Runge-Kutta method.
+
+    Args:
+        derivative: state -> its derivative in time.
+        state: a tree of floating arrays.
+        h: the length of the step in time.
+
+    Returns:
+        The state after the step.
+    """
     dtype = jax.tree.leaves(state)[0].dtype
     h = jnp.asarray(h, dtype)
     ahead = lambda s, c, slope: jax.tree.map(lambda s, k: s + c * h * k, s, slope)
@@ -110,10 +159,19 @@ def runge_kutta(derivative: Derivative, state: Any, h: ArrayLike) -> Any:
 
 
 def extrapolated_midpoint(derivative: Derivative, state: Any, h: ArrayLike) -> Any:
-    """One step of size h of order 8: Gragg's method of Bulirsch and Stoer.
+    """One step of order 8 by Gragg's method of Bulirsch and Stoer.
 
     The midpoint rule with 2, 4, 6 and 8 substeps has an error in even powers of their
-    size, of which the first three cancel in the weighted sum. All run side by side.
+    size, of which the first three cancel in the weighted sum. All four run side by
+    side.
+
+    Args:
+        derivative: state -> its derivative in time.
+        state: a tree of floating arrays.
+        h: the length of the step in time.
+
+    Returns:
+        The state after the step.
     """
 
     def lane(n):
@@ -142,13 +200,16 @@ def logarithm(
     """The tangent v at `start` with exponential(v) = `end`, by shooting.
 
     Args:
-        start: whose chart is used; unconstrained coordinates are best.
-        end: in the same chart.
-        alpha: as in `exponential`.
-        steps: as in `exponential`.
+        start: the law whose chart is used; unconstrained coordinates are best.
+        end: a law in the same chart.
+        alpha: as for `exponential`.
+        steps: as for `exponential`.
+
+    Returns:
+        The tangent, and by how much its geodesic misses the target.
 
     Raises:
-        ValueError: for points that are not in one chart of one family.
+        ValueError: the points are not in one chart of one family.
     """
     expected(Point, start, "logarithm")
     same_chart(start, end)
@@ -169,5 +230,6 @@ def _mixed(chart: str, start: Point, end: Point, t: ArrayLike) -> Point:
     expected(Point, start, "a geodesic")
     same_family(start, end)
     a, b = start.to(chart), end.to(chart)
+    t = jnp.asarray(t, a.coordinates.dtype)
     mixed = (1 - t) * a.coordinates + t * b.coordinates
     return a.at(mixed).to(start.chart)

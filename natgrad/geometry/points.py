@@ -13,87 +13,117 @@ Source: Amari, Information Geometry and Its Applications (2016), sections 1.3 an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Self, final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import Chart, Map, chart_of, inside
+from natgrad.geometry.charts import Chart, chart_of, inside
 from natgrad.typing import Array, ArrayLike, Key
 
 
 @final
 @jax.tree_util.register_pytree_with_keys_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Point:
     """A law of a family, by its coordinates in a chart.
 
+    `Point(family, chart, coordinates)` takes a Chart, or the name of one of
+    `geometry.charts(family)`.
+
     Attributes:
         family: the exponential family; hashable.
-        chart: a Chart, or the name of one of `charts(family)`.
+        chart: the chart.
         coordinates: x, floating; several factors are one point of their product.
+
+    Raises:
+        ValueError: the family has no chart of that name, or the coordinates are not
+            real floating numbers.
     """
 
     family: ExponentialFamily
     chart: Chart
-    coordinates: Array
+    coordinates: Float[Array, "*x"]
 
-    def __post_init__(self):
-        chart = chart_of(self.family, self.chart)
-        coordinates = jnp.asarray(self.coordinates)
+    def __init__(
+        self, family: ExponentialFamily, chart: Chart | str, coordinates: ArrayLike
+    ):
+        chart = chart_of(family, chart)
+        coordinates = jnp.asarray(coordinates)
         if not jnp.issubdtype(coordinates.dtype, jnp.floating):
             raise ValueError(
                 f"coordinates have dtype {coordinates.dtype}; expected real floating "
-                f"numbers, the coordinates {chart.name!r} of {self.family!r}."
+                f"numbers, the coordinates {chart.name!r} of {family!r}."
             )
+        object.__setattr__(self, "family", family)
         object.__setattr__(self, "chart", chart)
         object.__setattr__(self, "coordinates", coordinates)
 
     @property
-    def natural(self) -> Array:
+    def natural(self) -> Float[Array, "*x"]:
         """The natural parameters η."""
         return self.chart.to_natural(self.coordinates)
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float[Array, "*x"]:
         """The expectation parameters μ."""
-        return mean_map(self)(self.coordinates)
+        return self.chart.mean_map(self.family)(self.coordinates)
 
-    def at(self, coordinates: Array) -> Point:
-        """The point with other coordinates in the same chart."""
+    def at(self, coordinates: ArrayLike) -> Point:
+        """The point with other coordinates x, floating, in the same chart."""
         return Point(self.family, self.chart, coordinates)
 
     def to(self, chart: Chart | str) -> Point:
-        """The same law in another chart."""
+        """The same law in another chart.
+
+        Args:
+            chart: the chart, or its name.
+
+        Returns:
+            The point.
+
+        Raises:
+            ValueError: the family has no chart of that name.
+        """
         chart = chart_of(self.family, chart)
-        change = change_of_coordinates(self, chart)
+        change = self.chart.change_to(chart)
         return Point(self.family, chart, change(self.coordinates))
 
     def tangent(self, components: Array) -> Tangent:
-        """A tangent at this point, by its components in this chart."""
+        """A tangent at this point, with components v^i like the coordinates."""
         return Tangent(self, components)
 
     def covector(self, components: Array) -> Covector:
-        """A covector at this point, by its components in this chart."""
+        """A covector at this point, with components g_i like the coordinates."""
         return Covector(self, components)
 
-    def inside(self) -> Array:
-        """Boolean scalar: do the coordinates lie in the chart's domain?"""
+    def inside(self) -> Bool[Array, ""]:
+        """Whether the coordinates lie in the chart's domain, a boolean ()."""
         return inside(self.chart, self.coordinates)
 
-    def kl(self, other: Point) -> Array:
-        """KL(self ‖ other) in nats, shape ()."""
+    def kl(self, other: Point) -> Float[Array, ""]:
+        """The divergence of another law from this one.
+
+        Args:
+            other: a law of the same family, in any chart.
+
+        Returns:
+            KL(self ‖ other) in nats, shape ().
+
+        Raises:
+            ValueError: `other` is of another family.
+        """
         same_family(self, other)
         return self.family.kl(self.natural, other.natural)
 
-    def log_prob(self, y: Array) -> Array:
-        """The log-probability of y in nats, shape ()."""
+    def log_prob(self, y: Array) -> Float[Array, ""]:
+        """log p(y) in nats, shape (), of a label y of the family."""
         return self.family.log_prob(self.natural, y)
 
     def sample(self, key: Key) -> Array:
-        """A draw of this law."""
+        """A label drawn from this law by a random key."""
         return self.family.sample(key, self.natural)
 
     def __add__(self, other):
@@ -105,21 +135,22 @@ class Point:
     __sub__ = __radd__ = __rsub__ = __add__
 
     def tree_flatten_with_keys(self):
-        """For jax.tree."""
+        """Gives jax.tree the coordinates as the only leaf."""
         key = jax.tree_util.GetAttrKey("coordinates")
         return ((key, self.coordinates),), (self.family, self.chart)
 
     @classmethod
     def tree_unflatten(cls, static, children):
-        """For jax.tree."""
+        """Builds the point again for jax.tree, from leaves of any kind."""
         return _unchecked(cls, *static, *children)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Vector:
     """Components at a point, and the arithmetic of a vector space."""
 
     point: Point
-    components: Array
+    components: Float[Array, "*x"]
 
     def __post_init__(self):
         expected(Point, self.point, f"the base of a {type(self).__name__}")
@@ -133,24 +164,24 @@ class _Vector:
             )
         object.__setattr__(self, "components", components)
 
-    def __add__(self, other):
+    def __add__(self, other: Self) -> Self:
         expected(type(self), other, f"the other summand of a {type(self).__name__}")
         same_chart(self.point, other.point)
         return type(self)(self.point, self.components + other.components)
 
-    def __sub__(self, other):
+    def __sub__(self, other: Self) -> Self:
         return self + -1 * other
 
-    def __neg__(self):
+    def __neg__(self) -> Self:
         return type(self)(self.point, -self.components)
 
-    def __mul__(self, factor: ArrayLike):
+    def __mul__(self, factor: ArrayLike) -> Self:
         return type(self)(self.point, self.components * factor)
 
     __rmul__ = __mul__
 
     def tree_flatten_with_keys(self):
-        """For jax.tree."""
+        """Gives jax.tree the point and the components."""
         names = ("point", "components")
         keys = map(jax.tree_util.GetAttrKey, names)
         values = (self.point, self.components)
@@ -158,7 +189,7 @@ class _Vector:
 
     @classmethod
     def tree_unflatten(cls, static, children):
-        """For jax.tree."""
+        """Builds the vector again for jax.tree, from leaves of any kind."""
         del static
         return _unchecked(cls, *children)
 
@@ -169,13 +200,17 @@ class _Vector:
 class Tangent(_Vector):
     """A velocity at a point: components v^i in the point's chart."""
 
-    point: Point
-    components: Array
-
     def to(self, chart: Chart | str) -> Tangent:
-        """The same tangent in another chart, J v."""
+        """The same tangent in another chart: J v, with J the derivative of the change.
+
+        Args:
+            chart: the chart, or its name.
+
+        Returns:
+            The tangent at the same law.
+        """
         chart = chart_of(self.point.family, chart)
-        change = change_of_coordinates(self.point, chart)
+        change = self.point.chart.change_to(chart)
         x, v = jax.jvp(change, (self.point.coordinates,), (self.components,))
         return Tangent(Point(self.point.family, chart, x), v)
 
@@ -186,54 +221,51 @@ class Tangent(_Vector):
 class Covector(_Vector):
     """A gradient at a point: components g_i = ∂L/∂x^i in the point's chart."""
 
-    point: Point
-    components: Array
-
     def to(self, chart: Chart | str) -> Covector:
-        """The same covector in another chart, J⁻ᵀ g."""
+        """The same covector in another chart: J⁻ᵀ g, with J the derivative of the
+        change.
+
+        Args:
+            chart: the chart, or its name.
+
+        Returns:
+            The covector at the same law.
+        """
         there = self.point.to(chart)
-        back = change_of_coordinates(there, self.point.chart)
+        back = there.chart.change_to(self.point.chart)
         (g,) = jax.vjp(back, there.coordinates)[1](self.components)
         return Covector(there, g)
 
-    def __call__(self, tangent: Tangent) -> Array:
-        """⟨g, v⟩ = Σ g_i v^i, the same in every chart, shape ()."""
+    def __call__(self, tangent: Tangent) -> Float[Array, ""]:
+        """The pairing ⟨g, v⟩ = Σ g_i v^i, the same in every chart.
+
+        Args:
+            tangent: v, at the same point and in the same chart.
+
+        Returns:
+            The pairing, shape ().
+
+        Raises:
+            ValueError: the argument is not a Tangent, or is in another chart.
+        """
         expected(Tangent, tangent, "what a Covector is applied to")
         same_chart(self.point, tangent.point)
         return jnp.vdot(self.components, tangent.components, precision="highest")
 
 
-def gradient(loss: Callable[[Point], Array], point: Point) -> Covector:
-    """The differential of `loss`, a function of a Point, in the point's chart."""
-    expected(Point, point, "gradient")
-    components = jax.grad(lambda x: loss(point.at(x)))(point.coordinates)
-    return Covector(point, components)
-
-
-def mean_map(point: Point) -> Map:
-    """The map x -> μ in the point's chart."""
-    chart, family = point.chart, point.family
-    return chart.to_mean or (lambda x: family.mean(chart.to_natural(x)))
-
-
-def change_of_coordinates(point: Point, chart: Chart) -> Map:
-    """The map from the coordinates of the point's chart to those of another."""
-    if chart == point.chart:
-        return lambda x: x
-    return lambda x: chart.from_natural(point.chart.to_natural(x))
-
-
-def expected(cls: type, given: Any, what: str) -> None:
-    """Raise a ValueError unless `given` is a `cls`."""
-    if not isinstance(given, cls):
+def expected(cls: type, value: Any, what: str) -> None:
+    """Raises a ValueError unless `value` is a `cls`; `what` says what it is to the
+    caller.
+    """
+    if not isinstance(value, cls):
         raise ValueError(
-            f"{what}: a {type(given).__name__} was given; expected a {cls.__name__}."
+            f"{what}: a {type(value).__name__} was given; expected a {cls.__name__}."
             + _CURES.get(cls.__name__, "")
         )
 
 
 def same_family(point: Point, other: Any) -> None:
-    """Raise a ValueError unless `other` is a point of the same family."""
+    """Raises a ValueError unless `other` is a point of the same family."""
     expected(Point, other, "the other law")
     if other.family != point.family:
         raise ValueError(
@@ -242,7 +274,7 @@ def same_family(point: Point, other: Any) -> None:
 
 
 def same_chart(point: Point, other: Point) -> None:
-    """Raise a ValueError unless both points are in one chart of one family."""
+    """Raises a ValueError unless two points are in one chart of one family."""
     same_family(point, other)
     if other.chart != point.chart:
         raise ValueError(

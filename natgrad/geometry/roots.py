@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.typing import Array, ArrayLike
 
@@ -20,17 +21,21 @@ def bracketed_root(
     lower: ArrayLike,
     upper: ArrayLike,
     max_iterations: int = 100,
-) -> Array:
+) -> Float[Array, ""]:
     """The root in [lower, upper] of a scalar function that is positive before it.
 
-    Newton's method, with bisection where it leaves the bracket or does not halve the
-    last step. The function counts as negative where it is NaN.
+    It is found by Newton's method, with bisection where that leaves the bracket or does
+    not halve the last step. The function counts as negative where it is NaN.
 
     Args:
-        function: positive below its root, negative or NaN above it.
+        function: positive below its root, negative or NaN above it; shape () to shape
+            ().
         lower: where the search starts; not evaluated.
         upper: where it ends; not evaluated.
         max_iterations: evaluations of the function at most.
+
+    Returns:
+        The root, shape (), with the derivative of the implicit function theorem.
     """
 
     def solve(f, x0):
@@ -87,10 +92,10 @@ class _Search(NamedTuple):
 
 def newton_root(
     residual: Callable[[Array], Array],
-    start: Array,
+    start: Float[Array, " n"],
     max_evaluations: int = 100,
-) -> tuple[Array, Array]:
-    """(x with residual(x) = 0, |residual(x)|) by Newton's method from `start`.
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """A root by Newton's method from `start`, and the norm of the residual there.
 
     The start is halved until its residual is finite, a step until the norm of the
     residual falls; the iteration ends when that or the step is at rounding. The caller
@@ -100,6 +105,9 @@ def newton_root(
         residual: [n] -> [n].
         start: [n]; no derivative is taken with respect to it.
         max_evaluations: of the residual and its Jacobian at most.
+
+    Returns:
+        x [n] with residual(x) = 0, and |residual(x)|, shape ().
     """
 
     def solve(f, x0):

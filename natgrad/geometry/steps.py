@@ -27,13 +27,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.geometry.charts import inside
 from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.geodesics import runge_kutta
-from natgrad.geometry.information import sharp
-from natgrad.geometry.points import Point, Tangent, expected, gradient
+from natgrad.geometry.information import gradient, sharp
+from natgrad.geometry.points import Point, Tangent, expected
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array, ArrayLike
 
@@ -48,6 +49,12 @@ def retract(v: Tangent, h: ArrayLike = 1.0) -> Point:
     Args:
         v: a tangent.
         h: the step size, a scalar of any sign.
+
+    Returns:
+        A point in the same chart.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "retract")
     x = v.point.coordinates
@@ -60,7 +67,18 @@ def geodesic_retract(
 ) -> Point:
     """The end of the step h v − h²/2 Γ(v, v): the α-geodesic to second order in h.
 
-    Costs second derivatives along v and one solve more than `retract`.
+    It costs second derivatives along v and one solve more than `retract`.
+
+    Args:
+        v: a tangent.
+        h: the step size, a scalar of any sign.
+        alpha: 1 for e-, −1 for m-, 0 for Levi-Civita geodesics.
+
+    Returns:
+        A point in the same chart, inside its domain.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "geodesic_retract")
     x = v.point.coordinates
@@ -76,6 +94,9 @@ def natural_gradient(loss: Loss, point: Point) -> Tangent:
     Args:
         loss: a function of a Point, in nats, shape ().
         point: where, and in which chart.
+
+    Returns:
+        The tangent.
     """
     return sharp(gradient(loss, point))
 
@@ -87,19 +108,39 @@ def natural_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
         loss: a function of a Point, in nats, shape ().
         point: where the step starts.
         h: the step size.
+
+    Returns:
+        A point in the same chart, inside its domain.
     """
     return retract(-natural_gradient(loss, point), h)
 
 
 def geodesic_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
-    """The natural-gradient step with the geodesic correction of `geodesic_retract`."""
+    """The natural-gradient step with the geodesic correction of `geodesic_retract`.
+
+    Args:
+        loss: a function of a Point, in nats, shape ().
+        point: where the step starts.
+        h: the step size.
+
+    Returns:
+        A point in the same chart, inside its domain.
+    """
     return geodesic_retract(-natural_gradient(loss, point), h)
 
 
 def flow_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
-    """The natural-gradient flow x' = −F⁻¹ ∇L for time h by one Runge-Kutta step.
+    """The natural-gradient flow x' = −F⁻¹ ∇L for time h, by one Runge-Kutta step.
 
     The flow is the same in every chart; this step of it is so to fourth order.
+
+    Args:
+        loss: a function of a Point, in nats, shape ().
+        point: where the step starts.
+        h: the time.
+
+    Returns:
+        A point in the same chart, inside its domain.
     """
     velocity = lambda x: -natural_gradient(loss, point.at(x)).components
     end = runge_kutta(velocity, point.coordinates, h)
@@ -108,15 +149,15 @@ def flow_step(loss: Loss, point: Point, h: ArrayLike) -> Point:
 
 
 class Proximal(NamedTuple):
-    """A proximal step.
+    """The result of a proximal step.
 
     Attributes:
         point: the minimum, in the chart of the start.
-        residual: the norm of the gradient there; 0 up to rounding.
+        residual: the norm of the gradient there, shape (); 0 up to rounding.
     """
 
     point: Point
-    residual: Array
+    residual: Float[Array, ""]
 
 
 def proximal_step(
@@ -127,15 +168,21 @@ def proximal_step(
 ) -> Proximal:
     """The Bregman-proximal step: the law q that minimises L(q) + D(q, point)/h.
 
-    The implicit counterpart of the natural gradient: with D = KL(q ‖ point), the
-    default, η_q = η − h ∇_μ L(q); with D = KL(point ‖ q), μ_q = μ − h ∇_η L(q). Solved
-    by Newton's method in the point's chart; its derivative is implicit.
+    It is the implicit counterpart of the natural gradient: with D = KL(q ‖ point), the
+    default, η_q = η − h ∇_μ L(q); with D = KL(point ‖ q), μ_q = μ − h ∇_η L(q). It is
+    solved by Newton's method in the point's chart; its derivative is implicit.
 
     Args:
-        loss: a function of a Point; convex in the chart, or h small enough.
+        loss: a function of a Point, in nats; convex in the chart, or h small enough.
         point: where the step starts.
         h: the step size.
         divergence: (new law, old law) -> nats.
+
+    Returns:
+        The law, and the norm of the gradient there.
+
+    Raises:
+        ValueError: `point` is not a Point.
     """
     expected(Point, point, "proximal_step")
     chart, start = point.chart, point.coordinates

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad.geometry.information import inner
 from natgrad.geometry.points import Point, Tangent, expected
@@ -38,9 +39,9 @@ class TrustRegionStep(NamedTuple):
     """
 
     point: Point
-    length: Array
-    kl: Array
-    reached: Array
+    length: Float[Array, ""]
+    kl: Float[Array, ""]
+    reached: Bool[Array, ""]
 
 
 def trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionStep:
@@ -49,6 +50,12 @@ def trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionStep:
     Args:
         v: the direction, such as −natural_gradient(loss, point); its length is free.
         radius: δ > 0 in nats.
+
+    Returns:
+        Where the step ends, its length, its divergence, and whether that is δ.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "trust_region_step")
     length = _quadratic_length(v, radius)
@@ -76,6 +83,12 @@ def quadratic_trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionSte
     Args:
         v: the direction.
         radius: δ > 0 in nats, of the quadratic form ½ t² vᵀFv.
+
+    Returns:
+        Where the step ends, its length, its divergence, and whether v is not 0.
+
+    Raises:
+        ValueError: `v` is not a Tangent.
     """
     expected(Tangent, v, "quadratic_trust_region_step")
     return _step(v, _quadratic_length(v, radius), inner(v, v) > 0)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from natgrad.layers.examples import Path
 from natgrad.layers.parts import Part
 from natgrad.layers.uses import Mixed, Use
 from natgrad.typing import Array
@@ -43,6 +44,8 @@ class Block(abc.ABC):
         diagonal_inputs: whether the input moment is kept as its diagonal [I].
         mixed: why its rows cannot be told apart by example; None if they can.
         once: whether each example's gradient is the work of one use, evaluated once.
+        uses: its uses; none where it is declared.
+        swapped: paths of the uses that read the matrix transposed.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Block(abc.ABC):
     diagonal_inputs: bool = False
     mixed: Mixed | None = None
     once: bool = True
+    uses: tuple[Use, ...] = ()
+    swapped: frozenset[Path] = frozenset()
 
     @property
     def bias(self) -> bool:
@@ -68,12 +73,17 @@ class Block(abc.ABC):
     @property
     def routed(self) -> bool:
         """Whether some use sends each row to one of its matrices."""
-        return False
+        return any(use.routed for use in self.uses)
 
     @property
     def masked(self) -> bool:
         """Whether its parameter is multiplied entry by entry before it is used."""
-        return False
+        return any(use.masked for use in self.uses)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether every use reads whole rows by their index."""
+        return bool(self.uses) and all(use.looks_up for use in self.uses)
 
     @property
     def rows(self) -> int:
@@ -110,22 +120,52 @@ class Block(abc.ABC):
         return self.mixed is None
 
     def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
-        """The matrix without its bias's row, and that row if there is one."""
+        """The block's matrix in the parts in which it is stored.
+
+        Args:
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            The weight [lead..., I, O] and, if there is a bias, its row [lead..., 1, O].
+        """
         return [self.to_matrix(leaves)]
 
     def from_parts(
         self, parts: Sequence[Array], leaves: Sequence[Array]
     ) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_parts`."""
+        """Writes parts back into the leaves: undoes `to_parts`.
+
+        Args:
+            parts: as `to_parts` gives them.
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            All leaves, those of this block replaced.
+        """
         return self.from_matrix(parts[0], leaves)
 
     @abc.abstractmethod
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The block's matrix, read from all leaves of a tree like the parameters."""
+        """The block's matrix, read from a tree like the parameters.
+
+        Args:
+            leaves: all leaves of the tree.
+
+        Returns:
+            The matrix [stack..., batch..., I (+1), O].
+        """
 
     @abc.abstractmethod
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_matrix`."""
+        """Writes the block's matrix back into the leaves: undoes `to_matrix`.
+
+        Args:
+            matrix: [stack..., batch..., I (+1), O].
+            leaves: all leaves of a tree like the parameters.
+
+        Returns:
+            All leaves, those of this block replaced.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,53 +175,36 @@ class LayerBlock(Block):
     Attributes:
         weight: how its parameter is read.
         shift: how its bias is read, or None.
-        uses: its uses.
-        swapped: paths of the uses that read the matrix transposed.
         shifted: paths of the uses that add the bias.
     """
 
-    weight: Part | None = None
+    weight: Part = dataclasses.field(kw_only=True)
     shift: Part | None = None
-    uses: tuple[Use, ...] = ()
-    swapped: frozenset = frozenset()
-    shifted: frozenset = frozenset()
+    shifted: frozenset[Path] = frozenset()
 
     @property
     def bias(self) -> bool:
         """Whether the matrix has a last row for a bias."""
         return self.shift is not None
 
-    @property
-    def routed(self) -> bool:
-        """Whether some use sends each row to one of its matrices."""
-        return any(use.routed for use in self.uses)
-
-    @property
-    def masked(self) -> bool:
-        """Whether its parameter is multiplied entry by entry before it is used."""
-        return any(use.masked for use in self.uses)
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether every use reads whole rows by their index."""
-        return all(use.looks_up for use in self.uses)
-
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The weight, above the bias."""
+        """The weight, above the row of the bias, see `Block.to_matrix`."""
         matrix, *row = self.to_parts(leaves)
         if not row:
             return matrix
         return jnp.concatenate([matrix, row[0].astype(matrix.dtype)], axis=-2)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """The weight from the first I rows, the bias from the last."""
+        """The weight from the first I rows, the bias from the last, see
+        `Block.from_matrix`.
+        """
         parts = [matrix[..., : self.inputs, :]]
         if self.shift is not None:
             parts.append(matrix[..., self.inputs :, :])
         return self.from_parts(parts, leaves)
 
     def to_parts(self, leaves: Sequence[Array]) -> list[Array]:
-        """The weight [lead..., I, O] and, if there is one, the bias [lead..., 1, O]."""
+        """The weight and the bias, see `Block.to_parts`."""
         parts = [self.weight.read(leaves[self.weight.leaf])]
         if self.shift is not None:
             parts.append(self.shift.read(leaves[self.shift.leaf]))
@@ -190,9 +213,9 @@ class LayerBlock(Block):
     def from_parts(
         self, parts: Sequence[Array], leaves: Sequence[Array]
     ) -> list[Array]:
-        """All leaves, those of this block replaced: undoes `to_parts`."""
+        """All leaves with weight and bias replaced, see `Block.from_parts`."""
         out = list(leaves)
-        places = [self.weight] + [self.shift] * (len(parts) - 1)
+        places = [self.weight] if self.shift is None else [self.weight, self.shift]
         for place, part in zip(places, parts, strict=True):
             out[place.leaf] = place.write(out[place.leaf], part)
         return out
@@ -215,12 +238,12 @@ class DeclaredBlock(Block):
     reason: str = ""
 
     def to_matrix(self, leaves: Sequence[Array]) -> Array:
-        """The parameters, ravelled one after the other."""
+        """The parameters, ravelled one after the other, see `Block.to_matrix`."""
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in self.leaves])
         return flat.reshape(self.shape)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """The parameters, cut from the ravelled vector."""
+        """The parameters, cut from the ravelled vector, see `Block.from_matrix`."""
         out, flat, first = list(leaves), matrix.reshape(-1), 0
         for leaf, shape in zip(self.leaves, self.shapes, strict=True):
             size = math.prod(shape)
@@ -231,7 +254,14 @@ class DeclaredBlock(Block):
 
 
 def memory(size: float) -> str:
-    """A number of bytes, in the unit that suits it."""
+    """A number of bytes in words.
+
+    Args:
+        size: how many bytes.
+
+    Returns:
+        The number with four digits in the unit that suits it, from B to GiB.
+    """
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -240,5 +270,12 @@ def memory(size: float) -> str:
 
 
 def statistics_dtype(dtype) -> str:
-    """float32, or float64 where the parameter is float64."""
+    """The type in which statistics of a parameter are kept.
+
+    Args:
+        dtype: the parameter's type.
+
+    Returns:
+        The name of float32, or of float64 where the parameter is float64.
+    """
     return str(jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32))

@@ -8,18 +8,18 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.layers import jaxprs, loops, proof
-from natgrad.layers.around import around
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
-from natgrad.layers.captured import Captured, is_followed, walked
+from natgrad.layers.captured import Captured
 from natgrad.layers.declared import Declared, DenseBlock, Leaf, declaration
 from natgrad.layers.examples import Examples
 from natgrad.layers.fingerprint import fingerprint
-from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.interpreter import Interpreter, around, is_followed, walked
 from natgrad.layers.jaxprs import Program
 from natgrad.layers.nesting import same_derivative
 from natgrad.layers.proof import TRACED, Proof
@@ -143,7 +143,7 @@ def _key(traced, params, inputs, in_axes, declared):
             jax.tree.structure((params, inputs)),
             repr(in_axes),
             tuple(sorted(declared.items(), key=str)),
-            jax.config.jax_enable_x64,
+            jnp.result_type(float),  # float64 under jax_enable_x64
             jax.sharding.get_abstract_mesh(),
         )
         hash(key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,14 +13,14 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.dependence import Dependence, dependence
+from natgrad.layers.embedding import LookupRows
 from natgrad.layers.examples import Examples, Path
-from natgrad.layers.interpreter import Interpreter
+from natgrad.layers.interpreter import Interpreter, walked
 from natgrad.layers.proof import Proof
-from natgrad.layers.rows import LookupRows, Rows
+from natgrad.layers.rows import Rows
 from natgrad.layers.statistics import Statistic
 from natgrad.layers.tap import Work
-from natgrad.layers.uses import Mark, Use
-from natgrad.layers.views import View
+from natgrad.layers.uses import Use
 from natgrad.model import batch
 from natgrad.typing import Apply, Array, Inputs, Params
 
@@ -180,12 +179,6 @@ class Captured:
         return Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g)
 
 
-def is_followed(leaf) -> bool:
-    """Has a parameter entries that have a derivative?"""
-    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    return inexact and math.prod(jnp.shape(leaf)) > 0
-
-
 def _alone(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
     """Gradients [N, ...] of leaves, one example through the model."""
     batched, rebuild = batch.split_inputs(inputs, in_axes)
@@ -209,27 +202,6 @@ def _together(outputs, own, inputs, in_axes, cotangent) -> list[Array]:
 
     count = jax.tree.leaves(cotangent)[0].shape[0]
     return jax.lax.map(gradient, jnp.arange(count))[0]
-
-
-def walked(walk: Interpreter, traced, params, inputs, live) -> list:
-    """The results of a traced apply(params, inputs), its parameters marked.
-
-    Args:
-        walk: the interpreter.
-        traced: the closed jaxpr.
-        params: the parameters.
-        inputs: the inputs.
-        live: block's name -> (probe, context).
-    """
-    leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
-    marks = [
-        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
-        for i, leaf in enumerate(leaves)
-    ]
-    given = [*leaves, *rest]
-    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
-    walk.findings.refuse(found, "it is returned as it is")
-    return results
 
 
 def _maker(block: LayerBlock, asked: Mapping[str, Statistic]):

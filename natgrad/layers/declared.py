@@ -1,4 +1,8 @@
-"""Blocks that are not read off uses: declared by hand, or fallen back to."""
+"""Blocks that are not read off uses, and the errors that tell a user to declare one.
+
+A parameter is treated by hand where the user declares it, or where its use was not
+understood. A statistic that a block does not allow is an error that names this cure.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,18 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from natgrad.layers.blocks import Block, DeclaredBlock, statistics_dtype
+import jax.numpy as jnp
+
+from natgrad.layers.blocks import (
+    Block,
+    DeclaredBlock,
+    LayerBlock,
+    memory,
+    statistics_dtype,
+)
 from natgrad.layers.uses import Mixed
 from natgrad.layers.views import NotCapturedError
+from natgrad.model.errors import DoesNotFitError
 
 # The largest parameter that is kept as an exact block when its use was not understood;
 # beyond, the diagonal of a vector is kept, and a matrix is an error.
@@ -41,7 +54,19 @@ class Leaf:
 def declared_blocks(
     leaves: Sequence[Leaf], declared: Declared, examples: int | None
 ) -> tuple[list[Block], set[int]]:
-    """The blocks declared by hand and the parameters in them."""
+    """The blocks that are declared by hand.
+
+    Args:
+        leaves: the floating parameters.
+        declared: path of a subtree -> how to treat it.
+        examples: N, or None.
+
+    Returns:
+        The blocks, and the indices of the parameters in them.
+
+    Raises:
+        ValueError: a path names no parameter, or names one that another path names.
+    """
     blocks: list[Block] = []
     taken: set[int] = set()
     for path, treatment in declared.items():
@@ -85,11 +110,14 @@ def _by_hand(name, leaves, treatment, reason: str, examples: int | None) -> Bloc
 def fallbacks(
     refused: Mapping[Leaf, str], examples: int | None
 ) -> dict[int, list[Block]]:
-    """Leaf's index -> its block, for parameters whose uses were not understood.
+    """The blocks of parameters whose uses were not understood.
 
     Args:
-        refused: parameter -> why its uses were not.
+        refused: parameter -> why its uses were not understood.
         examples: N, or None.
+
+    Returns:
+        Parameter's index -> its block.
 
     Raises:
         NotCapturedError: some are too large for an exact block, and not vectors.
@@ -122,6 +150,79 @@ def fallbacks(
 
 
 def declaration(names: Sequence[str], treatment: type) -> str:
-    """The argument that declares these parameters, to paste."""
+    """The argument that declares parameters, to paste into a program.
+
+    Args:
+        names: paths of the parameters.
+        treatment: `DenseBlock` or `DiagonalBlock`.
+
+    Returns:
+        The text "declared={...}".
+    """
     each = (f"{name!r}: natgrad.layers.{treatment.__name__}()" for name in names)
     return f"declared={{{', '.join(each)}}}"
+
+
+# Kronecker factors are refused that take more than both: bytes, and times what their
+# parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.
+LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
+
+
+def require_memory(block: Block) -> None:
+    """Raises, before anything is allocated, where factors dwarf their parameters.
+
+    Args:
+        block: the block whose Kronecker factors are wanted.
+
+    Raises:
+        DoesNotFitError: they are too large; the message names the parameter, the sizes
+            and the cure.
+    """
+    own = block.size * jnp.dtype(block.dtype).itemsize
+    size = block.factor_bytes
+    layered = isinstance(block, LayerBlock)
+    if layered and size > LARGEST_FACTORS and size > LARGEST_RATIO * own:
+        raise DoesNotFitError(
+            f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
+            f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
+            f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "
+            f"{declaration([block.parameter], DiagonalBlock)}, or hold it fixed."
+        )
+
+
+def refusal(block: Block, mixed: Mixed, what: str) -> str:
+    """The message of an error: why a statistic of a block cannot be had.
+
+    Args:
+        block: the block.
+        mixed: why its rows cannot be told apart by example.
+        what: the statistic, as the subject of a sentence.
+
+    Returns:
+        The message, which names the block, the reason and the cure.
+    """
+    by_hand = (
+        ""
+        if mixed is Mixed.NO_EXAMPLES
+        else f", or declare the block: {declaration([block.parameter], DenseBlock)}"
+    )
+    return (
+        f"{what} of {block.name!r} need the rows of each example, but {mixed.value}. "
+        "Pass inputs with a leading axis of examples (in_axes marks those without), "
+        f"compute the layer inside the batch{by_hand}."
+    )
+
+
+def require_examples(block: Block, what: str) -> None:
+    """Raises where rows cannot be told apart by example.
+
+    Args:
+        block: the block.
+        what: the statistic that needs them, as the subject of a sentence.
+
+    Raises:
+        ValueError: the rows cannot be told apart; the message names the block, the
+            reason and the cure.
+    """
+    if block.mixed is not None:
+        raise ValueError(refusal(block, block.mixed, what))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections
 import enum
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -30,8 +31,7 @@ import numpy as np
 from natgrad.layers import jaxprs, rowwise
 from natgrad.layers.fingerprint import fingerprint
 from natgrad.layers.jaxprs import Program
-from natgrad.layers.trial_runs import Trial
-from natgrad.layers.trials import bare, disagreement, is_mapped, outside
+from natgrad.layers.trials import Trial, bare, disagreement, is_mapped, outside
 from natgrad.model import batch
 from natgrad.typing import Apply, Inputs, Params
 
@@ -65,9 +65,9 @@ def dependence(
         program: the trace of apply(params, inputs), where the caller has it.
 
     Returns:
-        PLACE where no leaf of the inputs has an axis of examples, where the outputs are
-        not finite at random parameters, or where apply cannot be run outside the mapped
-        axes that it was traced in.
+        What it depends on. It is PLACE where no leaf of the inputs has an axis of
+        examples, where the outputs are not finite at random parameters, or where apply
+        cannot be run outside the mapped axes that it was traced in.
     """
     size = batch.input_count(inputs, in_axes)
     if size is None:
@@ -85,12 +85,15 @@ def dependence(
     except TypeError:
         key = None
     if key not in _CACHE:
-        shapes = jax.tree.map(bare, (params, inputs))
-        trials = lambda: _tried(apply, *shapes, in_axes, size)
-        found = outside(trials) if is_mapped(traced) else trials()
+        shapes = [jax.tree.map(bare, leaves) for leaves in (params, inputs)]
+
+        def trials() -> Dependence:
+            return _tried(apply, shapes[0], shapes[1], in_axes, size)
+
+        answer = outside(trials) if is_mapped(traced) else trials()
         if key is None:
-            return found
-        _CACHE[key] = found
+            return answer
+        _CACHE[key] = answer
         while len(_CACHE) > _CACHE_SIZE:
             _CACHE.popitem(last=False)
     _CACHE.move_to_end(key)
@@ -102,14 +105,18 @@ def dependence(
 
 def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
     """As `dependence`, by running apply on drawn arrays of these shapes."""
-    trial = lambda count: Trial.of(apply, params, inputs, in_axes, count)
-    read = [trial(count) for count in rowwise.SIZES]
-    if all(read) and read[0].proves(read[1]):
+
+    def trial(count: int) -> Trial | None:
+        return Trial.of(apply, params, inputs, in_axes, count)
+
+    first, second = (trial(count) for count in rowwise.SIZES)
+    if first is not None and second is not None and first.proves(second):
         return Dependence.NOTHING
     several, one = trial(2) or trial(size), trial(1)
     if several is None:
         return Dependence.PLACE
-    finite, alike = False, one is not None and one.draws == several.draws
+    finite = False
+    alike = one if one is not None and one.draws == several.draws else None
     for positive in (False, True):
         rows, others = (several.rows(seed, positive) for seed in (0, 1))
         z = several.run(rows, positive)
@@ -118,7 +125,8 @@ def _tried(apply, params, inputs, in_axes, size: int) -> Dependence:
         finite = True
         if _interact(several, z, rows, others, positive):
             return Dependence.OTHERS
-        alike = alike and _alike(one, z, rows, positive, several.precision)
+        if alike and not _alike(alike, z, rows, positive, several.precision):
+            alike = None
     return Dependence.NOTHING if finite and alike else Dependence.PLACE
 
 
@@ -135,9 +143,8 @@ def _interact(trial: Trial, z, rows: list, others: list, positive: bool) -> bool
                 _chosen(changed, new, old)
                 for old, new in zip(rows, others, strict=True)
             ]
-            kept = ~changed
-            after = trial.run(mixed, positive)[kept]
-            if disagreement(after, z[kept]) > trial.precision / 100:
+            after = trial.run(mixed, positive)
+            if disagreement(after[~changed], z[~changed]) > trial.precision / 100:
                 return True
     return False
 
@@ -157,3 +164,64 @@ def _alike(one: Trial, z, rows: list, positive: bool, limit: float) -> bool:
         if disagreement(alone[0], z[n]) > limit:
             return False
     return True
+
+
+# They name an axis, and say only that a value differs along it.
+STAYING = {"pvary", "pcast", "pbroadcast"}
+
+
+def exchanges(
+    apply: Apply, params: Params, inputs: Inputs, in_axes: Any, axis_name: Hashable
+) -> bool:
+    """Whether apply sends what it computes from examples along a mapped axis.
+
+    Batch normalisation does so whose statistics are those of all devices, by
+    `jax.lax.pmean`. Parameters may be gathered.
+
+    Args:
+        apply: apply(params, inputs) -> z [N, ...], on one device's examples.
+        params: parameters.
+        inputs: inputs of one device.
+        in_axes: 0 or None for each leaf of the inputs, as for `Model`.
+        axis_name: the axis, or a tuple of axes.
+
+    Returns:
+        True where some collective along these axes reads a value of the examples.
+    """
+    traced, _ = jaxprs.trace(apply, params, inputs)
+    rows, _ = batch.split_inputs(inputs, in_axes)
+    mine = {id(leaf) for leaf in rows}
+    own = [False] * len(jax.tree.leaves(params))
+    own += [id(leaf) in mine for leaf in jax.tree.leaves(inputs)]
+    return _sends(traced, own, set(_names(axis_name)))
+
+
+def _sends(jaxpr, own: list[bool], axes: set) -> bool:
+    """Whether some equation sends values that come from the operands marked."""
+    jaxpr, _ = jaxprs.opened(jaxpr)
+    touched = {v for v, mark in zip(jaxpr.invars, own, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        marks = [not jaxprs.is_literal(v) and v in touched for v in equation.invars]
+        if not any(marks):
+            continue
+        params, name = equation.params, equation.primitive.name
+        along = {*_names(params.get("axis_name")), *_names(params.get("axes"))}
+        if name not in STAYING and along & axes:
+            return True
+        if name == "scan":  # what is carried may come from examples later
+            first, carried = jaxprs.scan_counts(equation)
+            marks[first : first + carried] = [True] * carried
+        for inner in jaxprs.sub_jaxprs(equation):
+            count = len(jaxprs.opened(inner)[0].invars)
+            # A branch of a cond has no operand for the index.
+            given = marks[-count:] if count else []
+            if _sends(inner, [*[True] * (count - len(given)), *given], axes):
+                return True
+        touched |= set(equation.outvars)
+    return False
+
+
+def _names(axes: Any) -> tuple:
+    if axes is None:
+        return ()
+    return tuple(axes) if isinstance(axes, tuple | list) else (axes,)

@@ -50,25 +50,35 @@ class Examples:
 
     def __init__(self, traced: Jaxpr, doubled: Jaxpr | None, size: int | None):
         self.size = size
-        self._found: dict[tuple[Path, int], ExampleAxis | None] = {}
+        self._axes: dict[tuple[Path, int], ExampleAxis | None] = {}
         self._aligned: set[Path] = set()
         if size is not None and doubled is not None:
-            self._walk(traced, doubled, (), {})
+            self._walk(traced, doubled, size, (), {})
 
     def axis(self, path: Path, number: int | None) -> ExampleAxis | None:
-        """The example axis of a variable; None if it has none, or UNKNOWN.
+        """The example axis of a variable.
 
         Args:
             path: of its jaxpr.
             number: its own, None for a literal.
+
+        Returns:
+            The axis; None if the variable has none; UNKNOWN if it could not be found
+            out.
         """
         if self.size is None or number is None:
             return None
         if path not in self._aligned:
             return UNKNOWN
-        return self._found.get((path, number), UNKNOWN)
+        return self._axes.get((path, number), UNKNOWN)
 
-    def _walk(self, one: Jaxpr, two: Jaxpr, path: Path, given: dict) -> None:
+    def _walk(self, one: Jaxpr, two: Jaxpr, size: int, path: Path, known: dict) -> None:
+        """Notes the axes of all variables of a jaxpr, those of some operands known."""
+
+        def record(number: int, v, w, candidates: Sequence) -> None:
+            shape, doubled = (getattr(x.aval, "shape", ()) for x in (v, w))
+            self._axes[path, number] = _compared(shape, doubled, size, candidates)
+
         (one, _), (two, _) = jaxprs.opened(one), jaxprs.opened(two)
         names = [[e.primitive.name for e in j.eqns] for j in (one, two)]
         if names[0] != names[1] or len(one.invars) != len(two.invars):
@@ -78,15 +88,14 @@ class Examples:
         for v, w in zip(
             (*one.constvars, *one.invars), (*two.constvars, *two.invars), strict=True
         ):
-            self._record(path, numbers[v], v, w, [given[v]] if v in given else [])
+            record(numbers[v], v, w, [known[v]] if v in known else [])
         for index, (e, f) in enumerate(zip(one.eqns, two.eqns, strict=True)):
             operands = [
                 self.axis(path, None if jaxprs.is_literal(v) else numbers[v])
                 for v in e.invars
             ]
             for v, w in zip(e.outvars, f.outvars, strict=True):
-                merged = _merged(e, v, operands, self.size)
-                self._record(path, numbers[v], v, w, merged)
+                record(numbers[v], v, w, _merged(e, v, operands, size))
             if e.primitive.name == "shard_map":
                 # One device's share of the examples has another size.
                 continue
@@ -98,15 +107,7 @@ class Examples:
                 inner = jaxprs.opened(sub)[0].invars
                 same = len(inner) == len(operands)
                 marks = dict(zip(inner, operands, strict=True)) if same else {}
-                self._walk(sub, other, (*path, index, place), marks)
-
-    def _record(self, path: Path, number: int, v, w, candidates: Sequence) -> None:
-        self._found[path, number] = _compared(
-            getattr(v.aval, "shape", ()),
-            getattr(w.aval, "shape", ()),
-            self.size,
-            candidates,
-        )
+                self._walk(sub, other, size, (*path, index, place), marks)
 
 
 def _compared(
@@ -145,11 +146,11 @@ def _merged(equation, result, operands: Sequence, size: int) -> list[ExampleAxis
     axis = list(order).index(mark.axis)
     # Row-major: entries after the example digit, in the whole array.
     after = mark.inner * math.prod(shape[axis + 1 :])
-    found, stride = [], 1
+    orders, stride = [], 1
     for new in reversed(range(len(result.aval.shape))):
         length = result.aval.shape[new]
         inner = after // stride if after % stride == 0 else 0
         if inner and length % (inner * size) == 0:
-            found.append(ExampleAxis(new, length // (inner * size), inner))
+            orders.append(ExampleAxis(new, length // (inner * size), inner))
         stride *= length
-    return found
+    return orders

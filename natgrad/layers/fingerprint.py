@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.extend as jex
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from natgrad.layers import jaxprs
 
@@ -26,11 +28,14 @@ SMALL = 1024
 
 
 def fingerprint(jaxpr: jaxprs.Jaxpr, values: bool = False) -> Hashable:
-    """The key of a jaxpr.
+    """The key of a jaxpr: equal keys mean equal equations.
 
     Args:
         jaxpr: closed or open.
         values: whether arrays that are closed over count by more than their type.
+
+    Returns:
+        A hashable key.
 
     Raises:
         TypeError: something in it cannot be part of a key.
@@ -80,16 +85,23 @@ def _key(value, values: bool) -> Hashable:
 
 
 def identity(array) -> Hashable:
-    """What an array is known by: type, shape and entries; the type if it is traced.
+    """What an array is known by: type, shape and entries; the type alone if it is
+    traced.
 
     A large array on a device, which cannot change, is known as the object that it is.
+
+    Args:
+        array: an array or a literal.
+
+    Returns:
+        A hashable key, which keeps no array in memory.
     """
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return array.aval
     on_device = isinstance(array, jax.Array)
     if on_device and (array.size > SMALL or not array.is_fully_addressable):
         return _Object(array)
-    if jax.dtypes.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
         with jax.ensure_compile_time_eval():
             array = jax.random.key_data(array)
     array = np.asarray(array)
@@ -100,8 +112,8 @@ def identity(array) -> Hashable:
 class _Object:
     """Equal to itself and to what was made of the same object, while that lives."""
 
-    def __init__(self, kept):
-        self._hash, self._reference = id(kept), weakref.ref(kept)
+    def __init__(self, array: jax.Array):
+        self._hash, self._reference = id(array), weakref.ref(array)
 
     def __hash__(self) -> int:
         return self._hash
@@ -109,5 +121,5 @@ class _Object:
     def __eq__(self, other) -> bool:
         if not isinstance(other, _Object):
             return False
-        mine = self._reference()
-        return self is other or (mine is not None and mine is other._reference())
+        array = self._reference()
+        return self is other or (array is not None and array is other._reference())

@@ -7,13 +7,19 @@ do is for `natgrad.layers.step` to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from natgrad.layers import jaxprs
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.step import IGNORED, Step
-from natgrad.layers.uses import Findings, Marks
+from natgrad.layers.uses import Findings, Mark, Marks, Use
+from natgrad.layers.views import View
+from natgrad.typing import Inputs, Params
 
 
 class Interpreter:
@@ -32,7 +38,7 @@ class Interpreter:
         self,
         examples: Examples,
         taps: Mapping[Path, tuple] | None = None,
-        stacked: Mapping[Path, frozenset[str]] | None = None,
+        stacked: Mapping[Path, Set[str]] | None = None,
     ):
         self.examples = examples
         self.taps = taps
@@ -90,7 +96,124 @@ class Interpreter:
         return [value(v) for v in out], [marks_of(v) for v in out]
 
     def tapped_under(self, path: Path) -> bool:
-        """Is some tap inside this equation (or is the walk for finding uses)?"""
+        """Whether some tap is inside an equation.
+
+        Args:
+            path: of the equation.
+
+        Returns:
+            True if so, and in a walk for finding uses.
+        """
         if self.taps is None:
             return True
         return any(other[: len(path)] == path for other in self.taps)
+
+
+def walked(walk: Interpreter, traced, params, inputs, live) -> list:
+    """Evaluates a traced apply(params, inputs), its parameters marked.
+
+    Args:
+        walk: the interpreter.
+        traced: the closed jaxpr.
+        params: the parameters.
+        inputs: the inputs.
+        live: block's name -> (probe, context).
+
+    Returns:
+        The results, flat.
+    """
+    leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
+    marks = [
+        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
+        for i, leaf in enumerate(leaves)
+    ]
+    given = [*leaves, *rest]
+    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
+    walk.findings.refuse(found, "it is returned as it is")
+    return results
+
+
+def is_followed(leaf) -> bool:
+    """Whether a parameter has entries that have a derivative.
+
+    Args:
+        leaf: the parameter, an array or a shape.
+
+    Returns:
+        True where it is floating and not empty.
+    """
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return inexact and math.prod(jnp.shape(leaf)) > 0
+
+
+def around(
+    traced: jaxprs.Jaxpr,
+    examples: Examples,
+    uses: Mapping[Path, Use],
+    leaves: Sequence[int],
+    params: Params,
+    inputs: Inputs,
+) -> set[int]:
+    """Which parameters reach the outputs otherwise than by the uses that were found?
+
+    The trace alone is asked. Every use that was found is cut: its parameter is stopped
+    there. What remains is linearised by JAX, whose own rules say through which
+    equations a tangent goes. If the outputs still depend on the tangent of a parameter,
+    some use of it was missed. Nothing is compiled or run.
+
+    Args:
+        traced: the program.
+        examples: of its variables.
+        uses: all uses that were found.
+        leaves: indices of the parameters to look at.
+        params: parameters, arrays or shapes.
+        inputs: inputs, arrays or shapes.
+
+    Returns:
+        The indices of those that do.
+    """
+    taps = {path: (path, _cut) for path in uses}
+    live = dict.fromkeys(uses, (None, None))
+    flat, structure = jax.tree.flatten(params)
+
+    def tangents(flat, inputs, directions):
+        def outputs(mine):
+            full = list(flat)
+            for index, leaf in zip(leaves, mine, strict=True):
+                full[index] = leaf
+            tree = jax.tree.unflatten(structure, full)
+            return walked(Interpreter(examples, taps), traced, tree, inputs, live)
+
+        return jax.linearize(outputs, [flat[i] for i in leaves])[1](directions)
+
+    directions = [flat[i] for i in leaves]
+    linear = jaxprs.opened(jax.make_jaxpr(tangents)(flat, inputs, directions))[0]
+    others = len(linear.invars) - len(leaves)
+    found = _reached(linear, [set()] * others + [{i} for i in leaves])
+    return set().union(*found)
+
+
+def _cut(op, use):
+    """The op of a use, with its parameter stopped."""
+
+    def cut(*operands):
+        given = list(operands)
+        given[use.operand] = jax.lax.stop_gradient(given[use.operand])
+        return op(*given)
+
+    return cut
+
+
+def _reached(jaxpr, given: list[set[int]]) -> list[set[int]]:
+    """Which of the operands each result depends on."""
+    jaxpr, _ = jaxprs.opened(jaxpr)
+    found = dict(zip(jaxpr.invars, given, strict=True))
+    of = lambda v: set() if jaxprs.is_literal(v) else found.get(v, set())
+    for equation in jaxpr.eqns:
+        operands = [of(v) for v in equation.invars]
+        if equation.primitive.name in jaxprs.CALLS:
+            results = _reached(jaxprs.called(equation), operands)
+        else:
+            results = [set().union(*operands)] * len(equation.outvars)
+        found |= dict(zip(equation.outvars, results, strict=True))
+    return [of(v) for v in jaxpr.outvars]

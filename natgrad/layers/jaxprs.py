@@ -42,14 +42,17 @@ class Program(NamedTuple):
 
 
 def trace(function: Callable, *operands: Any) -> Program:
-    """The function, traced now.
+    """Traces a function now.
 
     `jax.make_jaxpr` keeps what it traced of a function that it has seen, with the
-    values that the function read from Python then.
+    values that the function read from Python then; this does not.
 
     Args:
         function: what is traced; its results are a tree of arrays.
-        operands: its arguments, arrays or shapes.
+        *operands: its arguments, arrays or shapes.
+
+    Returns:
+        The closed jaxpr and the shapes of the results.
     """
 
     def anew(*operands):
@@ -60,22 +63,29 @@ def trace(function: Callable, *operands: Any) -> Program:
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
-    """(jaxpr, constants): closed, merged and open jaxprs all read alike."""
+    """The open jaxpr and the constants of a closed, merged or open one.
+
+    Args:
+        jaxpr: any of these.
+
+    Returns:
+        The jaxpr whose equations can be read, and its constants.
+    """
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()) or ())
 
 
 def is_literal(variable: Variable) -> bool:
-    """Is the operand written into the equation, a constant?"""
+    """Whether an operand is a constant that is written into the equation."""
     return isinstance(variable, jex.core.Literal)
 
 
 def is_dropped(variable: Variable) -> bool:
-    """Is the result thrown away?"""
+    """Whether a result is thrown away."""
     return isinstance(variable, jex.core.DropVar)
 
 
 def use_counts(jaxpr: Jaxpr) -> Counter:
-    """How often each variable is read, being returned included."""
+    """How often each variable of a jaxpr is read, being returned included."""
     reads = [v for equation in jaxpr.eqns for v in equation.invars]
     return Counter(v for v in [*reads, *jaxpr.outvars] if not is_literal(v))
 
@@ -89,6 +99,9 @@ def before(
         jaxpr: the jaxpr.
         needed: whether each result matters; None for all.
         stopping: primitives through which no derivative goes.
+
+    Returns:
+        The variables.
     """
     needed = [True] * len(jaxpr.outvars) if needed is None else needed
     pairs = zip(jaxpr.outvars, needed, strict=True)
@@ -101,13 +114,28 @@ def before(
 
 
 def numbers(jaxpr: Jaxpr) -> dict[Variable, int]:
-    """The variables of a jaxpr in the order in which they are made: v -> its place."""
+    """The variables of a jaxpr in the order in which they are made.
+
+    Args:
+        jaxpr: the jaxpr.
+
+    Returns:
+        Variable -> its place.
+    """
     made = [v for equation in jaxpr.eqns for v in equation.outvars]
     return {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars, *made])}
 
 
 def equation_at(jaxpr: Jaxpr, path: Sequence[int]) -> tuple[Jaxpr, Equation]:
-    """The equation at a path (equation, sub-jaxpr, equation, ...), and its jaxpr."""
+    """The equation at a path, and the jaxpr that holds it.
+
+    Args:
+        jaxpr: the outermost jaxpr.
+        path: (equation, sub-jaxpr, equation, ...), indices.
+
+    Returns:
+        The jaxpr and the equation.
+    """
     jaxpr, _ = opened(jaxpr)
     equation, rest = jaxpr.eqns[path[0]], path[1:]
     return (
@@ -121,9 +149,15 @@ def equation_at(jaxpr: Jaxpr, path: Sequence[int]) -> tuple[Jaxpr, Equation]:
 
 
 def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
-    """The results of one equation of `jaxpr` on `values`, computed by JAX itself.
+    """The results of one equation, computed by JAX itself.
 
-    Returns one entry a result, None for those that are dropped.
+    Args:
+        jaxpr: the jaxpr that holds it.
+        equation: the equation.
+        values: of its operands.
+
+    Returns:
+        One entry a result, None for those that are dropped.
     """
     operands = {
         v: value
@@ -143,7 +177,16 @@ def evaluate(jaxpr: Jaxpr, equation: Equation, values: Sequence) -> list:
 
 
 def run(jaxpr: Jaxpr, constants: Sequence, values: Sequence) -> list:
-    """The results of an open jaxpr on its constants and operands."""
+    """The results of an open jaxpr.
+
+    Args:
+        jaxpr: the jaxpr.
+        constants: values of its constants.
+        values: values of its operands.
+
+    Returns:
+        The results, flat.
+    """
     alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
     closed = jex.core.ClosedJaxpr(alone, [])
     return jex.core.jaxpr_as_fun(closed)(*constants, *values)
@@ -168,12 +211,20 @@ def called(equation: Equation) -> Jaxpr:
 
 
 def sub_jaxprs(equation: Equation) -> list[Jaxpr]:
-    """Every jaxpr among the equation's parameters, in a fixed order."""
+    """Every jaxpr among the parameters of an equation, in a fixed order."""
     return list(_jaxprs_in(equation.params))
 
 
 def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
-    """Is there a loop of so many steps somewhere in it? False for None."""
+    """Whether a program has a loop of a given number of steps.
+
+    Args:
+        jaxpr: the program.
+        length: the number of steps; None for no number.
+
+    Returns:
+        True if there is one, in any jaxpr inside.
+    """
     return any(
         e.params.get("length") == length
         or any(has_loop(sub, length) for sub in sub_jaxprs(e))
@@ -183,7 +234,7 @@ def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
 
 
 def float_dtypes(jaxpr: Jaxpr) -> set[str]:
-    """The floating types of all values computed, in every jaxpr inside."""
+    """The names of the floating types of all values computed, in every jaxpr inside."""
     jaxpr, _ = opened(jaxpr)
     found = set()
     for equation in jaxpr.eqns:
@@ -216,5 +267,5 @@ def scan_counts(equation: Equation) -> tuple[int, int]:
 
 
 def is_integer_like(aval: Any) -> bool:
-    """Has the value no derivative (integers, booleans, random keys)?"""
+    """Whether a value has no derivative: integers, booleans, random keys."""
     return not jax.numpy.issubdtype(aval.dtype, np.inexact)

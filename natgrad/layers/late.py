@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.layers.dense import DenseUse
+from natgrad.layers.embedding import LookupRows, LookupUse
 from natgrad.layers.rows import (
     EXAMPLE,
     INPUT,
     POSITION,
-    LookupRows,
     Piece,
     Rows,
     arrange,
@@ -27,8 +28,8 @@ from natgrad.layers.rows import (
     pieces_of,
 )
 from natgrad.layers.scale_shift import EntrywiseUse
-from natgrad.layers.uses import Use, require
-from natgrad.layers.views import count
+from natgrad.layers.uses import Scale, Use, require
+from natgrad.layers.views import NotUnderstoodError, count
 from natgrad.typing import Array
 
 
@@ -39,50 +40,47 @@ class LateUse(Use):
     Attributes:
         early: the use itself.
         meeting: the entrywise use of its result.
+        shape: the shape of that result.
     """
 
     early: Use
     meeting: EntrywiseUse
-
-    @property
-    def kind(self) -> str:
-        """That of the use itself."""
-        return self.early.kind
+    shape: tuple[int, ...]
 
     @property
     def looks_up(self) -> bool:
         """Are its inputs rows of the identity?"""
         return self.early.looks_up
 
-    def rows(self, operands: Sequence[Array], scale: tuple, g: Array) -> Rows:
+    def rows(self, operands: Sequence[Array], scale: Scale, g: Array) -> Rows:
         """The rows of the early use, once for every example's gradient of its result.
 
         Args:
-            operands: of the equation where it meets the examples.
+            operands: the operands of the equation where it meets the examples.
             scale: (what the result was multiplied by, the operands of the early use,
                 what its parameter was multiplied by).
-            g: gradient of the meeting's result.
+            g: the gradient of the meeting's result.
+
+        Returns:
+            X [batch..., N, T, I], the same for all examples, and G [batch..., N, T, O].
         """
         scale, operands_early, scale_early = scale
         each = self.meeting.rows(operands, scale, g).g[..., 0, :]
-        # [batch..., N, O] of the meeting is [N, u's shape] with its axes moved.
+        # [batch..., N, O] of the meeting is [N, the result's shape], its axes moved.
         each = jnp.moveaxis(each, -2, 0)
-        each = each.reshape((each.shape[0], *self.early.result.shape))
-        count = each.shape[0]
+        each = each.reshape((each.shape[0], *self.shape))
+        examples = each.shape[0]
 
-        def one(g):
+        def one(g: Array) -> tuple[Array, Array]:
             rows = self.early.rows(operands_early, scale_early, g)
-            lookup = isinstance(rows, LookupRows)
-            return rows.index if lookup else rows.x, rows.g
+            return rows.x, rows.g
 
         x, g = jax.vmap(one, out_axes=(None, 0))(each)
         g = jnp.moveaxis(g[..., 0, :, :], 0, -3)
-        if x.ndim == 2:
-            index = jnp.broadcast_to(x, (count, x.shape[-1]))
-            table = self.early.table
-            return LookupRows(None, g, separate=True, index=index, table=table)
-        x = jnp.broadcast_to(x, (*x.shape[:-3], count, *x.shape[-2:]))
-        return Rows(x, g)
+        if isinstance(self.early, LookupUse):
+            index = jnp.broadcast_to(x, (examples, x.shape[-1]))
+            return LookupRows(index, g, table=self.early.table)
+        return Rows(jnp.broadcast_to(x, (*x.shape[:-3], examples, *x.shape[-2:])), g)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,40 +101,58 @@ class ProductUse(Use):
     pieces: tuple[Piece, ...]
     first: bool
 
-    @property
-    def kind(self) -> str:
-        """That of the use itself."""
-        return self.early.kind
+    def rows(self, operands: Sequence[Array], scale: Scale, g: Array) -> Rows:
+        """The rows of the meeting, one side of them through the other factor.
 
-    def rows(self, operands: Sequence[Array], scale: tuple, g: Array) -> Rows:
-        """The rows of the meeting, one side of them through the other factor."""
+        Args:
+            operands: the operands of the equation where the product meets the examples.
+            scale: as for `LateUse`.
+            g: the gradient of the meeting's result.
+
+        Returns:
+            X [N, T, I] and G [N, T, O] of the parameter.
+        """
         scale, operands_early, scale_early = scale
-        given = self.meeting.rows(operands, scale, g)
+        met = self.meeting.rows(operands, scale, g)
         other = operands_early[1 - self.early.operand].astype(g.dtype)
         other = other if scale_early is None else other * scale_early.astype(g.dtype)
         other = arrange(other, self.early.x_pieces, ())[0]  # [Q, C]
-        mine, through = (given.x, given.g) if self.first else (given.g, given.x)
-        n, t, _ = mine.shape
+        own, through = (met.x, met.g) if self.first else (met.g, met.x)
+        n, t, _ = own.shape
         held = (Piece(EXAMPLE, n), Piece(POSITION, t), *self.pieces)
-        mine, through = arrange(mine, held, ()), contract("ntq,qc->ntc", through, other)
-        pair = (mine, through) if self.first else (through, mine)
-        return dataclasses.replace(given, x=pair[0], g=pair[1])
+        own, through = arrange(own, held, ()), contract("ntq,qc->ntc", through, other)
+        x, g = (own, through) if self.first else (through, own)
+        return dataclasses.replace(met, x=x, g=g)
 
 
 def match(early: Use, meeting: Use) -> Use:
-    """A use of the result of a use."""
+    """The use of a parameter whose result is used once more, with the examples.
+
+    Args:
+        early: the use of the parameter, computed once for all examples.
+        meeting: the use of its result.
+
+    Returns:
+        A use at the place of the meeting.
+
+    Raises:
+        NotUnderstoodError: the result meets the examples otherwise than entry by entry
+            or in a product of matrices.
+    """
     if isinstance(early, DenseUse) and isinstance(meeting, DenseUse):
         return _product(early, meeting)
-    require(
-        isinstance(meeting, EntrywiseUse) and meeting.separate,
-        "it was computed once for all examples and meets them otherwise than entry "
-        "by entry",
-    )
-    require(early.result is not None, "it was computed once for all examples")
-    return LateUse(**_fields(early, meeting), early=early, meeting=meeting)
+    if not (isinstance(meeting, EntrywiseUse) and meeting.separate):
+        raise NotUnderstoodError(
+            "it was computed once for all examples and meets them otherwise than entry "
+            "by entry"
+        )
+    if early.result is None:
+        raise NotUnderstoodError("it was computed once for all examples")
+    fields = _fields(early, meeting)
+    return LateUse(**fields, early=early, meeting=meeting, shape=early.result.shape)
 
 
-def _fields(early: Use, meeting: Use) -> dict:
+def _fields(early: Use, meeting: Use) -> dict[str, Any]:
     """The fields of the early use, at the place where its result meets the examples."""
     names = [field.name for field in dataclasses.fields(Use)]
     fields = {name: getattr(early, name) for name in names}
@@ -146,15 +162,15 @@ def _fields(early: Use, meeting: Use) -> dict:
 
 def _product(early: DenseUse, meeting: DenseUse) -> ProductUse:
     held = early.result.axes
-    mine = {i for i, axis in enumerate(held) if axis and not axis[0].repeated}
+    own = {i for i, axis in enumerate(held) if axis and not axis[0].repeated}
     rest = {i for i, axis in enumerate(held) if axis and axis[0].repeated}
     inputs, outputs = ({a.axis for a in g} for g in (meeting.inputs, meeting.outputs))
-    first = inputs <= mine and outputs <= rest
-    whole = count(meeting.inputs) * count(meeting.outputs) == count(
+    first = inputs <= own and outputs <= rest
+    uncut = count(meeting.inputs) * count(meeting.outputs) == count(
         [atom for axis in held for atom in axis]
     )
     require(
-        (first or (inputs <= rest and outputs <= mine)) and whole,
+        (first or (inputs <= rest and outputs <= own)) and uncut,
         "it is a factor of a product that is read otherwise than as a matrix",
     )
     plain = not (early.batch or meeting.batch or early.masked or meeting.masked)
@@ -162,9 +178,10 @@ def _product(early: DenseUse, meeting: DenseUse) -> ProductUse:
     fields = _fields(early, meeting)
     sides = (early.outputs, early.inputs)
     fields["inputs"], fields["outputs"] = sides if first else sides[::-1]
-    pieces = [p for i in sorted(mine) for p in pieces_of(held[i], INPUT, (i,))]
+    pieces = [p for i in sorted(own) for p in pieces_of(held[i], INPUT, (i,))]
+    fields["positions"] = meeting.positions
     return ProductUse(
-        **fields | {"positions": meeting.positions},
+        **fields,
         early=early,
         meeting=meeting,
         pieces=tuple(pieces),

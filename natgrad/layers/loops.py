@@ -25,26 +25,42 @@ UNCHANGED = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "
 
 
 def over_examples(one: Jaxpr, two: Jaxpr, size: int, path: Path = ()) -> set[Path]:
-    """Paths of the loops that have `size` steps in one trace and twice as many in two.
+    """Finds the loops over the examples, by comparing two traces.
 
-    Those whose steps depend on each other are left out.
+    Args:
+        one: the trace on `size` examples.
+        two: the trace on twice as many.
+        size: N.
+        path: where both jaxprs are.
+
+    Returns:
+        Paths of the loops that have `size` steps in one trace and twice as many in the
+        other. Those whose steps depend on each other are left out.
     """
     (one, _), (two, _) = jaxprs.opened(one), jaxprs.opened(two)
     if [e.primitive for e in one.eqns] != [e.primitive for e in two.eqns]:
         return set()
-    found = set()
+    paths = set()
     for index, (e, f) in enumerate(zip(one.eqns, two.eqns, strict=True)):
         here = (*path, index)
         lengths = e.params.get("length"), f.params.get("length")
         if lengths == (size, 2 * size):
-            found |= {here} if _Steps.of(e) is not None else set()
+            paths |= {here} if _Steps.of(e) is not None else set()
         elif e.primitive.name in jaxprs.CALLS | jaxprs.REMAT:
-            found |= over_examples(jaxprs.called(e), jaxprs.called(f), size, (*here, 0))
-    return found
+            paths |= over_examples(jaxprs.called(e), jaxprs.called(f), size, (*here, 0))
+    return paths
 
 
 def batched(apply: Callable, loops: Set[Path]) -> Callable:
-    """The function with these of its loops replaced by `vmap` of their bodies."""
+    """A function with some of its loops replaced by `vmap` of their bodies.
+
+    Args:
+        apply: apply(params, inputs).
+        loops: paths of the loops.
+
+    Returns:
+        A function of the same arguments with the same results.
+    """
 
     def function(params: Any, inputs: Any) -> Any:
         traced, shape = jaxprs.trace(apply, params, inputs)
@@ -61,10 +77,11 @@ def _run(jaxpr: Jaxpr, values: list, path: Path, loops: Set[Path]) -> list:
     )
     value = lambda v: v.val if jaxprs.is_literal(v) else env[v]
     for index, equation in enumerate(jaxpr.eqns):
-        here, given = (*path, index), [value(v) for v in equation.invars]
+        here, operands = (*path, index), [value(v) for v in equation.invars]
         inside = any(loop[: len(here)] == here for loop in loops)
-        if here in loops:
-            results = _Steps.of(equation).at_once(equation, given)
+        steps = _Steps.of(equation) if here in loops else None
+        if steps is not None:
+            results = steps.at_once(equation, operands)
         elif inside:
             sub = jaxprs.called(equation)
             body = lambda *v, sub=sub, here=here: _run(sub, list(v), (*here, 0), loops)
@@ -73,9 +90,9 @@ def _run(jaxpr: Jaxpr, values: list, path: Path, loops: Set[Path]) -> list:
                 body = jax.checkpoint(
                     body, policy=params["policy"], prevent_cse=params["prevent_cse"]
                 )
-            results = body(*given)
+            results = body(*operands)
         else:
-            results = jaxprs.evaluate(jaxpr, equation, given)
+            results = jaxprs.evaluate(jaxpr, equation, operands)
         env |= dict(zip(equation.outvars, results, strict=True))
     return [value(v) for v in jaxpr.outvars]
 
@@ -135,23 +152,23 @@ class _Steps:
         carries = body.invars[first : first + carried]
 
         def step(number, rows):
-            now = [
+            counted = [
                 c + number.astype(c.dtype) if v in self.counters else c
                 for v, c in zip(carries, start, strict=True)
             ]
-            return jaxprs.run(alone, constants, [*fixed, *now, *rows])
+            return jaxprs.run(alone, constants, [*fixed, *counted, *rows])
 
         numbers = jnp.arange(length)
         numbers = numbers[::-1] if equation.params["reverse"] else numbers
-        found = jax.vmap(step)(numbers, rows)
+        stacked = jax.vmap(step)(numbers, rows)
         results = [
             jnp.asarray(c) + jnp.asarray(length, c.dtype) if v in self.counters else c
             for v, c in zip(carries, map(jnp.asarray, start), strict=True)
         ]
-        for place, written in zip(self.written, found, strict=False):
+        for place, written in zip(self.written, stacked, strict=False):
             result = written.reshape(results[place].shape)
             results[place] = result[numbers] if equation.params["reverse"] else result
-        return [*results, *found[len(self.written) :]]
+        return [*results, *stacked[len(self.written) :]]
 
 
 def _hashable(v):
@@ -169,7 +186,9 @@ def _counts(v, equation: Equation | None) -> bool:
 
 def _row(v, equation: Equation | None, counters, made):
     """What the equation writes as row n of v in step n; None if it does otherwise."""
-    name = equation.primitive.name if equation is not None else ""
+    if equation is None:
+        return None
+    name = equation.primitive.name
     if name == "dynamic_update_slice":
         whole, update, *index = equation.invars
         rest = all(jaxprs.is_literal(i) and i.val == 0 for i in index[1:]) or (

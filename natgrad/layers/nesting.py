@@ -165,11 +165,19 @@ NESTING: dict[str, Callable[[Step], tuple[list, list]]] = {
 
 
 def same_derivative(jaxpr, equation) -> bool:
-    """Has a custom rule the derivative of the function it replaces, at random points?
+    """Whether a custom rule has the derivative of the function it replaces.
 
-    Compares values and pullbacks, so a rule that only rewrites a derivative more
-    accurately passes, and a straight-through or clipped gradient does not. Compiled
-    and run once for each rule, as far as it can be told from others by its trace.
+    Values and pullbacks are compared at random points, so a rule that only rewrites a
+    derivative more accurately passes, and a straight-through or clipped gradient does
+    not. It is compiled and run once for each rule, as far as it can be told from others
+    by its trace.
+
+    Args:
+        jaxpr: the jaxpr that holds the equation.
+        equation: a call with a custom derivative.
+
+    Returns:
+        True where both agree to rounding.
     """
     generator = np.random.default_rng(0)
     values = [

@@ -34,12 +34,15 @@ class Part:
 
     @classmethod
     def of(cls, view: View, shape: Sequence[int], **groups: tuple[Atom, ...]) -> Part:
-        """The part that a view reads.
+        """The part of a parameter that a view reads.
 
         Args:
             view: how the parameter is seen.
             shape: the parameter's shape.
-            **groups: `batch`, `inputs` and `outputs`.
+            **groups: the atoms of `batch`, `inputs` and `outputs`.
+
+        Returns:
+            The part.
 
         Raises:
             NotUnderstoodError: the atoms do not tile a slice of the parameter.
@@ -81,7 +84,14 @@ class Part:
         )
 
     def disjoint(self, other: Part) -> bool:
-        """Do two slices of one parameter share no entry?"""
+        """Whether two slices of one parameter share no entry.
+
+        Args:
+            other: another part of the same parameter.
+
+        Returns:
+            True where it is certain.
+        """
         for (a, n, s), (b, m, t) in zip(self.region, other.region, strict=True):
             if a + s * (n - 1) < b or b + t * (m - 1) < a:
                 return True
@@ -90,14 +100,29 @@ class Part:
         return False
 
     def read(self, array: Array) -> Array:
-        """The parameter's slice as [stack..., batch..., I, O]."""
+        """Reads the slice of a parameter as matrices.
+
+        Args:
+            array: an array shaped like the parameter.
+
+        Returns:
+            The slice as [stack..., batch..., I, O].
+        """
         digits, order = self._digits()
         sliced = array if self.is_whole else array[self._slices()]
         moved = sliced.reshape([a.size for a in digits]).transpose(order)
         return moved.reshape(self.matrix_shape)
 
     def write(self, array: Array, matrix: Array) -> Array:
-        """The parameter with its slice replaced by the matrix: undoes `read`."""
+        """Writes matrices into the slice of a parameter: undoes `read`.
+
+        Args:
+            array: an array shaped like the parameter.
+            matrix: [stack..., batch..., I, O].
+
+        Returns:
+            The array with its slice replaced.
+        """
         digits, order = self._digits()
         inverse = sorted(range(len(order)), key=order.__getitem__)
         moved = matrix.reshape([digits[i].size for i in order]).transpose(inverse)

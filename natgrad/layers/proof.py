@@ -51,7 +51,7 @@ TRACED = Proof(False, "by the trace; natgrad.layers.verify computes it")
 
 @contextlib.contextmanager
 def verify(enabled: bool = True) -> Iterator[None]:
-    """Within it, every model that is captured is checked by numbers too.
+    """Checks every model that is captured inside by numbers too, as a context manager.
 
         with natgrad.layers.verify():
             curvature.init(params)
@@ -66,6 +66,9 @@ def verify(enabled: bool = True) -> Iterator[None]:
     Args:
         enabled: whether to check by numbers.
 
+    Yields:
+        Nothing.
+
     Raises:
         ValueError: inside, a parameter's gradient is not the sum over the uses found.
     """
@@ -77,18 +80,21 @@ def verify(enabled: bool = True) -> Iterator[None]:
 
 
 def is_due() -> bool:
-    """Is a capture checked by numbers here?"""
+    """Whether a capture is checked by numbers here, inside `verify`."""
     return _VERIFYING.get()
 
 
 def prove(captured: Any, apply, params, inputs) -> Proof:
-    """How the check went.
+    """Compares the gradient that the uses give with that of JAX.
 
     Args:
         captured: the `Captured` to check.
         apply: the untapped function.
         params: parameters, for their shapes.
         inputs: inputs, for their shapes.
+
+    Returns:
+        How the check went.
 
     Raises:
         ValueError: a parameter's gradient is not the sum over the uses found.
@@ -133,7 +139,18 @@ def _wide(array) -> np.ndarray:
 
 
 def compare(captured, apply, params, inputs, cotangent) -> tuple[list, list]:
-    """The gradient rebuilt from the uses, and by JAX, leaf by leaf."""
+    """The gradient, rebuilt from the uses and by JAX.
+
+    Args:
+        captured: the `Captured` to check.
+        apply: the untapped function.
+        params: the parameters.
+        inputs: the inputs.
+        cotangent: of apply(params, inputs).
+
+    Returns:
+        Both gradients, leaf by leaf.
+    """
     _, pullback = captured.pull({"gradient": Gradient()}, params, inputs)
     _, found = pullback(cotangent)
     _, plain = jax.vjp(lambda p: apply(p, inputs), params)

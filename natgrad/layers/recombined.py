@@ -50,15 +50,37 @@ class Recombined:
         return captured.changed(params, inputs, change)
 
     def to_original(self, params: Params) -> Params:
-        """W = L Φ: a linear map, of vectors too."""
+        """Maps to the original coordinates: W = L Φ, a linear map, of vectors too.
+
+        Args:
+            params: a tree like the parameters, in the coordinates Φ.
+
+        Returns:
+            The tree in the coordinates W.
+        """
         return self._mapped(params, lambda L, v: jnp.matmul(L, v, precision="highest"))
 
     def from_original(self, params: Params) -> Params:
-        """Φ = L⁻¹ W."""
+        """Maps from the original coordinates: Φ = L⁻¹ W.
+
+        Args:
+            params: a tree like the parameters, in the coordinates W.
+
+        Returns:
+            The tree in the coordinates Φ.
+        """
         return self._mapped(params, _solved)
 
     def transposed(self, params: Params) -> Params:
-        """The transpose of `to_original`: of covectors such as gradients."""
+        """Applies the transpose of `to_original`, which maps covectors such as
+        gradients.
+
+        Args:
+            params: a gradient in the coordinates W.
+
+        Returns:
+            The gradient in the coordinates Φ.
+        """
         return self._mapped(
             params, lambda L, v: jnp.matmul(L.T, v, precision="highest")
         )
@@ -76,7 +98,14 @@ class Recombined:
 
 
 def recombinable(captured: Captured) -> tuple[Block, ...]:
-    """The blocks whose inputs can be recombined."""
+    """The blocks whose inputs can be recombined.
+
+    Args:
+        captured: a captured model.
+
+    Returns:
+        Those whose uses are all plain matrix products with the inputs along one axis.
+    """
     return tuple(block for block in captured.blocks if _plain(block))
 
 

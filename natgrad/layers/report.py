@@ -22,7 +22,7 @@ def report(
     *,
     declared: Declared | None = None,
 ) -> str:
-    """How each parameter of a model is captured, as a printable table.
+    """Says how each parameter of a model is captured, as a printable table.
 
     The capture is checked by numbers too: see `verify`.
 
@@ -32,6 +32,12 @@ def report(
         params: the parameters, arrays or shapes.
         inputs: inputs; the model's example inputs where None.
         declared: as for `capture`.
+
+    Returns:
+        The table, with notes below it.
+
+    Raises:
+        ValueError: the model cannot be captured.
     """
     apply = getattr(model, "apply", model)
     if inputs is None:
@@ -48,6 +54,9 @@ def table(captured: Captured, params: Params) -> str:
     Args:
         captured: what was captured.
         params: the parameters, for their names.
+
+    Returns:
+        The table, with notes below it.
     """
     names = tree.paths(params)
     rows = [COLUMNS, *(_row(block, names) for block in captured.blocks)]
@@ -120,4 +129,4 @@ def _note(block: Block) -> str:
             f"{block.name}: {count} of {len(block.uses)} uses read it transposed; "
             "its Fisher has two Kronecker terms"
         )
-    return "" if block.separate else f"{block.name}: {block.mixed.value}"
+    return "" if block.mixed is None else f"{block.name}: {block.mixed.value}"

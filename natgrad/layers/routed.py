@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from natgrad.layers.dense import met_axes
 from natgrad.layers.embedding import LookupUse
 from natgrad.layers.rows import (
     EXAMPLE,
@@ -32,8 +33,8 @@ from natgrad.layers.rows import (
     pieces_of,
     positions,
 )
-from natgrad.layers.uses import Site, Use, ordered, require
-from natgrad.layers.views import Atom, count
+from natgrad.layers.uses import Scale, Site, Use, require
+from natgrad.layers.views import Atom, View, count
 from natgrad.typing import Array
 
 
@@ -42,12 +43,14 @@ class RoutedRows(Rows):
     """Rows each of which belongs to one matrix of the batch, and is zero in the others.
 
     Attributes:
-        sent: one where a row belongs to a matrix, [batch..., N, T].
+        sent: one where a row belongs to a matrix, else zero, [batch..., N, T].
     """
 
-    sent: Array | None = None
+    sent: Float[Array, "*batch N T"] = dataclasses.field(kw_only=True)
 
-    def number(self, weights: Array | None = None) -> Array:
+    def number(
+        self, weights: Float[Array, " N"] | None = None
+    ) -> Float[Array, "*shape"]:
         """How many rows each matrix has, weighted by example: [batch...]."""
         each = jnp.sum(self.sent, axis=-1)
         weights = jnp.ones(each.shape[-1:], each.dtype) if weights is None else weights
@@ -81,20 +84,21 @@ class RoutedUse(Use):
     g_pieces: tuple[Piece, ...]
     index_pieces: tuple[Piece, ...]
 
-    kind: ClassVar[str] = "dense"
-
     @property
     def routed(self) -> bool:
         """Does each row belong to one matrix of the batch?"""
         return True
 
-    def rows(self, operands: Sequence[Array], scale: tuple, g: Array) -> Rows:
+    def rows(self, operands: Sequence[Array], scale: Scale, g: Array) -> Rows:
         """X and G of each expert, zero where a row was not sent to it.
 
         Args:
-            operands: of the product.
+            operands: the operands of the product.
             scale: (None, the operands of the lookup, what its table was multiplied by).
-            g: gradient of the product.
+            g: the gradient of the product.
+
+        Returns:
+            X [E, N, T, I] and G [E, N, T, O] for E experts.
         """
         _, looked_up, factor = scale
         x = operands[1 - self.operand].astype(g.dtype)
@@ -123,96 +127,123 @@ def _digits(pieces: Sequence[Piece]) -> list[tuple[str, int]]:
     return [(piece.holds, piece.size) for piece in pieces if piece.size > 1]
 
 
-def match(site: Site, lookup: LookupUse) -> RoutedUse:
-    """Reads a `dot_general` of the result of a lookup, whose view is of that result."""
-    require(not lookup.batch and lookup.separate, "the lookup is not one an example")
-    require(len(lookup.inputs) == 1 and lookup.table > 1, "the table is cut")
-    mine, other = site.operand, 1 - site.operand
-    contracted, shared = site.params["dimension_numbers"]
-    x_shape, result = site.shape(other), lookup.result.axes
-    sizes = lookup.result.shape
-    spots = dict(lookup.spots)
+@dataclasses.dataclass(frozen=True)
+class _LookedUp:
+    """The result of a lookup, as an operand of a product sees it.
 
-    def axes_of(atoms: Sequence[Atom]) -> list[int]:
-        """The axes of the looked-up array that an axis of its view consists of."""
-        whole = all(a.step == 1 and a.size == sizes[a.axis] for a in atoms)
-        require(whole, "the looked-up matrices are cut")
+    Its axes are those of the result of the lookup: some run over lookups (`spots`), the
+    others over the entries of a matrix. An axis of the operand is one or more of them.
+    """
+
+    lookup: LookupUse
+    view: View
+    spots: dict[int, tuple[Piece, ...]]
+
+    @classmethod
+    def of(cls, site: Site, lookup: LookupUse) -> _LookedUp:
+        return cls(lookup, site.view, dict(lookup.spots))
+
+    def axes(self, axis: int) -> list[int]:
+        """The axes of the looked-up array that an axis of the operand consists of."""
+        atoms, sizes = self.view.axes[axis], self.lookup.result.shape
+        uncut = all(a.step == 1 and a.size == sizes[a.axis] for a in atoms)
+        require(uncut, "the looked-up matrices are cut")
         return [a.axis for a in atoms]
 
-    def entries(axis: int, holds: str) -> list[Piece]:
+    def entries(self, axis: int, holds: str) -> list[Piece]:
+        """The pieces of an axis that runs over entries of the matrices."""
         pieces = []
-        for a in axes_of(site.view.axes[axis]):
-            require(a not in spots, "it is summed over lookups")
-            pieces += pieces_of(result[a], holds, (a,))
+        for a in self.axes(axis):
+            require(a not in self.spots, "it is summed over lookups")
+            pieces += pieces_of(self.lookup.result.axes[a], holds, (a,))
         return pieces
 
-    def looked(axis: int) -> list[Piece]:
-        found = axes_of(site.view.axes[axis])
-        require(all(a in spots for a in found), "its matrices are used by entries")
-        return [piece for a in found for piece in spots[a]]
+    def lookups(self, axis: int) -> list[Piece]:
+        """The pieces of an axis that runs over lookups."""
+        axes = self.axes(axis)
+        inside = all(a in self.spots for a in axes)
+        require(inside, "its matrices are used by entries")
+        return [piece for a in axes for piece in self.spots[a]]
 
-    meets = dict(zip(contracted[other], contracted[mine], strict=True))
-    beside = dict(zip(shared[other], shared[mine], strict=True))
-    free = [a for a in range(len(x_shape)) if a not in meets | beside]
-    example = site.example(other)
-    at = lambda a: example if example is not None and example.axis == a else None
-    own = {a: positions(x_shape[a], at(a), site.size, (100 + a,)) for a in free}
-    x_pieces = []
-    for a in range(len(x_shape)):
-        if a in meets:
-            x_pieces += entries(meets[a], INPUT)
-        else:
-            x_pieces += looked(beside[a]) if a in beside else own[a]
-            require(
-                a not in beside
-                or at(a) is None
-                or _digits(positions(x_shape[a], at(a), site.size, ()))
-                == _digits(looked(beside[a])),
-                "inputs and indices hold the examples otherwise",
-            )
-    kept = [
-        a
-        for a in range(len(site.view.axes))
-        if a not in meets.values() and a not in beside.values()
-    ]
-    tail = []
-    for axis in kept:
-        held = axes_of(site.view.axes[axis])
-        mixed = {a in spots for a in held}
-        require(len(mixed) <= 1, "lookups and entries are merged")
-        tail += looked(axis) if mixed == {True} else entries(axis, OUTPUT)
-    rest = [piece for a in free for piece in own[a]]
-    lead = [piece for axis in shared[mine] for piece in looked(axis)]
-    g_pieces = [*lead, *(tail + rest if mine == 0 else rest + tail)]
+    def free(self, axis: int) -> list[Piece]:
+        """The pieces of an axis that the product keeps: lookups, or columns."""
+        over = {a in self.spots for a in self.axes(axis)}
+        require(len(over) <= 1, "lookups and entries are merged")
+        return self.lookups(axis) if over == {True} else self.entries(axis, OUTPUT)
+
+    def atoms(self, axes: Iterable[int]) -> list[Atom]:
+        """The atoms of the table that these axes of the operand walk."""
+        result = self.lookup.result.axes
+        inside = [a for axis in axes for a in self.axes(axis) if a not in self.spots]
+        return [atom for a in inside for atom in result[a]]
+
+
+def match(site: Site, lookup: LookupUse) -> RoutedUse:
+    """Reads a product of looked-up matrices with something else.
+
+    Args:
+        site: a `dot_general`, whose view is of the result of the lookup.
+        lookup: the lookup.
+
+    Returns:
+        The use of the table as one matrix for each of its rows.
+
+    Raises:
+        NotUnderstoodError: the product is not one matrix for every example, or the
+            table has smaller factors as it is.
+    """
+    require(not lookup.batch and lookup.separate, "the lookup is not one an example")
+    require(len(lookup.inputs) == 1 and lookup.table > 1, "the table is cut")
+    own, looked_up = site.operand, _LookedUp.of(site, lookup)
+    meets, beside, columns = met_axes(site)
+    x_pieces, rest = _other_pieces(site, looked_up, meets, beside)
+    shared = site.params["dimension_numbers"][1][own]
+    tail = [piece for axis in columns for piece in looked_up.free(axis)]
+    lead = [piece for axis in shared for piece in looked_up.lookups(axis)]
+    g_pieces = [*lead, *(tail + rest if own == 0 else rest + tail)]
     places = [piece for piece in g_pieces if piece.holds in (EXAMPLE, POSITION)]
     along = sum(piece.holds == EXAMPLE for piece in places)
     require(along == 1 or site.size == 1, "its rows are not one an example")
     index_pieces = [piece for _, pieces in lookup.spots for piece in pieces]
-    lacking = lambda pieces: [p for p in places if p not in pieces]
-    atoms = lambda axes: [
-        atom
-        for axis in axes
-        for a in axes_of(site.view.axes[axis])
-        for atom in result[a]
-        if a not in spots
-    ]
-    rows, columns = atoms(meets.values()), atoms(kept)
-    one, two, experts = count(rows), count(columns), lookup.table
-    require(
-        experts * (one**2 + two**2) <= experts + (one * two) ** 2,
-        "as a table it has smaller factors",
-    )
+    rows = looked_up.atoms(meets.values())
+    outputs = looked_up.atoms(columns)
+    _require_smaller(count(rows), count(outputs), lookup.table)
+    own_site = dataclasses.replace(site, view=lookup.view)
     return RoutedUse(
-        site.path,
-        site.equation.primitive.name,
-        mine,
-        lookup.view,
-        **ordered(lookup.inputs, rows, columns),
+        **own_site.fields(lookup.inputs, rows, outputs),
+        kind="dense",
         result=None,
         mixed=None,
         positions=math.prod(p.size for p in places if p.holds == POSITION),
         lookup=lookup,
-        x_pieces=tuple(x_pieces + lacking(x_pieces)),
+        x_pieces=(*x_pieces, *(p for p in places if p not in x_pieces)),
         g_pieces=tuple(g_pieces),
-        index_pieces=tuple(index_pieces + lacking(index_pieces)),
+        index_pieces=(*index_pieces, *(p for p in places if p not in index_pieces)),
     )
+
+
+def _other_pieces(
+    site: Site, looked_up: _LookedUp, meets: dict[int, int], beside: dict[int, int]
+) -> tuple[list[Piece], list[Piece]]:
+    """The pieces of the other operand, and of its axes that the product keeps."""
+    other, pieces, rest = 1 - site.operand, [], []
+    for axis, size in enumerate(site.shape(other)):
+        if axis in meets:
+            pieces += looked_up.entries(meets[axis], INPUT)
+            continue
+        example = site.example_along(other, axis)
+        own = positions(size, example, site.size, (100 + axis,))
+        if axis not in beside:
+            pieces, rest = pieces + own, rest + own
+            continue
+        lookups = looked_up.lookups(beside[axis])
+        alike = example is None or _digits(own) == _digits(lookups)
+        require(alike, "inputs and indices hold the examples otherwise")
+        pieces += lookups
+    return pieces, rest
+
+
+def _require_smaller(inputs: int, outputs: int, experts: int) -> None:
+    """Refuses matrices whose factors are larger than those of the table of them."""
+    smaller = experts * (inputs**2 + outputs**2) <= experts + (inputs * outputs) ** 2
+    require(smaller, "as a table it has smaller factors")

@@ -28,9 +28,9 @@ ENTRYWISE = """
     ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin
     sinh sqrt square stop_gradient sub tan tanh xor
 """
-REDUCTIONS = """
-    argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
-"""
+REDUCTIONS = (
+    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum"
+)
 CUMULATIVE = "cumlogsumexp cummax cummin cumprod cumsum"
 
 
@@ -51,12 +51,15 @@ class Unknown(Exception):
 
 
 def proves(texts: Sequence[str], traced: Any, rows: Sequence[bool]) -> bool:
-    """Is every row of the one result that of its own example?
+    """Whether the text of a program proves that each row follows from its own example.
 
     Args:
         texts: of the traces at the two `SIZES`.
         traced: the trace at the first.
-        rows: of each operand, has it an axis of examples?
+        rows: whether each operand has an axis of examples.
+
+    Returns:
+        False where rows are mixed, or an operation has no rule.
     """
     plain = [
         re.sub(rf"(?<=[\[(, ]){size}(?=[,\]) ])", "N", text)
@@ -64,28 +67,28 @@ def proves(texts: Sequence[str], traced: Any, rows: Sequence[bool]) -> bool:
     ]
     if plain[0] != plain[1]:
         return False
-    given = [Rows(0) if each else Shared(frozenset()) for each in rows]
+    operands = [Rows(0) if each else Shared(frozenset()) for each in rows]
     try:
-        results = _run(traced, given)
+        results = _run(traced, operands)
     except Unknown:
         return False
     return all(_along(result, 0) for result in results)
 
 
-def _run(jaxpr, given: Sequence) -> list:
+def _run(jaxpr, operands: Sequence) -> list:
     """What is known of each result, from what is known of the operands."""
     jaxpr, _ = jaxprs.opened(jaxpr)
-    if len(jaxpr.invars) != len(given):
+    if len(jaxpr.invars) != len(operands):
         raise Unknown
-    known = dict.fromkeys(jaxpr.constvars, Shared(frozenset()))
-    known |= dict(zip(jaxpr.invars, given, strict=True))
+    varying = Shared(frozenset())
+    known = dict.fromkeys(jaxpr.constvars, varying)
+    known |= dict(zip(jaxpr.invars, operands, strict=True))
 
     def read(v):
-        return Shared(frozenset()) if jaxprs.is_literal(v) else known[v]
+        return varying if jaxprs.is_literal(v) else known[v]
 
     for equation in jaxpr.eqns:
-        operands = [read(v) for v in equation.invars]
-        results = _results(equation, operands)
+        results = _results(equation, [read(v) for v in equation.invars])
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -129,10 +132,7 @@ def _entrywise(equation, operands):
 
 
 def _kept(operand, axes: Sequence[int | None]):
-    """The operand with its axes moved: axis i of the result was axes[i], None if new.
-
-    New axes are constant.
-    """
+    """The operand with moved axes: axis i was axes[i], or None if new and constant."""
     if isinstance(operand, Rows):
         if operand.axis not in axes:
             raise Unknown
@@ -165,7 +165,7 @@ def _broadcast(equation, operands):
         raise Unknown
     shape, old = equation.outvars[0].aval.shape, equation.invars[0].aval.shape
     at = equation.params["broadcast_dimensions"]
-    axes = [None] * len(shape)
+    axes: list[int | None] = [None] * len(shape)
     for axis, new in enumerate(at):
         axes[new] = axis if old[axis] == shape[new] else None
     return _kept(operand, axes)

@@ -24,8 +24,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.required import refusal, require_examples, require_memory
-from natgrad.layers.rows import LookupRows, Rows, contract
+from natgrad.layers.declared import refusal, require_examples, require_memory
+from natgrad.layers.dense import MaskedRows
+from natgrad.layers.embedding import LookupRows
+from natgrad.layers.rows import Rows, contract
 from natgrad.layers.uses import Mixed
 from natgrad.typing import Array
 
@@ -77,7 +79,7 @@ class Expand(Statistic):
     def zero(self, block: Block) -> dict[str, Array]:
         """Zeros of the shapes above."""
         if block.mixed is Mixed.BEFORE:
-            raise ValueError(refusal(block, "Kronecker factors"))
+            raise ValueError(refusal(block, block.mixed, "Kronecker factors"))
         require_memory(block)
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
@@ -100,7 +102,7 @@ class Expand(Statistic):
         if block.routed:
             number = jnp.broadcast_to(number, block.batch)
         moments = [rows.input_moment(), rows.output_moment(), number]
-        if block.masked:
+        if isinstance(rows, MaskedRows):
             names += ["mask", "masks"]
             moments += [rows.whole_mask(), jnp.ones((), block.dtype)]
         if block.roles == 1:
@@ -209,7 +211,7 @@ class Squares(PerExample):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProjectedSquares(PerExample):
+class ProjectedSquares(Squares):
     """Σ_n (Lᵀ V_n R)², EKFAC's second moments in a given basis: [lead..., I (+1), O].
 
     Attributes:
@@ -226,25 +228,24 @@ class ProjectedSquares(PerExample):
     def zero(self, block: Block) -> Array:
         """Zeros like the block's matrix, or per example."""
         require_examples(block, "second moments in an eigenbasis")
-        return Squares.zero(self, block)
+        return super().zero(block)
 
     def of(self, block: Block, rows: Rows, context: Any) -> Array:
         """One use's squares, or its part of Lᵀ V R."""
         left, right = context
-        if left is None and not isinstance(rows, LookupRows):
-            left = jnp.eye(block.rows, dtype=block.dtype)
         if block.once:
             return rows.projected_squares(left, right)
         each = contract("n...io,...op->n...ip", rows.per_example(), right)
         return each if left is None else contract("n...io,...ij->n...jo", each, left)
 
-    def finish(self, block: Block, total: Array) -> Array:
-        """Σ_n (Lᵀ V_n R)²."""
-        return Squares.finish(self, block, total)
+    def additive(self, block: Block) -> bool:
+        """False: convolutions give the rows of all examples at once."""
+        del block
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
-class RowFactors(PerExample):
+class RowFactors(Statistic):
     """X and G themselves, of a block for which `are_cheaper` holds.
 
     Gives {"x": [stack..., batch..., N, T, I], "g": [stack..., batch..., N, T, O]} of
@@ -288,8 +289,3 @@ class RowFactors(PerExample):
         if isinstance(rows, LookupRows):
             return {"index": rows.index.astype(block.dtype), "g": rows.g}
         return {"x": rows.x, "g": rows.g}
-
-    def finish(self, block: Block, total: Any) -> Any:
-        """The same."""
-        del block
-        return total

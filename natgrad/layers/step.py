@@ -176,17 +176,17 @@ class Step:
     def _of_looked_up(self) -> list:
         """The results, a product of looked-up matrices being the use they are for."""
         found = [
-            (i, mark)
+            (i, mark, mark.looked_up[0])
             for i, marks in enumerate(self.marks)
             for mark in marks
             if mark.looked_up
         ]
         if self.name != "dot_general" or len(found) != 1:
             return self.natively()
-        ((operand, mark),) = found
+        ((operand, mark, lookup),) = found
         site = self._site(operand, mark, self.here)
         try:
-            use = routed.match(site, mark.looked_up[0])
+            use = routed.match(site, lookup)
         except NotUnderstoodError:
             return self.natively()
         self.walk.findings.uses.pop(mark.source, None)

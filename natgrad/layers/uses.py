@@ -1,9 +1,9 @@
-"""What every kind of use of a parameter has in common, and the marks that lead to it.
+"""What the walk over a program knows of a parameter: marks, sites, uses, findings.
 
-A use is one equation that is linear in a parameter's view. A kind of use is one file:
-a frozen dataclass with `match`, which reads the equation, and `rows`, which reads its
-operands and the gradient of its result. A walk over a program carries marks on the
-values that come from parameters, and collects its findings.
+A *mark* says how a value comes from a parameter. A *site* is an equation that reads a
+marked value, and a *use* is a site whose equation is linear in it. A kind of use is one
+file: a frozen dataclass with `match`, which reads the equation, and `rows`, which reads
+its operands and the gradient of its result. *Findings* are what one walk collects.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
 from natgrad.layers.examples import UNKNOWN, ExampleAxis, Path
 from natgrad.layers.jaxprs import Equation
 from natgrad.layers.rows import Rows
-from natgrad.layers.views import NotUnderstoodError, View, natural
+from natgrad.layers.views import Atom, NotUnderstoodError, View, natural
 from natgrad.typing import Array
 
 
@@ -59,18 +59,69 @@ class Site:
     size: int | None
 
     @property
-    def params(self) -> dict:
+    def params(self) -> dict[str, Any]:
         """The parameters of the equation."""
         return self.equation.params
 
     def shape(self, operand: int) -> tuple[int, ...]:
-        """The shape of one operand."""
+        """The shape of one operand, given by its place."""
         return getattr(self.equation.invars[operand].aval, "shape", ())
 
     def example(self, operand: int) -> ExampleAxis | None:
-        """The example axis of one operand, None where it has none or is unknown."""
-        found = self.examples[operand]
-        return None if found == UNKNOWN else found
+        """The example axis of one operand; None where it has none or is unknown."""
+        axis = self.examples[operand]
+        return None if axis == UNKNOWN else axis
+
+    def example_along(self, operand: int, axis: int) -> ExampleAxis | None:
+        """The example axis of one operand if it is `axis`, else None."""
+        example = self.example(operand)
+        return example if example is not None and example.axis == axis else None
+
+    def fields(
+        self, batch: Sequence[Atom], inputs: Sequence[Atom], outputs: Sequence[Atom]
+    ) -> dict[str, Any]:
+        """The fields of a `Use` that follow from the place and the atoms.
+
+        Args:
+            batch: atoms that index separate matrices, in any order.
+            inputs: atoms of the rows of the matrix.
+            outputs: atoms of its columns.
+
+        Returns:
+            The first fields of a `Use`, with the atoms in the parameter's order.
+        """
+        return {
+            "path": self.path,
+            "primitive": self.equation.primitive.name,
+            "operand": self.operand,
+            "view": self.view,
+            "batch": natural(batch),
+            "inputs": natural(inputs),
+            "outputs": natural(outputs),
+        }
+
+    def mixture(self, along: bool) -> Mixed | None:
+        """Why the rows of a use cannot be told apart by example.
+
+        Args:
+            along: whether the rows run over an axis of examples.
+
+        Returns:
+            The reason, or None where they can be told apart.
+        """
+        if along or self.size == 1:
+            return None
+        if self.size is None:
+            return Mixed.NO_EXAMPLES
+        if UNKNOWN in self.examples:
+            return Mixed.LOST
+        return Mixed.BEFORE if self.examples[-1] is None else Mixed.SUMMED
+
+
+# What a parameter was multiplied by on its way to a use: an array, or None. Of a use
+# that is met later (`late`, `routed`) it is a tuple (what the value that is met was
+# multiplied by, the operands of the first use, what its parameter was multiplied by).
+Scale = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +139,20 @@ class Use(abc.ABC):
             repeated atoms are positions; None where that cannot be said.
         mixed: why its rows cannot be told apart by example; None if they can.
         positions: T, the positions of one example.
+        kind: what kind of layer it is: dense, conv, embedding, scale or shift.
     """
 
     path: Path
     primitive: str
     operand: int
     view: View
-    batch: tuple
-    inputs: tuple
-    outputs: tuple
+    batch: tuple[Atom, ...]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Atom, ...]
     result: View | None
     mixed: Mixed | None
     positions: int
-
-    kind: ClassVar[str] = ""
+    kind: str
 
     @property
     def separate(self) -> bool:
@@ -129,47 +180,40 @@ class Use(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def rows(self, operands: Sequence[Array], scale: Array | None, g: Array) -> Rows:
-        """The rows of the use.
+    def rows(self, operands: Sequence[Array], scale: Scale, g: Array) -> Rows:
+        """The inputs X and output gradients G of the use.
 
         Args:
             operands: all operands of the equation.
             scale: what the parameter was multiplied by on the way, or None.
-            g: gradient of the result.
+            g: the gradient of the result, shaped like it.
+
+        Returns:
+            X [batch..., N, T, I] and G [batch..., N, T, O].
         """
 
     def summed(self, statistic: Callable, operands: Sequence[Array], g: Array) -> Any:
-        """statistic(use, operands, g), a sum over examples, in a way that saves memory.
+        """Takes a statistic that is a sum over examples in a way that saves memory.
 
-        Here at once: rows are the operands themselves, with their axes moved.
+        Here it is taken at once, since rows are the operands with their axes moved.
 
         Args:
             statistic: a function of a use like this one and the same two arguments.
             operands: all operands of the equation.
-            g: gradient of the result.
+            g: the gradient of the result, shaped like it.
+
+        Returns:
+            What `statistic` returns, summed over all examples.
         """
         return statistic(self, operands, g)
 
 
-def mixture(site: Site, along: ExampleAxis | None) -> Mixed | None:
-    """Why the rows of a use, which run over `along`, cannot be told apart."""
-    if along is not None or site.size == 1:
-        return None
-    if site.size is None:
-        return Mixed.NO_EXAMPLES
-    if UNKNOWN in site.examples:
-        return Mixed.LOST
-    return Mixed.BEFORE if site.examples[-1] is None else Mixed.SUMMED
-
-
-def ordered(batch: Sequence, inputs: Sequence, outputs: Sequence) -> dict[str, tuple]:
-    """The atoms of a use in the parameter's own order, as fields of `Use`."""
-    groups = {"batch": natural(batch), "inputs": natural(inputs)}
-    return groups | {"outputs": natural(outputs)}
-
-
 def require(condition: bool, reason: str) -> None:
-    """Refuses a use.
+    """Refuses a use unless a condition holds.
+
+    Args:
+        condition: what must hold.
+        reason: why the use is not understood where it does not.
 
     Raises:
         NotUnderstoodError: the condition does not hold.
@@ -180,11 +224,17 @@ def require(condition: bool, reason: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A value is scale ∘ view, plus a constant; or the result of the use `source`.
+    """How a value comes from a parameter: it is scale ∘ view, plus a constant.
 
-    With `early`, (a use, its operands, its scale), the view is of the result of that
-    use, which was computed once for all examples; with `looked_up`, (a lookup, its
-    operands, its scale), it is of what was looked up for each example.
+    Attributes:
+        view: how the parameter is seen in the value.
+        scaled: "" if the view is the parameter, "scalar" or "array" if multiplied.
+        scale: what it is multiplied by, or None.
+        source: the path of a use whose result the value is; None where it is no result.
+        early: (a use, its operands, its scale) where the view is of the result of that
+            use, which was computed once for all examples.
+        looked_up: (a lookup, its operands, its scale) where the view is of what was
+            looked up for each example.
     """
 
     view: View
@@ -195,7 +245,15 @@ class Mark:
     looked_up: tuple | None = None
 
     def times(self, factor: Array, shape: Sequence[int]) -> Mark:
-        """The mark of a multiple: by a scalar, or entry by entry."""
+        """The mark of a multiple of the value.
+
+        Args:
+            factor: one number, or an array that broadcasts to the value.
+            shape: the shape of the value.
+
+        Returns:
+            The mark.
+        """
         one_number = jnp.ndim(factor) == 0
         scale = factor if self.scale is None else self.scale * factor
         if not one_number or self.scaled == "array":
@@ -228,7 +286,12 @@ class Findings:
     rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 
     def refuse(self, marks: Sequence[Marks], reason: str) -> None:
-        """Notes that a use of these parameters was not understood."""
+        """Notes that a use of some parameters was not understood.
+
+        Args:
+            marks: of the operands of the use.
+            reason: why it was not.
+        """
         for mark in itertools.chain(*marks):
             if mark.source is None:
                 self.unmatched.setdefault(mark.view.leaf, set()).add(reason)

@@ -18,6 +18,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from natgrad.layers.jaxprs import Equation
+
 REPEATED = -1
 
 
@@ -43,7 +45,7 @@ class Atom:
         return self.axis == REPEATED
 
     def split(self, inner: int) -> tuple[Atom, Atom]:
-        """The same walk as an outer and an inner atom of `inner` entries."""
+        """The same walk as an outer atom and an inner one of `inner` entries."""
         outer = Atom(self.axis, self.step * inner, self.size // inner)
         return outer, Atom(self.axis, self.step, inner)
 
@@ -54,12 +56,23 @@ def repeated(size: int) -> tuple[Atom, ...]:
 
 
 def count(atoms: Sequence[Atom]) -> int:
-    """How many entries the atoms walk together."""
+    """How many entries some atoms walk together."""
     return math.prod(atom.size for atom in atoms)
 
 
 def regroup(atoms: Sequence[Atom], sizes: Sequence[int]) -> list[tuple[Atom, ...]]:
-    """The atoms in the same order, cut into groups of the given sizes."""
+    """Cuts atoms into groups, as a reshape does.
+
+    Args:
+        atoms: the atoms of the axes, slowest first.
+        sizes: the sizes of the new axes.
+
+    Returns:
+        The atoms of each new axis, in the same order.
+
+    Raises:
+        NotUnderstoodError: a new axis cuts across the atoms.
+    """
     pending, groups = list(atoms), []
     for size in sizes:
         group: list[Atom] = []
@@ -81,7 +94,7 @@ def regroup(atoms: Sequence[Atom], sizes: Sequence[int]) -> list[tuple[Atom, ...
 
 
 def fused(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
-    """Neighbouring atoms that continue one another, joined."""
+    """Joins neighbouring atoms that continue one another."""
     joined: list[Atom] = []
     for atom in atoms:
         last = joined[-1] if joined else None
@@ -93,7 +106,9 @@ def fused(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
 
 
 def natural(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
-    """The atoms as the parameter stores them: row-major, forwards, fused."""
+    """The atoms as the parameter stores them: row-major, forwards, fused, none
+    repeated.
+    """
     forwards = [Atom(a.axis, abs(a.step), a.size) for a in atoms if not a.repeated]
     return fused(sorted(forwards, key=lambda a: (a.axis, -a.step)))
 
@@ -117,7 +132,7 @@ class View:
 
     @classmethod
     def whole(cls, leaf: int, shape: Sequence[int]) -> View:
-        """The parameter itself."""
+        """The view of the whole of parameter `leaf`, whose shape is given."""
         axes = [(Atom(axis, 1, n),) if n != 1 else () for axis, n in enumerate(shape)]
         return cls(leaf, (0,) * len(shape), tuple(axes))
 
@@ -132,50 +147,59 @@ class View:
         stacked = [atom for _, atoms in self.stack for atom in atoms]
         return (*stacked, *(atom for axis in self.axes for atom in axis))
 
-    def _with(self, axes: Sequence[tuple[Atom, ...]], start=None) -> View:
+    def with_axes(
+        self, axes: Sequence[tuple[Atom, ...]], start: Sequence[int] | None = None
+    ) -> View:
+        """A view of the same parameter with other axes, and perhaps another start."""
         start = self.start if start is None else tuple(start)
         return dataclasses.replace(self, axes=tuple(axes), start=start)
 
     def transpose(self, permutation: Sequence[int]) -> View:
-        """`lax.transpose`."""
-        return self._with([self.axes[axis] for axis in permutation])
+        """The view after `lax.transpose` by this permutation."""
+        return self.with_axes([self.axes[axis] for axis in permutation])
 
     def reshape(self, sizes: Sequence[int]) -> View:
-        """`lax.reshape`."""
-        return self._with(regroup([a for axis in self.axes for a in axis], sizes))
+        """The view after `lax.reshape` to these sizes; NotUnderstoodError if it cuts
+        atoms.
+        """
+        return self.with_axes(regroup([a for axis in self.axes for a in axis], sizes))
 
     def squeeze(self, axes: Sequence[int]) -> View:
-        """`lax.squeeze`."""
+        """The view after `lax.squeeze` of these axes."""
         drop = {axis % len(self.axes) for axis in axes}
-        return self._with([a for i, a in enumerate(self.axes) if i not in drop])
+        return self.with_axes([a for i, a in enumerate(self.axes) if i not in drop])
 
     def expand(self, axes: Sequence[int]) -> View:
-        """`lax.expand_dims`."""
+        """The view after `lax.expand_dims` at these axes."""
         view, rank = list(self.axes), len(self.axes) + len(axes)
         for axis in sorted(axis % rank for axis in axes):
             view.insert(axis, ())
-        return self._with(view)
+        return self.with_axes(view)
 
     def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> View:
-        """`lax.broadcast_in_dim`."""
+        """The view after `lax.broadcast_in_dim`; new axes repeat their entries."""
         axes = [repeated(size) for size in shape]
         for axis, dimension in zip(self.axes, dimensions, strict=True):
             if count(axis) == shape[dimension]:
                 axes[dimension] = axis
-        return self._with(axes)
+        return self.with_axes(axes)
 
     def reverse(self, axes: Sequence[int]) -> View:
-        """`lax.rev`."""
+        """The view after `lax.rev` of these axes."""
         view, start = list(self.axes), list(self.start)
         for axis in axes:
             for atom in view[axis]:
                 if not atom.repeated:
                     start[atom.axis] += atom.step * (atom.size - 1)
             view[axis] = tuple(Atom(a.axis, -a.step, a.size) for a in view[axis])
-        return self._with(view, start)
+        return self.with_axes(view, start)
 
     def slice(self, axis: int, first: int, size: int, stride: int = 1) -> View:
-        """`size` entries of one axis from `first` on, `stride` apart."""
+        """The view of `size` entries of one axis from `first` on, `stride` apart.
+
+        Raises:
+            NotUnderstoodError: the slice cuts across axes that were merged.
+        """
         atoms, start = self.axes[axis], list(self.start)
         if (first, size, stride) == (0, count(atoms), 1):
             return self
@@ -187,12 +211,12 @@ class View:
             start[atom.axis] += atom.step * (first // inner)
         step, size = atom.step * stride, size // inner if inner > 1 else size
         kept = (Atom(atom.axis, step, size),) if size != 1 else ()
-        return self._with(
+        return self.with_axes(
             [*self.axes[:axis], kept + atoms[1:], *self.axes[axis + 1 :]], start
         )
 
     def scanned(self, path: tuple[int, ...]) -> View:
-        """One step of a scan over the first axis."""
+        """The view of one step of a scan over the first axis, noted in `stack`."""
         stack = (*self.stack, (path, self.axes[0]))
         return dataclasses.replace(self, axes=self.axes[1:], stack=stack)
 
@@ -205,8 +229,19 @@ class View:
         return tuple(start)
 
 
-def follow(equation, view: View, operand: int) -> list[View] | None:
-    """The views of an equation's results, or None if it is not a structural op.
+def follow(
+    equation: Equation, view: View, operand: int
+) -> Sequence[View | None] | None:
+    """The views of an equation's results, where it is a structural op.
+
+    Args:
+        equation: the equation.
+        view: how the parameter is seen in one of its operands.
+        operand: which operand that is.
+
+    Returns:
+        One view a result, None for a result without the parameter; None if the equation
+        is not a structural op.
 
     Raises:
         NotUnderstoodError: the op is structural, but cuts across the view's axes.

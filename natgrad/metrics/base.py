@@ -8,11 +8,14 @@ are pytrees, so they pass through jit and batch under vmap.
 from __future__ import annotations
 
 import abc
+import functools
+from collections.abc import Sequence
 from typing import final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from natgrad.solvers.base import Solution
 from natgrad.solvers.dense import diagonal_solution, direct_solution
@@ -32,7 +35,11 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def mv(self, v: Params) -> Params:
-        """F v."""
+        """F v, a tree like the parameters.
+
+        Args:
+            v: a tree like the parameters.
+        """
 
     @abc.abstractmethod
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
@@ -44,8 +51,8 @@ class Metric(abc.ABC):
         """
 
     @abc.abstractmethod
-    def dense(self) -> Array:
-        """F as a matrix [P, P]."""
+    def dense(self) -> Float[Array, "P P"]:
+        """F as a matrix, in `ravel_pytree` order."""
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
@@ -55,8 +62,8 @@ class Metric(abc.ABC):
     def solve(self, v: Params, damping: ArrayLike = 0.0) -> Params:
         """(F + λI)⁻¹ v, with no direction dropped for λ > 0; for λ = 0 F⁺ v.
 
-        F⁺ v is the solution of least norm; what counts as singular there, and how far
-        rounding reaches, is said in `natgrad.spectral`. Iterative metrics stop as their
+        F⁺ v is the solution of least norm; `natgrad.solvers.spectral` says what counts
+        as singular there, and how far rounding reaches. Iterative metrics stop as their
         `stop` says.
 
         Args:
@@ -69,24 +76,32 @@ class Metric(abc.ABC):
         return self.solution(v, damping).value
 
     @final
-    def trace(self) -> Array:
-        """tr F, shape ()."""
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(self.diagonal()))
+    def trace(self) -> Float[Array, ""]:
+        """tr F."""
+        sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(self.diagonal())]
+        return functools.reduce(jnp.add, sums)
 
     @final
-    def norm(self, v: Params) -> Array:
-        """√⟨v, F v⟩, shape (): the length of v.
+    def norm(self, v: Params) -> Float[Array, ""]:
+        """√⟨v, F v⟩, the length of v.
 
         Half its square is the KL divergence of the step v in nats, to second order in
         v. It is 0, with the derivative 0, where v is null or rounding makes ⟨v, F v⟩
         negative.
+
+        Args:
+            v: a tree like the parameters.
         """
         square = inner(v, self.mv(v))
         null = square <= 0
         return jnp.where(null, 0, jnp.sqrt(jnp.where(null, 1, square)))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """log det(F + λI), shape (); −inf where singular."""
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """log det(F + λI); −inf where singular.
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
         return _logdet(self.dense(), damping)
 
 
@@ -96,24 +111,32 @@ class DenseMetric(Metric):
 
     Attributes:
         layout: of the parameters.
-        matrix: F, [P, P], symmetric.
+        matrix: F, symmetric.
     """
 
     layout: Layout
-    matrix: Array
+    matrix: Float[Array, "P P"]
 
     def mv(self, v: Params) -> Params:
-        """F v; O(P²)."""
+        """F v; O(P²).
+
+        Args:
+            v: a tree like the parameters.
+        """
         vector = self.layout.ravel(v)
         return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """By refined Cholesky, falling back on eigendecomposition; O(P³)."""
-        vector = self.layout.ravel(v)
-        found = direct_solution(self.matrix, vector, damping)
-        return found._replace(value=self.layout.unravel(found.value))
+        """By refined Cholesky, falling back on eigendecomposition; O(P³).
 
-    def dense(self) -> Array:
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solution = direct_solution(self.matrix, self.layout.ravel(v), damping)
+        return solution._replace(value=self.layout.unravel(solution.value))
+
+    def dense(self) -> Float[Array, "P P"]:
         """The matrix itself."""
         return self.matrix
 
@@ -134,10 +157,14 @@ class BlockDiagonalMetric(Metric):
 
     layout: Layout
     groups: tuple[tuple[int, ...], ...]
-    blocks: tuple[Array, ...]
+    blocks: tuple[Float[Array, "P_b P_b"], ...]
 
     def mv(self, v: Params) -> Params:
-        """F v; Σ_b O(P_b²)."""
+        """F v; Σ_b O(P_b²).
+
+        Args:
+            v: a tree like the parameters.
+        """
         products = [
             jnp.matmul(block, vector, precision=HIGHEST)
             for block, vector in zip(self.blocks, self._vectors(v), strict=True)
@@ -145,16 +172,22 @@ class BlockDiagonalMetric(Metric):
         return self._params(products)
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """Each block by refined Cholesky; a fallback if any block needed it."""
-        found = [
+        """Each block by refined Cholesky; a fallback if any block needed it.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solutions = [
             direct_solution(block, vector, damping)
             for block, vector in zip(self.blocks, self._vectors(v), strict=True)
         ]
-        fallback = jnp.any(jnp.stack([solution.fallback for solution in found]))
-        return Solution(self._params([solution.value for solution in found]), fallback)
+        fallback = jnp.any(jnp.stack([solution.fallback for solution in solutions]))
+        value = self._params([solution.value for solution in solutions])
+        return Solution(value, fallback)
 
-    def dense(self) -> Array:
-        """[P, P], zero outside the blocks."""
+    def dense(self) -> Float[Array, "P P"]:
+        """The blocks at their parameters' places, zero elsewhere."""
         matrix = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
         for positions, block in zip(self._positions(), self.blocks, strict=True):
             matrix = matrix.at[np.ix_(positions, positions)].set(block)
@@ -166,9 +199,14 @@ class BlockDiagonalMetric(Metric):
             self._vector([jnp.diagonal(block) for block in self.blocks])
         )
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """Σ_b log det(F_b + λI)."""
-        return sum(_logdet(block, damping) for block in self.blocks)
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """Σ_b log det(F_b + λI).
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
+        terms = [_logdet(block, damping) for block in self.blocks]
+        return functools.reduce(jnp.add, terms)
 
     def _positions(self) -> list[np.ndarray]:
         return [
@@ -180,12 +218,13 @@ class BlockDiagonalMetric(Metric):
         vector = self.layout.ravel(v)
         return [vector[positions] for positions in self._positions()]
 
-    def _vector(self, pieces) -> Array:
+    def _vector(self, parts: Sequence[Array]) -> Array:
+        """[P] from each block's part [P_b]."""
         order = np.argsort(np.concatenate(self._positions()))
-        return jnp.concatenate(pieces)[order]
+        return jnp.concatenate(parts)[order]
 
-    def _params(self, pieces) -> Params:
-        return self.layout.unravel(self._vector(pieces))
+    def _params(self, parts: Sequence[Array]) -> Params:
+        return self.layout.unravel(self._vector(parts))
 
 
 @metric_pytree("layout")
@@ -194,32 +233,44 @@ class DiagonalMetric(Metric):
 
     Attributes:
         layout: of the parameters.
-        entries: diag F, [P].
+        entries: diag F.
     """
 
     layout: Layout
-    entries: Array
+    entries: Float[Array, " P"]
 
     def mv(self, v: Params) -> Params:
-        """F v; O(P)."""
+        """F v; O(P).
+
+        Args:
+            v: a tree like the parameters.
+        """
         return self.layout.unravel(self.entries * self.layout.ravel(v))
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there."""
-        vector = self.layout.ravel(v)
-        found = diagonal_solution(self.entries, vector, damping)
-        return found._replace(value=self.layout.unravel(found.value))
+        """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there.
 
-    def dense(self) -> Array:
-        """[P, P]."""
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solution = diagonal_solution(self.entries, self.layout.ravel(v), damping)
+        return solution._replace(value=self.layout.unravel(solution.value))
+
+    def dense(self) -> Float[Array, "P P"]:
+        """The matrix with this diagonal."""
         return jnp.diag(self.entries)
 
     def diagonal(self) -> Params:
         """The diagonal."""
         return self.layout.split(self.entries)
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """Σ log(d + λ)."""
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """Σ log(d + λ).
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
         return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from natgrad.layers import Block
 from natgrad.metrics.base import Metric
@@ -35,7 +36,16 @@ class BlockwiseMetric(Metric):
         functions: Sequence[Callable[[Array], Array]],
         rest: Callable[[Array], Array] = jnp.zeros_like,
     ) -> Params:
-        """Each block's matrix through its function; other parameters through `rest`."""
+        """Each block's matrix through its function; other parameters through `rest`.
+
+        Args:
+            v: a tree like the parameters.
+            functions: for each block [lead..., I (+1), O] -> the same shape.
+            rest: for each other leaf, an array -> the same shape.
+
+        Returns:
+            A tree like the parameters, in their dtypes.
+        """
         leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
         out = [rest(leaf) for leaf in leaves]
         for block, function in zip(self.blocks, functions, strict=True):
@@ -46,29 +56,40 @@ class BlockwiseMetric(Metric):
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
 
-    def outer_inverse(self, damping: Array) -> tuple[Callable[[Array], Array], Array]:
+    def outer_inverse(
+        self, damping: Float[Array, ""]
+    ) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
         """V -> V/λ, or 0 for λ = 0, where no block reads; and is F + λI singular there?
 
         Args:
-            damping: λ >= 0.
+            damping: λ >= 0, in the units of F.
         """
         zero = damping == 0
-        inverse = lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+
+        def inverse(x):
+            return jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+
         return inverse, zero & (self.outside > 0)
 
-    def placed(self, matrices: Sequence[Array]) -> Array:
-        """[P, P] from [lead..., D, D] over each block's D = (I+1) O entries."""
-        whole = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
-        for places, matrix in zip(self._places(), matrices, strict=True):
-            size = places.shape[-1]
-            for where, piece in zip(
-                places, matrix.reshape(-1, size, size), strict=True
-            ):
-                whole = whole.at[np.ix_(where, where)].set(piece)
-        return whole
+    def placed(self, matrices: Sequence[Float[Array, "*lead D D"]]) -> Array:
+        """A matrix [P, P] from those of the blocks, zero elsewhere.
 
-    def split(self, matrices: Sequence[Array]) -> Params:
-        """A tree like the parameters in the working dtype, zero outside the blocks."""
+        Args:
+            matrices: over each block's D = I(+1) O entries.
+        """
+        total = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
+        for places, matrix in zip(self._places(), matrices, strict=True):
+            stack = matrix.reshape(-1, *matrix.shape[-2:])
+            for indices, part in zip(places, stack, strict=True):
+                total = total.at[np.ix_(indices, indices)].set(part)
+        return total
+
+    def split(self, matrices: Sequence[Float[Array, "*lead I O"]]) -> Params:
+        """A tree like the parameters in the working dtype, zero outside the blocks.
+
+        Args:
+            matrices: of each block.
+        """
         vector = jnp.zeros(self.layout.size, self.layout.dtype)
         for places, matrix in zip(self._places(), matrices, strict=True):
             vector = vector.at[np.ravel(places)].set(matrix.reshape(-1))
@@ -80,22 +101,28 @@ class BlockwiseMetric(Metric):
         return self.layout.size - sum(int(np.prod(b.shape)) for b in self.blocks)
 
     def _places(self) -> list[np.ndarray]:
-        """For each block the places of its entries in the vector: [lead, (I+1) O]."""
-        indices = [self.layout.positions(i) for i in range(len(self.layout.shapes))]
-        leaves = [
-            places.reshape(shape)
-            for places, shape in zip(indices, self.layout.shapes, strict=True)
+        """For each block the places of its entries in the vector: [lead, I(+1) O]."""
+        with jax.ensure_compile_time_eval():
+            leaves = [
+                jnp.asarray(self.layout.positions(i).reshape(shape))
+                for i, shape in enumerate(self.layout.shapes)
+            ]
+            matrices = [np.asarray(block.to_matrix(leaves)) for block in self.blocks]
+        return [
+            matrix.reshape(-1, block.rows * block.outputs)
+            for block, matrix in zip(self.blocks, matrices, strict=True)
         ]
-        found = []
-        for block in self.blocks:
-            with jax.ensure_compile_time_eval():
-                matrix = np.asarray(block.to_matrix(leaves))
-            found.append(matrix.reshape(-1, block.rows * block.outputs))
-        return found
 
 
-def kron_matvec(a: Array, g: Array) -> Callable[[Array], Array]:
-    """V -> A V G, for A a matrix or the diagonal of one."""
+def kron_matvec(
+    a: Float[Array, "*A"], g: Float[Array, "*lead O O"]
+) -> Callable[[Array], Array]:
+    """V -> A V G for V [lead..., I(+1), O].
+
+    Args:
+        a: A, a matrix [lead..., I(+1), I(+1)] or the diagonal of one.
+        g: G.
+    """
 
     def apply(v):
         v = jnp.matmul(v, g, precision=HIGHEST)
@@ -107,17 +134,24 @@ def kron_matvec(a: Array, g: Array) -> Callable[[Array], Array]:
 
 
 def kron_matvec_low_rank(
-    a: Array, g: Array, block: Block, rows: Mapping[str, Array]
+    a: Float[Array, "*lead I I"],
+    g: Float[Array, "*lead O O"],
+    block: Block,
+    rows: Mapping[str, Array],
 ) -> Callable[[Array], Array]:
     """The same of V = Xᵀ C, which is not read: (X A)ᵀ (C G), for symmetric A.
 
     Args:
-        a: A, [lead..., I(+1), I(+1)].
-        g: G, [lead..., O, O].
-        block: whose rows.
+        a: A, with the bias's row and column if the block has a bias.
+        g: G.
+        block: whose rows they are.
         rows: X [lead..., N, T, I] as "x" and C [lead..., N, T, O] as "g".
     """
-    flat = lambda m: m.reshape((*m.shape[:-3], -1, m.shape[-1])).astype(g.dtype)
+
+    def flat(array):
+        rows = array.reshape((*array.shape[:-3], -1, array.shape[-1]))
+        return rows.astype(g.dtype)
+
     x, c = flat(rows["x"]), flat(rows["g"])
     if block.bias:
         one = jnp.ones((*x.shape[:-1], 1), x.dtype)

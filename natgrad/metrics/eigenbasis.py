@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric
@@ -40,42 +41,52 @@ class EigenbasisMetric(BlockwiseMetric):
         layout: of the parameters.
         blocks: what was captured.
         left: U_A of each block, [lead..., I(+1), I(+1)]; None for the identity.
-        right: U_G of each block, [lead..., O, O].
+        right: U_G of each block.
         scales: s of each block, [lead..., I(+1), O].
     """
 
     layout: Layout
     blocks: tuple[Block, ...]
-    left: tuple[Array | None, ...]
-    right: tuple[Array, ...]
-    scales: tuple[Array, ...]
+    left: tuple[Float[Array, "*lead I I"] | None, ...]
+    right: tuple[Float[Array, "*lead O O"], ...]
+    scales: tuple[Float[Array, "*lead I O"], ...]
 
     def mv(self, v: Params) -> Params:
-        """U (s ∘ Uᵀ v) for each block; Σ_b O(I² O + I O²)."""
+        """U (s ∘ Uᵀ v) for each block; Σ_b O(I² O + I O²).
+
+        Args:
+            v: a tree like the parameters.
+        """
         return self.blockwise(v, self._through(self.scales))
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """U (Uᵀ v / (s + λ)), for λ = 0 the pseudo-inverse: see `natgrad.spectral`.
+        """U (Uᵀ v / (s + λ)).
 
-        A fallback where λ = 0 and some s is 0 to rounding.
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
+                `natgrad.solvers.spectral`), a fallback where some s is 0 to rounding.
         """
         damping = jnp.asarray(damping, self.layout.dtype)
-        found = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
-        rest, singular = self.outer_inverse(damping)
-        value = self.blockwise(v, self._through([f[0] for f in found]), rest)
-        dropped = [f[1] for f in found]
-        return Solution(value, functools.reduce(jnp.logical_or, dropped, singular))
+        pairs = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
+        outside, singular = self.outer_inverse(damping)
+        inverse = self._through([reciprocal for reciprocal, _ in pairs])
+        fallback = functools.reduce(jnp.logical_or, [d for _, d in pairs], singular)
+        return Solution(self.blockwise(v, inverse, outside), fallback)
 
-    def dense(self) -> Array:
-        """[P, P], zero outside the blocks."""
+    def dense(self) -> Float[Array, "P P"]:
+        """U diag(s) Uᵀ of each block at its parameters' places, zero elsewhere."""
+
+        def stacked(array, ndim):
+            return array.reshape((-1, *array.shape[array.ndim - ndim :]))
+
         matrices = []
         for block, left, right, s in zip(
             self.blocks, self.left, self.right, self.scales, strict=True
         ):
             if left is None:
                 left = jnp.eye(block.rows, dtype=s.dtype)
-            flat = lambda m, ndim: m.reshape((-1, *m.shape[m.ndim - ndim :]))
-            basis = jax.vmap(jnp.kron)(flat(left, 2), flat(right, 2))
+            basis = jax.vmap(jnp.kron)(stacked(left, 2), stacked(right, 2))
             scaled = basis * s.reshape(basis.shape[0], 1, -1)
             matrices.append(jnp.matmul(scaled, basis.mT, precision=HIGHEST))
         return self.placed(matrices)
@@ -91,8 +102,12 @@ class EigenbasisMetric(BlockwiseMetric):
             ]
         )
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """Σ log(s + λ), and log λ for each parameter outside."""
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """Σ log(s + λ), and log λ for each parameter outside.
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
         damping = jnp.asarray(damping, self.layout.dtype)
         total = sum(
             (jnp.sum(jnp.log(s + damping)) for s in self.scales),
@@ -101,25 +116,43 @@ class EigenbasisMetric(BlockwiseMetric):
         return total + self.outside * jnp.log(damping) if self.outside else total
 
     def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
-        def through(left, right, s):
+        """For each block V -> U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ."""
+
+        def scale(left, right, s, v):
             back = None if left is None else left.mT
-            return lambda v: rotate(s * rotate(v, left, right), back, right.mT)
+            return rotate(s * rotate(v, left, right), back, right.mT)
 
         return [
-            through(left, right, s)
+            functools.partial(scale, left, right, s)
             for left, right, s in zip(self.left, self.right, scales, strict=True)
         ]
 
 
-def rotate(v: Array, left: Array | None, right: Array) -> Array:
-    """Lᵀ V R, with None for the identity."""
-    v = jnp.matmul(v, right, precision=HIGHEST)
+def rotate(
+    v: Float[Array, "*lead I O"],
+    left: Float[Array, "*lead I I"] | None,
+    right: Float[Array, "*lead O O"] | None,
+) -> Float[Array, "*lead I O"]:
+    """Lᵀ V R.
+
+    Args:
+        v: V.
+        left: L; None for the identity.
+        right: R; None for the identity.
+    """
+    v = v if right is None else jnp.matmul(v, right, precision=HIGHEST)
     return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
 
 
 @jax.custom_jvp
-def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors; see the module for derivatives."""
+def eigh(
+    matrix: Float[Array, "*lead d d"],
+) -> tuple[Float[Array, "*lead d"], Float[Array, "*lead d d"]]:
+    """Eigenvalues, ascending, and eigenvectors; see the module for derivatives.
+
+    Args:
+        matrix: symmetric.
+    """
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
 
@@ -132,25 +165,25 @@ def _eigh_jvp(primals, tangents):
     size, largest = values.shape[-1], jnp.max(jnp.abs(values), -1)[..., None, None]
     apart = jnp.abs(gaps) > 10 * size * jnp.finfo(values.dtype).eps * largest
     turn = jnp.where(apart, inner / jnp.where(apart, gaps, 1), 0)
-    moved = jnp.diagonal(inner, axis1=-2, axis2=-1)
-    turned = jnp.matmul(vectors, turn, precision=HIGHEST)
-    return (values, vectors), (moved, turned)
+    d_values = jnp.diagonal(inner, axis1=-2, axis2=-1)
+    d_vectors = jnp.matmul(vectors, turn, precision=HIGHEST)
+    return (values, vectors), (d_values, d_vectors)
 
 
 def eigenbases(
     factors: Sequence[Array], decompose: Callable = eigh
 ) -> list[tuple[Array, Array | None]]:
-    """(eigenvalues, eigenvectors) of each factor [..., d, d]; equal sizes together.
+    """(eigenvalues, eigenvectors) of each factor; those of equal sizes together.
 
     A factor kept as its diagonal [d] is its own eigenvalues; its vectors are None.
     Eigenvalues are clipped at 0.
 
     Args:
-        factors: symmetric matrices.
+        factors: symmetric matrices [lead..., d, d], or diagonals [d].
         decompose: matrix [d, d] -> (eigenvalues, eigenvectors): `eigh`, or
-            `natgrad.spectral.eigh` where the eigenvalues have to be precise.
+            `natgrad.solvers.spectral.eigh` where the eigenvalues have to be precise.
     """
     matrices = [factor for factor in factors if factor.ndim > 1]
-    found = iter(together(decompose, matrices))
-    pairs = [next(found) if f.ndim > 1 else (f, None) for f in factors]
+    decomposed = iter(together(decompose, matrices))
+    pairs = [next(decomposed) if f.ndim > 1 else (f, None) for f in factors]
     return [(jnp.maximum(values, 0), vectors) for values, vectors in pairs]

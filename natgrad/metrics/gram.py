@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.metrics.base import DenseMetric, Metric
 from natgrad.solvers.base import Solution
@@ -20,26 +21,35 @@ class GramMetric(Metric):
 
     Attributes:
         layout: of the parameters.
-        jacobian: B.
+        jacobian: B, [M, P].
     """
 
     layout: Layout
     jacobian: Jacobian
 
     def mv(self, v: Params) -> Params:
-        """Bᵀ (B v)."""
+        """Bᵀ (B v).
+
+        Args:
+            v: a tree like the parameters.
+        """
         product = self.jacobian.pull(self.jacobian.push(v))
         return self._cast(product)
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """In sample space (see `natgrad.sample_space`); from [P, P] where M > P."""
+        """In sample space (see `natgrad.solvers.gram`); from [P, P] where M > P.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
         if self.jacobian.size > self.layout.size:
             return DenseMetric(self.layout, self.dense()).solution(v, damping)
-        found = sample_space_solution(self.jacobian, v, damping)
-        return found._replace(value=self._cast(found.value))
+        solution = sample_space_solution(self.jacobian, v, damping)
+        return solution._replace(value=self._cast(solution.value))
 
-    def dense(self) -> Array:
-        """Bᵀ B, [P, P]; B is written out for it."""
+    def dense(self) -> Float[Array, "P P"]:
+        """Bᵀ B; B is written out for it."""
         rows = self.jacobian.explicit()
         return jnp.matmul(rows.T, rows, precision=HIGHEST)
 
@@ -47,8 +57,12 @@ class GramMetric(Metric):
         """Σ_m B_m², without B where each example uses a layer at one position."""
         return self.jacobian.diagonal()
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Array:
-        """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P."""
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P.
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
         size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
         if outside < 0:
             return super().logdet(damping)

@@ -6,6 +6,8 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, final
 
+from jaxtyping import Bool, Float, Integer
+
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -14,67 +16,98 @@ class Remainder(NamedTuple):
     """What a solver knows of its residual ρ = v − (F + λI) x.
 
     Attributes:
-        norm: |ρ|.
-        inner: ⟨x, ρ⟩.
+        norm: |ρ|, a scalar.
+        inner: ⟨x, ρ⟩, a scalar.
     """
 
-    norm: Array
-    inner: Array
+    norm: Float[Array, ""]
+    inner: Float[Array, ""]
 
 
 class Solution(NamedTuple):
     """What a solve gave.
 
     Attributes:
-        value: x.
+        value: x, a vector [P] or a tree like the parameters, as v was.
         fallback: boolean scalar: did the first choice of algorithm fail?
         remainder: of the residual, where the solver knows it, so that nobody needs to
             form F x for it; None where it does not.
         iterations: how many were made; 0 by a direct solver.
     """
 
-    value: Array | Params
-    fallback: Array
+    value: Params
+    fallback: Bool[Array, ""]
     remainder: Remainder | None = None
-    iterations: Array | int = 0
+    iterations: Integer[Array, ""] | int = 0
 
 
 class DampedOperator(Protocol):
-    """What a solver needs of a metric."""
+    """What a solver needs of a metric F."""
 
-    layout: Layout
+    @property
+    def layout(self) -> Layout:
+        """How the parameters lie in a vector."""
+        ...
 
     def mv(self, v: Params) -> Params:
-        """F v."""
+        """F v.
 
-    def dense(self) -> Array:
-        """F, [P, P]."""
+        Args:
+            v: a tree like the parameters.
+        """
+
+    def dense(self) -> Float[Array, "P P"]:
+        """F as a matrix."""
+        ...
 
 
 Solver = Callable[[DampedOperator, Params, ArrayLike], Params]
 
 
 class CachedSolver(abc.ABC):
-    """A solver whose factorisations can be kept, piece by piece, between refreshes."""
+    """A solver whose factorisations can be kept, block by block, between refreshes."""
 
     @abc.abstractmethod
     def num_blocks(self, metric: Any) -> int:
-        """How many parts of the metric are factorised independently."""
+        """How many parts of the metric are factorised independently.
+
+        Args:
+            metric: F.
+        """
 
     @abc.abstractmethod
     def factorize(
         self, metric: Any, damping: ArrayLike, which: Sequence[int]
     ) -> Sequence[Any]:
-        """The factorisations of some pieces, each a tree of arrays."""
+        """Factorise some blocks.
+
+        Args:
+            metric: F.
+            damping: λ >= 0, in the units of F.
+            which: numbers of the blocks, below `num_blocks`.
+
+        Returns:
+            One factorisation a block, each a tree of arrays.
+        """
 
     @abc.abstractmethod
     def solve(
-        self, metric: Any, prepared: Sequence[Any], v: Params, damping: ArrayLike
+        self, metric: Any, factorizations: Sequence[Any], v: Params, damping: ArrayLike
     ) -> Solution:
-        """The solution from the factorisations of all pieces, be they old."""
+        """The solution x of (F + λI) x = v from kept factorisations.
+
+        Args:
+            metric: F.
+            factorizations: of all blocks; they may be those of an earlier F and λ.
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
 
     def with_row_factors(self, rows: Any) -> CachedSolver:
         """This solver for gradients that are given as rows too.
+
+        Args:
+            rows: block's name -> the gradient as rows of that block.
 
         Raises:
             ValueError: it has no use for them.
@@ -87,9 +120,15 @@ class CachedSolver(abc.ABC):
 
     @final
     def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
-        """Both at once: a plain solver."""
-        prepared = self.factorize(metric, damping, range(self.num_blocks(metric)))
-        return self.solve(metric, prepared, v, damping).value
+        """Factorise and solve: a plain solver.
+
+        Args:
+            metric: F.
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        blocks = self.factorize(metric, damping, range(self.num_blocks(metric)))
+        return self.solve(metric, blocks, v, damping).value
 
 
 class StatefulSolver(abc.ABC):
@@ -97,23 +136,53 @@ class StatefulSolver(abc.ABC):
 
     @abc.abstractmethod
     def init(self, layout: Layout) -> Any:
-        """What is remembered before the first step: a tree of arrays."""
+        """What is remembered before the first step.
+
+        Args:
+            layout: of the parameters.
+
+        Returns:
+            A tree of arrays.
+        """
 
     @abc.abstractmethod
     def solution(
         self, metric: Any, v: Params, damping: ArrayLike, state: Any
     ) -> tuple[Solution, Any]:
-        """The solution, and what to remember of it."""
+        """The solution x of (F + λI) x = v, and what to remember of it.
+
+        Args:
+            metric: F.
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+            state: what was remembered, a tree like that of `init`.
+        """
 
     @final
     def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
-        """A plain solver, with nothing to remember."""
+        """A plain solver, with nothing to remember.
+
+        Args:
+            metric: F.
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
         return self.solution(metric, v, damping, self.init(metric.layout))[0].value
 
 
 def stagger(
-    pieces: int, period: int, staggered: bool = False
+    blocks: int, period: int, staggered: bool = False
 ) -> list[tuple[int, Sequence[int]]]:
-    """(step within the period, pieces that are refreshed then), spread evenly."""
-    groups = min(period, pieces) if staggered else 1
-    return [(g * period // groups, range(g, pieces, groups)) for g in range(groups)]
+    """When the blocks of a metric are factorised anew.
+
+    Args:
+        blocks: how many there are.
+        period: steps from one refresh of a block to its next.
+        staggered: whether the work is spread evenly over the period, or all done at its
+            first step.
+
+    Returns:
+        Pairs (step within the period, numbers of the blocks that are due then).
+    """
+    groups = min(period, blocks) if staggered else 1
+    return [(g * period // groups, range(g, blocks, groups)) for g in range(groups)]

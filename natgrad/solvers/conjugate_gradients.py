@@ -26,10 +26,12 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer
 
 from natgrad.solvers.base import DampedOperator
 from natgrad.typing import Array, ArrayLike, Params
 
+# A linear map of vectors [P].
 Operator = Callable[[Array], Array]
 
 
@@ -38,21 +40,21 @@ class Step(NamedTuple):
 
     Attributes:
         x: the iterate, [P].
-        residual: v − A x.
-        search: the next direction.
-        slope: ⟨r, M⁻¹ r⟩.
-        count: iterations made.
-        memory: of the stopping rule.
-        done: does the rule say so?
+        residual: r = v − A x, [P].
+        search: the next direction, [P].
+        slope: ⟨r, M⁻¹ r⟩, for the preconditioner M⁻¹.
+        count: how many iterations were made.
+        memory: what the stopping rule remembers, a tree of arrays.
+        done: whether the rule says to stop.
     """
 
-    x: Array
-    residual: Array
-    search: Array
-    slope: Array
-    count: Array
+    x: Float[Array, " P"]
+    residual: Float[Array, " P"]
+    search: Float[Array, " P"]
+    slope: Float[Array, ""]
+    count: Integer[Array, ""]
     memory: Any
-    done: Array
+    done: Bool[Array, ""]
 
 
 class Stopping(abc.ABC):
@@ -60,16 +62,29 @@ class Stopping(abc.ABC):
 
     @abc.abstractmethod
     def limit(self, size: int) -> int:
-        """The most iterations, for P = size."""
+        """The most iterations.
 
-    def start(self, v: Array) -> Any:
-        """What the rule remembers, before the first iteration."""
+        Args:
+            size: P.
+        """
+
+    def start(self, v: Float[Array, " P"]) -> Any:
+        """What the rule remembers before the first iteration, a tree of arrays.
+
+        Args:
+            v: the right-hand side.
+        """
         del v
         return ()
 
     @abc.abstractmethod
-    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
-        """The memory after an iteration, and whether to stop."""
+    def seen(self, v: Float[Array, " P"], step: Step) -> tuple[Any, Bool[Array, ""]]:
+        """The memory after an iteration, and whether to stop.
+
+        Args:
+            v: the right-hand side.
+            step: where the iteration stands, its memory still that of the step before.
+        """
 
 
 @final
@@ -86,11 +101,20 @@ class RelativeResidual(Stopping):
     max_iterations: int | None = None
 
     def limit(self, size: int) -> int:
-        """`max_iterations`, or 10 P."""
+        """`max_iterations`, or 10 P.
+
+        Args:
+            size: P.
+        """
         return 10 * size if self.max_iterations is None else self.max_iterations
 
-    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
-        """Compares the residual."""
+    def seen(self, v: Float[Array, " P"], step: Step) -> tuple[Any, Bool[Array, ""]]:
+        """No memory, and whether |v − A x| <= τ |v|.
+
+        Args:
+            v: the right-hand side.
+            step: where the iteration stands.
+        """
         tolerance = self.tolerance
         if tolerance is None:
             tolerance = 10 * float(jnp.finfo(v.dtype).eps)
@@ -113,16 +137,31 @@ class ModelDecrease(Stopping):
     max_iterations: int = 250
 
     def limit(self, size: int) -> int:
-        """`max_iterations`."""
+        """`max_iterations`.
+
+        Args:
+            size: P.
+        """
         del size
         return self.max_iterations
 
-    def start(self, v: Array) -> Array:
-        """φ of every iterate so far."""
+    def start(self, v: Float[Array, " P"]) -> Float[Array, " n"]:
+        """φ of every iterate: zeros, of which `seen` fills in one an iteration.
+
+        Args:
+            v: the right-hand side.
+        """
         return jnp.zeros(self.max_iterations + 1, v.dtype)
 
-    def seen(self, v: Array, step: Step) -> tuple[Array, Array]:
-        """Compares φ with what it was k iterations ago."""
+    def seen(
+        self, v: Float[Array, " P"], step: Step
+    ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+        """φ of every iterate so far, and whether it has all but stopped to fall.
+
+        Args:
+            v: the right-hand side.
+            step: where the iteration stands.
+        """
         value = -0.5 * _dot(step.x, v + step.residual)
         history = step.memory.at[step.count].set(value)
         k = jnp.maximum(10, step.count // 10)
@@ -144,31 +183,40 @@ class FixedIterations(Stopping):
     iterations: int
 
     def limit(self, size: int) -> int:
-        """n."""
+        """n.
+
+        Args:
+            size: P.
+        """
         del size
         return self.iterations
 
-    def seen(self, v: Array, step: Step) -> tuple[Any, Array]:
-        """Never."""
+    def seen(self, v: Float[Array, " P"], step: Step) -> tuple[Any, Bool[Array, ""]]:
+        """No memory, and False: only the limit stops.
+
+        Args:
+            v: the right-hand side.
+            step: where the iteration stands.
+        """
         del v, step
         return (), jnp.array(False)
 
 
 def conjugate_gradients(
     operator: Operator,
-    v: Array,
+    v: Float[Array, " P"],
     preconditioner: Operator,
     stop: Stopping,
-    start: Array | None = None,
-) -> tuple[Array, Array]:
-    """A⁻¹ v [P] and the number of iterations.
+    start: Float[Array, " P"] | None = None,
+) -> tuple[Float[Array, " P"], Integer[Array, ""]]:
+    """A⁻¹ v and the number of iterations.
 
     Args:
         operator: A, symmetric positive definite.
         v: [P].
         preconditioner: an approximate inverse of A, symmetric positive definite.
         stop: when to stop.
-        start: an earlier solution of a similar system; None for 0.
+        start: an earlier solution of a similar system, [P]; None for 0.
     """
 
     def solve(operator, v):
@@ -222,7 +270,13 @@ def _ratio(a: Array, b: Array) -> Array:
 
 
 def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
-    """Conjugate gradients on `metric.mv`, to ten times the rounding of its dtype."""
+    """(F + λI)⁻¹ v by conjugate gradients, to ten times the rounding of its dtype.
+
+    Args:
+        metric: F, of which only products F x are used.
+        v: a tree like the parameters.
+        damping: λ >= 0, in the units of F.
+    """
     layout = metric.layout
     damping = jnp.asarray(damping, layout.dtype)
     value, _ = conjugate_gradients(

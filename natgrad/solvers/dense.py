@@ -10,8 +10,8 @@ are those of the solution, x' = (F + λI)⁻¹(v' − (F + λI)' x), not of the 
 D^-½ (F + λI) D^-½ by Cholesky, D rounded to powers of four, so that the units of the
 parameters do not decide what is singular. It refines twice. Where the factorisation
 breaks down, meets a pivot below P ε, or leaves a backward error above √ε, it falls back
-to the eigendecomposition by the rule of `natgrad.spectral`: for λ > 0 nothing is
-dropped; for λ = 0 the answer is F⁺ v, of least norm in the parameters' own units,
+to the eigendecomposition by the rule of `natgrad.solvers.spectral`: for λ > 0 nothing
+is dropped; for λ = 0 the answer is F⁺ v, of least norm in the parameters' own units,
 though what counts as 0 is decided in the equilibrated ones. The fallback is reported.
 
 Source: Golub & Van Loan, Matrix Computations (4th ed.), sections 3.5.3 and 4.2.
@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import DampedOperator, Solution
@@ -31,7 +32,9 @@ from natgrad.solvers.spectral import HIGHEST, equilibration, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
 
 
-def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
+def direct_solution(
+    matrix: Float[Array, "P P"], v: Float[Array, " P"], damping: ArrayLike
+) -> Solution:
     """(F + λI)⁻¹ v by Cholesky with refinement, or eigendecomposition where it fails.
 
     Args:
@@ -56,16 +59,20 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
 
     def solve(_, b):
         # In scaled coordinates y = x/d, where the matrix has a diagonal of about 1.
-        step = lambda r: jax.scipy.linalg.cho_solve((lower, True), r)
-        rest_of = lambda y: d * (b - fixed_operator(d * y))
+        def step(residual):
+            return jax.scipy.linalg.cho_solve((lower, True), residual)
+
+        def residual_of(y):
+            return d * (b - fixed_operator(d * y))
+
         y = step(d * b)
-        residual = rest_of(y)
+        residual = residual_of(y)
         for _ in range(2):
-            better = y + step(residual)
-            rest = rest_of(better)
-            improved = jnp.sum(rest**2) < jnp.sum(residual**2)
-            y = jnp.where(improved, better, y)
-            residual = jnp.where(improved, rest, residual)
+            refined = y + step(residual)
+            new_residual = residual_of(refined)
+            improved = jnp.sum(new_residual**2) < jnp.sum(residual**2)
+            y = jnp.where(improved, refined, y)
+            residual = jnp.where(improved, new_residual, residual)
         scale = jnp.sum(y**2) + jnp.sum((d * b) ** 2)
         failed = ~(regular & (jnp.sum(residual**2) <= epsilon * scale))
         spectral = jax.lax.cond(
@@ -80,11 +87,18 @@ def direct_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
     )
 
 
-def spectral_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
+def spectral_solution(
+    matrix: Float[Array, "P P"], v: Float[Array, " P"], damping: ArrayLike
+) -> Solution:
     """(F + λI)⁺ v by eigendecomposition: the solution of least norm where singular.
 
-    Arguments as for `direct_solution`; for λ > 0 no direction is dropped. It is the
-    first choice of algorithm, so `fallback` is False.
+    Args:
+        matrix: F, [P, P], symmetric positive semi-definite.
+        v: [P].
+        damping: λ >= 0, in the units of F; for λ > 0 no direction is dropped.
+
+    Returns:
+        x [P]; `fallback` is False, since this is the first choice of algorithm.
     """
     damping = jnp.asarray(damping, matrix.dtype)
     fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))
@@ -97,8 +111,19 @@ def spectral_solution(matrix: Array, v: Array, damping: ArrayLike) -> Solution:
     return Solution(value, jnp.zeros((), bool))
 
 
-def diagonal_solution(diagonal: Array, v: Array, damping: ArrayLike) -> Solution:
-    """v/(d + λ), and 0 where d + λ = 0; a fallback where v is not 0 there."""
+def diagonal_solution(
+    diagonal: Float[Array, " P"], v: Float[Array, " P"], damping: ArrayLike
+) -> Solution:
+    """v/(d + λ), and 0 where d + λ = 0.
+
+    Args:
+        diagonal: d >= 0, the diagonal of F.
+        v: [P].
+        damping: λ >= 0, in the units of F.
+
+    Returns:
+        x [P]; and as `fallback`, whether v is not 0 at some d + λ = 0.
+    """
     total = diagonal + jnp.asarray(damping, diagonal.dtype)
     singular = total == 0
     value = jnp.where(singular, 0, v / jnp.where(singular, 1, total))
@@ -106,32 +131,49 @@ def diagonal_solution(diagonal: Array, v: Array, damping: ArrayLike) -> Solution
 
 
 def cholesky(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
-    """`direct_solution` with the dense matrix of any metric; O(P³)."""
+    """`direct_solution` with the dense matrix of any metric; O(P³).
+
+    Args:
+        metric: F.
+        v: a tree like the parameters.
+        damping: λ >= 0, in the units of F.
+    """
     return _through_matrix(direct_solution, metric, v, damping)
 
 
 def pseudo_inverse(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
-    """`spectral_solution` with the dense matrix of any metric; O(P³)."""
+    """`spectral_solution` with the dense matrix of any metric; O(P³).
+
+    Args:
+        metric: F.
+        v: a tree like the parameters.
+        damping: λ >= 0, in the units of F.
+    """
     return _through_matrix(spectral_solution, metric, v, damping)
 
 
-def mirrored(rows: Sequence[Array], edges: Sequence[int]) -> Array:
+def mirrored(
+    rows: Sequence[Float[Array, "m n"]], edges: Sequence[int]
+) -> Float[Array, "M M"]:
     """A symmetric matrix from its block rows up to and with the diagonal block.
 
     Args:
         rows: row i has shape [edges[i + 1] − edges[i], edges[i + 1]].
-        edges: where the blocks begin, and the size.
+        edges: where the blocks begin, and the size M.
     """
     spans = itertools.pairwise(edges)
-    whole = [
+    full_rows = [
         jnp.concatenate([row, *(below[:, a:b].T for below in rows[i + 1 :])], axis=1)
         for i, (row, (a, b)) in enumerate(zip(rows, spans, strict=True))
     ]
-    return jnp.concatenate(whole)
+    return jnp.concatenate(full_rows)
 
 
 def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:
-    return lambda x: jnp.matmul(matrix, x, precision=HIGHEST) + damping * x
+    def operator(x):
+        return jnp.matmul(matrix, x, precision=HIGHEST) + damping * x
+
+    return operator
 
 
 def _spectral_solve(matrix: Array, b: Array, damping: Array) -> Array:

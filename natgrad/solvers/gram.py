@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
@@ -54,12 +55,16 @@ _REFINEMENTS, _STEPS = 3, 4
 def sample_space_solution(
     jacobian: Jacobian, v: Params, damping: ArrayLike
 ) -> Solution:
-    """(Bᵀ B + λI)⁻¹ v with implicit derivatives of any order, and what is left of v.
+    """(Bᵀ B + λI)⁻¹ v with implicit derivatives of any order.
 
     Args:
-        jacobian: B.
+        jacobian: B, [M, P].
         v: a tree like the parameters.
-        damping: λ >= 0.
+        damping: λ >= 0, in the units of Bᵀ B.
+
+    Returns:
+        x, a tree in the working dtype; as `fallback`, whether Cholesky failed; and the
+        remainder of the residual.
     """
     dtype = jacobian.layout.dtype
     damping = jnp.asarray(damping, dtype)
@@ -68,52 +73,70 @@ def sample_space_solution(
     def damped(x):
         return _plus(jacobian.pull(jacobian.push(x)), damping, x)
 
-    fixed = jax.lax.stop_gradient((jacobian, damping))  # the derivative is implicit
-    inverse, gram, failed = _inverse(*fixed)
-    solve = lambda _, b: _solved(*fixed, inverse, gram, b)
-    value, rest = jax.lax.custom_linear_solve(
-        damped, v, solve, symmetric=True, has_aux=True
+    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
+    value, remainder = jax.lax.custom_linear_solve(  # so the derivative is implicit
+        damped, v, lambda _, b: _solve(system, b), symmetric=True, has_aux=True
     )
-    return Solution(value, failed, Remainder(*rest))
+    return Solution(value, system.failed, Remainder(*remainder))
 
 
-def _inverse(
-    jacobian: Jacobian, damping: Array
-) -> tuple[Callable[[Array], Array], Array, Array]:
-    """u -> (K + λI)⁻¹ u, K, and whether Cholesky failed."""
+def gram_solution(
+    jacobian: Jacobian, b: Float[Array, " M"], damping: ArrayLike
+) -> tuple[Float[Array, " M"], Bool[Array, ""]]:
+    """(B Bᵀ + λI)⁻¹ b, refined through B, and whether Cholesky failed.
+
+    Args:
+        jacobian: B, [M, P].
+        b: one number a row of B.
+        damping: λ > 0, in the units of B Bᵀ.
+    """
+    b = b.astype(jacobian.layout.dtype)
+    damping = jnp.asarray(damping, b.dtype)
+    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
+    value = jax.lax.custom_linear_solve(
+        lambda w: jacobian.push(jacobian.pull(w)) + damping * w,
+        b,
+        lambda _, b: _refine(system, b)[0],
+        symmetric=True,
+    )
+    return value, system.failed
+
+
+class _System(NamedTuple):
+    """K + λI, factorised.
+
+    Attributes:
+        jacobian: B.
+        damping: λ.
+        gram: K = B Bᵀ.
+        inverse: u [M] -> (K + λI)⁻¹ u.
+        failed: did Cholesky fail?
+    """
+
+    jacobian: Jacobian
+    damping: Float[Array, ""]
+    gram: Float[Array, "M M"]
+    inverse: Callable[[Array], Array]
+    failed: Bool[Array, ""]
+
+
+def _factorize(jacobian: Jacobian, damping: Array) -> _System:
     dtype = jacobian.layout.dtype
     wide = jnp.promote_types(dtype, jax.dtypes.canonicalize_dtype(float))
-    jacobian = jax.tree.map(lambda leaf: leaf.astype(wide), jacobian)
-    damping = damping.astype(wide)
-    gram = jacobian.gram()
-    size, epsilon = gram.shape[0], jnp.finfo(wide).eps
-    diagonal = jnp.diagonal(gram) + damping
-    largest = jnp.max(diagonal)
-    small = size * jacobian.layout.size <= _WRITTEN_OUT
-    tiny = (damping < _tiny(wide, size) * largest) & (damping > 0) & small
-    by_cholesky = lambda: jax.lax.linalg.cholesky(  # of Kᵀ: LAPACK's order, so no copy
-        gram.T + damping * jnp.eye(size, dtype=wide), symmetrize_input=False
-    )
-    by_qr = lambda: _by_qr(jacobian, damping, size)
-    lower = (
-        jax.lax.cond(any_over_vmap(tiny), by_qr, by_cholesky)
-        if small
-        else by_cholesky()
-    )
-    # Beside the row's own entry of K, so that rows of different sizes do not matter.
-    pivots = jnp.diagonal(lower) ** 2 / jnp.where(diagonal > 0, diagonal, 1)
-    rounding = size * epsilon
-    regular = jnp.min(pivots) > jnp.where(tiny, rounding**2, rounding)
-    failed = ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
+    wide_jacobian = jax.tree.map(lambda leaf: leaf.astype(wide), jacobian)
+    gram, wide_damping = wide_jacobian.gram(), damping.astype(wide)
+    lower, failed = _cholesky(wide_jacobian, gram, wide_damping)
     root = jax.lax.cond(
         any_over_vmap(failed),
-        lambda: spectral_root(gram, damping),
+        lambda: spectral_root(gram, wide_damping),
         lambda: jnp.zeros_like(gram),
     )
 
-    def solve(u):
+    def inverse(u):
         b = u.astype(wide)
-        by_cholesky = lambda: jax.scipy.linalg.cho_solve((lower, True), b)
+
+        def by_cholesky():
+            return jax.scipy.linalg.cho_solve((lower, True), b)
 
         def by_eigenvectors():
             x = jnp.matmul(root.T, b, precision=HIGHEST)
@@ -123,7 +146,30 @@ def _inverse(
         x = jax.lax.cond(any_over_vmap(failed), by_eigenvectors, by_cholesky)
         return x.astype(u.dtype)
 
-    return solve, gram.astype(dtype), failed
+    return _System(jacobian, damping, gram.astype(dtype), inverse, failed)
+
+
+def _cholesky(jacobian: Jacobian, gram: Array, damping: Array) -> tuple[Array, Array]:
+    """The Cholesky factor of K + λI, and whether it is not to be trusted."""
+    size, dtype = gram.shape[0], gram.dtype
+    diagonal = jnp.diagonal(gram) + damping
+    small = size * jacobian.layout.size <= _WRITTEN_OUT
+    tiny = (damping < _tiny(dtype, size) * jnp.max(diagonal)) & (damping > 0) & small
+
+    def of_gram():  # of Kᵀ: LAPACK's order, so no copy
+        damped = gram.T + damping * jnp.eye(size, dtype=dtype)
+        return jax.lax.linalg.cholesky(damped, symmetrize_input=False)
+
+    def of_rows():
+        return _cholesky_of_rows(jacobian, damping, size)
+
+    by_rows = any_over_vmap(tiny)
+    lower = jax.lax.cond(by_rows, of_rows, of_gram) if small else of_gram()
+    # Beside the row's own entry of K, so that rows of different sizes do not matter.
+    pivots = jnp.diagonal(lower) ** 2 / jnp.where(diagonal > 0, diagonal, 1)
+    rounding = size * jnp.finfo(dtype).eps
+    regular = jnp.min(pivots) > jnp.where(tiny, rounding**2, rounding)
+    return lower, ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
 
 
 def _tiny(dtype, size: int) -> float:
@@ -132,7 +178,7 @@ def _tiny(dtype, size: int) -> float:
     return max(_TINY, size * epsilon) if epsilon > 1e-10 else size * epsilon
 
 
-def _by_qr(jacobian: Jacobian, damping: Array, size: int) -> Array:
+def _cholesky_of_rows(jacobian: Jacobian, damping: Array, size: int) -> Array:
     """The Cholesky factor of K + λI from B rather than from K."""
     rows = jacobian.explicit().T.astype(damping.dtype)
     eye = jnp.eye(size, dtype=damping.dtype)
@@ -140,45 +186,9 @@ def _by_qr(jacobian: Jacobian, damping: Array, size: int) -> Array:
     return (upper * jnp.sign(jnp.diagonal(upper))[:, None]).T
 
 
-class _Split(NamedTuple):
-    """v = Bᵀ u + r: how much of v is in the range of Bᵀ.
-
-    Attributes:
-        u: [M].
-        pushed: B r, [M].
-        outside: 1 if r counts, 0 if it is rounding.
-    """
-
-    u: Array
-    pushed: Array
-    outside: Array
-
-
-def gram_solution(
-    jacobian: Jacobian, b: Array, damping: ArrayLike
-) -> tuple[Array, Array]:
-    """(B Bᵀ + λI)⁻¹ b for λ > 0, refined through B, and whether Cholesky failed.
-
-    Args:
-        jacobian: B.
-        b: [M].
-        damping: λ.
-    """
-    b = b.astype(jacobian.layout.dtype)
-    damping = jnp.asarray(damping, b.dtype)
-    fixed = jax.lax.stop_gradient((jacobian, damping))
-    inverse, gram, failed = _inverse(*fixed)
-    value = jax.lax.custom_linear_solve(
-        lambda w: jacobian.push(jacobian.pull(w)) + damping * w,
-        b,
-        lambda _, b: _refined(*fixed, inverse, gram, b)[0],
-        symmetric=True,
-    )
-    return value, failed
-
-
-def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
+def _refine(system: _System, h: Array) -> tuple[Array, Array]:
     """w = (K + λI)⁻¹ h and e = h − (K + λI) w, refined through B where it pays."""
+    jacobian, damping, gram, inverse, _ = system
     w = inverse(h)
     e = h - jnp.matmul(gram, w, precision=HIGHEST) - damping * w
     epsilon = jnp.finfo(w.dtype).eps
@@ -197,39 +207,56 @@ def _refined(jacobian, damping, inverse, gram, h) -> tuple[Array, Array]:
         w, e, count, _ = state
         # The first e was that of K, which is no measure: measure w itself.
         closer = jnp.where(count == 0, w, w + inverse(e))
-        rest = h - damping * closer - jacobian.push(jacobian.pull(closer))
-        improved = (count == 0) | (jnp.linalg.norm(rest) < jnp.linalg.norm(e) / 2)
-        return *tree.where(improved, (closer, rest), (w, e)), count + 1, improved
+        residual = h - damping * closer - jacobian.push(jacobian.pull(closer))
+        halved = jnp.linalg.norm(residual) < jnp.linalg.norm(e) / 2
+        improved = (count == 0) | halved
+        return *tree.where(improved, (closer, residual), (w, e)), count + 1, improved
 
-    begun = tree.varying_like((jnp.zeros((), jnp.int32), jnp.array(True)), (w, e))
-    state = (w, e, *begun)
-    w, e, _, _ = jax.lax.while_loop(unfinished, step, state)
+    counters = tree.varying_like((jnp.zeros((), jnp.int32), jnp.array(True)), (w, e))
+    w, e, _, _ = jax.lax.while_loop(unfinished, step, (w, e, *counters))
     return w, e
 
 
-def _solved(jacobian, damping, inverse, gram, b) -> tuple[Params, tuple[Array, Array]]:
+def _solve(system: _System, b: Params) -> tuple[Params, tuple[Array, Array]]:
     """x, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
-    u, pushed, outside = _split(jacobian, damping, inverse, b)
+    jacobian, damping, gram, _, _ = system
+    u, pushed, outside = _split(system, b)
     share = outside / jnp.where(damping > 0, damping, 1)
-    w, e = _refined(jacobian, damping, inverse, gram, u - share * pushed)
-    rows = jacobian.pull(w - share * u)
-    x = jax.tree.map(lambda p, b: p + share * b, rows, b)
-    dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
+    w, e = _refine(system, u - share * pushed)
+    x = _plus(jacobian.pull(w - share * u), share, b)
+
+    def dot(a, b):
+        return jnp.matmul(a, b, precision=HIGHEST)
+
     square = dot(e, dot(gram, e))
     # B x = u − λ w − e.
-    rest = (jnp.sqrt(jnp.maximum(square, 0)), dot(u - damping * w - e, e))
-    return x, rest
+    return x, (jnp.sqrt(jnp.maximum(square, 0)), dot(u - damping * w - e, e))
 
 
-def _split(jacobian, damping, inverse, b) -> _Split:
+class _Split(NamedTuple):
+    """v = Bᵀ u + r: how much of v is in the range of Bᵀ.
+
+    Attributes:
+        u: [M].
+        pushed: B r, [M].
+        outside: 1 if r counts, 0 if it is rounding.
+    """
+
+    u: Float[Array, " M"]
+    pushed: Float[Array, " M"]
+    outside: Float[Array, ""]
+
+
+def _split(system: _System, b: Params) -> _Split:
     """u = 0, or Bᵀ u ≈ b where that can be had."""
+    jacobian, damping, _, inverse, _ = system
     c = jacobian.push(b)
     u = inverse(c)
     square, epsilon = tree.inner(b, b), jnp.finfo(c.dtype).eps
     # |b − Bᵀ u|², as far as M numbers tell.
     rest = square - jnp.vdot(u, c + damping * u, precision=HIGHEST)
     inside = (damping == 0) | (rest < 1e-2 * square)
-    nowhere = _Split(jnp.zeros_like(u), c, jnp.ones_like(square))
+    plain = _Split(jnp.zeros_like(u), c, jnp.ones_like(square))
 
     def within():
         v = u
@@ -238,11 +265,11 @@ def _split(jacobian, damping, inverse, b) -> _Split:
         left = jax.tree.map(lambda b, p: b - p, b, jacobian.pull(v))
         counts = tree.inner(left, left) > 100 * epsilon**2 * square
         outside = (counts & (damping > 0)).astype(c.dtype)
-        found = _Split(v, outside * jacobian.push(left), outside)
-        return tree.where(inside, found, nowhere)
+        split = _Split(v, outside * jacobian.push(left), outside)
+        return tree.where(inside, split, plain)
 
-    return jax.lax.cond(any_over_vmap(inside), within, lambda: nowhere)
+    return jax.lax.cond(any_over_vmap(inside), within, lambda: plain)
 
 
-def _plus(tree_, scale, other) -> Params:
+def _plus(tree_: Params, scale: Array, other: Params) -> Params:
     return jax.tree.map(lambda a, b: a + scale * b, tree_, other)

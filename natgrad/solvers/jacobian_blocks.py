@@ -16,11 +16,13 @@ methods for training neural networks.
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.solvers.dense import mirrored
@@ -31,40 +33,53 @@ from natgrad.typing import Array
 # Block rows of a product of rows with themselves, and from how many rows on.
 _BLOCKS, _MANY = 4, 512
 # A block's matrix as [L, I, O] and, if it has a bias, that row as [L, 1, O].
-Parts = Sequence[Array]
+Parts = Sequence[Float[Array, "L I O"]]
 
 
 class JacobianBlock(abc.ABC):
-    """The columns of B that belong to one block; L = lead is flattened."""
+    """The columns of B that belong to one block."""
 
     @property
     @abc.abstractmethod
     def columns(self) -> tuple[int, int]:
-        """(K, N)."""
+        """(K, N): score columns and examples."""
 
     @abc.abstractmethod
-    def push(self, v: Parts) -> Array:
-        """B v, [K, N]."""
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """B v.
+
+        Args:
+            v: [L, I, O] and, if there is a bias, [L, 1, O].
+        """
 
     @abc.abstractmethod
-    def pull(self, u: Array) -> Parts:
-        """Bᵀ u for u [K, N]."""
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """Bᵀ u, [L, I, O] and, if there is a bias, [L, 1, O].
+
+        Args:
+            u: one number a row.
+        """
 
     @abc.abstractmethod
-    def gram(self) -> Array:
-        """B Bᵀ, [K, N, K, N]."""
+    def gram(self) -> Float[Array, "K N K N"]:
+        """B Bᵀ."""
 
     @abc.abstractmethod
-    def explicit(self) -> Parts:
-        """B itself, [K, N, L, I, O] and perhaps [K, N, L, 1, O]."""
+    def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
+        """B itself, [K, N, L, I, O] and, if there is a bias, [K, N, L, 1, O]."""
 
     def squares(self) -> Parts:
-        """The diagonal of Bᵀ B."""
+        """The diagonal of Bᵀ B, [L, I, O] and, if there is a bias, [L, 1, O]."""
         return [jnp.sum(part**2, axis=(0, 1)) for part in self.explicit()]
 
 
 def product(subscripts: str, *operands: Array) -> Array:
-    """An einsum at full precision, so that TF32 cannot touch a Gram matrix."""
+    """An einsum at full precision, so that TF32 cannot touch a Gram matrix.
+
+    Args:
+        subscripts: as those of `jnp.einsum`.
+        operands: arrays.
+    """
     return jnp.einsum(subscripts, *operands, precision=HIGHEST)
 
 
@@ -73,13 +88,13 @@ class LinearBlock(JacobianBlock):
     """Inputs and output gradients of a layer's one use.
 
     Attributes:
-        x: [L, N, T, I].
-        g: [K, L, N, T, O].
+        x: the inputs X.
+        g: the output gradients G.
         bias: whether the matrix has a last row whose input is 1.
     """
 
-    x: Array
-    g: Array
+    x: Float[Array, "L N T I"]
+    g: Float[Array, "K L N T O"]
     bias: bool
 
     @property
@@ -87,32 +102,33 @@ class LinearBlock(JacobianBlock):
         """(K, N)."""
         return self.g.shape[0], self.g.shape[2]
 
-    def push(self, v: Parts) -> Array:
-        """Σ_t ⟨x V + bias, g⟩."""
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """Σ_t ⟨x V + bias, g⟩; arguments as in `JacobianBlock`."""
         y = _each(jnp.matmul, self._rows(self.x), v[0])
         y = y.reshape((*self.x.shape[:-1], -1))
         if self.bias:
             y = y + v[1][:, None]
         return jnp.sum(self.g * y[None], axis=(1, 3, 4))
 
-    def pull(self, u: Array) -> Parts:
-        """Σ_n,t x (u g)ᵀ, and Σ_n,t u g."""
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """Σ_n,t x (u g)ᵀ and Σ_n,t u g; arguments as in `JacobianBlock`."""
         g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
-        matrix = _each(lambda x, g: jnp.matmul(x.T, g), *map(self._rows, (self.x, g)))
+        rows = self._rows(self.x), self._rows(g)
+        matrix = _each(lambda x, g: jnp.matmul(x.T, g), *rows)
         return [matrix, jnp.sum(g, axis=(1, 2))[:, None]] if self.bias else [matrix]
 
-    def gram(self) -> Array:
+    def gram(self) -> Float[Array, "K N K N"]:
         """Σ_l,t,s (X Xᵀ + bias) ∘ (G Gᵀ), one l and t at a time."""
 
-        def of(one):
-            (x, y), (g, h) = one
+        def of_position(pairs):
+            (x, y), (g, h) = pairs
             inner = product("ni,msi->nms", x, y) + float(self.bias)
             outer = product("kno,jmso->knjms", g, h)
             return jnp.sum(inner[None, :, None] * outer, axis=-1)
 
-        return _over_positions(of, self.x, jnp.moveaxis(self.g, 1, 0))
+        return _over_positions(of_position, self.x, jnp.moveaxis(self.g, 1, 0))
 
-    def explicit(self) -> Parts:
+    def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """Σ_t x gᵀ and Σ_t g for each row."""
         matrix = product("lnti,klnto->knlio", self.x, self.g)
         if not self.bias:
@@ -120,7 +136,7 @@ class LinearBlock(JacobianBlock):
         return [matrix, jnp.einsum("klnto->knlo", self.g)[..., None, :]]
 
     def squares(self) -> Parts:
-        """Without the rows, where each has one position."""
+        """The diagonal of Bᵀ B; from X² and G² where each example has one position."""
         if self.x.shape[2] > 1:
             return JacobianBlock.squares(self)
         squared = LinearBlock(self.x**2, jnp.sum(self.g**2, axis=0)[None], self.bias)
@@ -136,14 +152,14 @@ class EmbeddingBlock(JacobianBlock):
     """A table's lookups: each input is a row of the identity, kept as its index.
 
     Attributes:
-        index: [L, N, T], whole numbers in floating dtype; outside the table they count
-            for nothing.
-        g: [K, L, N, T, O].
-        table: I, rows of the table.
+        index: whole numbers in floating dtype; those outside the table count for
+            nothing.
+        g: the output gradients G.
+        table: I, the number of rows of the table.
     """
 
-    index: Array
-    g: Array
+    index: Float[Array, "L N T"]
+    g: Float[Array, "K L N T O"]
     table: int
 
     @property
@@ -151,36 +167,40 @@ class EmbeddingBlock(JacobianBlock):
         """(K, N)."""
         return self.g.shape[0], self.g.shape[2]
 
-    def push(self, v: Parts) -> Array:
-        """Σ_t ⟨v_index, g⟩."""
-        index = self._index()
-        rows = jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(
-            v[0], index
-        )
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """Σ_t ⟨v_index, g⟩; arguments as in `JacobianBlock`."""
+
+        def look_up(table, index):
+            return table.at[index].get(mode="fill", fill_value=0)
+
+        rows = jax.vmap(look_up)(v[0], self._index())
         return jnp.sum(self.g * rows[None], axis=(1, 3, 4))
 
-    def pull(self, u: Array) -> Parts:
-        """The gradients u g, added up at their rows."""
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """The gradients u g, added up at their rows; arguments as in the base."""
+
+        def add(table, index, g):
+            return table.at[index].add(g, mode="drop")
+
         g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
         zeros = jnp.zeros((g.shape[0], self.table, g.shape[-1]), g.dtype)
-        add = lambda zero, index, g: zero.at[index].add(g, mode="drop")
         return [jax.vmap(add)(zeros, self._index(), g)]
 
-    def gram(self) -> Array:
+    def gram(self) -> Float[Array, "K N K N"]:
         """Σ_t,s [same row] ⟨g_t, g_s⟩."""
         index = self._index()
         valid = (index < self.table)[None, ..., None]
         g = jnp.moveaxis(jnp.where(valid, self.g, 0), 1, 0)
 
-        def of(one):
-            (i, j), (g, h) = one
+        def of_position(pairs):
+            (i, j), (g, h) = pairs
             same = (i[:, None, None] == j[None]).astype(g.dtype)
             outer = product("kno,jmso->knjms", g, h)
             return jnp.sum(same[None, :, None] * outer, axis=-1)
 
-        return _over_positions(of, index, g)
+        return _over_positions(of_position, index, g)
 
-    def explicit(self) -> Parts:
+    def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows with the lookups written out."""
         x = jax.nn.one_hot(self._index(), self.table, dtype=self.g.dtype)
         return [product("lnti,klnto->knlio", x, self.g)]
@@ -199,32 +219,31 @@ class DenseRows(JacobianBlock):
         rows: [K, N, L, I, O] and, if there is a bias, [K, N, L, 1, O].
     """
 
-    rows: tuple[Array, ...]
+    rows: tuple[Float[Array, "K N L I O"], ...]
 
     @property
     def columns(self) -> tuple[int, int]:
         """(K, N)."""
-        return self.rows[0].shape[:2]
+        k, n = self.rows[0].shape[:2]
+        return k, n
 
-    def push(self, v: Parts) -> Array:
-        """Σ rows v."""
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """Σ rows v; arguments as in `JacobianBlock`."""
         pairs = zip(self.rows, v, strict=True)
-        return sum(product("knlio,lio->kn", rows, part) for rows, part in pairs)
+        terms = [product("knlio,lio->kn", rows, part) for rows, part in pairs]
+        return functools.reduce(jnp.add, terms)
 
-    def pull(self, u: Array) -> Parts:
-        """Σ_kn u rows."""
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """Σ_kn u rows; arguments as in `JacobianBlock`."""
         return [product("knlio,kn->lio", rows, u) for rows in self.rows]
 
-    def gram(self) -> Array:
+    def gram(self) -> Float[Array, "K N K N"]:
         """The inner products of the rows."""
+        k, n = self.columns
+        terms = [_row_products(rows.reshape((k * n, -1))) for rows in self.rows]
+        return functools.reduce(jnp.add, terms).reshape((k, n, k, n))
 
-        def of(rows):
-            k, n = rows.shape[:2]
-            return _row_products(rows.reshape((k * n, -1))).reshape((k, n, k, n))
-
-        return sum(of(rows) for rows in self.rows)
-
-    def explicit(self) -> Parts:
+    def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows."""
         return self.rows
 
@@ -240,7 +259,7 @@ def _row_products(x: Array) -> Array:
     return mirrored(rows, edges)
 
 
-def _each(function, *stacks: Array) -> Array:
+def _each(function: Callable[..., Array], *stacks: Array) -> Array:
     """function of every layer's matrices at full precision; one layer's own as 2-d."""
     with jax.default_matmul_precision("highest"):
         if stacks[0].shape[0] > 1:
@@ -248,17 +267,25 @@ def _each(function, *stacks: Array) -> Array:
         return function(*(stack[0] for stack in stacks))[None]
 
 
-def _over_positions(of, x: Array, g: Array) -> Array:
-    """Σ_lt of(((x_lt, x_l), (g_lt, g_l))), one term alive at a time.
-
-    x is [L, N, T, ...] and g [L, K, N, T, O].
-    """
+def _over_positions(
+    of_position: Callable[..., Array],
+    x: Float[Array, "L N T ..."],
+    g: Float[Array, "L K N T O"],
+) -> Array:
+    """Σ_lt of_position(((x_lt, x_l), (g_lt, g_l))), one term alive at a time."""
     layers, positions = x.shape[0], x.shape[2]
-    first = lambda a, axis: jnp.moveaxis(a, axis, 1).reshape(
-        (layers * positions, *a.shape[1:axis], *a.shape[axis + 1 :])
+
+    def one_position(a, axis):
+        shape = (layers * positions, *a.shape[1:axis], *a.shape[axis + 1 :])
+        return jnp.moveaxis(a, axis, 1).reshape(shape)
+
+    def all_positions(a):
+        return jnp.repeat(a, positions, axis=0)
+
+    terms = (
+        (one_position(x, 2), all_positions(x)),
+        (one_position(g, 3), all_positions(g)),
     )
-    whole = lambda a: jnp.repeat(a, positions, axis=0)
-    terms = ((first(x, 2), whole(x)), (first(g, 3), whole(g)))
     return tree.sum_over_chunks(
-        lambda chunk: of(jax.tree.map(lambda a: a[0], chunk)), terms, 1
+        lambda chunk: of_position(jax.tree.map(lambda a: a[0], chunk)), terms, 1
     )

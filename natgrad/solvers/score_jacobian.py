@@ -1,4 +1,4 @@
-"""The scaled score Jacobian B of a batch, kept block by block as `natgrad.pieces`.
+"""The scaled score Jacobian B of a batch, kept as `natgrad.solvers.jacobian_blocks`.
 
     F = Bᵀ B,     row m = (k, n) of B:   √(w_nk / Σω) J_nᵀ s_nk              [M, P]
 
@@ -9,11 +9,13 @@ row less the weighted mean of all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from natgrad.layers import Block
 from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
@@ -28,8 +30,9 @@ class Jacobian:
 
     Attributes:
         layout: of the parameters.
-        blocks: what the pieces belong to; None where one piece holds all parameters.
-        pieces: B, block by block.
+        blocks: the captured blocks, one for each of `pieces`; None where one piece has
+            the columns of all parameters, [1, P, 1].
+        pieces: the columns of B that belong to each block.
         centre: a unit vector q [M] to which rows of B are made orthogonal,
             (I − q qᵀ) B; None for none.
     """
@@ -37,43 +40,56 @@ class Jacobian:
     layout: Layout
     blocks: tuple[Block, ...] | None
     pieces: tuple[JacobianBlock, ...]
-    centre: Array | None
+    centre: Float[Array, " M"] | None
 
     @property
     def columns(self) -> tuple[int, int]:
-        """(K, N)."""
+        """(K, N): score columns and examples."""
         return self.pieces[0].columns
 
     @property
     def size(self) -> int:
-        """M = K·N."""
+        """M = K·N, the number of rows."""
         return math.prod(self.columns)
 
-    def push(self, v: Params) -> Array:
-        """B v, [M]."""
+    def push(self, v: Params) -> Float[Array, " M"]:
+        """B v.
+
+        Args:
+            v: a tree like the parameters.
+        """
         pairs = zip(self.pieces, self._parts(v), strict=True)
-        total = sum(piece.push(parts) for piece, parts in pairs)
-        return self._centred(total.reshape(-1))
+        products = [piece.push(parts).reshape(-1) for piece, parts in pairs]
+        return self._centred(functools.reduce(jnp.add, products))
 
-    def pull(self, u: Array) -> Params:
-        """Bᵀ u in the working dtype, for u [M]."""
-        u = self._centred(u).reshape(self.columns)
-        return self._params([piece.pull(u) for piece in self.pieces])
+    def pull(self, u: Float[Array, " M"]) -> Params:
+        """Bᵀ u, a tree like the parameters in the working dtype.
 
-    def gram(self) -> Array:
-        """B Bᵀ, [M, M]."""
-        size = self.size
-        total = sum(piece.gram() for piece in self.pieces).reshape((size, size))
+        Args:
+            u: one number a row.
+        """
+        rows = self._centred(u).reshape(self.columns)
+        return self._params([piece.pull(rows) for piece in self.pieces])
+
+    def gram(self) -> Float[Array, "M M"]:
+        """B Bᵀ."""
+        shape = (self.size, self.size)
+        total = functools.reduce(
+            jnp.add, [piece.gram().reshape(shape) for piece in self.pieces]
+        )
         if self.centre is None:
             return total
         half = jax.vmap(self._centred)(total)
         return jax.vmap(self._centred, 1, 1)(half)
 
-    def explicit(self) -> Array:
-        """B, [M, P]."""
+    def explicit(self) -> Float[Array, "M P"]:
+        """B, written out."""
+
+        def ravel(row):
+            return self.layout.ravel(self._params(row))
+
         rows = [piece.explicit() for piece in self.pieces]
-        flat = lambda rows: self.layout.ravel(self._params(rows))
-        matrix = jax.vmap(jax.vmap(flat))(rows).reshape((self.size, -1))
+        matrix = jax.vmap(jax.vmap(ravel))(rows).reshape((self.size, -1))
         return matrix if self.centre is None else jax.vmap(self._centred, 1, 1)(matrix)
 
     def diagonal(self) -> Params:
@@ -81,23 +97,25 @@ class Jacobian:
         squares = self._params([piece.squares() for piece in self.pieces])
         if self.centre is None:
             return squares
-        whole = dataclasses.replace(self, centre=None).pull(self.centre)
-        return jax.tree.map(lambda s, m: s - m**2, squares, whole)
+        mean = dataclasses.replace(self, centre=None).pull(self.centre)
+        return jax.tree.map(lambda s, m: s - m**2, squares, mean)
 
     def _parts(self, v: Params) -> list[Parts]:
-        wide = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
+        """The matrices [L, I, O] of each block, and its bias's row [L, 1, O]."""
         if self.blocks is None:
-            flat = jnp.concatenate([leaf.reshape(-1) for leaf in wide])
-            return [[flat.reshape((1, -1, 1))]]
-        flat = lambda part: part.reshape((-1, *part.shape[-2:]))
-        return [[flat(p) for p in block.to_parts(wide)] for block in self.blocks]
+            return [[self.layout.ravel(v).reshape((1, -1, 1))]]
+        leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
+        return [
+            [part.reshape((-1, *part.shape[-2:])) for part in block.to_parts(leaves)]
+            for block in self.blocks
+        ]
 
     def _params(self, parts: Sequence[Parts]) -> Params:
         if self.blocks is None:
             return self.layout.split(parts[0][0].reshape(-1))
         leaves = [jnp.zeros(s, self.layout.dtype) for s in self.layout.shapes]
-        for block, mine in zip(self.blocks, parts, strict=True):
-            shaped = [part.reshape((*block.lead, *part.shape[-2:])) for part in mine]
+        for block, flat in zip(self.blocks, parts, strict=True):
+            shaped = [part.reshape((*block.lead, *part.shape[-2:])) for part in flat]
             leaves = block.from_parts(shaped, leaves)
         return jax.tree.unflatten(self.layout.treedef, leaves)
 

@@ -22,10 +22,11 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
@@ -38,21 +39,26 @@ _NEAR, _NEARLY = 16, 0.05
 
 
 def inverses(
-    matrices: Sequence[Array], floors: Sequence[Array]
-) -> tuple[list[Array], Array]:
-    """(M⁻¹ of each matrix, whether elimination failed for any of them).
+    matrices: Sequence[Float[Array, "*lead d d"]],
+    floors: Sequence[Float[Array, "*lead"]],
+) -> tuple[list[Float[Array, "*lead d d"]], Bool[Array, ""]]:
+    """M⁻¹ of several matrices.
 
-    Where it does, because M is not positive definite to rounding, and wherever the
-    floor is 0, eigendecompositions take over by the rule of `natgrad.spectral`: with a
-    floor δ > 0 eigenvalues below δ count as δ, and for δ = 0 the result is M⁺.
+    Where elimination fails, because M is not positive definite to rounding, and
+    wherever the floor is 0, eigendecompositions take over by the rule of
+    `natgrad.solvers.spectral`: with a floor δ > 0 eigenvalues below δ count as δ, and
+    for δ = 0 the result is M⁺.
 
     Args:
-        matrices: symmetric [..., d, d]. Near sizes are inverted together: a smaller
-            matrix is enlarged by the identity to the size of its neighbours.
-        floors: δ >= 0, [...], of which M − δI is positive semi-definite.
+        matrices: symmetric. Near sizes are inverted together: a smaller matrix is
+            enlarged by the identity to the size of its neighbours.
+        floors: δ >= 0 of each matrix, of which M − δI is positive semi-definite.
+
+    Returns:
+        (the inverses, whether elimination failed for any of them).
     """
-    found, failed = _inverses(matrices, floors)
-    return found, failed > 0
+    results, failed = _inverses(matrices, floors)
+    return results, failed > 0
 
 
 @jax.custom_jvp
@@ -67,19 +73,22 @@ def _inverses(
         near = top - size <= max(_NEAR, _NEARLY * top)
         shared[size] = top if near else size
     padded = [_enlarged(m, shared[m.shape[-1]]) for m in matrices]
-    found = [
+    eliminated = [
         inverse[..., : m.shape[-1], : m.shape[-1]]
         for m, inverse in zip(matrices, together(spd_inverse, padded), strict=True)
     ]
-    sound = [_bounded(m, floor) for m, floor in zip(found, floors, strict=True)]
+    sound = [_bounded(m, floor) for m, floor in zip(eliminated, floors, strict=True)]
 
     def spectral():
         pairs = together(eigh, matrices)
-        made = [_of(*each) for each in zip(pairs, floors, strict=True)]
-        whole, dropped = zip(*made, strict=True)
+        by_eigenvalues, dropped = zip(
+            *map(_spectral_inverse, pairs, floors), strict=True
+        )
         mixed = [
-            jnp.where(good[..., None, None], m, other)
-            for good, m, other in zip(sound, found, whole, strict=True)
+            jnp.where(good[..., None, None], inverse, other)
+            for good, inverse, other in zip(
+                sound, eliminated, by_eigenvalues, strict=True
+            )
         ]
         broken = [
             ~jnp.all(good | (d == 0)) for good, d in zip(sound, floors, strict=True)
@@ -89,17 +98,21 @@ def _inverses(
 
     failed = functools.reduce(jnp.logical_or, [~jnp.all(good) for good in sound], False)
     failed = jnp.asarray(failed)
-    sound_all = lambda: (found, jnp.zeros_like(failed, float))
-    return jax.lax.cond(any_over_vmap(failed), spectral, sound_all)
+    return jax.lax.cond(
+        any_over_vmap(failed),
+        spectral,
+        lambda: (eliminated, jnp.zeros_like(failed, float)),
+    )
 
 
 @_inverses.defjvp
 def _inverses_jvp(primals, tangents):
-    found, failed = _inverses(*primals)
-    moved = [
-        -_product(_product(m, dm), m) for m, dm in zip(found, tangents[0], strict=True)
+    results, failed = _inverses(*primals)
+    changes = [
+        -_product(_product(m, dm), m)
+        for m, dm in zip(results, tangents[0], strict=True)
     ]
-    return (found, failed), (moved, jnp.zeros_like(failed))
+    return (results, failed), (changes, jnp.zeros_like(failed))
 
 
 def _bounded(inverse: Array, floor: Array) -> Array:
@@ -109,7 +122,7 @@ def _bounded(inverse: Array, floor: Array) -> Array:
     return least & jnp.all(entries * floor[..., None] <= 2, -1)
 
 
-def _of(pair: tuple[Array, Array], floor: Array) -> tuple[Array, Array]:
+def _spectral_inverse(pair: tuple[Array, Array], floor: Array) -> tuple[Array, Array]:
     """V diag(1/s) Vᵀ by the rule for s − δ and damping δ, and whether it drops any."""
     values, vectors = pair
     above = values - floor[..., None]
@@ -118,11 +131,18 @@ def _of(pair: tuple[Array, Array], floor: Array) -> tuple[Array, Array]:
 
 
 def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
-    """function(matrix [d, d]) of each of [..., d, d], equal sizes by one program.
+    """The function of each matrix, those of equal sizes by one program.
 
     These are stacked and walked one matrix at a time: batched LAPACK calls share XLA's
     thread pool with the rest of the program, and on CPUs with few threads they can wait
     for each other for ever.
+
+    Args:
+        function: of one matrix [d, d]; gives a tree of arrays.
+        matrices: [lead..., d, d].
+
+    Returns:
+        For each matrix a tree of arrays [lead..., ...].
     """
     buckets = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
@@ -133,49 +153,83 @@ def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
             results[members[0]] = function(matrices[members[0]])
             continue
         flat = [matrices[i].reshape(-1, size, size) for i in members]
-        whole, start = jax.lax.map(function, jnp.concatenate(flat)), 0
-        for i, piece in zip(members, flat, strict=True):
-            lead, part = matrices[i].shape[:-2], slice(start, start + len(piece))
-            cut = lambda a, lead=lead, part=part: a[part].reshape(lead + a.shape[1:])
-            results[i] = jax.tree.map(cut, whole)
-            start += len(piece)
+        stacked, start = jax.lax.map(function, jnp.concatenate(flat)), 0
+        for i, matrix in zip(members, flat, strict=True):
+            end = start + len(matrix)
+            results[i] = jax.tree.map(
+                lambda a, lead=matrices[i].shape[:-2], rows=slice(start, end): a[
+                    rows
+                ].reshape(lead + a.shape[1:]),
+                stacked,
+            )
+            start = end
     return results
 
 
-def spd_inverse(matrix: Array) -> Array:
-    """M⁻¹ of a positive definite matrix [d, d]."""
-    return _by_halves(matrix)[0]
+def spd_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """M⁻¹, not finite where M is not positive definite.
+
+    Args:
+        matrix: M, symmetric; its lower half is read.
+    """
+    if matrix.shape[0] <= _SMALL:
+        root = _inverse_root(matrix)
+        return _product(root.T, root)
+    blocks = _eliminate(matrix)
+    return _inverse_of(blocks, spd_inverse(blocks.rest))
 
 
-def _by_halves(matrix: Array, rooted: bool = False) -> tuple[Array, Array | None]:
-    """M⁻¹ and, if `rooted`, the inverse of its Cholesky factor."""
-    size = matrix.shape[0]
-    if size <= _SMALL:
+def _inverse_and_root(matrix: Array) -> tuple[Array, Array]:
+    """M⁻¹, and the inverse of M's Cholesky factor."""
+    if matrix.shape[0] <= _SMALL:
         root = _inverse_root(matrix)
         return _product(root.T, root), root
-    half = -(-size // 2)
+    blocks = _eliminate(matrix)
+    last, lower = _inverse_and_root(blocks.rest)
+    root = _joined(blocks.root, None, _product(lower, blocks.side), lower)
+    return _inverse_of(blocks, last), root
+
+
+class _Elimination(NamedTuple):
+    """The first half of M eliminated, in the letters of the module.
+
+    Attributes:
+        first: A⁻¹.
+        root: W.
+        side: −T.
+        rest: S.
+    """
+
+    first: Array
+    root: Array
+    side: Array
+    rest: Array
+
+
+def _eliminate(matrix: Array) -> _Elimination:
+    half = -(-matrix.shape[0] // 2)
     half += -half % 16
-    first, upper = _by_halves(matrix[:half, :half], rooted=True)
-    side = _product(-matrix[half:, :half], upper.T)  # −V
-    rest = matrix[half:, half:] - _product(side, side.T)
-    last, lower = _by_halves(rest, rooted)
-    turned = _product(side, upper)  # −T
-    corner = _product(last, turned)
-    first = first + _product(turned.T, corner)
-    inverse = _joined(first, corner.T, corner, last)
-    if not rooted:
-        return inverse, None
-    return inverse, _joined(upper, None, _product(lower, turned), lower)
+    first, root = _inverse_and_root(matrix[:half, :half])
+    scaled = _product(-matrix[half:, :half], root.T)  # −V
+    rest = matrix[half:, half:] - _product(scaled, scaled.T)
+    return _Elimination(first, root, _product(scaled, root), rest)
+
+
+def _inverse_of(blocks: _Elimination, last: Array) -> Array:
+    """M⁻¹ from S⁻¹."""
+    corner = _product(last, blocks.side)
+    first = blocks.first + _product(blocks.side.T, corner)
+    return _joined(first, corner.T, corner, last)
 
 
 def _joined(a: Array, b: Array | None, c: Array, d: Array) -> Array:
-    """[[a, b], [c, d]], written piece by piece, which is faster than concatenated."""
+    """[[a, b], [c, d]], written block by block, which is faster than concatenated."""
     half, size = a.shape[0], a.shape[0] + d.shape[0]
-    whole = jnp.zeros((size, size), a.dtype)
-    for piece, row, column in ((a, 0, 0), (b, 0, half), (c, half, 0), (d, half, half)):
-        if piece is not None:
-            whole = jax.lax.dynamic_update_slice(whole, piece, (row, column))
-    return whole
+    matrix = jnp.zeros((size, size), a.dtype)
+    for block, row, column in ((a, 0, 0), (b, 0, half), (c, half, 0), (d, half, half)):
+        if block is not None:
+            matrix = jax.lax.dynamic_update_slice(matrix, block, (row, column))
+    return matrix
 
 
 def _inverse_root(matrix: Array) -> Array:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jaxtyping import Bool, Float
 
 from natgrad.typing import Array, ArrayLike
 
@@ -29,14 +30,17 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def damped_reciprocal(
-    values: Array, damping: ArrayLike, axes: Sequence[int] = (-1,)
-) -> tuple[Array, Array]:
+    values: Float[Array, "..."], damping: ArrayLike, axes: Sequence[int] = (-1,)
+) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
     """1/(max(s, 0) + λ), for λ = 0 the pseudo-inverse, and whether it drops anything.
 
     Args:
         values: s, eigenvalues.
         damping: λ >= 0.
         axes: over which s belong to one matrix; n is the sum of their sizes.
+
+    Returns:
+        (an array like `values`, a boolean scalar).
     """
     axes, damping = tuple(axes), jnp.asarray(damping, values.dtype)
     size = sum(values.shape[axis] for axis in axes)
@@ -49,11 +53,16 @@ def damped_reciprocal(
 
 
 @custom_vmap
-def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix [n, n].
+def eigh(
+    matrix: Float[Array, "n n"],
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
-    Found in float64 and given in the matrix's own dtype, at about twice the time of a
-    decomposition in float32; without a derivative.
+    They are computed in float64 and given in the matrix's own dtype, at about twice the
+    time of a decomposition in float32. They have no derivative.
+
+    Args:
+        matrix: symmetric.
     """
 
     def doubled(matrix):
@@ -61,7 +70,9 @@ def eigh(matrix: Array) -> tuple[Array, Array]:
             wide = jax.lax.convert_element_type(matrix, jnp.float64)
             return tuple(leaf.astype(matrix.dtype) for leaf in jnp.linalg.eigh(wide))
 
-    plain = lambda matrix: tuple(jnp.linalg.eigh(matrix))
+    def plain(matrix):
+        return tuple(jnp.linalg.eigh(matrix))
+
     return jax.lax.platform_dependent(matrix, tpu=plain, default=doubled)
 
 
@@ -72,14 +83,20 @@ def _eigh_vmap(axis_size, in_batched, matrices):
     return jax.lax.map(eigh, matrices), (True, True)
 
 
-def equilibration(diagonal: Array) -> Array:
-    """Powers of two d with d² D in [½, 2], exact factors; 1 where D is not positive."""
+def equilibration(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Powers of two d with d² D in [½, 2], exact factors; 1 where D is not positive.
+
+    Args:
+        diagonal: D, of a matrix.
+    """
     positive = (diagonal > 0) & jnp.isfinite(diagonal)
     power = -jnp.round(jnp.log2(jnp.where(positive, diagonal, 1)) / 2)
     return jnp.exp2(power).astype(diagonal.dtype)
 
 
-def spectral_root(matrix: Array, damping: Array) -> Array:
+def spectral_root(
+    matrix: Float[Array, "n n"], damping: Float[Array, ""]
+) -> Float[Array, "n n"]:
     """L with L Lᵀ = (F + λI)⁻¹, for λ = 0 F⁺.
 
     From the eigenvalues s of the equilibrated F̂ = d F d, whose diagonal with λ is about

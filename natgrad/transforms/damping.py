@@ -8,6 +8,7 @@ well: `TrustRegion`.
 from __future__ import annotations
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,6 +22,7 @@ __all__ = [
     "as_damping",
     "check_number",
     "check_scalar",
+    "known_value",
     "longest_within",
 ]
 
@@ -39,7 +41,8 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
     if callable(damping):
         return damping
     check_scalar("damping", damping)
-    if not isinstance(damping, jax.core.Tracer) and not 0 <= float(damping) < jnp.inf:
+    known = known_value(damping)
+    if known is not None and not 0 <= known < jnp.inf:
         raise ValueError(
             f"damping must be finite and at least 0, got {damping}: it is added to the "
             "eigenvalues of a positive semi-definite matrix."
@@ -76,3 +79,12 @@ def check_number(name: str, value: ArrayLike, expected: str = "a scalar") -> Non
         )
     if number.ndim != 0:
         raise ValueError(f"{name} must be {expected}, got shape {number.shape}.")
+
+
+def known_value(number: ArrayLike) -> float | None:
+    """The value of a real scalar; None where it is traced and so not known yet.
+
+    Args:
+        number: of shape ().
+    """
+    return None if isinstance(number, jax.core.Tracer) else float(np.asarray(number))

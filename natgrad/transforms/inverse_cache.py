@@ -115,7 +115,7 @@ def init_inverse_cache(
     """
     if isinstance(solver, StatefulSolver):
         return solver.init(Layout.of(params))
-    if refresh.inverses == 1:
+    if refresh.inverses == 1 or not isinstance(solver, CachedSolver):
         return ()
     shapes = shapes_of_pieces(solver, curvature, params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -116,7 +116,10 @@ def scale_by_dual(family: ExponentialFamily) -> optax.GradientTransformationExtr
         ValueError: as for `mirror_descent`.
     """
     natural = charts(family)["natural"]
-    dual = lambda eta, gradient, _: raise_index(Point(family, natural, eta), gradient)
+
+    def dual(eta, gradient, _):
+        return raise_index(Point(family, natural, eta), gradient)
+
     return _transformation(0.0, family, dual)
 
 
@@ -138,8 +141,7 @@ def _transformation(
                 "Mirror descent moves from where the parameters are: call "
                 "update(gradient, state, params)."
             )
-        scheduled = callable(learning_rate)
-        h = learning_rate(state.count) if scheduled else learning_rate
+        h = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def leaf(x, gradient):
             dtype = tree.working_dtype(x)
@@ -159,6 +161,6 @@ def _over_factors(family, step, x: Array, gradient: Array, h: Array) -> Array:
     if own is None or x.ndim <= own:
         return step(x, gradient, h)
     factor = (-1, *x.shape[x.ndim - own :])
-    one = lambda x, gradient: step(x, gradient, h)
-    moves = jax.vmap(one)(x.reshape(factor), gradient.reshape(factor))
+    of_factor = jax.vmap(lambda x, gradient: step(x, gradient, h))
+    moves = of_factor(x.reshape(factor), gradient.reshape(factor))
     return moves.reshape(x.shape)

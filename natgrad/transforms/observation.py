@@ -91,35 +91,37 @@ def observe(
             parameters, if it cannot be told which part does, or if the curvature
             keeps no matrix.
     """
-    uses = [_Use(transformation, params)]
-    if not isinstance(transformation, Curvature):
+    if isinstance(transformation, Curvature):
+        uses = [_Use(transformation, params)]
+    else:
         uses = _uses_in(transformation, params)
-    known: dict[str, list[_Use]] = {}
+    by_name: dict[str, list[_Use]] = {}
     for use in uses:
-        known.setdefault(_name(*use), []).append(use)
-    is_state = lambda node: isinstance(node, ScaleByCurvatureState)
-    nodes = list(filter(is_state, jax.tree.leaves(state, is_leaf=is_state)))
-    refreshed = {}
-    for name, same in known.items():
-        seen, whole = same[0].params, model_params
-        if whole is None and placeholders.has_placeholders(seen) and seen is not params:
-            whole = params
-        here = restrict_to_subtree(same[0].curvature, seen, whole)
-        _check(name, same, here, seen, nodes)
-        refreshed[name] = lambda node, here=here, seen=seen: _refreshed(
-            node, here, seen, inputs, targets
-        )
-    if not refreshed:
+        by_name.setdefault(_name(*use), []).append(use)
+    if not by_name:
         raise ValueError(
             "No transformation in this one holds a curvature, so there is nothing to "
             "observe: call update without it."
         )
+    nodes = list(filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)))
+    specialized: dict[str | None, _Use] = {}
+    for name, same in by_name.items():
+        seen, full = same[0].params, model_params
+        if full is None and placeholders.has_placeholders(seen) and seen is not params:
+            full = params
+        curvature = restrict_to_subtree(same[0].curvature, seen, full)
+        _check(name, same, curvature, seen, nodes)
+        specialized[name] = _Use(curvature, seen)
 
-    def either(node):
-        mine = refreshed.get(_owner_of(node)) if is_state(node) else None
-        return node if mine is None else mine(node)
+    def observed(node):
+        use = specialized.get(_owner_of(node)) if _is_state(node) else None
+        return node if use is None else _refreshed(node, use, inputs, targets)
 
-    return jax.tree.map(either, state, is_leaf=is_state)
+    return jax.tree.map(observed, state, is_leaf=_is_state)
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, ScaleByCurvatureState)
 
 
 def _uses_in(transformation: Any, params: Params) -> list[_Use]:
@@ -129,26 +131,27 @@ def _uses_in(transformation: Any, params: Params) -> list[_Use]:
             "observe takes a transformation, or its curvature, then its state and the "
             f"params: observe(tx, state, params, inputs=x); got {transformation!r}."
         )
-    token = _uses.set([])
+    uses: list[_Use] = []
+    token = _uses.set(uses)
     try:
         transformation.init(params)
-        return _uses.get()
+        return uses
     finally:
         _uses.reset(token)
 
 
 def _check(
-    name: str, same: list[_Use], here: Curvature, params: Params, nodes: list
+    name: str, same: list[_Use], curvature: Curvature, params: Params, nodes: list
 ) -> None:
     """Raise unless it is clear which states are those of `name`, and they keep F."""
     kind = type(same[0].curvature).__name__
-    if here.requires_batch:
+    if curvature.requires_batch:
         raise ValueError(
             f"{kind} keeps no matrix of these params, so there is nothing to observe: "
             "pass inputs= to update, or use a curvature with statistics, such as Dense "
             "or KFAC."
         )
-    expected = jax.eval_shape(here.init, params)
+    expected = jax.eval_shape(curvature.init, params)
     mine = [node for node in nodes if _owner_of(node) == name]
     if not mine:
         owners = ", ".join(sorted({str(_owner_of(node)) for node in nodes}))
@@ -172,20 +175,16 @@ def _check(
 
 
 def _refreshed(
-    node: ScaleByCurvatureState,
-    curvature: Curvature,
-    params: Params,
-    inputs: Inputs,
-    targets: Array | None,
+    node: ScaleByCurvatureState, use: _Use, inputs: Inputs, targets: Array | None
 ) -> ScaleByCurvatureState:
     """The state with the batch's statistics in its average."""
     key, draw = jax.random.split(node.key)
-    following = curvature.with_previous(node.statistics)
-    statistics = following.estimate(params, inputs, targets, draw)
+    following = use.curvature.with_previous(node.statistics)
+    statistics = following.estimate(use.params, inputs, targets, draw)
     usable = tree.all_finite(statistics)
     reason = first_failure(True, True, usable)
     health = node.health._replace(skipped=~usable, reason=reason)
-    node = add_to_average(curvature, node, statistics, usable)
+    node = add_to_average(use.curvature, node, statistics, usable)
     return node._replace(key=key, health=health)
 
 

@@ -22,7 +22,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
-from natgrad.transforms.damping import Damping, as_damping, check_number
+from natgrad.transforms.damping import Damping, as_damping, check_number, known_value
 from natgrad.transforms.health import compute_health
 from natgrad.transforms.inverse_cache import (
     EVERY_STEP,
@@ -131,10 +131,10 @@ def scale_by_curvature(
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
     """Raise a ValueError unless statistics can be averaged with this decay."""
     check_number("decay", decay)
-    known = not isinstance(decay, jax.core.Tracer)
-    if known and not 0 <= float(decay) < 1:
+    value = known_value(decay)
+    if value is not None and not 0 <= value < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}.")
-    if curvature.requires_batch and not (known and float(decay) == 0):
+    if curvature.requires_batch and value != 0:
         raise ValueError(
             f"{type(curvature).__name__} is the curvature of the current batch and "
             f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "

@@ -73,7 +73,10 @@ class Marquardt(StatefulSolver):
         value = layout.unravel(x)
         product = layout.ravel(metric.mv(value))
         rest = layout.ravel(v) - product - damping * scale * x
-        inner = lambda a, b: jnp.vdot(a, b, precision=HIGHEST)
+
+        def inner(a, b):
+            return jnp.vdot(a, b, precision=HIGHEST)
+
         # ⟨d, ρ⟩ is of the equation with λI, from which ⟨d, F d⟩ follows.
         plain = layout.ravel(v) - product - damping * x
         square = inner(rest, rest)

@@ -118,7 +118,7 @@ def _solution(
     if isinstance(solver, StatefulSolver):
         tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
         return solver.solution(metric, gradient, damping, inverse)
-    if refresh.inverses > 1:
+    if refresh.inverses > 1 and isinstance(solver, CachedSolver):
         solution = solver.solve(metric, inverse.pieces, gradient, damping)
     elif solver is None:
         solution = metric.solution(gradient, damping)

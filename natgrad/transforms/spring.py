@@ -16,7 +16,7 @@ the optimization of neural network wavefunctions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
-from natgrad.transforms.damping import Damping, as_damping, check_number
+from natgrad.transforms.damping import Damping, as_damping, check_number, known_value
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
@@ -75,7 +75,8 @@ def scale_by_spring(
         ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
     check_number("momentum", momentum)
-    if not isinstance(momentum, jax.core.Tracer) and not 0 <= float(momentum) <= 1:
+    known = known_value(momentum)
+    if known is not None and not 0 <= known <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
     rule = as_damping(damping)
     inner = scale_by_curvature(
@@ -88,7 +89,7 @@ def scale_by_spring(
     )
 
     def init(params):
-        state = inner.init(params)
+        state = cast(ScaleByCurvatureState, inner.init(params))
         dtype = state.health.damping.dtype
         return SpringState(
             jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
@@ -112,6 +113,7 @@ def scale_by_spring(
         direction, solve = inner.update(
             pulled, state.solve, params, damping=strength, **extra_args
         )
+        solve = cast(ScaleByCurvatureState, solve)
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 
@@ -134,7 +136,8 @@ def scale_by_norm_constraint(
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
     check_number("constraint", constraint)
-    if not isinstance(constraint, jax.core.Tracer) and not float(constraint) > 0:
+    known = known_value(constraint)
+    if known is not None and not known > 0:
         raise ValueError(f"constraint must be positive, got {constraint}.")
 
     def init(params):

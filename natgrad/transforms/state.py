@@ -93,7 +93,7 @@ def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState
         statistics=zero(),
         inverse=zero(),
         health=unknown_health(jnp.float32),
-        owner=zero(),
+        owner=zero(),  # pyright: ignore[reportArgumentType]
     )
 
 

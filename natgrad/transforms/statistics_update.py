@@ -76,6 +76,7 @@ def update_statistics_and_inverse(
         finite = tree.all_finite(estimate.statistics)
         average = average._replace(usable=step.usable & finite)
     if isinstance(state.inverse, InverseCache):
+        assert isinstance(solver, CachedSolver)  # `check_refresh` has asked for it
         return _with_inverse(refresh, solver, step, state, average, estimate)
     average = _accumulated(state, average, estimate, jnp.array(True))
     return _with_average(state, average), average.usable

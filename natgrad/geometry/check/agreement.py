@@ -27,16 +27,23 @@ def fisher_agreement(
     samples: int = 20_000,
     tolerance: float | None = None,
 ) -> Report:
-    """Hessians of KL in both arguments, E[s sᵀ] and −E[∇² log p], against the metric.
+    """Compares five definitions of the Fisher information in the point's chart.
 
-    Expectations are sums over `family.score_nodes` where the family has its own, and
-    else means over samples, judged by their standard errors.
+    The metric is compared with the Hessians of KL in both arguments, with E[s sᵀ] and
+    with −E[∇² log p]. Expectations are sums over `family.score_nodes` where the family
+    has nodes of its own, and else means over samples, judged by their standard errors.
 
     Args:
         point: one factor, in any chart.
         key: of the samples; needed where the family has no nodes.
         samples: how many.
         tolerance: of the relative error; None for 1e-9 in float64, 1e-3 in float32.
+
+    Returns:
+        One check for each definition.
+
+    Raises:
+        ValueError: the family has no nodes and no key was given.
     """
     x, n = point.coordinates, point.coordinates.size
     bound = bound_of(x, tolerance)
@@ -73,12 +80,15 @@ def fisher_agreement(
 
 
 def duality(point: Point, other: Point, *, tolerance: float | None = None) -> Report:
-    """The Legendre pair, both orientations of the divergence, and its third order.
+    """Checks the Legendre pair, both orientations of the divergence, and its order.
 
     Args:
         point: p.
         other: q, another law of the family.
-        tolerance: of relative errors.
+        tolerance: of relative errors; None as for `fisher_agreement`.
+
+    Returns:
+        One check for each identity.
     """
     bound = bound_of(point.coordinates, tolerance)
     measured = jax.jit(_duality)(point, other)
@@ -113,7 +123,14 @@ def _duality(p: Point, q: Point) -> dict[str, Array]:
 def kl_order(point: Point) -> float:
     """The order in |d| with which KL(x ‖ x + d) − ½ dᵀFd falls; 3 by theory.
 
-    Along a direction in which the cubic term does not vanish, from |d| of a hundredth.
+    It is measured along a direction in which the cubic term does not vanish, from |d|
+    of a hundredth.
+
+    Args:
+        point: x, in any chart.
+
+    Returns:
+        The order.
     """
     x = point.coordinates
     matrix, cubic = jax.jit(lambda p: (fisher_matrix(p), amari_chentsov(p)))(point)
@@ -139,12 +156,15 @@ def charts_agree(
     *,
     tolerance: float | None = None,
 ) -> Report:
-    """Round trips, F_μ = F_η⁻¹, and pairings that do not depend on the chart.
+    """Checks round trips, F_μ = F_η⁻¹, and pairings that do not depend on the chart.
 
     Args:
         point: the law.
         others: charts to go to and return from; None for all that are known.
-        tolerance: of relative errors.
+        tolerance: of relative errors; None as for `fisher_agreement`.
+
+    Returns:
+        Two checks for each chart, and one of the inverse.
     """
     bound = bound_of(point.coordinates, tolerance)
     others = list(charts(point.family).values()) if others is None else others

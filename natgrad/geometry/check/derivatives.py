@@ -16,12 +16,15 @@ from natgrad.typing import Array
 def derivatives(
     function: Callable[[Array], Array], x: Array, *, tolerance: float = 1e-6
 ) -> Report:
-    """Forward and reverse derivatives of `function` against central differences.
+    """Compares forward and reverse derivatives with central differences.
 
     Args:
-        function: of an array, to an array.
+        function: a function of an array, to an array.
         x: where.
         tolerance: of the error relative to the size of the derivative.
+
+    Returns:
+        One check for each mode.
     """
     function = jax.jit(function)
     step = np.cbrt(np.finfo(x.dtype).eps) * (1 + np.abs(np.asarray(x)))

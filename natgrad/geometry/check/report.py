@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 
@@ -33,7 +34,8 @@ class Check(NamedTuple):
         return f"{mark} {self.name}: {self.value:.3g}, expected {bounds}"
 
 
-class Report(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Report:
     """The outcome of a certificate; prints as one line a check.
 
     Attributes:
@@ -50,13 +52,20 @@ class Report(NamedTuple):
         return all(check.passed for check in self.checks)
 
     def raise_if_failed(self) -> Report:
-        """The report itself; ValueError with the failed checks if there are any."""
+        """Raises if a check failed.
+
+        Returns:
+            The report itself.
+
+        Raises:
+            ValueError: checks failed; the message names them.
+        """
         failed = [str(check) for check in self.checks if not check.passed]
         if failed:
             raise ValueError("\n".join([f"{self.title}: certificate failed.", *failed]))
         return self
 
-    def __getitem__(self, name) -> Check:
+    def __getitem__(self, name: str) -> Check:
         """The check of this name."""
         return next(check for check in self.checks if check.name == name)
 

@@ -18,12 +18,15 @@ from natgrad.typing import Array
 def monotone(
     point: Point, image: Callable[[Point], Point], *, copies: int = 1
 ) -> Report:
-    """That the law of a statistic has no more information than the data: G ≤ n F.
+    """Checks that a statistic has no more information than the data: G ≤ n F.
 
     Args:
         point: the law of one observation.
         image: a law -> the law of the statistic, a Point of any family.
         copies: the number n of independent observations it is computed from.
+
+    Returns:
+        One check, of the largest part of the information that is kept.
     """
     values = _kept(point, image, copies)
     bound = bound_of(point.coordinates, None)
@@ -34,12 +37,15 @@ def monotone(
 def sufficient(
     point: Point, image: Callable[[Point], Point], *, copies: int = 1
 ) -> Report:
-    """That the law of a statistic has all the information of the data: G = n F.
+    """Checks that a statistic has all the information of the data: G = n F.
 
     Args:
         point: the law of one observation.
         image: a law -> the law of the statistic, a Point of any family.
         copies: the number n of independent observations it is computed from.
+
+    Returns:
+        Two checks, of the least and the largest part that is kept.
     """
     values = _kept(point, image, copies)
     bound = bound_of(point.coordinates, None)

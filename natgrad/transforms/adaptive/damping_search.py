@@ -47,7 +47,7 @@ def best_inverses(
     value_of: Callable[[tuple, Array], Array],
     accepted: Bool[Array, ""],
     trial: Bool[Array, ""],
-    kept: tuple[Float[Array, ""], tuple],
+    so_far: tuple[Float[Array, ""], tuple],
 ) -> tuple[Float[Array, ""], tuple]:
     """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
 
@@ -57,12 +57,12 @@ def best_inverses(
         value_of: M at its minimum, of inverses and their γ.
         accepted: is anything to change? Under `vmap` not for every member.
         trial: are the other factors tried?
-        kept: (γ, inverses) so far, which stay where none is finite.
+        so_far: (γ, inverses) of the steps before, which stay where none is finite.
 
     Returns:
         (γ, inverses).
     """
-    gamma, _ = kept
+    gamma, _ = so_far
     all_blocks = range(SOLVER.num_blocks(metric))
 
     def try_factor(best, factor):
@@ -84,5 +84,5 @@ def best_inverses(
         return jax.lax.cond(due, invert, lambda: best), None
 
     worst = jnp.full_like(gamma, jnp.inf)
-    (_, gamma, pieces), _ = jax.lax.scan(try_factor, (worst, *kept), factors)
+    (_, gamma, pieces), _ = jax.lax.scan(try_factor, (worst, *so_far), factors)
     return gamma, pieces

@@ -8,10 +8,10 @@ The factors are damped by γ, the quadratic model by λ, and (α, μ) minimise t
 value of the model stays: the direction that was better last, and after a failure the
 other. (Martens & Grosse compare all three, for half as many inverses again.)
 
-A step applies what is kept, is decided on (`accept=` of `levenberg_marquardt`), and
-only then are factors and inverses renewed, if it is taken: so a step that is undone
-has changed nothing, and nothing has to be copied to undo it. Before the first factors
-F is taken to be 0, so that the first step is one of steepest descent.
+A step uses the inverses of the steps before it. `accept=` of `levenberg_marquardt` then
+decides whether it is taken, and only if it is, factors and inverses are renewed: so a
+step that is undone has changed nothing, and nothing has to be copied to undo it. Before
+the first factors F is taken to be 0: the first step is one of steepest descent.
 
 Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 """

@@ -195,11 +195,11 @@ def merged(groups: Groups, most: int) -> tuple[Groups, tuple[int, ...]]:
     return tuple(tuple(sorted(group)) for group in leaves), where
 
 
-def _divided(found: Sequence, most: int) -> list[Sequence]:
+def _divided(items: Sequence, most: int) -> list[Sequence]:
     """Successive members together in `most` parts, or fewer, of nearly equal number."""
-    count = min(most, len(found))
-    edges = [b * len(found) // count for b in range(count + 1)] if count else []
-    return [found[a:b] for a, b in itertools.pairwise(edges)]
+    count = min(most, len(items))
+    edges = [b * len(items) // count for b in range(count + 1)] if count else []
+    return [items[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def check_labels(labels: Labels) -> None:

@@ -1,0 +1,164 @@
+"""The factors A and G of a block of a Kronecker metric, and what inverts A ⊗ G + λI.
+
+A is a matrix [lead..., I(+1), I(+1)], or its diagonal [I] where the layer's inputs are
+rows of the identity; G is a matrix [lead..., O, O]. `natgrad.metrics.kronecker` says
+what the two inverses are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from natgrad.metrics.blockwise import kron_matvec
+from natgrad.metrics.eigenbasis import eigenbases, rotate
+from natgrad.solvers.spd_inverse import inverses as spd_inverses
+from natgrad.solvers.spectral import damped_reciprocal, eigh
+from natgrad.typing import Array
+
+# A and G of one block.
+Factors = tuple[Array, Array]
+
+
+class Decomposed(NamedTuple):
+    """Both factors of a block and their eigendecompositions.
+
+    The factors carry the derivative, the decompositions are constants that solve.
+
+    Attributes:
+        inputs: A.
+        outputs: G.
+        left: eigenvalues and eigenvectors of A; None for those of a diagonal.
+        right: eigenvalues and eigenvectors of G.
+    """
+
+    inputs: Float[Array, "*A"]
+    outputs: Float[Array, "*lead O O"]
+    left: tuple[Float[Array, "*lead I"], Float[Array, "*lead I I"] | None]
+    right: tuple[Float[Array, "*lead O"], Float[Array, "*lead O O"] | None]
+
+
+class Inverted(NamedTuple):
+    """The inverses of both damped factors of a block.
+
+    Attributes:
+        inputs: (A + π√λ I)⁻¹, a matrix, or a diagonal where A is one.
+        outputs: (G + √λ/π I)⁻¹.
+        fallback: boolean scalar: did elimination fail, or λ = 0 meet a singular factor?
+    """
+
+    inputs: Float[Array, "*A"]
+    outputs: Float[Array, "*lead O O"]
+    fallback: Bool[Array, ""]
+
+
+def decompose(factors: Sequence[Factors]) -> list[Decomposed]:
+    """The eigendecompositions of the factors of several blocks.
+
+    Args:
+        factors: A and G of each block.
+    """
+    fixed = jax.lax.stop_gradient(list(factors))  # implicit: see `eigen_solve`
+    pairs = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
+    lefts, rights = pairs[: len(fixed)], pairs[len(fixed) :]
+    return [
+        Decomposed(a, g, left, right)
+        for (a, g), left, right in zip(factors, lefts, rights, strict=True)
+    ]
+
+
+def eigen_solve(
+    block: Decomposed, damping: Float[Array, ""]
+) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
+    """V -> (A ⊗ G + λI)⁻¹ V with an implicit derivative, and whether it is singular.
+
+    Args:
+        block: its factors, decomposed.
+        damping: λ >= 0, in the units of A ⊗ G.
+    """
+    (left_values, left), (right_values, right) = block.left, block.right
+    products = left_values[..., :, None] * right_values[..., None, :]
+    fixed = jax.lax.stop_gradient(damping)
+    inverse, singular = damped_reciprocal(products, fixed, (-2, -1))
+    forward = kron_matvec(block.inputs, block.outputs)
+    left_back, right_back = (None if u is None else u.mT for u in (left, right))
+
+    def solve(_, v):
+        return rotate(inverse * rotate(v, left, right), left_back, right_back)
+
+    def solution(v):
+        return jax.lax.custom_linear_solve(
+            lambda x: forward(x) + damping * x, v, solve, symmetric=True
+        )
+
+    return solution, singular
+
+
+def invert_damped(
+    factors: Sequence[Factors], damping: Float[Array, ""]
+) -> list[Inverted]:
+    """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of several blocks, for λ = 0 A⁺ and G⁺.
+
+    Args:
+        factors: A and G of each block.
+        damping: λ >= 0, in the units of A ⊗ G.
+    """
+    shares = [_damping_shares(a, g, jnp.sqrt(damping)) for a, g in factors]
+    full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
+    results, failed = spd_inverses(
+        [_add_to_diagonal(factors[i][0], shares[i][0]) for i in full]
+        + [
+            _add_to_diagonal(g, d)
+            for (_, g), (_, d) in zip(factors, shares, strict=True)
+        ],
+        [shares[i][0] for i in full] + [d for _, d in shares],
+    )
+    lefts, rights = iter(results[: len(full)]), iter(results[len(full) :])
+    inverted = []
+    for (a, g), (share, _) in zip(factors, shares, strict=True):
+        if a.ndim == g.ndim:
+            inverse, dropped = next(lefts), False
+        else:
+            inverse, dropped = damped_reciprocal(a, share[..., None])
+        inverted.append(Inverted(inverse, next(rights), failed | dropped))
+    return inverted
+
+
+def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:
+    """The diagonal of A.
+
+    Args:
+        a: A, a matrix or its diagonal.
+        g: G, which has more axes than a diagonal.
+    """
+    return a if a.ndim < g.ndim else jnp.diagonal(a, axis1=-2, axis2=-1)
+
+
+def _damping_shares(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
+    """(π√λ, √λ/π), each [lead...]; A may be a diagonal."""
+
+    def mean(matrix):
+        on_diagonal = jnp.where(_on_diagonal(matrix), matrix, 0)
+        return jnp.sum(on_diagonal, (-2, -1)) / matrix.shape[-1]
+
+    left, right = jnp.mean(a, -1) if a.ndim < g.ndim else mean(a), mean(g)
+    regular = (left > 0) & (right > 0)
+    ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
+    pi = jnp.sqrt(ratio)
+    return pi * root, root / pi
+
+
+def _add_to_diagonal(matrix: Array, share: Array) -> Array:
+    added = jnp.where(_on_diagonal(matrix), share[..., None, None], 0)
+    return matrix + added
+
+
+def _on_diagonal(matrix: Array) -> Array:
+    # A mask, which fuses into what reads it; `diagonal` and `eye` would not.
+    axes = (matrix.ndim - 2, matrix.ndim - 1)
+    row, column = (jax.lax.broadcasted_iota(int, matrix.shape, i) for i in axes)
+    return row == column
