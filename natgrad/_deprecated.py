@@ -270,7 +270,7 @@ def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
                 _warn(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", 4)
                 setattr(cls, new, vars(cls)[old])
 
-    owner.__init_subclass__ = classmethod(init_subclass)
+    setattr(owner, "__init_subclass__", classmethod(init_subclass))  # noqa: B010 (typed)
 
 
 def _warn(old: str, new: str, level: int = 3) -> None:
