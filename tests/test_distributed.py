@@ -25,7 +25,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Sampled, SubBatch
-from natgrad.layers.dependence import exchanges
+from natgrad.layers.interactions import exchanges
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.transforms.distributed_inverse import DistributedInverse, assign_greedily
 

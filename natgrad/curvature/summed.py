@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.visits import Beside, visits
-from natgrad.layers.dependence import exchanges
+from natgrad.layers.interactions import exchanges
 from natgrad.model import batch
 from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight

@@ -9,7 +9,7 @@ Points, tangents and covectors know their chart, and are never mixed up.
 """
 
 from natgrad.geometry import check
-from natgrad.geometry.charts import Atlas, Chart, charts, register, whole_space
+from natgrad.geometry.atlases import Atlas, Chart, charts, register, whole_space
 from natgrad.geometry.connections import (
     EXPONENTIAL,
     LEVI_CIVITA,
@@ -19,7 +19,6 @@ from natgrad.geometry.connections import (
     christoffel_contraction,
     lowered_christoffel,
 )
-from natgrad.geometry.distance import distance, shooting_distance
 from natgrad.geometry.distance_closed_forms import register_distance
 from natgrad.geometry.distance_normal import (
     known_covariance_distance,
@@ -33,6 +32,7 @@ from natgrad.geometry.duality import (
     e_projection,
     m_projection,
 )
+from natgrad.geometry.fisher_rao import distance, shooting_distance
 from natgrad.geometry.geodesics import (
     Logarithm,
     e_geodesic,

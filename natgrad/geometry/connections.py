@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.geometry.charts import Map
+from natgrad.geometry.atlases import Map
 from natgrad.geometry.information import jacobians, raise_index
 from natgrad.geometry.points import Point, Tangent, expected
 from natgrad.typing import Array, ArrayLike

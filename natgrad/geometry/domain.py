@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.geometry.charts import Chart, inside
+from natgrad.geometry.atlases import Chart, inside
 from natgrad.geometry.roots import bracketed_root
 from natgrad.typing import Array
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import Chart, chart_of, inside
+from natgrad.geometry.atlases import Chart, chart_of, inside
 from natgrad.geometry.points import Point, expected, same_family
 from natgrad.geometry.roots import newton_root
 from natgrad.typing import Array

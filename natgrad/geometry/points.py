@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import Chart, chart_of, inside
+from natgrad.geometry.atlases import Chart, chart_of, inside
 from natgrad.typing import Array, ArrayLike, Key
 
 

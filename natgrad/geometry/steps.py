@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.geometry.charts import inside
+from natgrad.geometry.atlases import inside
 from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.geodesics import runge_kutta

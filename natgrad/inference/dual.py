@@ -26,7 +26,7 @@ from natgrad.families import (
     Normal,
 )
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import charts
+from natgrad.geometry.atlases import charts
 from natgrad.geometry.information import raise_index
 from natgrad.geometry.points import Point
 from natgrad.typing import Array

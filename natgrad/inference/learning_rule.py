@@ -50,7 +50,7 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import charts
+from natgrad.geometry.atlases import charts
 from natgrad.geometry.domain import displaced_part
 from natgrad.inference.evidence import LearningRule, elbo, elbo_and_gradient
 from natgrad.typing import Array, ArrayLike, Key

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
-from natgrad.layers.dependence import Dependence, dependence
 from natgrad.layers.embedding import LookupRows
 from natgrad.layers.examples import Examples, Path
+from natgrad.layers.interactions import Dependence, dependence
 from natgrad.layers.interpreter import Interpreter, walked
 from natgrad.layers.proof import Proof
 from natgrad.layers.rows import Rows

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
+from natgrad.layers.capturing import capture
 from natgrad.layers.dense import DenseUse
 from natgrad.layers.rows import INPUT, SUMMED
 from natgrad.typing import Apply, Array, Inputs, Params

@@ -35,7 +35,7 @@ import optax
 
 from natgrad import tree
 from natgrad.families.base import ExponentialFamily
-from natgrad.geometry.charts import charts
+from natgrad.geometry.atlases import charts
 from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.duality import DualPotential, Potential
 from natgrad.geometry.information import raise_index

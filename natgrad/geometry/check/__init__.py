@@ -23,7 +23,7 @@ from natgrad.geometry.check.agreement import (
     fisher_agreement,
     kl_order,
 )
-from natgrad.geometry.check.derivatives import derivatives
+from natgrad.geometry.check.central_differences import derivatives
 from natgrad.geometry.check.invariance import Step, affine_exactness, invariance_order
 from natgrad.geometry.check.report import Check, Report
 from natgrad.geometry.check.statistics import monotone, sufficient

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.families.base import Family
-from natgrad.geometry.charts import Chart, charts
+from natgrad.geometry.atlases import Chart, charts
 from natgrad.geometry.check.measures import bound_of, place, relative_error, slope
 from natgrad.geometry.check.report import Check, Report
 from natgrad.geometry.connections import amari_chentsov

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.geometry.charts import Chart
+from natgrad.geometry.atlases import Chart
 from natgrad.geometry.check.measures import place, relative_error, slope
 from natgrad.geometry.check.report import Check, Report
 from natgrad.geometry.points import Point

@@ -6,8 +6,8 @@ from typing import Any
 
 from natgrad import tree
 from natgrad.layers.blocks import Block, DeclaredBlock, memory
-from natgrad.layers.capture import capture
 from natgrad.layers.captured import Captured
+from natgrad.layers.capturing import capture
 from natgrad.layers.declared import Declared
 from natgrad.layers.proof import verify
 from natgrad.typing import Inputs, Params

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.geometry.charts import Chart, charts
+from natgrad.geometry.atlases import Chart, charts
 from natgrad.geometry.distance_closed_forms import CLOSED_FORMS, root
 from natgrad.geometry.domain import unconstrained
 from natgrad.geometry.geodesics import STEPS, logarithm
