@@ -51,6 +51,11 @@ MODULES = {
 # The module or class -> {a name before: the name now, dotted if it is elsewhere}.
 NAMES = {
     "compare": {"Effort": "Budget", "Yardstick": "Reference"},
+    "compare.Reference": {
+        "instruments": "setup",
+        "reference": "name",
+        "ruler": "computer",
+    },
     "control_flow": {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",
@@ -130,6 +135,13 @@ COMPARISON_KEYWORDS = {
     "along": set(SETUP),
     "race": {"steps", "batch_size", "rates", "damping", "seed"},
 }
+# Classes of which a user writes subclasses: what these override by an old name counts.
+SUBCLASSED = (
+    "curvature.Curvature",
+    "families.Family",
+    "solvers.CachedSolver",
+    "solvers.StatefulSolver",
+)
 # The class -> {an argument's name before: its name now}.
 KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
 
@@ -184,7 +196,7 @@ def install() -> None:
             owner = getattr(importlib.import_module(package), last)
             for old, new in names.items():
                 setattr(owner, old, _old_member(owner, old, new))
-            if place == "families.Family":
+            if place in SUBCLASSED:
                 _adopt_old_overrides(owner, names)
         else:
             module = importlib.import_module(f"natgrad.{place}")

@@ -106,6 +106,38 @@ def test_an_old_argument_of_a_class_sets_the_new_one(place):
     assert curvature.min_examples == 5
 
 
+@pytest.mark.parametrize("place", _deprecated.SUBCLASSED)
+def test_what_a_subclass_overrides_by_an_old_name_counts(place):
+    owner = place_of(place)
+    for old, new in _deprecated.NAMES[place].items():
+        member = object()
+        with pytest.warns(DeprecationWarning, match=f"Own.{old} is now") as caught:
+            own = type(owner)("Own", (owner,), {old: member})
+        assert getattr(own, new) is member
+        assert {Path(warning.filename).name for warning in caught} == {
+            Path(__file__).name
+        }
+
+
+def test_a_solver_by_old_names_solves():
+    def define():
+        class Scaled(ng.solvers.CachedSolver):
+            def pieces(self, metric):
+                return 1
+
+            def prepare(self, metric, damping, which):
+                return [metric + damping for _ in which]
+
+            def apply(self, metric, prepared, v, damping):
+                return ng.solvers.Solution(v / prepared[0], fallback=False)
+
+        return Scaled()
+
+    with pytest.warns(DeprecationWarning, match="is now"):
+        solver = define()
+    assert solver(2.0, 9.0, 1.0) == 3.0
+
+
 def test_a_package_that_was_a_function_can_be_called():
     with (
         pytest.warns(DeprecationWarning, match="natgrad.compare.compare"),
