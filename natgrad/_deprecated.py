@@ -123,8 +123,6 @@ NAMES = {
         "part_of": "restrict_to_subtree",
     },
 }
-# The class -> {an argument's name before: its name now}.
-KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
 # Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
 SETUP = ("approximations", "reference", "damping", "step_size", "effort")
 COMPARISON_KEYWORDS = {
@@ -132,6 +130,8 @@ COMPARISON_KEYWORDS = {
     "along": set(SETUP),
     "race": {"steps", "batch_size", "rates", "damping", "seed"},
 }
+# The class -> {an argument's name before: its name now}.
+KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
 
 
 class OldModule(types.ModuleType):
@@ -167,7 +167,11 @@ def install() -> None:
     compare = sys.modules["natgrad.compare"]
     compare.__class__ = CalledPackage
     for name, old in COMPARISON_KEYWORDS.items():
-        setattr(compare, name, _old_keywords(getattr(compare, name), old, compare))
+        setattr(
+            compare,
+            name,
+            _with_comparison_keywords(getattr(compare, name), old, compare),
+        )
     for name, homes in MODULES.items():
         module = OldModule(name, homes)
         package, _, last = module.__name__.rpartition(".")
@@ -204,7 +208,9 @@ def _old_names(module: types.ModuleType, names: dict[str, str]) -> Callable:
     return of
 
 
-def _old_keywords(function: Callable, old: set[str], compare: Any) -> Callable:
+def _with_comparison_keywords(
+    function: Callable, old: set[str], compare: Any
+) -> Callable:
     """`function`, whose old keywords are those of a ComparisonSetup or RaceSettings."""
     name = function.__name__
     home = "RaceSettings" if name == "race" else "ComparisonSetup"
@@ -264,7 +270,7 @@ def _adopt_old_overrides(owner: type, names: dict[str, str]) -> None:
                 _warn(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", 4)
                 setattr(cls, new, vars(cls)[old])
 
-    owner.__init_subclass__ = classmethod(init_subclass)
+    setattr(owner, "__init_subclass__", classmethod(init_subclass))  # noqa: B010 (typed)
 
 
 def _warn(old: str, new: str, level: int = 3) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_pinn_step_is_taken_only_downhill():
 
     (same, damping, growth), taken = step(params, 1e-9, 4.0, inputs, 0.0)
     assert not taken
-    jax.tree.map(np.testing.assert_array_equal, same, params)
+    chex.assert_trees_all_equal(same, params)
     assert (damping, growth) == (4e-9, 8.0)
 
     (moved, damping, growth), taken = step(params, 10.0, 4.0, inputs, 0.75)

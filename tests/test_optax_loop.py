@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def test_the_loop_of_the_readme_trains(alias):
     net, x, y = Net(), x32, jnp.asarray(Y)
     params = jax.jit(net.init)(jax.random.key(0), x)
     more = {"targets": y} if alias in TARGETS_TOO else {}
-    traces = 0
+    chex.clear_trace_counter()
 
     model = ng.Model(net.apply, ng.families.Categorical(), example_inputs=x[:1])
     tx = ALIASES[alias](0.1, model, damping=1e-1)
@@ -49,9 +50,8 @@ def test_the_loop_of_the_readme_trains(alias):
     before = describe((params, state))
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(params, state, x, y):
-        nonlocal traces
-        traces += 1
         loss, grads = jax.value_and_grad(model.loss)(params, x, y)
         updates, state = tx.update(grads, state, params, inputs=x, **more)
         return optax.apply_updates(params, updates), state, loss
@@ -61,7 +61,6 @@ def test_the_loop_of_the_readme_trains(alias):
         params, state, loss = step(params, state, x, y)
         losses.append(float(loss))
         assert describe((params, state)) == before
-    assert traces == 1
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 1e-2
 
@@ -92,19 +91,17 @@ def test_a_flax_train_state_trains_through_observe(tolerance):
         tx=ng.natural_gradient(RATE, model, damping=LAMBDA),
     )
 
-    traces = 0
+    chex.clear_trace_counter()
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(train, x, y):
-        nonlocal traces
-        traces += 1
         grads = jax.grad(model.loss)(train.params, x, y)
         seen = ng.observe(train.tx, train.opt_state, train.params, inputs=x)
         return train.replace(opt_state=seen).apply_gradients(grads=grads)
 
     for _ in range(3):
         train = step(train, x32, Y)
-    assert traces == 1
     assert train.step == 3
     equal(
         train.params, trained_plainly(model, params), tolerance("identity", "float32")

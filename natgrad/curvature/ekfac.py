@@ -81,8 +81,8 @@ class EKFAC(LayerCurvature):
         axis_name: as for `KFAC`.
         sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.
         period: estimates between two refreshes of a layer's basis.
-        previous: the average that the next estimate continues from: see
-        `with_previous`.
+        previous: the average that the next estimate continues from, as
+            `with_previous` sets it.
     """
 
     sharing: Expand = Expand()  # noqa: RUF009 (frozen, without state)

@@ -152,6 +152,9 @@ class Family(abc.ABC):
 
         Returns:
             The scores [K, *z.shape] and the weights [K].
+
+        Raises:
+            ValueError: for a key that is None where draws are needed.
         """
         if self.has_score_nodes(z):
             ys, weights = self.score_nodes(z)
@@ -159,6 +162,11 @@ class Family(abc.ABC):
             matrix = self.fisher(z).reshape(z.size, z.size)
             scores, weights = expectations.root_columns(matrix)
             return scores.reshape(-1, *z.shape), weights
+        elif key is None:
+            raise ValueError(
+                f"columns: key is None, and the Fisher information of {self!r} is "
+                "estimated from draws; expected a random key, as jax.random.key(0)."
+            )
         else:
             ys, weights = expectations.draws(self, key, z)
         return jax.vmap(self.score, (None, 0))(z, ys), weights

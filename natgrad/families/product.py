@@ -202,9 +202,9 @@ class Product(Family):
             for key in parts[0]
         }
 
-    def _keys(self, key: Key | None) -> list[Key | None] | Key:
+    def _keys(self, key: Key | None) -> list[Key | None]:
         count = len(self.families)
-        return [None] * count if key is None else jax.random.split(key, count)
+        return [None] * count if key is None else list(jax.random.split(key, count))
 
     def _label_sizes(self) -> list[int]:
         pairs = zip(self.families, self.sizes, strict=True)
