@@ -1,7 +1,9 @@
 """XLA's options in the tests: most functions run once, so compilation is their cost.
 
 The tests compile many small functions: fast rather than well. The older emitters of
-fusions, which JAX 0.10 still has, take half the time of the new ones. What users run
+fusions, which JAX 0.10 still has, take half the time of the new ones. (They make an
+endless loop of one search with a line search inside, in `test_families_built`, which is
+compiled with `DEFAULTS`: a test that hangs may be another.) What users run
 (examples, pages of the documentation, `test_as_shipped_*`) is compiled as XLA comes.
 """
 

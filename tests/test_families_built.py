@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compilation
 from jax.scipy.special import gammaln
 from jax.test_util import check_grads
 
@@ -31,7 +32,7 @@ Z = jnp.array([[1.3, -0.7], [0.2, -3.0], [30.0, -0.1], [-0.9, -50.0]])
 
 
 def run(function, *arguments):
-    return jax.jit(function)(*arguments)
+    return jax.jit(function, compiler_options=quick_compilation.DEFAULTS)(*arguments)
 
 
 @pytest.mark.parametrize("which", ["mean", "fisher", "log_normalizer", "conjugate"])
@@ -61,8 +62,9 @@ def test_the_derived_divergence_is_accurate_far_and_near(dtype):
 
 
 def test_natural_inverts_mean_from_afar_and_reports_failure():
-    round_trip = jax.jit(jax.vmap(lambda z: GAMMA.natural(GAMMA.mean(z))))
-    np.testing.assert_allclose(round_trip(Z), Z, 1e-8)
+    # The old emitters of XLA make an endless loop of this one.
+    round_trip = jax.vmap(lambda z: GAMMA.natural(GAMMA.mean(z)))
+    np.testing.assert_allclose(run(round_trip, Z), Z, 1e-8)
     outside = jnp.array([[0.7, 2.0], [0.0, -1.0], [np.log(2.0), 2.0]])
     natural = run(jax.vmap(GAMMA.natural), outside)
     assert np.all(np.any(np.isnan(natural), axis=1))
