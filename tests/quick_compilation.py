@@ -2,8 +2,8 @@
 
 The tests compile many small functions: fast rather than well. (The older emitters of
 fusions, which JAX 0.10 still has, take half the time of the new ones, but give wrong
-numbers for some sums and make endless loops of some searches.) What users run (examples,
-pages of the documentation, `test_as_shipped_*`) is compiled as XLA comes.
+numbers for some sums and make endless loops of some searches.) What users run, that is
+examples, pages of the documentation and `test_as_shipped_*`, is compiled as XLA comes.
 """
 
 from __future__ import annotations
