@@ -8,6 +8,7 @@ function and now a package, can still be called. The next release drops this fil
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 import sys
@@ -135,13 +136,6 @@ COMPARISON_KEYWORDS = {
     "along": set(SETUP),
     "race": {"steps", "batch_size", "rates", "damping", "seed"},
 }
-# Classes of which a user writes subclasses: what these override by an old name counts.
-SUBCLASSED = (
-    "curvature.Curvature",
-    "families.Family",
-    "solvers.CachedSolver",
-    "solvers.StatefulSolver",
-)
 # The class -> {an argument's name before: its name now}.
 KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
 
@@ -196,7 +190,7 @@ def install() -> None:
             owner = getattr(importlib.import_module(package), last)
             for old, new in names.items():
                 setattr(owner, old, _old_member(owner, old, new))
-            if place in SUBCLASSED:
+            if isinstance(owner, abc.ABCMeta):
                 _adopt_old_overrides(owner, names)
         else:
             module = importlib.import_module(f"natgrad.{place}")
