@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from natgrad import tree
 from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.model import Model
-from natgrad.transforms.damping import Damping, check_scalar
+from natgrad.transforms.damping import Damping, check_scalar, known_value
 from natgrad.transforms.health import SCALED, noted
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
@@ -35,8 +34,8 @@ def chain(
         ValueError: for a learning rate that is known and no finite number.
     """
     check_scalar("learning_rate", learning_rate)
-    known = not callable(learning_rate) and not isinstance(learning_rate, Tracer)
-    if known and not np.isfinite(np.asarray(learning_rate)):
+    value = None if callable(learning_rate) else known_value(learning_rate)
+    if value is not None and not math.isfinite(value):
         raise ValueError(f"learning_rate must be finite, got {learning_rate}.")
     scale = optax.scale_by_learning_rate(learning_rate)
     inner = optax.chain(*(step for step in steps if step is not None), scale)

@@ -29,9 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
@@ -54,7 +52,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     part,
 )
-from natgrad.transforms.damping import Damping, as_damping
+from natgrad.transforms.damping import Damping, as_damping, known_value
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.typing import Array, ArrayLike, Params
@@ -255,8 +253,8 @@ class _Method:
 
 
 def _check(damping: ArrayLike | Damping, floor: LossFloor, halvings: int) -> None:
-    known = not callable(damping) and not isinstance(damping, Tracer)
-    if known and float(np.asarray(damping)) == 0 and floor.coefficient == 0:
+    value = None if callable(damping) else known_value(damping)
+    if value == 0 and floor.coefficient == 0:
         raise ValueError(
             "levenberg_marquardt multiplies λ, and 0 stays 0: give it damping > 0, or "
             f"a floor such as natgrad.adaptive.LossFloor(); got damping={damping}."

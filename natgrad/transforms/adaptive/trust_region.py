@@ -21,9 +21,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Float, Int
 
 from natgrad import tree
@@ -37,7 +35,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     fisher_forms,
     part,
 )
-from natgrad.transforms.damping import check_scalar, longest_within
+from natgrad.transforms.damping import check_scalar, known_value, longest_within
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.typing import Array, ArrayLike
 
@@ -87,8 +85,8 @@ def scale_by_kl_trust_region(
             `inputs=` or `params` is missing.
     """
     check_scalar("radius", radius)
-    known = not callable(radius) and not isinstance(radius, Tracer)
-    if known and not float(np.asarray(radius)) > 0:
+    value = None if callable(radius) else known_value(radius)
+    if value is not None and not value > 0:
         raise ValueError(f"radius must be positive, in nats, got {radius}.")
 
     def init(params):
