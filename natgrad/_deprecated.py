@@ -8,6 +8,7 @@ function and now a package, can still be called. The next release drops this fil
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 import sys
@@ -184,7 +185,7 @@ def install() -> None:
             owner = getattr(importlib.import_module(package), last)
             for old, new in names.items():
                 setattr(owner, old, _old_member(owner, old, new))
-            if place == "families.Family":
+            if isinstance(owner, abc.ABCMeta):
                 _adopt_old_overrides(owner, names)
         else:
             module = importlib.import_module(f"natgrad.{place}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import natgrad as ng
-from natgrad import _deprecated
+from natgrad import _deprecated, solvers
 
 # One line a name, "module:Name", and the public members of a class behind it.
 BEFORE = Path(__file__).parent / "data" / "public_names_before.txt"
@@ -28,6 +32,10 @@ GONE = {
 } | {
     f"natgrad.refresh:Solved.{field}": "a value inside of one step"
     for field in ("kept", "measured", "settled", "solution")
+}
+GONE |= {
+    f"natgrad.compare:Yardstick.{field}": "a value inside of Reference"
+    for field in ("reference", "instruments", "ruler")
 }
 for _curvature in ("EKFAC", "KFAC", "LayerDiagonal"):
     GONE[f"natgrad.curvature:{_curvature}.plan"] = "layer_statistics, with two methods"
@@ -54,6 +62,7 @@ RENAMED = [
     for old, new in names.items()
 ]
 MEMBERS = [p for p in RENAMED if isinstance(place_of(p.values[0]), type)]
+OVERRIDABLE = [p for p in MEMBERS if isinstance(place_of(p.values[0]), abc.ABCMeta)]
 OF_MODULES = [p for p in RENAMED if not isinstance(place_of(p.values[0]), type)]
 
 
@@ -73,6 +82,41 @@ def test_an_old_name_of_a_member_gives_the_new_one(place, old, new):
     instance.__abstractmethods__ = frozenset()
     with pytest.warns(DeprecationWarning, match=f"{old} is now"):
         assert getattr(instance(), old) is member
+
+
+@pytest.mark.parametrize(("place", "old", "new"), OVERRIDABLE)
+def test_an_override_by_an_old_name_overrides_the_new_one(place, old, new):
+    def member(self):
+        del self
+
+    with pytest.warns(DeprecationWarning, match=f"Subclass.{old} is now") as caught:
+        subclass = type("Subclass", (place_of(place),), {old: member})
+    assert vars(subclass)[new] is member
+    assert caught[0].filename == __file__
+
+
+def test_a_solver_with_the_method_names_of_before_solves():
+    with pytest.warns(DeprecationWarning, match="is now"):
+
+        class Scaled(solvers.CachedSolver):
+            def pieces(self, metric):
+                return len(metric.blocks)
+
+            def prepare(self, metric, damping, which):
+                return [jnp.asarray(1 / damping) for _ in which]
+
+            def apply(self, metric, prepared, v, damping):
+                value = jax.tree.map(lambda leaf: prepared[0] * leaf, v)
+                return solvers.Solution(value, jnp.array(False))
+
+    x = jnp.ones((4, 2))
+    model = ng.Model(lambda p, x: x @ p, ng.families.Categorical(), x)
+    curvature = ng.curvature.KFAC(model)
+    refresh = ng.Refresh(inverses=3)
+    tx = ng.scale_by_curvature(curvature, damping=0.5, solver=Scaled(), refresh=refresh)
+    params = gradient = jnp.ones((2, 3))
+    updates, _ = tx.update(gradient, tx.init(params), params, inputs=x)
+    np.testing.assert_array_equal(updates, 2 * gradient)
 
 
 @pytest.mark.parametrize("old", _deprecated.MODULES)

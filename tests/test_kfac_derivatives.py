@@ -64,7 +64,7 @@ def test_vmap_over_eight_hyperparameters_equals_a_loop(name):
 def test_a_refresh_stays_conditional_under_vmap(name):
     """Factorisations are inside conditionals of the program, none outside.
 
-    A loop of at most one turn is a conditional: see `natgrad.inplace`.
+    A loop of at most one turn is a conditional: see `natgrad.control_flow`.
     """
     tx = transformation(name)
     state = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(3))

@@ -3,10 +3,11 @@
     F = Bᵀ B,     (F + λI)⁻¹ v = (v − Bᵀ (B Bᵀ + λI)⁻¹ B v)/λ,     B [M, P],  M = K·N
 
 for N examples and K score columns each. B is kept as its layers' inputs and output
-gradients (`natgrad.jacobian`), read off the taps of `natgrad.layers`: one backward pass
-a score column, and nothing of size M·P. Where a layer's uses are not understood, their
-rows cannot be told apart by example, or examples interact, B is written out by
-pullbacks of each example's columns, in chunks: the same matrix, at M·P memory.
+gradients (`natgrad.solvers.score_jacobian`), read off the taps of `natgrad.layers`: one
+backward pass a score column, and nothing of size M·P. Where a layer's uses are not
+understood, their rows cannot be told apart by example, or examples interact, B is
+written out by pullbacks of each example's columns, in chunks: the same matrix, at M·P
+memory.
 
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
 and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +

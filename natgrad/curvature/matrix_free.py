@@ -58,9 +58,8 @@ class MatrixFree(Curvature):
     """F as an operator.
 
     Attributes:
-        stop: when conjugate gradients stop: `natgrad.krylov.RelativeResidual`,
-            `ModelDecrease` or
-            `FixedIterations`.
+        stop: when conjugate gradients stop: `RelativeResidual`, `ModelDecrease` or
+            `FixedIterations` of `natgrad.krylov`.
         preconditioner: `natgrad.curvature.Identity`, `Nystrom`, `Kronecker`, `Jacobi`.
     """
 

@@ -2,12 +2,12 @@
 
     visit(z_n, ζ -> J_nᵀ ζ, example n)
 
-Where an example's output depends on nothing but its own inputs (`natgrad.layers.
-dependence` finds out) the model is evaluated on each alone, and a pullback costs what
-one example costs. Elsewhere J_n is that of the batch's joint law, from one
-linearisation of the whole batch: by pulling cotangents that are 0 for all examples but
-one, or, where the parameters are fewer than those pulls, by pushing the parameters'
-unit vectors forward once.
+Where an example's output depends on nothing but its own inputs, which
+`natgrad.layers.dependence` finds out, the model is evaluated on each alone, and a
+pullback costs what one example costs. Elsewhere J_n is that of the batch's joint law,
+from one linearisation of the whole batch: by pulling cotangents that are 0 for all
+examples but one, or, where the parameters are fewer than those pulls, by pushing the
+parameters' unit vectors forward once.
 
 Examples are taken in chunks, and score columns where those of one example are too
 many, so that about 2^24 numbers are alive at once.

@@ -195,9 +195,7 @@ class LayerBlock(Block):
         return jnp.concatenate([matrix, row[0].astype(matrix.dtype)], axis=-2)
 
     def from_matrix(self, matrix: Array, leaves: Sequence[Array]) -> list[Array]:
-        """The weight from the first I rows, the bias from the last, see
-        `Block.from_matrix`.
-        """
+        """Weight from the first I rows, bias from the last, see `Block.from_matrix`."""
         parts = [matrix[..., : self.inputs, :]]
         if self.shift is not None:
             parts.append(matrix[..., self.inputs :, :])

@@ -85,8 +85,7 @@ def _key(value, values: bool) -> Hashable:
 
 
 def identity(array) -> Hashable:
-    """What an array is known by: type, shape and entries; the type alone if it is
-    traced.
+    """What an array is known by: type, shape and entries; if traced, its type alone.
 
     A large array on a device, which cannot change, is known as the object that it is.
 

@@ -72,8 +72,7 @@ class Recombined:
         return self._mapped(params, _solved)
 
     def transposed(self, params: Params) -> Params:
-        """Applies the transpose of `to_original`, which maps covectors such as
-        gradients.
+        """Maps covectors, such as gradients, by the transpose of `to_original`.
 
         Args:
             params: a gradient in the coordinates W.

@@ -24,9 +24,7 @@ def bare(leaf) -> jax.ShapeDtypeStruct:
 
 
 def is_mapped(traced: jaxprs.Jaxpr) -> bool:
-    """Whether a program depends on axes that are mapped where it was traced, just
-    now.
-    """
+    """Whether a program just traced depends on axes that are mapped here."""
     kinds = set(jax.sharding.get_abstract_mesh().axis_types)
     return bool(kinds - {jax.sharding.AxisType.Auto} or jaxprs.open_axes(traced))
 
@@ -109,8 +107,7 @@ def tolerance(dtypes: Iterable) -> float:
 
 
 def disagreement(one, two) -> float:
-    """The largest difference of two arrays, relative to the largest entry of the
-    second.
+    """The largest difference of two arrays, relative to the second's largest entry.
 
     Args:
         one: an array.

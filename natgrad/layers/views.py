@@ -106,9 +106,7 @@ def fused(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
 
 
 def natural(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
-    """The atoms as the parameter stores them: row-major, forwards, fused, none
-    repeated.
-    """
+    """The atoms that are not repeated as stored: row-major, forwards, fused."""
     forwards = [Atom(a.axis, abs(a.step), a.size) for a in atoms if not a.repeated]
     return fused(sorted(forwards, key=lambda a: (a.axis, -a.step)))
 
@@ -159,8 +157,10 @@ class View:
         return self.with_axes([self.axes[axis] for axis in permutation])
 
     def reshape(self, sizes: Sequence[int]) -> View:
-        """The view after `lax.reshape` to these sizes; NotUnderstoodError if it cuts
-        atoms.
+        """The view after `lax.reshape` to these sizes.
+
+        Raises:
+            NotUnderstoodError: a new axis cuts across the atoms.
         """
         return self.with_axes(regroup([a for axis in self.axes for a in axis], sizes))
 

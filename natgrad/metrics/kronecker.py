@@ -13,10 +13,12 @@ cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.
 
     (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹,     π² = (tr A/dim A) / (tr G/dim G),
 
-as explicit inverses (`natgrad.solvers.spd_inverse`). It inverts (A + π√λ I) ⊗ (G + √λ/π
-I), which is F + λI plus √λ (A ⊗ I/π + π I ⊗ G): never less damping than λ. Where a
-gradient is known as rows, V = Xᵀ C, fewer than the factors are large, (X A⁻¹)ᵀ (C G⁻¹)
-is cheaper.
+as explicit inverses (`natgrad.solvers.spd_inverse`). What they invert,
+
+    (A + π√λ I) ⊗ (G + √λ/π I) = F + λI + √λ (A ⊗ I/π + π I ⊗ G),
+
+never has less damping than λ. Where a gradient is known as rows, V = Xᵀ C, fewer than
+the factors are large, (X A⁻¹)ᵀ (C G⁻¹) is cheaper.
 """
 
 from __future__ import annotations

@@ -95,7 +95,10 @@ def split_inputs(
         ValueError: `in_axes` is no prefix of the inputs, or holds something else.
     """
     leaves, treedef = jax.tree.flatten(inputs)
-    is_none = lambda node: node is None
+
+    def is_none(node):
+        return node is None
+
     axes = []
     if leaves:
         try:

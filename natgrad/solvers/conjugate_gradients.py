@@ -252,7 +252,9 @@ def _iterated(operator, v, preconditioner, stop, start) -> Step:
         memory, done = stop.seen(v, new)
         return new._replace(memory=memory, done=done)
 
-    unfinished = lambda step: (step.count < limit) & ~step.done
+    def unfinished(step):
+        return (step.count < limit) & ~step.done
+
     return jax.lax.while_loop(unfinished, body, first)
 
 

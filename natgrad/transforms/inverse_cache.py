@@ -1,10 +1,10 @@
 """Inverses that are kept in the state for several steps, and when they are refreshed.
 
 With `Refresh(statistics=k1, inverses=k2)` the statistics are estimated every k1 steps.
-A step applies kept inverses made of the statistics of the steps before it, never of its
-own; those that have become due are renewed from these when the step begins. Its pieces
-(layers) can take turns over the k2 steps, so that the step time stays flat. Only the
-first step makes all of them, of its own statistics.
+A step applies inverses that were made of the statistics of earlier steps, never of its
+own; where they are due, they are renewed from these statistics when the step begins.
+The pieces of an inverse, one a layer, can take turns over the k2 steps, so that the
+step time stays flat. Only the first step makes all of them, of its own statistics.
 
 Every choice is a conditional, and stays one under `vmap`: there a refresh is due when
 it is due for any member of the batch, and all members refresh together.

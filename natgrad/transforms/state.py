@@ -32,8 +32,9 @@ class Health(NamedTuple):
             step −d if F is its curvature, in nats.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
-        reason: why the last step was skipped, a number of `natgrad.health.REASONS`;
-            `natgrad.check_health(state)` raises with the reason in words.
+        reason: why the last step was skipped, a number of
+            `natgrad.transforms.health.REASONS`; `natgrad.check_health(state)` raises
+            with the reason in words.
     """
 
     damping: Array
@@ -58,7 +59,7 @@ class ScaleByCurvatureState(NamedTuple):
         statistics: the average F̄_k.
         inverse: what is kept between refreshes; empty where nothing is.
         health: how the last step went.
-        owner: whose state it is, see `natgrad.observation`.
+        owner: whose state it is, see `natgrad.transforms.observation`.
     """
 
     count: Array

@@ -118,13 +118,13 @@ def _with_inverse(
         ripe = average.usable & (left == 1)
         metric = step.curvature.metric(average.statistics, *step.batch[:3])
 
-        def renewed(group, old):
+        def factorize(group, old):
             new = tuple(solver.factorize(metric, step.safe_damping, group))
             return tree.where((cache.age < 0) | tree.all_finite(new), new, old)
 
         for turn, group in groups:
             old = tuple(pieces[i] for i in group)
-            renew = functools.partial(renewed, group)
+            renew = functools.partial(factorize, group)
             new = iter(cond_in_place(ripe & turn, renew, old))
             pieces = tuple(next(new) if i in group else p for i, p in enumerate(pieces))
         own_turn = left == jnp.where(opening, 2, 1)

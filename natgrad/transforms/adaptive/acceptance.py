@@ -74,8 +74,12 @@ def decide(
         again = allowed & ~accepted
         if decrease is not None:
             again = again & (decrease > comparison.rounding)
-        half = lambda: tree.where(again, attempt(length / 2), best)
-        return jax.lax.cond(any_over_vmap(again), half, lambda: best), None
+        longest = jax.lax.cond(
+            any_over_vmap(again),
+            lambda: tree.where(again, attempt(length / 2), best),
+            lambda: best,
+        )
+        return longest, None
 
     best = attempt(jnp.ones((), tree.working_dtype(batch.params)))
     if halvings > 0:

@@ -92,7 +92,10 @@ def geodesic_acceleration(
     ):
         check_batch("geodesic_acceleration", params, inputs)
         arguments = extra_args | {"inputs": inputs, "model_params": model_params}
-        solve = lambda g: inner.update(g, state.inner, params, **arguments)
+
+        def solve(gradient):
+            return inner.update(gradient, state.inner, params, **arguments)
+
         direction, inner_state = solve(updates)
         force = second_directional_derivative(
             part(model, model_params), params, inputs, direction, labels

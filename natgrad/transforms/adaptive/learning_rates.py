@@ -179,10 +179,13 @@ def advance(
     Returns:
         The state.
     """
-    either = lambda new, old: jnp.where(counted, new, old)
+
+    def if_counted(new, old):
+        return jnp.where(counted, new, old)
+
     return QuadraticModelState(
         count=tree.increment(state.count, counted, TURNS),
         update=tree.where(accepted, minimum.step, state.update),
-        coefficients=either(minimum.coefficients, state.coefficients),
-        predicted_decrease=either(minimum.decrease, state.predicted_decrease),
+        coefficients=if_counted(minimum.coefficients, state.coefficients),
+        predicted_decrease=if_counted(minimum.decrease, state.predicted_decrease),
     )
