@@ -13,7 +13,7 @@ import pytest
 import natgrad as ng
 from natgrad.__main__ import main
 from natgrad.cli import data, files
-from natgrad.compare import race
+from natgrad.compare import RaceSettings, race
 from natgrad.compare.contenders import BASELINES, contender
 from natgrad.compare.reference import Reference
 from natgrad.curvature import CURVATURES
@@ -45,11 +45,8 @@ def test_race_finds_the_best_rate_and_excludes_what_diverges(regression):
         (inputs, targets),
         score=data.r_squared,
         names=("dense", "sgd"),
-        steps=12,
-        batch_size=32,
-        rates=5,
-        damping=1e-6,
-        on_run=done.append,
+        settings=RaceSettings(steps=12, batch_size=32, rates=5, damping=1e-6),
+        on_run=lambda entry: done.append(entry.name),
     )
     newton, sgd = result.entries
     assert done == ["dense"] * 5 + ["sgd"] * 5

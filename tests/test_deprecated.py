@@ -33,6 +33,10 @@ GONE = {
     f"natgrad.refresh:Solved.{field}": "a value inside of one step"
     for field in ("kept", "measured", "settled", "solution")
 }
+GONE |= {
+    f"natgrad.compare:Yardstick.{field}": "a value inside of Reference"
+    for field in ("reference", "instruments", "ruler")
+}
 for _curvature in ("EKFAC", "KFAC", "LayerDiagonal"):
     GONE[f"natgrad.curvature:{_curvature}.plan"] = "layer_statistics, with two methods"
     GONE[f"natgrad.curvature:{_curvature}.example_weights"] = "of CapturedBatch"

@@ -61,8 +61,8 @@ def test_the_derived_divergence_is_accurate_far_and_near(dtype):
 
 
 def test_natural_inverts_mean_from_afar_and_reports_failure():
-    round_trip = jax.jit(jax.vmap(lambda z: GAMMA.natural(GAMMA.mean(z))))
-    np.testing.assert_allclose(round_trip(Z), Z, 1e-8)
+    round_trip = jax.vmap(lambda z: GAMMA.natural(GAMMA.mean(z)))
+    np.testing.assert_allclose(run(round_trip, Z), Z, 1e-8)
     outside = jnp.array([[0.7, 2.0], [0.0, -1.0], [np.log(2.0), 2.0]])
     natural = run(jax.vmap(GAMMA.natural), outside)
     assert np.all(np.any(np.isnan(natural), axis=1))

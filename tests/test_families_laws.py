@@ -162,6 +162,18 @@ def test_the_divergence_of_a_law_from_itself_is_zero(name):
         np.testing.assert_array_equal(gradient[:, 0], 0)
 
 
+def differentiable(name):
+    """Those of the first three points that a step of differences leaves in its place.
+
+    Beside the others, near the boundary, the law is another one STEP further on.
+    """
+    fisher = np.asarray(special(name, "fisher"))[:3]
+    largest = np.abs(fisher).reshape(len(fisher), -1).max(1)
+    points = np.flatnonzero(STEP * np.sqrt(largest) < 1e-2)
+    assert len(points) >= 2
+    return points
+
+
 @every
 def test_derivatives_of_the_three_definitions_agree(name, tolerance):
     """Also with differences of the Fisher information."""
@@ -176,13 +188,15 @@ def test_derivatives_of_the_three_definitions_agree(name, tolerance):
     exact = slopes["fisher"].reshape(ahead.shape)
     scale = np.abs(exact).max(1, keepdims=True) + np.abs(ahead).max(1, keepdims=True)
     error = (exact - (ahead - behind) / (2 * STEP)) / scale
-    np.testing.assert_allclose(error, 0, atol=1e-7)
+    np.testing.assert_allclose(error[differentiable(name)], 0, atol=1e-7)
 
 
 @every
 def test_second_derivatives_of_the_divergence_agree(name):
     """Forward over reverse, reverse over reverse, and differences of gradients."""
-    values = computed(name)
+    values, points = computed(name), set(differentiable(name))
+    pairs = [i for i in sorted(points) if (i + 1) % 3 in points]
+    assert pairs
     for i in (0, 1):
         second, reverse = (
             values[which][i][:3] for which in ("second", "second, reversed")
@@ -191,7 +205,8 @@ def test_second_derivatives_of_the_divergence_agree(name):
         difference = (ahead - behind) / (2 * STEP)
         scale = np.abs(second).max() + np.abs(ahead).max()
         np.testing.assert_allclose(reverse / scale, second / scale, 0, 1e-10)
-        np.testing.assert_allclose(difference / scale, second / scale, 0, 1e-6)
+        error = (difference - second)[pairs] / scale
+        np.testing.assert_allclose(error, 0, atol=1e-6)
 
 
 @every_exponential

@@ -39,7 +39,8 @@ def check_call(function, *args):
     signature = inspect.signature(function)
     with jaxtyped("context"):
         for name, value in signature.bind(*args).arguments.items():
-            assert holds(hints[name], value), f"{name}: {hints[name]}"
+            hint = hints.get(name, typing.Any)  # `self` has none
+            assert holds(hint, value), f"{name}: {hint}"
         assert holds(hints["return"], function(*args)), hints["return"]
 
 

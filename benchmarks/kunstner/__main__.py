@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kunstner import adam, data, figures, misspecification, tuning
@@ -32,17 +28,17 @@ from benchmarks.kunstner.optimisation import METHODS, cosines, iterates
 from benchmarks.kunstner.problems import Linear, Problem
 from benchmarks.kunstner.tuning import CHAOTIC, Grid
 from benchmarks.kunstner.vector_field import POINTS, vector_field
-from natgrad import __version__
 from natgrad.cli import files
+from natgrad.cli.experiment import surroundings
+from natgrad.cli.shared import INTERRUPTED, USAGE, numerics
 from natgrad.compare.extras import MissingExtra, require
 
-# Of the published grids, for a look: one setting in so many, and short paths.
 _ABOUT = "The experiments of Kunstner, Hennig & Balles (2019) again, in float64."
+# With --quick: one setting in so many of the published grids, and short paths.
 _QUICK_STRIDE = 8
 _QUICK_STEPS = 1000
-_INTERRUPTED = 130
 
-
+_TITLES = "data method η λ last_loss spread not_chaotic chaotic"
 _LEGEND = f"""\
 last loss: after 100 iterations (nats) of the best learning rate η and damping λ
 *: chaotic, it changes by more than {CHAOTIC:g} of itself with the order of the rows
@@ -66,9 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("natgrad-kunstner"))
     parser.add_argument("--quick", action="store_true", help="a part of the grids")
     options = parser.parse_args(arguments)
-    # OpenBLAS's threads spin while they wait; XLA keeps its own.
-    limits = require("threadpoolctl").threadpool_limits
-    with jax.enable_x64(True), limits(1, user_api="blas"):
+    with numerics(x64=True):
         try:
             require("matplotlib")
             files.check_directory(options.output)
@@ -77,14 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             problems = {name: data.load(name) for name in dict.fromkeys(options.data)}
         except (ValueError, OSError, MissingExtra) as error:
             print(f"kunstner: error: {error}", file=sys.stderr)
-            return 2
+            return USAGE
         session = Session(options, problems)
         try:
             session.run()
         except KeyboardInterrupt:
             kept = ", ".join(session.written) or "nothing"
             print(f"kunstner: interrupted, kept {kept}", file=sys.stderr)
-            return _INTERRUPTED
+            return INTERRUPTED
     return 0
 
 
@@ -116,17 +110,7 @@ class Session:
         self._keep("adam", result.to_dict(), figures.adam, fields, result)
         lines = [(name, grid) for name, tuned in self._tune() for grid in tuned]
         self._save(complete=True)
-        titles = [
-            "data",
-            "method",
-            "η",
-            "λ",
-            "last_loss",
-            "spread",
-            "not_chaotic",
-            "chaotic",
-        ]
-        print("".join(f"{title:>14}" for title in titles))
+        print("".join(f"{title:>14}" for title in _TITLES.split()))
         for name, grid in lines:
             print("".join(f"{cell:>14}" for cell in (name, *_cells(grid))))
         print(_LEGEND)
@@ -177,7 +161,7 @@ class Session:
             "format": "natgrad.kunstner/1",
             "complete": complete,
             "seconds": self._seconds(),
-            **_surroundings(),
+            **surroundings(),
             "settings": {
                 "data": list(self._problems),
                 "quick": options.quick,
@@ -199,20 +183,6 @@ class Session:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
-
-
-def _surroundings() -> dict[str, Any]:
-    """Versions and the machine, as far as figures and times depend on them."""
-    packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    versions["natgrad"] = __version__
-    device = jax.devices()[0]
-    return {
-        "versions": {**versions, "python": platform.python_version()},
-        "device": {"kind": device.device_kind, "platform": device.platform},
-        "machine": {"system": platform.system(), "architecture": platform.machine()},
-        "x64": bool(jnp.result_type(float) == jnp.float64),
-    }
 
 
 def _cells(grid: Grid) -> tuple[str, ...]:

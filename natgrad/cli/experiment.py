@@ -39,8 +39,8 @@ class Settings:
     """What a person chooses; everything else follows.
 
     Attributes:
-        data: a name in `natgrad.cli.data.SOURCES`.
-        model: a name in `natgrad.cli.models.MODELS`.
+        data: a name in `natgrad.cli.data.SOURCES`, or the path of an .npz file.
+        model: a name in `natgrad.cli.models.MODELS`, or module:function.
         hidden: widths of hidden layers.
         examples: rows of the data to use; None for all.
         damping: λ, of the comparison and of the race.

@@ -18,15 +18,7 @@ class Command(TyperCommand):
     """A command whose list options take the words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words that follow the command's name.
-
-        Args:
-            ctx: of the command; it remembers which list option came last.
-            args: the words as typed.
-
-        Returns:
-            The words that no option took.
-        """
+        """Parse the words after the command's name, list options spelled out."""
         lists = {
             text
             for option in self.params
@@ -37,15 +29,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, spelled)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list:
-        """What may follow on the command line.
-
-        Args:
-            ctx: of the command, with all words before the last parsed.
-            incomplete: the beginning of the last word.
-
-        Returns:
-            Values of the list option that came last, or names of options.
-        """
+        """What may follow: values of the list option that came last, or options."""
         if not incomplete.startswith("-"):
             for option in self.params:
                 if ctx.meta[_OPEN] in option.opts:

@@ -102,8 +102,7 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
     """Γ^(α)(v, v) in the tangent's chart, by second derivatives along v and one solve.
 
     It is not a tangent in the strict sense: in another chart it is another vector. It
-        is
-    what a straight line of this chart lacks to be a geodesic.
+    is what a straight line of this chart lacks to be a geodesic.
 
     Args:
         v: the tangent.
