@@ -14,7 +14,6 @@ Kronecker-factored approximate curvature, section 4.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, final
@@ -82,40 +81,35 @@ class DistributedInverse(CachedSolver):
         """
         if not len(which):
             return []
-
-        def factorize_one(i, metric, damping):
-            return self.solver.factorize(metric, damping, [i])[0]
-
-        shapes = [
-            jax.eval_shape(functools.partial(factorize_one, i), metric, damping)
-            for i in which
-        ]
+        one = lambda i: lambda m, d: self.solver.factorize(m, d, [i])[0]
+        shapes = [jax.eval_shape(one(i), metric, damping) for i in which]
         devices = math.prod(self.mesh.shape[name] for name in self._axes)
         shares = assign_greedily([_cost(shape) for shape in shapes], devices)
         length = max(sum(_size(shapes[k]) for k in share) for share in shares)
         dtype = jnp.result_type(*jax.tree.leaves(shapes))
 
         def branch(share):
-            def factorize_share(metric, damping):
-                pieces = [which[k] for k in share]
-                results = ()
-                if pieces:
-                    results = self.solver.factorize(metric, damping, pieces)
-                vector = _as_vector(results, length, dtype)
-                return tree.varying_like(vector, metric)
+            def make(metric, damping):
+                mine = [which[k] for k in share]
+                made = self.solver.factorize(metric, damping, mine) if mine else ()
+                whole = jnp.concatenate(
+                    [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)]
+                    or [jnp.zeros(0, dtype)]
+                )
+                whole = jnp.pad(whole, (0, length - whole.size))
+                return tree.varying_like(whole, metric)
 
-            return factorize_share
+            return make
 
         def gathered(metric, damping):
             device = jax.lax.axis_index(self.axis_name)
             # Where JAX follows what differs between devices, say that each reads the
             # factors for itself (or derivatives would not be summed over devices), and
             # that the result is the same on all.
-            operands = tree.varying_like((metric, damping), device)
-            branches = [branch(share) for share in shares]
-            vector = jax.lax.switch(device, branches, *operands)
+            given = tree.varying_like((metric, damping), device)
+            mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
             to = "invarying" if tree.varying(device) else "varying"
-            return jax.lax.all_gather(vector, self.axis_name, to=to)
+            return jax.lax.all_gather(mine, self.axis_name, to=to)
 
         inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
         if not inside:
@@ -124,12 +118,12 @@ class DistributedInverse(CachedSolver):
                 gathered, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere
             )
         rows = gathered(metric, jnp.asarray(damping))
-        factorizations: list = [None] * len(shapes)
+        found: list = [None] * len(shapes)
         for row, share in zip(rows, shares, strict=True):
             start = 0
             for k in share:
-                factorizations[k], start = _cut(shapes[k], row, start)
-        return factorizations
+                found[k], start = _cut(shapes[k], row, start)
+        return found
 
     def solve(
         self, metric: Any, factorizations: Sequence[Any], v: Params, damping: ArrayLike
@@ -171,13 +165,6 @@ def _cost(shape: Any) -> float:
     return sum(
         leaf.size * max(leaf.shape[-1:], default=1) for leaf in jax.tree.leaves(shape)
     )
-
-
-def _as_vector(arrays: Any, length: int, dtype: jnp.dtype) -> Array:
-    """A tree of arrays as one vector of this length, zeros behind; `_cut` undoes it."""
-    flat = [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(arrays)]
-    vector = jnp.concatenate(flat or [jnp.zeros(0, dtype)])
-    return jnp.pad(vector, (0, length - vector.size))
 
 
 def _size(shape: Any) -> int:
