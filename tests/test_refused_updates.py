@@ -256,3 +256,19 @@ def test_observing_with_another_curvature_is_refused():
             type(curvature).__name__,
             "same transformation",
         )
+
+
+def test_a_state_with_inverses_is_refused_by_a_solver_that_keeps_none():
+    model = ng.Model(MODEL.apply, MODEL.family, example_inputs=X[:1])
+    curvature, solver = ng.curvature.KFAC(model), ng.kronecker.FactoredTikhonov()
+    keeps = ng.scale_by_curvature(
+        curvature, solver=solver, refresh=ng.Refresh(inverses=2)
+    )
+    plain = ng.scale_by_curvature(curvature)
+    state = keeps.init(PARAMS)
+    refused(
+        lambda: plain.update(GRADS, state, PARAMS, inputs=X),
+        "The state keeps inverses",
+        "solver=None",
+        "make the state by init",
+    )

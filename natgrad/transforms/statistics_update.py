@@ -67,6 +67,9 @@ def update_statistics_and_inverse(
 
     Returns:
         The state, and whether gradient, damping and statistics are usable, shape ().
+
+    Raises:
+        ValueError: the state keeps inverses that the solver has no use for.
     """
     average = Averaged(state.statistics, state.estimates, step.usable)
     estimate = _estimate(refresh, step, state)
@@ -76,7 +79,12 @@ def update_statistics_and_inverse(
         finite = tree.all_finite(estimate.statistics)
         average = average._replace(usable=step.usable & finite)
     if isinstance(state.inverse, InverseCache):
-        assert isinstance(solver, CachedSolver)  # `check_refresh` has asked for it
+        if not isinstance(solver, CachedSolver):
+            raise ValueError(
+                "The state keeps inverses between refreshes and this transformation's "
+                f"solver keeps none, got solver={solver!r}: make the state by init of "
+                "the transformation that updates it."
+            )
         return _with_inverse(refresh, solver, step, state, average, estimate)
     average = _accumulated(state, average, estimate, jnp.array(True))
     return _with_average(state, average), average.usable
