@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 
 import durations
@@ -47,7 +46,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--shorter-than",
         type=float,
-        default=math.inf,
+        default=durations.SLOW_SECONDS,
         metavar="SECONDS",
         help="mark slow every test that was measured to take as long or longer",
     )
@@ -62,7 +61,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Mark slow what was measured to be, before `-m "not slow"` selects."""
     longest = config.getoption("--shorter-than")
-    slow = durations.slow_cases([item.nodeid for item in items], longest=longest)
+    nodeids = [i.nodeid for i in items if not i.get_closest_marker("slow")]
+    slow = durations.slow_cases(nodeids, longest=longest)
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)
