@@ -2,8 +2,8 @@
 
 `durations.json` holds the CPU seconds of every case that takes more than a moment. A
 case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
-`LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one of those
-that are not slow at least; the other cases are slow too. Measure again with
+`LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one at
+least of those that are not slow; the other cases are slow too. Measure again with
 
     python -m pytest -n auto -m "" --measure
 
