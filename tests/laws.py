@@ -13,6 +13,7 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import natgrad.families as nf
 
@@ -80,6 +81,8 @@ LAWS = {
 }
 NAMES = list(LAWS)
 EXPONENTIAL = [name for name in NAMES if LAWS[name].beyond is not None]
+# These stand for all in the fast run: each law's program takes seconds to compile.
+QUICK = {"binomial", "categorical", "exponential", "normal_mean_log_scale"}
 INPUTS = {"z", "y", "first", "second", "special"}
 
 
@@ -117,6 +120,16 @@ def special(name, field, kind="float64"):
     fields = known(name, kind)
     values = fields[field]
     return values[len(values) - int(fields["special"]) :]
+
+
+def each(names):
+    """A mark: the test is run with each of these laws, but for some in the slow run."""
+    slow = set(names) - QUICK
+    cases = [
+        pytest.param(name, marks=pytest.mark.slow if name in slow else ())
+        for name in names
+    ]
+    return pytest.mark.parametrize("name", cases)
 
 
 def ordinary(name, kind="float64"):

@@ -16,6 +16,7 @@ from laws import (
     LAWS,
     NAMES,
     assert_matrices_agree,
+    each,
     ordinary,
     special,
 )
@@ -24,8 +25,8 @@ import natgrad.families as nf
 
 DEFINITIONS = ["fisher", "nodes", "kl"]
 STEP = 1e-5  # of differences
-every = pytest.mark.parametrize("name", NAMES)
-every_exponential = pytest.mark.parametrize("name", EXPONENTIAL)
+every = each(NAMES)
+every_exponential = each(EXPONENTIAL)
 
 
 def definitions(family, z):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import EXPONENTIAL, LAWS, NAMES, ordinary, special
+from laws import EXPONENTIAL, LAWS, NAMES, each, ordinary, special
 
 SAMPLES = 4000
-every = pytest.mark.parametrize("name", NAMES)
+every = each(NAMES)
 
 
 @functools.cache
