@@ -147,3 +147,24 @@ def test_the_bound_of_a_curvature_holds_for_what_is_measured(name):
     found = step(gradients(params, 4))
     assert np.all(found <= RADIUS * (1 + 1e-3))
     assert np.all(found > 0.1 * RADIUS)
+
+
+def test_given_statistics_and_the_batch_the_divergence_is_measured_too():
+    """Statistics from elsewhere change nothing where the batch comes too."""
+    model, params = policy("gaussian_policy")
+    curvature = Dense(model)
+    trust = ng.damping.TrustRegion(RADIUS, 1e3)
+    tx = ng.scale_by_curvature(curvature, damping=1e-6, trust_region=trust)
+    gradient = jax.tree.map(lambda leaf: leaf[0], gradients(params, 1))
+    known = {"statistics": curvature.estimate(params, X)}
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def length(known, with_batch):
+        batch = {"inputs": X} if with_batch else {}
+        step, _ = tx.update(gradient, tx.init(params), params, **batch, **known)
+        return optax.tree.norm(step)
+
+    measured = length({}, True)
+    np.testing.assert_allclose(length(known, True), measured, 1e-8)
+    # The quadratic model alone decides without the batch, and allows another length.
+    assert abs(length(known, False) / measured - 1) > 1e-3
