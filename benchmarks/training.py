@@ -149,12 +149,12 @@ def transformer(batch: int = 32, characters: int = 400_000) -> Problem:
     return Problem(model, language_layers, x, y, batch, model.loss, LAYERED, about)
 
 
-def language_layers(seed: int):
+def language_layers(seed: int, width: int = WIDTH):
     sizes = {
-        "qkv": [WIDTH, 3 * WIDTH],
-        "out": [WIDTH, WIDTH],
-        "up": [WIDTH, 4 * WIDTH],
-        "down": [4 * WIDTH, WIDTH],
+        "qkv": [width, 3 * width],
+        "out": [width, width],
+        "up": [width, 4 * width],
+        "down": [4 * width, width],
     }
     start = 1000 * seed
     layers = [
@@ -162,12 +162,12 @@ def language_layers(seed: int):
         for i, both in enumerate([sizes.items()] * 2)
     ]
     draw = np.random.default_rng(seed)
-    table = lambda rows: jnp.asarray(draw.normal(size=(rows, WIDTH)), jnp.float32)
+    table = lambda rows: jnp.asarray(draw.normal(size=(rows, width)), jnp.float32)
     return {
         "characters": table(CHARACTERS),
         "places": 0.1 * table(CONTEXT),
         "layers": layers,
-        "head": dense_layers([WIDTH, CHARACTERS], start + 100)[0],
+        "head": dense_layers([width, CHARACTERS], start + 100)[0],
     }
 
 
@@ -178,7 +178,8 @@ def language(params, codes):
     x = params["characters"][codes] + params["places"]
     for p in params["layers"]:
         q, k, v = jnp.split(affine(p["qkv"], jax.nn.standardize(x)), 3, axis=-1)
-        scores = jnp.where(past, q @ k.mT / np.sqrt(WIDTH).astype(np.float32), -1e9)
+        scale = np.sqrt(q.shape[-1]).astype(np.float32)
+        scores = jnp.where(past, q @ k.mT / scale, -1e9)
         x = x + affine(p["out"], jax.nn.softmax(scores) @ v)
         hidden = jax.nn.gelu(affine(p["up"], jax.nn.standardize(x)))
         x = x + affine(p["down"], hidden)

@@ -1,0 +1,1 @@
+"""The report card: every optimizer, as it comes, on small problems of many kinds."""

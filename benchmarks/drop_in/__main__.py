@@ -1,0 +1,160 @@
+r"""`python -m benchmarks.drop_in`: the report card, every optimizer as it comes.
+
+    python -m benchmarks.drop_in --problems digits_mlp,digits_cnn --optimizers kfac \
+        --rates 0.1,0.3 --momentum 0,0.9
+    python -m benchmarks.drop_in --quick
+    python -m benchmarks.drop_in --output benchmarks/results/drop_in/after
+
+Each line is an optimizer on a problem: by rate, the last loss of all data over that of
+Adam, which has the best of five rates; see `benchmarks.drop_in.problems` for floors.
+Adam's runs are read from `--output`, or from benchmarks/results/drop_in/after, where
+they are there with as many steps. Losses are kept in `--output`, a file a problem; with
+none nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+
+from benchmarks.drop_in import card, running
+from benchmarks.drop_in.problems import PROBLEMS, Small
+from benchmarks.drop_in.running import NATURAL, TUNED, Cell, Limits
+from benchmarks.timing import environment
+
+RATES = [0.03, 0.1, 0.3, 1.0, "default"]
+QUICK = {
+    "problems": ["digits_mlp", "digits_cnn", "diabetes", "logistic"],
+    "optimizers": ["natural_gradient", "kfac", "kfac_adaptive"],
+    "batches": [64],
+    "steps": 100,
+    "limit": 15.0,
+}
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    some = lambda of: lambda text: [of(one) for one in text.split(",") if one]
+    rate = lambda text: text if text == "default" else float(text)
+    parser.add_argument("--problems", type=some(str), default=[*PROBLEMS])
+    parser.add_argument("--optimizers", type=some(str), default=[*NATURAL])
+    parser.add_argument("--rates", type=some(rate), default=RATES)
+    parser.add_argument("--batches", type=some(int), default=[32, 128])
+    parser.add_argument("--momentum", type=some(float), default=[0.0, 0.9])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="CPU seconds of a cell"
+    )
+    parser.add_argument("--output", type=Path, help="a folder")
+    parser.add_argument(
+        "--keep", action="store_true", help="run only what --output lacks"
+    )
+    parser.add_argument("--quick", action="store_true", help="a part: five minutes")
+    given, _ = parser.parse_known_args(argv)
+    if given.quick:
+        parser.set_defaults(**QUICK)
+    options = parser.parse_args(argv)
+    for names, known in (
+        (options.problems, PROBLEMS),
+        (options.optimizers, NATURAL | TUNED),
+    ):
+        for name in names:
+            if name not in known:
+                parser.error(f"{name!r} is none of {', '.join(known)}.")
+    return options
+
+
+def main(argv: list[str] | None = None) -> dict[str, card.Sheet]:
+    """Problem -> its sheet."""
+    options = parsed(argv)
+    started = time.perf_counter()
+    sheets = {}
+    for name in options.problems:
+        sheets[name] = of_problem(name, options)
+    print(f"{time.perf_counter() - started:.0f} s")
+    return sheets
+
+
+def of_problem(name: str, options: argparse.Namespace) -> card.Sheet:
+    found = PROBLEMS[name]()
+    path = options.output and options.output / f"{name}.json"
+    sheet = sheet_of(name, found, path, options)
+    limits = Limits(options.steps, options.limit)
+    for batch in options.batches:
+        problem = found.problem._replace(batch=batch)
+        for seed in range(1, options.seeds + 1):
+            if sheet.best("adam", batch, seed) is None:
+                names = [*TUNED]
+                break
+        else:
+            names = []
+        for optimizer in names + options.optimizers:
+            for momentum in options.momentum if optimizer in NATURAL else [0.0]:
+                if options.keep and any(
+                    key[:3] == (optimizer, batch, momentum) for key in sheet.cells
+                ):
+                    continue
+                cells = running.cells(
+                    optimizer, problem, momentum, options.rates, options.seeds, limits
+                )
+                cells = [*cells]
+                for cell in cells:
+                    sheet.add(cell)
+                if cells:
+                    print(line(name, sheet, cells), flush=True)
+                    if path:
+                        sheet.save(path)
+    return sheet
+
+
+def sheet_of(name: str, found: Small, path: Path | None, options) -> card.Sheet:
+    """What is known from before: all cells of the file, or Adam's of the last card."""
+    here = environment()
+    about = {
+        "data": found.problem.about,
+        "parameters": sum(
+            leaf.size for leaf in jax.tree.leaves(found.problem.initial(1))
+        ),
+        "steps": options.steps,
+        "environment": here,
+        "commits": [here["commit"]],
+    }
+    sheet = card.Sheet(found.floor, about)
+    before = card.load(path) if path else None
+    tuned = card.load(card.FOLDER / "after" / f"{name}.json")
+    for source, wanted in ((tuned, [*TUNED]), (before, [*TUNED, *NATURAL])):
+        if source and source.about["steps"] == options.steps:
+            for cell in source.cells.values():
+                if cell.optimizer in wanted:
+                    sheet.add(cell)
+    if before:
+        commits = {*about["commits"], *before.about["commits"]}
+        about["commits"] = sorted(commit for commit in commits if commit)
+    return sheet
+
+
+def line(name: str, sheet: card.Sheet, cells: list[Cell]) -> str:
+    """Ratios by rate, then what it cost."""
+    first = cells[0]
+    ratios = "  ".join(
+        f"{cell.rate or 'as it comes'}: {cell.note or format(sheet.ratio(cell), '.3g')}"
+        for cell in cells
+    )
+    momentum = f" momentum {first.momentum}" if first.momentum else ""
+    cost = ""
+    if first.first and first.step_seconds is not None:
+        cost = (
+            f"   [first step {first.first[1]:.1f}, step {first.step_seconds:.3f} CPU s]"
+        )
+    return f"{name} {first.optimizer} {first.batch}{momentum}   {ratios}{cost}"
+
+
+if __name__ == "__main__":
+    with jax.numpy_rank_promotion("allow"):
+        main()

@@ -1,0 +1,199 @@
+"""Programs of the card: an optimizer with one setting, compiled for one problem.
+
+The learning rate is an argument of the compiled step, so that one program serves all
+rates, all seeds and, under stress, other data of the same shapes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from optax import contrib
+
+import natgrad as ng
+from benchmarks.optimizers import Entry
+from benchmarks.racing import Local
+from benchmarks.training import Problem
+
+TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam and Muon, which are tuned
+TUNED: dict[str, Callable] = {"adam": optax.adam}
+if hasattr(contrib, "muon"):
+    TUNED["muon"] = contrib.muon
+NATURAL: dict[str, Callable] = {
+    "natural_gradient": ng.natural_gradient,
+    "gram": ng.gram,
+    "spring": ng.spring,
+    "matrix_free": ng.matrix_free,
+    "kfac": ng.kfac,
+    "ekfac": ng.ekfac,
+    "diagonal_fisher": ng.diagonal_fisher,
+    "empirical_fisher": ng.empirical_fisher,
+    "kfac_adaptive": ng.kfac_adaptive,
+}
+OWN_MOMENTUM = ("spring",)  # `momentum=` is part of the method: always as it comes
+EVERY = 20  # steps between two looks at the loss
+
+Rate = float | str | None  # a number, "default", or None where there is none to give
+
+
+class Cell(NamedTuple):
+    """What was found.
+
+    Attributes:
+        optimizer, batch, momentum, rate, seed: which cell of its problem.
+        loss: of all data, before the first step, after every `EVERY` steps and the
+            last, as far as the cell came.
+        steps: that were taken.
+        step_seconds: CPU seconds of a step, of all threads, in the mean.
+        first: seconds and CPU seconds of state, trace, compilation and first step.
+        note: why it was not finished: "too slow", "too large" or an error; else "".
+    """
+
+    optimizer: str
+    batch: int
+    momentum: float
+    rate: Rate
+    seed: int
+    loss: list[float]
+    steps: int
+    step_seconds: float | None
+    first: tuple[float, float] | None
+    note: str = ""
+
+    @property
+    def key(self) -> tuple:
+        """Which cell: a later measurement of it replaces an earlier one."""
+        return tuple(self[:5])
+
+
+class Limits(NamedTuple):
+    """Of a cell: steps to take, CPU seconds for them, bytes of temporary memory."""
+
+    steps: int = 200
+    seconds: float = 60.0
+    memory: int = 2**31
+
+
+def parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments that an optimizer has."""
+    return dict(inspect.signature((TUNED | NATURAL)[name]).parameters)
+
+
+def extra_arguments(name: str, momentum: float) -> dict[str, float] | None:
+    """What a momentum is to an optimizer; {} as it comes, None where it has none."""
+    if momentum == 0:
+        return {}
+    known = name in NATURAL and "momentum" in parameters(name)
+    return {"momentum": momentum} if known and name not in OWN_MOMENTUM else None
+
+
+def settings(name: str, rates: list[float | str]) -> list[tuple[Rate, tuple]]:
+    """[(rate as asked for, arguments of the program)]."""
+    if name in TUNED:
+        return [(rate, (rate,)) for rate in TUNED_RATES]
+    if "learning_rate" not in parameters(name):
+        return [(None, ())]
+    default = parameters(name)["learning_rate"].default
+    values = {rate: default if rate == "default" else rate for rate in rates}
+    return [(k, (v,)) for k, v in values.items() if isinstance(v, (int, float))]
+
+
+def entry(name: str, extra: dict[str, float]) -> Entry:
+    """The optimizer with its rate as an argument."""
+    if name in TUNED:
+        return Entry(((0.01,),), lambda _, rate: TUNED[name](rate))
+    make = NATURAL[name]
+    if "learning_rate" not in parameters(name):
+        return Entry(((),), lambda model: make(model=model, **extra))
+    return Entry(
+        ((0.01,),), lambda model, rate: make(learning_rate=rate, model=model, **extra)
+    )
+
+
+class Program:
+    """A compiled step of one optimizer on one problem, with its batch size.
+
+    Attributes:
+        problem: whose data it trains on; another of the same shapes may be set.
+        first: seconds and CPU seconds to the end of a first step.
+    """
+
+    def __init__(self, name: str, problem: Problem, extra: dict[str, float]):
+        jax.clear_caches()  # nothing is left of the optimizers before
+        self.problem = problem
+        self.measured = jax.jit(problem.loss)
+        batch = next(problem.picks(0))
+        jax.block_until_ready((problem.initial(0), problem.examples(batch)))
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.runner = Local(problem, entry(name, extra), self.loss_of)
+        memory = self.runner.program.memory_analysis()
+        self.memory = memory.temp_size_in_bytes if memory else 0
+        self.first = (time.perf_counter() - wall, time.process_time() - cpu)
+        self.stepped = False
+
+    def loss_of(self, params) -> float:
+        """Of all data."""
+        return float(self.measured(params, self.problem.x, self.problem.y))
+
+    def train(self, setting: tuple, seed: int, limits: Limits) -> dict:
+        """Fields of a cell: losses, steps, seconds a step, note."""
+        if self.memory > limits.memory:
+            note = f"too large: {self.memory / 2**30:.1f} GiB"
+            return {"loss": [], "steps": 0, "step_seconds": None, "note": note}
+        self.runner.problem, self.runner.setting = self.problem, setting
+        losses, done, spent, note = [self.runner.start(seed)], 0, 0.0, ""
+        picks = self.problem.picks(seed)
+        while done < limits.steps and not note and np.isfinite(losses[-1]):
+            # The first step is alone, so that a very slow one is noticed.
+            count = min(EVERY - done % EVERY, limits.steps - done) if done else 1
+            wall, cpu, loss = self.runner.turn([next(picks) for _ in range(count)])
+            if not self.stepped:
+                self.first = self.first[0] + wall, self.first[1] + cpu
+                self.stepped = True
+            if done:
+                losses.append(loss)
+            done, spent = done + count, spent + cpu
+            allowed = limits.seconds * (3 if done == 1 else 1)
+            if spent / done * limits.steps > allowed:
+                note = "too slow"
+        return {
+            "loss": losses,
+            "steps": done,
+            "step_seconds": spent / max(done, 1),
+            "note": note,
+        }
+
+
+def cells(
+    name: str,
+    problem: Problem,
+    momentum: float,
+    rates: list[float | str],
+    seeds: int,
+    limits: Limits,
+) -> Iterator[Cell]:
+    """A cell for each rate and seed; one that is too slow stands for those after it."""
+    extra = extra_arguments(name, momentum)
+    if extra is None:
+        return
+    empty = {"loss": [], "steps": 0, "step_seconds": None}
+    program, note = None, ""
+    for rate, setting in settings(name, rates):
+        for seed in range(1, seeds + 1):
+            found = empty | {"note": note}
+            try:
+                if not note:
+                    program = program or Program(name, problem, extra)
+                    found = program.train(setting, seed, limits)
+            except Exception as error:  # the card says so, and goes on
+                found = empty | {"note": f"{type(error).__name__}: {error}"[:200]}
+            note = found["note"]
+            first = program and program.first
+            where = (name, problem.batch, momentum, rate, seed)
+            yield Cell(*where, **found, first=first)
