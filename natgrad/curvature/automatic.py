@@ -58,6 +58,7 @@ class OfTheBatch(Curvature):
     """Sample space, parameter space or matrix-free, for the batch at hand."""
 
     requires_batch: ClassVar[bool] = True
+    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
         """A key."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.metrics.base import Metric
 from natgrad.model import DoesNotFitError, Model
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,12 +33,14 @@ class Curvature(abc.ABC):
         labels: over which labels: `Exact()`, `Sampled(n)`, `Empirical()`, `Centred()`.
         requires_batch: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
+        keeps_all_of_f: does the metric of one batch have every entry of F?
     """
 
     model: Model
     labels: Labels = Exact()  # noqa: RUF009 (frozen, without state)
 
     requires_batch: ClassVar[bool] = False
+    keeps_all_of_f: ClassVar[bool] = False
 
     def __post_init__(self):
         if not isinstance(self.model, Model):
@@ -112,9 +115,24 @@ class Curvature(abc.ABC):
         loss, gradient = self.loss_and_gradient(params, inputs, targets)
         return loss, gradient, self.estimate(params, inputs, targets, key)
 
+    @property
+    def is_exact(self) -> bool:
+        """Is the metric of one batch its Fisher information, labels integrated out?"""
+        return self.keeps_all_of_f and isinstance(self.labels, Exact)
+
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean of KL(p(· | params, x) ‖ p(· | other, x)) in nats, shape ()."""
-        return self.model.kl(params, other, inputs)
+        return self.divergence_from(params, inputs)(other)
+
+    def divergence_from(
+        self, params: Params, inputs: Inputs
+    ) -> Callable[[Params], Array]:
+        """`divergence` from these parameters, whose outputs are computed once."""
+        return self.model.kl_from(params, inputs)
+
+    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
+        """As of `Model.labels_per_example`, a mean over the whole batch."""
+        return self.model.labels_per_example(params, inputs)
 
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
 class Delegate(Curvature):
@@ -99,9 +100,15 @@ class Wrapper(Delegate):
     ) -> Statistics:
         """The changed statistics of one batch; see `Curvature.estimate`."""
 
-    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+    def divergence_from(
+        self, params: Params, inputs: Inputs
+    ) -> Callable[[Params], Array]:
         """As the curvature does, of the whole batch."""
-        return self.curvature.divergence(params, other, inputs)
+        return self.curvature.divergence_from(params, inputs)
+
+    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
+        """As the curvature does, of the whole batch."""
+        return self.curvature.labels_per_example(params, inputs)
 
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 
@@ -33,6 +33,8 @@ _SMALL = 512
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense(PullbackCurvature):
     """F as a matrix [P, P]."""
+
+    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""

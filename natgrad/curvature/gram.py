@@ -71,6 +71,7 @@ class Gram(Curvature):
     declared: Mapping[str, Any] | None = None
 
     requires_batch: ClassVar[bool] = True
+    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> GramStatistics:
         """A key."""

@@ -13,7 +13,7 @@ Source: Amari & Nagaoka, Methods of Information Geometry (2000), section 3.2.
 from __future__ import annotations
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from natgrad.typing import Array, Inputs, Key, Params, Statistics
 @dataclasses.dataclass(frozen=True, eq=False)
 class KLHessian(Curvature):
     """F as the Hessian of a divergence, a matrix [P, P]."""
+
+    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> Statistics:
         """Zeros [P, P]."""

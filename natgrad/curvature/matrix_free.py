@@ -67,6 +67,7 @@ class MatrixFree(Curvature):
     preconditioner: Preconditioner = Identity()  # noqa: RUF009
 
     requires_batch: ClassVar[bool] = True
+    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> MatrixFreeStatistics:
         """Zero statistics of the preconditioner, and a key."""

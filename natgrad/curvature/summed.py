@@ -38,7 +38,7 @@ from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,11 +136,20 @@ class SummedCurvature(Curvature):
         )
         return means, sums, weight
 
-    def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
+    def divergence_from(
+        self, params: Params, inputs: Inputs
+    ) -> Callable[[Params], Array]:
+        """Means over the examples of all devices."""
+        kl, local = self.model.kl_from(params, inputs), Batch(params, inputs)
+        one = jnp.ones(())
+        return lambda other: self.psum_over_devices(kl(other), (), one, local)[0]
+
+    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
         """The mean over the examples of all devices."""
-        mean = self.model.kl(params, other, inputs)
-        local = Batch(params, inputs)
-        return self.psum_over_devices(mean, (), jnp.ones_like(mean), local)[0]
+        mean = self.model.labels_per_example(params, inputs)
+        if self.model.weights is None:
+            return mean
+        return self.psum_over_devices(mean, (), jnp.ones(()), Batch(params, inputs))[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

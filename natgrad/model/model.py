@@ -12,10 +12,8 @@ so that a weight of 0 does what removing that factor does, an example all of who
 factors are masked does not count, and scaling all weights changes nothing. The Fisher
 information and `kl` are weighted in the same way.
 
-z_n may depend on all that apply is given: on a dropout key that the examples share, on
-their places in the batch, on each other (batch normalisation by the batch's statistics,
-contrastive scores, nodes of a graph). The Fisher information is that of the batch's
-joint law, given which the y_n are independent:
+z_n may depend on all that apply is given: a dropout key that the examples share, their
+places in the batch, each other. The Fisher information is that of the joint law:
 
     F = (1/N) Σ_n J_nᵀ F_{z_n} J_n,     J_n = ∂z_n/∂θ, the other examples included
 """
@@ -23,6 +21,7 @@ joint law, given which the y_n are independent:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,20 +63,7 @@ class Model:
     chunk_size: int | None = None
 
     def __post_init__(self):
-        if not callable(self.apply):
-            raise ValueError(
-                "Model's first argument must be a function (params, inputs) -> z, got "
-                f"{self.apply!r}."
-            )
-        if not isinstance(self.family, Family):
-            raise ValueError(
-                "Model's second argument must be a natgrad Family such as "
-                f"natgrad.families.Categorical(), got {self.family!r}."
-            )
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(
-                f"chunk_size must be at least 1 or None, got {self.chunk_size}."
-            )
+        label_checks.check_specification(self.apply, self.family, self.chunk_size)
 
     def outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
         """z in at least float32; arguments and errors are those of `raw_outputs`."""
@@ -105,13 +91,7 @@ class Model:
     ) -> Float[Array, " N"]:
         """Σ_t w_nt log p(y_nt | z_nt) for each example, [N], in nats.
 
-        Args:
-            params: θ.
-            inputs: of a batch.
-            targets: its labels, [N, ...] as the family has them.
-
-        Raises:
-            ValueError: as `loss`, but for weights that are all 0.
+        Arguments and errors are those of `loss`, but weights may all be 0.
         """
         z, weights, y = self._batch(params, inputs, targets)
         return jax.vmap(self._log_prob)(z, weights, y)
@@ -146,11 +126,31 @@ class Model:
             other: θ of the second.
             inputs: of a batch.
         """
-        z, z2 = self.outputs(params, inputs), self.outputs(other, inputs)
+        return self.kl_from(params, inputs)(other)
+
+    def kl_from(self, params: Params, inputs: Inputs) -> Callable[[Params], Array]:
+        """other -> `kl`, with the outputs of the first law computed once."""
+        z = self.outputs(params, inputs)
         weights = self._weights(inputs, z, z.shape[0])
         keys = batch.factor_keys(self.family, z, weights)
         divergence = jax.vmap(self.factor_sum(self.family.kl_under))
-        return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
+
+        def kl(other):
+            z2 = self.outputs(other, inputs)
+            return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
+
+        return kl
+
+    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
+        """Σ_nt w_nt / Σ_n max_t w_nt: a sequence has a label a position, say.
+
+        A number without weights, else of shape (). Shapes do for the parameters.
+        """
+        z = jax.eval_shape(self.outputs, params, inputs)
+        if self.weights is None:
+            return math.prod(self._factors(z))
+        weights = self._weights(inputs, z, z.shape[0])
+        return jnp.sum(weights) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
         """Labels y_n ~ p(· | θ, x_n), [N, ...].
@@ -274,10 +274,12 @@ class Model:
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
-        ndim = self.family.parameter_ndim
-        factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
         weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return weighting.factor_weights(weights, (count, *factors), z)
+        return weighting.factor_weights(weights, (count, *self._factors(z)), z)
+
+    def _factors(self, z) -> tuple[int, ...]:
+        ndim = self.family.parameter_ndim
+        return () if ndim is None else z.shape[1 : z.ndim - ndim]
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""

@@ -1,4 +1,4 @@
-"""Outputs and labels of a batch: their shape, and what becomes of impossible labels.
+"""What a model is made of, its outputs and its labels, checked.
 
 Impossible labels raise where their values are known. Under jit they are not, and what
 is impossible there makes NaN.
@@ -18,6 +18,28 @@ from natgrad.families.base import Family
 from natgrad.model import weights as weighting
 from natgrad.model.batch import Example
 from natgrad.typing import Array, ArrayLike
+
+
+def check_specification(apply: Any, family: Any, chunk_size: int | None) -> None:
+    """Raise a ValueError for what no model can be made of.
+
+    Args:
+        apply: the model's first argument.
+        family: its second.
+        chunk_size: as of `Model`.
+    """
+    if not callable(apply):
+        raise ValueError(
+            "Model's first argument must be a function (params, inputs) -> z, got "
+            f"{apply!r}."
+        )
+    if not isinstance(family, Family):
+        raise ValueError(
+            "Model's second argument must be a natgrad Family such as "
+            f"natgrad.families.Categorical(), got {family!r}."
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
 
 
 def check_outputs(z: Any, count: int | None, family: Family) -> None:

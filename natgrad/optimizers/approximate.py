@@ -13,15 +13,12 @@ from natgrad.curvature import (
     Diagonal,
     Empirical,
     Sampled,
-    SubBatch,
 )
-from natgrad.curvature.base import Curvature
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
-from natgrad.optimizers.chains import chain, descend
+from natgrad.optimizers.chains import LEARNING_RATE, RADIUS, REQUIRED, descend
 from natgrad.transforms.damping import Damping, TrustRegion
 from natgrad.transforms.inverse_cache import Refresh
-from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
 
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
@@ -30,11 +27,14 @@ SPARING = Refresh(statistics=5, inverses=10, warm_up=20)
 
 
 def diagonal_fisher(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """−η g/(diag F + λ) with the exact diagonal of the Fisher information.
 
@@ -46,6 +46,9 @@ def diagonal_fisher(
         model: the statistical model.
         damping: λ, or a schedule.
         decay: of the moving average of diag F.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -56,15 +59,19 @@ def diagonal_fisher(
     Source: Becker & LeCun (1989), Improving the convergence of back-propagation
     learning with second order methods, for the diagonal; Amari (1998) for F.
     """
-    return descend(Diagonal(model), learning_rate, damping, decay)
+    applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
+    return descend(Diagonal(model), applied, damping=damping, decay=decay)
 
 
 def empirical_fisher(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """−η (E + λI)⁻¹ g with the empirical Fisher E, which is not the Fisher.
 
@@ -77,6 +84,9 @@ def empirical_fisher(
         model: the statistical model.
         damping: λ, or a schedule.
         decay: of the moving average of E.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -87,30 +97,27 @@ def empirical_fisher(
     Source: Kunstner, Hennig & Balles (2019), Limitations of the empirical Fisher
     approximation for natural gradient descent.
     """
-    return descend(Dense(model, Empirical()), learning_rate, damping, decay)
+    applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
+    form = Dense(model, Empirical())
+    return descend(form, applied, damping=damping, decay=decay)
 
 
 def kfac(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
-    trust_region: ArrayLike | Damping | None = 0.1,
-    sub_batch: int | None = None,
-    then: optax.GradientTransformation | None = None,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: −η (A + π√λ I)⁻¹ g (G + √λ/π I)⁻¹, layer by layer.
 
     Factors from labels sampled once, averaged, and inverted every few steps: by default
     factors are estimated every 5 steps and inverted every 10; during the first 20 they
     are estimated in each and inverted whenever the number of steps has doubled.
-    Momentum and weight decay are optax's:
-
-        kfac(0.1, model, then=optax.trace(0.9), trust_region=1e-3)
-        kfac(0.1, model, then=optax.add_decayed_weights(1e-4))
-
     The model needs `example_inputs`. Memory about 3 Σ (I² + O²) over layers.
 
     Args:
@@ -119,16 +126,11 @@ def kfac(
         damping: λ, or a schedule.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed;
-            `natgrad.Refresh(inverses=10)` estimates factors in every step.
-        trust_region: δ in nats; steps of a larger KL divergence, by ½ η² ⟨d, F d⟩ and
-            then as measured, are shrunk to it (`natgrad.damping.TrustRegion`), which
-            an old inverse needs while F still changes fast. With a momentum β after it
-            the sum of steps is up to 1/(1 − β) times as long: take δ (1 − β)². For a
-            classifier, whose loss soon falls below 0.1, take 0.01. None for none: one
-            product with F less, and no forward pass.
-        sub_batch: k: the statistics are those of every k-th example of the batch; None
-            for all. Four does no harm where the batch has hundreds.
-        then: what comes between the direction and the learning rate.
+            `natgrad.Refresh(inverses=10)` estimates factors in every step. With
+            `sub_batch=k` factors are those of every k-th example of the batch.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -140,27 +142,26 @@ def kfac(
     approximate curvature. For the exact damped inverse of A ⊗ G, compose
     `scale_by_curvature` with `natgrad.kronecker.Eigenbasis()`.
     """
-    direction = scale_by_curvature(
-        _part(KFAC(model, Sampled(1)), sub_batch),
+    return descend(
+        KFAC(model, Sampled(1)),
+        TrustRegion(trust_region, learning_rate, momentum, weight_decay),
         damping=damping,
         decay=decay,
         solver=FactoredTikhonov(),
         refresh=refresh,
-        trust_region=_trust(trust_region, learning_rate),
     )
-    return chain(direction, then, learning_rate=learning_rate)
 
 
 def ekfac(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
-    trust_region: ArrayLike | Damping | None = 0.1,
-    sub_batch: int | None = None,
-    then: optax.GradientTransformation | None = None,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """EKFAC: −η U (Uᵀ g U / (s + λ)) Uᵀ, layer by layer, s the second moments there.
 
@@ -175,9 +176,9 @@ def ekfac(
         decay: of the moving averages of factors and scales.
         refresh: how often, in steps, statistics and bases are renewed; all bases at
             once, whatever `staggered` says.
-        trust_region: as for `kfac`.
-        sub_batch: as for `kfac`.
-        then: as for `kfac`.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -189,21 +190,10 @@ def ekfac(
     Kronecker-factored eigenbasis.
     """
     period = max(1, refresh.inverses // refresh.statistics)  # in estimates
-    direction = scale_by_curvature(
-        _part(EKFAC(model, Sampled(1), period=period), sub_batch),
+    return descend(
+        EKFAC(model, Sampled(1), period=period),
+        TrustRegion(trust_region, learning_rate, momentum, weight_decay),
         damping=damping,
         decay=decay,
         refresh=dataclasses.replace(refresh, inverses=1, staggered=False),
-        trust_region=_trust(trust_region, learning_rate),
     )
-    return chain(direction, then, learning_rate=learning_rate)
-
-
-def _trust(
-    radius: ArrayLike | Damping | None, learning_rate: optax.ScalarOrSchedule
-) -> TrustRegion | None:
-    return None if radius is None else TrustRegion(radius, learning_rate)
-
-
-def _part(curvature: Curvature, every: int | None) -> Curvature:
-    return curvature if every is None else SubBatch(curvature, every)

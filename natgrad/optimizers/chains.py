@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
@@ -11,10 +12,18 @@ from natgrad import tree
 from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.model import Model
-from natgrad.transforms.damping import Damping, check_scalar, known_value
+from natgrad.solvers.base import Solver
+from natgrad.transforms.damping import Damping, TrustRegion, check_scalar, known_value
 from natgrad.transforms.health import SCALED, noted
+from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.typing import ArrayLike
+
+# A rate that trains and a radius δ, in nats a label, that no problem of the report card
+# (`benchmarks.drop_in`) diverges with.
+LEARNING_RATE, RADIUS = 0.3, 1e-3
+# For `model=`, which comes after a learning rate that has a default.
+REQUIRED: Any = None
 
 
 def chain(
@@ -72,17 +81,22 @@ def curvature_of(form: Callable[[Model], Curvature], model: Model) -> Curvature:
 
 def descend(
     curvature: Curvature,
-    learning_rate: optax.ScalarOrSchedule,
+    applied: TrustRegion,
+    *,
     damping: ArrayLike | Damping,
-    decay: ArrayLike,
+    decay: ArrayLike = 0.0,
+    solver: Solver | None = None,
+    refresh: Refresh = EVERY_STEP,
 ) -> optax.GradientTransformationExtraArgs:
-    """−η (F̄ + λI)⁻¹ g.
+    """−η α (v + ω θ) with v = (F̄ + λI)⁻¹ g + β v_before, within a trust region.
 
     Args:
         curvature: the approximation of F.
-        learning_rate: η, or an optax schedule.
+        applied: η, δ, β and ω.
         damping: λ, or a schedule.
-        decay: β of the moving average F̄.
+        decay: of the moving average F̄.
+        solver: as for `scale_by_curvature`.
+        refresh: as for `scale_by_curvature`.
 
     Returns:
         The transformation; its update is to be added to the parameters as it is.
@@ -90,5 +104,12 @@ def descend(
     Raises:
         ValueError: for impossible arguments.
     """
-    direction = scale_by_curvature(curvature, damping=damping, decay=decay)
-    return chain(direction, learning_rate=learning_rate)
+    direction = scale_by_curvature(
+        curvature,
+        damping=damping,
+        decay=decay,
+        solver=solver,
+        refresh=refresh,
+        trust_region=applied,
+    )
+    return chain(direction, learning_rate=applied.learning_rate)

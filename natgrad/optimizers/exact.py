@@ -18,10 +18,16 @@ from natgrad.curvature import (
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.preconditioners import Preconditioner
 from natgrad.model import Model
-from natgrad.optimizers.chains import chain, curvature_of, descend
+from natgrad.optimizers.chains import (
+    LEARNING_RATE,
+    RADIUS,
+    REQUIRED,
+    chain,
+    curvature_of,
+    descend,
+)
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
-from natgrad.transforms.damping import Damping
-from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.transforms.damping import Damping, TrustRegion
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
@@ -31,12 +37,15 @@ PLAIN = Identity()
 
 
 def natural_gradient(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     curvature: Callable[[Model], Curvature] | None = None,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """The exact natural gradient: −η (F + λI)⁻¹ g with the whole Fisher information.
 
@@ -52,6 +61,10 @@ def natural_gradient(
             matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
             MatrixFree of `natgrad.curvature`; None for Automatic.
+        trust_region: δ, in nats a label; a step of a larger KL divergence, momentum and
+            weight decay included, is shortened to it. None for no bound.
+        momentum: β in [0, 1) of v = d + β v_before; None for none.
+        weight_decay: ω >= 0, decoupled: −η ω θ is added to the step.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -63,15 +76,19 @@ def natural_gradient(
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
-    return descend(curvature_of(form, model), learning_rate, damping, decay)
+    applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
+    return descend(curvature_of(form, model), applied, damping=damping, decay=decay)
 
 
 def gram(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     labels: Labels = ONE_SAMPLE,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """−η (F + λI)⁻¹ g, solved exactly in sample space, where M×M matrices do.
 
@@ -84,6 +101,9 @@ def gram(
         damping: λ, or a schedule.
         labels: over which labels; `Exact()` has as many columns an example as the
             model has outputs.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -94,28 +114,32 @@ def gram(
     Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural
     gradient methods for training neural networks.
     """
-    return descend(Gram(model, labels), learning_rate, damping, 0.0)
+    applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
+    return descend(Gram(model, labels), applied, damping=damping)
 
 
 def spring(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     momentum: ArrayLike = 0.99,
-    constraint: ArrayLike = 1e-3,
+    constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
+    trust_region: ArrayLike | Damping | None = RADIUS,
 ) -> optax.GradientTransformationExtraArgs:
-    """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), and |η φ|² at most c.
+    """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), within a trust region.
 
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule.
         momentum: μ in [0, 1].
-        constraint: c > 0, in squared units of the parameters.
+        constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
+            the paper has in place of a trust region; None for none.
         curvature: model -> curvature; None for Gram with `Exact` labels. A function
             such as lambda m: Gram(m, Sampled(1)) chooses the labels too.
+        trust_region: as for `natural_gradient`; φ is remembered as it was shortened.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -127,20 +151,28 @@ def spring(
     accelerate the optimization of neural network wavefunctions.
     """
     form = Gram if curvature is None else curvature
-    return chain(
-        scale_by_spring(curvature_of(form, model), damping=damping, momentum=momentum),
-        scale_by_norm_constraint(learning_rate, constraint),
-        learning_rate=learning_rate,
+    direction = scale_by_spring(
+        curvature_of(form, model),
+        damping=damping,
+        momentum=momentum,
+        trust_region=TrustRegion(trust_region, learning_rate),
     )
+    limit = None
+    if constraint is not None:
+        limit = scale_by_norm_constraint(learning_rate, constraint)
+    return chain(direction, limit, learning_rate=learning_rate)
 
 
 def matrix_free(
-    learning_rate: optax.ScalarOrSchedule,
-    model: Model,
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
     *,
     damping: ArrayLike | Damping = 1e-3,
     stop: Stopping = HUNDRED,
     preconditioner: Preconditioner = PLAIN,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """−η (F + λI)⁻¹ g by preconditioned conjugate gradients on Fisher products.
 
@@ -156,6 +188,9 @@ def matrix_free(
             `natgrad.krylov`.
         preconditioner: `natgrad.curvature.Identity()`, `Nystrom(rank)`, `Kronecker()`
             (K-FAC, which needs `example_inputs`) or `Jacobi()`.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -165,9 +200,9 @@ def matrix_free(
 
     Source: Martens (2010), Deep learning via Hessian-free optimization, section 4.
     """
-    direction = scale_by_curvature(
+    return descend(
         MatrixFree(model, stop=stop, preconditioner=preconditioner),
+        TrustRegion(trust_region, learning_rate, momentum, weight_decay),
         damping=damping,
         solver=WarmStart(),
     )
-    return chain(direction, learning_rate=learning_rate)

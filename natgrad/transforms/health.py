@@ -81,6 +81,7 @@ def compute_health(
         residual=solved.residual,
         ratio=solved.ratio,
         predicted_decrease=jnp.where(skipped, 0, decrease),
+        scale=scale.astype(last.scale.dtype),
         skipped=skipped,
         skips=tree.increment(last.skips, skipped),
         reason=first_failure(step.finite, step.damped, usable, solved.usable),

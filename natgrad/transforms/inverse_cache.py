@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.sub_batch import SubBatch
+from natgrad.model.batch import check_stride
 from natgrad.solvers.base import CachedSolver, Solver, StatefulSolver
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
@@ -27,7 +29,7 @@ from natgrad.typing import Array, Params
 @final
 @dataclasses.dataclass(frozen=True)
 class Refresh:
-    """How often, in steps.
+    """How often, in steps, and from which part of the batch.
 
     Attributes:
         statistics: between two estimates of the statistics.
@@ -38,14 +40,19 @@ class Refresh:
             and inverses renewed whenever the number of steps has doubled. The average
             of a few small estimates is far from full rank, and its inverse far too long
             in what they miss.
+        sub_batch: k: the statistics are those of every k-th example of the batch; None
+            for all. Four does no harm where the batch has hundreds.
     """
 
     statistics: int = 1
     inverses: int = 1
     staggered: bool = False
     warm_up: int = 0
+    sub_batch: int | None = None
 
     def __post_init__(self):
+        if self.sub_batch is not None:
+            check_stride("Refresh(sub_batch=...)", self.sub_batch)
         if not isinstance(self.warm_up, int) or self.warm_up < 0:
             raise ValueError(
                 "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
@@ -58,6 +65,12 @@ class Refresh:
                     f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
                     f"{period!r}."
                 )
+
+    def of_part(self, curvature: Curvature) -> Curvature:
+        """The curvature with statistics of a part of each batch, or as it is."""
+        if self.sub_batch is None:
+            return curvature
+        return SubBatch(curvature, self.sub_batch)
 
     def warming(self, steps: Array) -> Array:
         """Does the warm-up renew inverses after so many steps: 0, 1, 2, 4, 8 …?"""

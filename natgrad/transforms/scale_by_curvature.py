@@ -15,6 +15,8 @@ statistics stay what they were, and `health` says so.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,7 +24,13 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
-from natgrad.transforms.damping import Damping, as_damping, check_number, known_value
+from natgrad.transforms.damping import (
+    Damping,
+    as_damping,
+    check_number,
+    check_scalar,
+    known_value,
+)
 from natgrad.transforms.health import compute_health
 from natgrad.transforms.inverse_cache import (
     EVERY_STEP,
@@ -65,7 +73,8 @@ def scale_by_curvature(
         tx.update(grads, state, params)                         # after natgrad.observe
 
     With `statistics=` give `inputs=x` too where there is a trust region: it measures
-    its divergence on the batch, and without one the quadratic model alone decides.
+    its divergence on the batch, and without one the quadratic model alone decides. Its
+    learning rate must be that of what follows in the chain.
     `damping=` in place of the rule's λ where something else adapts it and, inside
     `optax.masked` or `optax.multi_transform`, `model_params=` with the whole parameter
     tree, of which `params` is then a part.
@@ -76,7 +85,8 @@ def scale_by_curvature(
         decay: β of the moving average in [0, 1); 0 uses the current batch alone.
         solver: (metric, gradient, damping) -> direction; None for `metric.solution`.
         refresh: how often statistics and cached inverses are renewed.
-        trust_region: a bound on the KL divergence of a step, in nats; None for none.
+        trust_region: momentum, weight decay, and a bound on the KL divergence of what
+            is applied, in nats a label; None for none.
         seed: of the random key, for sampled labels and whatever else is drawn.
 
     Returns:
@@ -86,8 +96,11 @@ def scale_by_curvature(
         ValueError: for impossible arguments, here or at the first `update`.
     """
     damping_rule = as_damping(damping)
-    _check_decay(decay, curvature)
     check_refresh(refresh, solver)
+    curvature = refresh.of_part(curvature)
+    _check_decay(decay, curvature)
+    _check_trust_region(trust_region)
+    current = known_value(decay) == 0 and refresh.statistics == 1
 
     def init(params):
         if not jax.tree.leaves(params):
@@ -104,6 +117,7 @@ def scale_by_curvature(
             inverse=init_inverse_cache(refresh, solver, specialized, params),
             health=unknown_health(layout.dtype),
             owner=owner(curvature, params),
+            velocity=trust_region.init(params) if trust_region is not None else (),
         )
 
     def update(updates, state, params=None, **extra_args):
@@ -113,8 +127,9 @@ def scale_by_curvature(
         )
         before = state._replace(decay=jnp.asarray(decay, step.layout.dtype))
         state, usable = update_statistics_and_inverse(refresh, solver, step, before)
-        solved = solve(refresh, solver, step, state, usable, trust_region)
-        bounded = apply_trust_region(trust_region, step, solved, state.count)
+        solved = solve(refresh, solver, step, state, usable)
+        exact = current and step.curvature.is_exact and step.statistics is None
+        bounded = apply_trust_region(trust_region, step, solved, state, exact)
         health = compute_health(step, usable, solved, bounded, state.health)
         if step.curvature.requires_batch:  # its solution alone shows a bad batch
             state = tree.where(solved.usable, state, before)
@@ -123,6 +138,7 @@ def scale_by_curvature(
             key=step.next_key,
             inverse=solved.inverse,
             health=health,
+            velocity=bounded.velocity,
         )
 
     return transformation(init, update)
@@ -140,4 +156,29 @@ def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
             f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "
             "that keeps a matrix, such as natgrad.curvature.Dense or KFAC. Inside "
             "optax.inject_hyperparams keep decay static by static_args='decay'."
+        )
+
+
+def _check_trust_region(rule: TrustRegion | None) -> None:
+    """Raise a ValueError for impossible numbers."""
+    if rule is None:
+        return
+    if rule.radius is not None:
+        check_scalar("trust_region", rule.radius)
+        radius = None if callable(rule.radius) else known_value(rule.radius)
+        if radius is not None and not radius > 0:
+            raise ValueError(
+                "The radius of a trust region must be positive, in nats a label, got "
+                f"{rule.radius}; None for no bound."
+            )
+    if rule.momentum is not None:
+        check_number("momentum", rule.momentum)
+        known = known_value(rule.momentum)
+        if known is not None and not 0 <= known < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {rule.momentum}.")
+    check_number("weight_decay", rule.weight_decay)
+    known = known_value(rule.weight_decay)
+    if known is not None and not 0 <= known < math.inf:
+        raise ValueError(
+            f"weight_decay must be finite and at least 0, got {rule.weight_decay}."
         )

@@ -49,14 +49,12 @@ def solve(
     step: Step,
     state: ScaleByCurvatureState,
     usable: Array,
-    trust_region: Any = None,
 ) -> Solved:
     """(F + λI)⁻¹ g by the solver, with the cached inverse where there is one.
 
     With inverses kept over several steps, the product F d that residual and ratio need
-    is formed once a period, when the inverses are oldest; with a trust region also in
-    each step of the warm-up and of the period after it, when F changes fastest. In
-    between they are those of the last measured step.
+    is formed once a period, when the inverses are oldest. In between they are those of
+    the last measured step.
 
     Args:
         refresh: how often inverses are renewed.
@@ -64,7 +62,6 @@ def solve(
         step: the arguments of the update.
         state: with this step's statistics, and inverses renewed where they were due.
         usable: are gradient, statistics and damping finite?
-        trust_region: of the transformation; None for none.
 
     Raises:
         ValueError: the solver cannot use the rows that the step was given.
@@ -86,8 +83,6 @@ def solve(
     if isinstance(state.inverse, InverseCache):
         age = tree.increment(state.inverse.age, usable, refresh.inverses)
         due = usable & (age % refresh.inverses == 0)
-        if trust_region is not None:
-            due = due | (usable & (age < refresh.warm_up + refresh.inverses))
         inverse = state.inverse._replace(age=age)
         residual, ratio = _measure_if(due, measure, state.health)
     else:

@@ -25,7 +25,13 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
-from natgrad.transforms.damping import Damping, as_damping, check_number, known_value
+from natgrad.transforms.damping import (
+    Damping,
+    TrustRegion,
+    as_damping,
+    check_number,
+    known_value,
+)
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
@@ -55,6 +61,7 @@ def scale_by_spring(
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
+    trust_region: TrustRegion | None = None,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by φ = (F + λI)⁻¹ (g + λ μ φ_before).
@@ -69,6 +76,8 @@ def scale_by_spring(
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
+        trust_region: as for `scale_by_curvature`, without its momentum and weight
+            decay; φ is remembered as it was shortened.
         seed: as for `scale_by_curvature`.
 
     Raises:
@@ -78,6 +87,12 @@ def scale_by_spring(
     known = known_value(momentum)
     if known is not None and not 0 <= known <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    more = trust_region and (trust_region.momentum, trust_region.weight_decay)
+    if more and more != (None, 0):
+        raise ValueError(
+            "scale_by_spring has a momentum of its own and no weight decay, got "
+            f"{trust_region}."
+        )
     rule = as_damping(damping)
     inner = scale_by_curvature(
         curvature,
@@ -85,6 +100,7 @@ def scale_by_spring(
         decay=decay,
         solver=solver,
         refresh=refresh,
+        trust_region=trust_region,
         seed=seed,
     )
 

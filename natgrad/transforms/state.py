@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from natgrad.typing import Array, ArrayLike, Statistics
+from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 
 class Health(NamedTuple):
@@ -30,6 +30,7 @@ class Health(NamedTuple):
         ratio: ⟨d, F d⟩ / ⟨g, d⟩, below 1 for d = (F + λI)⁻¹ g.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
             step −d if F is its curvature, in nats.
+        scale: α in [0, 1], by which the trust region shortened the step; 1 for none.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
         reason: why the last step was skipped, a number of
@@ -43,6 +44,7 @@ class Health(NamedTuple):
     residual: Array
     ratio: Array
     predicted_decrease: Array
+    scale: Array
     skipped: Array
     skips: Array
     reason: Array
@@ -60,6 +62,7 @@ class ScaleByCurvatureState(NamedTuple):
         inverse: what is kept between refreshes; empty where nothing is.
         health: how the last step went.
         owner: whose state it is, see `natgrad.transforms.observation`.
+        velocity: v of a momentum, like the parameters; () without one.
     """
 
     count: Array
@@ -70,6 +73,7 @@ class ScaleByCurvatureState(NamedTuple):
     inverse: Any
     health: Health
     owner: dict[str, tuple]
+    velocity: Params | tuple[()] = ()
 
 
 def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState:
@@ -95,6 +99,7 @@ def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState
         inverse=zero(),
         health=unknown_health(jnp.float32),
         owner=zero(),  # pyright: ignore[reportArgumentType]
+        velocity=zero(),
     )
 
 
@@ -102,7 +107,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
     """The health before the first step, in zeros.
 
     Args:
-        dtype: of damping, residual, ratio and predicted decrease.
+        dtype: of damping, residual, ratio and predicted decrease and scale.
     """
 
     def zero(dtype):  # a buffer for each, so that they can be donated
@@ -115,6 +120,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         residual=zero(dtype),
         ratio=zero(dtype),
         predicted_decrease=zero(dtype),
+        scale=zero(dtype),
         skipped=zero(bool),
         skips=zero(jnp.int32),
         reason=zero(jnp.int32),

@@ -1,7 +1,10 @@
-"""A bound on the KL divergence that a step leads to, instead of damping or as well.
+"""What a direction becomes before it is applied: momentum, decay and a bound on its KL.
 
-The step is shortened, first by the quadratic model of the divergence, ½ ⟨d, F d⟩, and
-then by the divergence itself, measured on the batch.
+    v = d + β v_before,     −η α (v + ω θ) is applied,     v_before ← α v
+
+α in (0, 1] is such that KL(p(· | θ, x) ‖ p(· | θ − η α (v + ω θ), x)) <= δ. So the
+bound is on what is applied: momentum and weight decay lie inside it, and a step that
+was shortened is remembered as short as it was.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import any_over_vmap
+from natgrad.control_flow import any_over_vmap, zeros_unless
 from natgrad.families import Unnormalized
 from natgrad.transforms.solve import Solved
+from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -25,124 +29,177 @@ Damping = Callable[[Array], ArrayLike]
 
 # A measured divergence may exceed its bound by this part of it, which is rounding.
 SLACK = 1e-3
-# How many lengths of a step are measured beside the whole.
-TRIES = 12
+# How many lengths of a step are measured at most.
+TRIES = 13
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class TrustRegion:
-    """Shrinks steps −η d whose KL divergence exceeds δ.
+    """Shrinks steps −η (v + ω θ), v = d + β v_before, whose KL divergence exceeds δ.
 
-    First by the quadratic model of the divergence, which needs no forward pass:
+    The divergence KL(p(· | θ, x) ‖ p(· | θ − η α (v + ω θ), x)), the mean over the
+    batch of the curvature's model, is measured at α = 1, and where it exceeds δ, α is
+    shortened until it does not: a forward pass for each length, beside that at θ. Where
+    ½ η² ⟨d, F d⟩, which is free, is the divergence to second order (the metric is the
+    exact F of this batch; neither momentum nor decay) and comes to less than δ/4,
+    nothing is measured.
 
-        α = min(1, √(2δ / (η² ⟨d, F d⟩)))
+    Without the batch (`statistics=`, `observe`), and for families without a divergence
+    (`Unnormalized`), that quadratic form with the metric at hand alone decides:
 
-    Then, where that model comes to δ/4 or more and the step's `update` is given the
-    batch, by what it is a model of: KL(p(· | θ, x) ‖ p(· | θ − α η d, x)), the mean
-    over the batch of the curvature's model. Where it exceeds δ, α is shortened until
-    it does not: a forward pass, and one more for each time. So the bound holds to 1e-3
-    of δ for the step −η d, if F is the batch's Fisher information or more; where F is
-    an approximation that is less than a quarter of it, or if momentum follows, put
-    `scale_by_kl_trust_region` last in the chain, which measures every step. Without
-    the batch (`statistics=`, `observe`), and for families without a divergence
-    (`Unnormalized`), the quadratic model alone decides.
+        α = min(1, √(2δ / (η² ⟨u, F u⟩))),     u = v + ω θ
 
     Attributes:
-        radius: δ, in nats an example, or a schedule.
+        radius: δ, in nats a label, or a schedule; None for no bound. An example has as
+            many labels as it has factors: a sequence one a position, an image of bits
+            one a pixel, a masked position none. They are counted on the batch, else on
+            the model's example inputs; without either an example has one.
         learning_rate: η, the same as that of the transformation that follows.
+        momentum: β in [0, 1); None for none, and no copy of the parameters for it.
+        weight_decay: ω >= 0, decoupled: beside the direction, and not in v.
 
     Source: Ba, Grosse & Martens (2017), Distributed second-order optimization using
     Kronecker-factored approximations, section 5; Schulman et al. (2015), Trust region
-    policy optimization, appendix C, for the measured divergence.
+    policy optimization, appendix C, for the measured divergence; Martens & Grosse
+    (2015), section 7, for a momentum that is part of the step; Loshchilov & Hutter
+    (2019), Decoupled weight decay regularization.
     """
 
-    radius: ArrayLike | Damping
-    learning_rate: ArrayLike | Damping
+    radius: ArrayLike | Damping | None
+    learning_rate: optax.ScalarOrSchedule
+    momentum: ArrayLike | None = None
+    weight_decay: ArrayLike = 0.0
 
-    def shrinkage(
-        self,
-        count: Array,
-        square: Array,
-        divergence: Callable[[Array], Array] | None = None,
-    ) -> Array:
-        """α for the step d of this count; shape ().
-
-        Args:
-            count: of the step.
-            square: ⟨d, F d⟩.
-            divergence: that of the step −t d, of t; None where it is not known.
-        """
-        radius = jnp.asarray(_at(self.radius, count), square.dtype)
-        learning_rate = _at(self.learning_rate, count)
-        length = learning_rate**2 * square
-        outside = length > 2 * radius
-        alpha = jnp.where(
-            outside, jnp.sqrt(2 * radius / jnp.where(outside, length, 1)), 1
-        ).astype(square.dtype)
-        if divergence is None:
-            return alpha
-        near = length >= radius / 2
-        reach = alpha * learning_rate
-
-        def along(t):
-            return divergence(t * reach).astype(square.dtype)
-
-        def measured():
-            first = jnp.where(near, along(jnp.ones_like(alpha)), 0)
-            return longest_within(along, radius, first)[0]
-
-        return alpha * jax.lax.cond(
-            any_over_vmap(near), measured, lambda: jnp.ones_like(alpha)
-        )
-
-
-def _at(value: ArrayLike | Damping, count: Array) -> ArrayLike:
-    """The value of a constant or a schedule at this count."""
-    return value(count) if callable(value) else value
+    def init(self, params: Params) -> Params | tuple[()]:
+        """v before the first step: zeros like the parameters; () without momentum."""
+        return () if self.momentum is None else jax.tree.map(jnp.zeros_like, params)
 
 
 class BoundedStep(NamedTuple):
     """A step within its trust region.
 
     Attributes:
-        direction: α d, like the parameters.
-        scale: α in (0, 1], shape (); 1 without a trust region.
+        direction: α (v + ω θ), like the parameters.
+        scale: α in [0, 1], shape (); 1 without a trust region.
+        velocity: α v, for the next step; () without momentum.
     """
 
     direction: Params
     scale: Array
+    velocity: Params | tuple[()]
 
 
 def apply_trust_region(
-    trust_region: TrustRegion | None, step: Step, solved: Solved, count: Array
+    trust_region: TrustRegion | None,
+    step: Step,
+    solved: Solved,
+    state: ScaleByCurvatureState,
+    exact: bool,
 ) -> BoundedStep:
-    """The solution, shortened until it lies within the trust region.
+    """The solution with momentum and decay, shortened to lie within the trust region.
 
     Args:
-        trust_region: a bound on the KL divergence in nats; None for none.
+        trust_region: what is applied, and its bound; None for the solution as it is.
         step: the arguments of the update.
         solved: the solution d, with its length in F.
-        count: of the step, which schedules see.
+        state: with the count that schedules see, v of the step before, and the
+            statistics of this step.
+        exact: is the metric the exact F of this batch?
     """
-    direction = solved.direction
     if trust_region is None:
-        return BoundedStep(direction, jnp.ones_like(solved.slope))
+        return BoundedStep(solved.direction, jnp.ones_like(solved.slope), ())
+    velocity, whole = _moved(trust_region, step, solved, state.velocity)
+    if trust_region.radius is None:
+        scale = jnp.ones_like(solved.square)
+    else:
+        labels = _labels_per_example(step)
+        radius = _at(trust_region.radius, state.count) * labels
+        rate = _at(trust_region.learning_rate, state.count)
+        free = solved.square if exact and whole is solved.direction else None
+        scale = _shrinkage(rate, radius, step, state, whole, free)
+    velocity = tree.where(solved.usable, _scaled(scale, velocity), state.velocity)
+    return BoundedStep(_scaled(scale, whole), scale, velocity)
 
-    def scaled(t):
-        return jax.tree.map(lambda d: t.astype(d.dtype) * d, direction)
 
-    def divergence(t):
-        params, inputs = step.batch.params, step.batch.inputs
-        candidate = optax.apply_updates(params, scaled(-t))
-        return step.curvature.divergence(params, candidate, inputs)
+def _moved(
+    rule: TrustRegion, step: Step, solved: Solved, before: Params | tuple[()]
+) -> tuple[Params | tuple[()], Params]:
+    """(v, v + ω θ); the second is 0 for a step that is skipped."""
+    velocity, whole = (), solved.direction
+    if rule.momentum is not None:
+        tree.check_kept(before, whole)
+        velocity = whole = _plus(whole, rule.momentum, before)
+    if not (isinstance(rule.weight_decay, int | float) and rule.weight_decay == 0):
+        whole = _plus(whole, rule.weight_decay, step.batch.params)
+    if whole is not solved.direction:
+        whole = zeros_unless(solved.usable, whole)
+    return velocity, whole
 
-    normalized = not isinstance(step.curvature.model.family, Unnormalized)
-    scale = trust_region.shrinkage(
-        count, solved.square, divergence if step.has_batch and normalized else None
+
+def _shrinkage(
+    rate: ArrayLike,
+    radius: ArrayLike,
+    step: Step,
+    state: ScaleByCurvatureState,
+    whole: Params,
+    square: Array | None,
+) -> Array:
+    """α in [0, 1] for the step −η `whole`, whose ⟨u, F u⟩ is `square` if known."""
+    dtype, curvature = step.layout.dtype, step.curvature
+    params, inputs = step.batch.params, step.batch.inputs
+    rate, radius = jnp.asarray(rate, dtype), jnp.asarray(radius, dtype)
+    if isinstance(curvature.model.family, Unnormalized) or not step.has_batch:
+        metric = curvature.metric(state.statistics, *step.batch[:3])
+        square = tree.inner(whole, metric.mv(whole)).astype(dtype)
+        return _quadratic_shrinkage(rate**2 * square, radius)
+    divergence = curvature.divergence_from(params, inputs)
+
+    def along(t):
+        candidate = optax.apply_updates(params, _scaled(-t * rate, whole))
+        return divergence(candidate).astype(dtype)
+
+    if square is not None:
+        length = rate**2 * square
+        first = _quadratic_shrinkage(length, radius)
+        return first * jax.lax.cond(
+            any_over_vmap(length >= radius / 2),
+            lambda: longest_within(lambda t: along(t * first), radius)[0],
+            lambda: jnp.ones_like(first),
+        )
+    return longest_within(along, radius)[0]
+
+
+def _labels_per_example(step: Step) -> ArrayLike:
+    """On the batch, else on the model's example inputs, else 1."""
+    model, params = step.curvature.model, step.batch.params
+    if step.has_batch:
+        return step.curvature.labels_per_example(params, step.batch.inputs)
+    if model.example_inputs is None:
+        return 1
+    return model.labels_per_example(params, model.example_inputs)
+
+
+def _quadratic_shrinkage(length: Array, radius: Array) -> Array:
+    """min(1, √(2δ/length)) for length = η² ⟨u, F u⟩."""
+    outside = length > 2 * radius
+    return jnp.where(outside, jnp.sqrt(2 * radius / jnp.where(outside, length, 1)), 1)
+
+
+def _plus(tree: Params, scale: ArrayLike, other: Params) -> Params:
+    """tree + scale · other, in the dtypes of the tree."""
+    return jax.tree.map(
+        lambda a, b: a + jnp.asarray(scale, a.dtype) * b.astype(a.dtype), tree, other
     )
-    scale = scale.astype(solved.square.dtype)
-    return BoundedStep(scaled(scale), scale)
+
+
+def _scaled(t: Array, direction: Params) -> Params:
+    return jax.tree.map(lambda d: t.astype(d.dtype) * d, direction)
+
+
+def _at(value: ArrayLike | Damping, count: Array) -> ArrayLike:
+    """The value of a constant or a schedule at this count."""
+    return value(count) if callable(value) else value
 
 
 class _Tried(NamedTuple):
@@ -154,50 +211,48 @@ class _Tried(NamedTuple):
 
 
 def longest_within(
-    divergence: Callable[[Array], Array], radius: Array, first: Array
+    divergence: Callable[[Array], Array], radius: Array
 ) -> tuple[Array, Array]:
     """(t, divergence at t): t = 1, or shortened until the divergence is at most δ.
 
-    The divergence is taken to grow like a power tᵖ, p = 4 at first and then what two
+    The divergence is taken to grow like a power tᵖ, p = 2 at first and then what two
     measurements say, within 1 and 8; a try is where that power is 0.97ᵖ δ, and at least
     a tenth of the last one. Where this shortens too much, to less than δ/4, the next
-    tries lie between the last two. After 12 tries it is the best so far, or 0. Lengths
+    tries lie between the last two. After 13 tries it is the best so far, or 0. Lengths
     have derivatives, forward and reverse.
 
     Args:
-        divergence: of a part t in (0, 1] of the step, in nats.
+        divergence: of a part t in (0, 1] of the step, in nats; traced once.
         radius: δ.
-        first: the divergence at 1.
 
     Returns:
         t and the divergence there, both of shape ().
     """
     bound = radius * (1 + SLACK)
-    one, four = jnp.ones_like(first), jnp.full_like(first, 4)
-    nothing = _Tried(jnp.zeros_like(first), jnp.zeros_like(first), four)
-    whole, within = _Tried(one, first, four), first <= bound  # NaN is outside
+    one = jnp.ones_like(radius)
 
-    def attempt(tried, _):
+    def attempt(tried, number):
         inside, outside = tried
         done = (inside.length > 0) & (inside.found >= radius / 4)
         going = ~(done | (inside.length == 1))
 
         def again():
-            length = _next(inside, outside, radius)
+            length = jnp.where(number == 0, one, _next(inside, outside, radius))
             new = divergence(length)
             known = jnp.isfinite(outside.found) & (outside.found > bound) & (new > 0)
             fell = jnp.where(known, outside.found, 1) / jnp.where(known, new, 1)
             shrank = jnp.where(known, outside.length / length, 2)
             power = jnp.clip(jnp.log(fell) / jnp.log(shrank), 1, 8)
             point = _Tried(length, new, jnp.where(known, power, outside.power))
-            good = new <= bound
+            good = new <= bound  # NaN is outside
             longer = tree.where(good & going, point, inside)
             return longer, tree.where(~good & going, point, outside)
 
         return jax.lax.cond(any_over_vmap(going), again, lambda: tried), None
 
-    start = tree.where(within, whole, nothing), whole
-    (inside, _), _ = jax.lax.scan(attempt, start, length=TRIES)
+    nothing = _Tried(0 * one, 0 * one, 2 * one)
+    start = nothing, _Tried(one, jnp.inf * one, 2 * one)
+    (inside, _), _ = jax.lax.scan(attempt, start, jnp.arange(TRIES))
     return inside.length, inside.found
 
 

@@ -113,15 +113,16 @@ def scale_by_kl_trust_region(
         bound = jnp.asarray(bound, square.dtype)
         first = _first_length(square, bound)
 
+        kl = restricted.kl_from(params, inputs)
+
         def divergence(t):
             ahead = optax.apply_updates(params, scaled(t * first, updates))
-            return restricted.kl(params, ahead, inputs).astype(square.dtype)
+            return kl(ahead).astype(square.dtype)
 
         if isinstance(model.family, Unnormalized):
             length, reached = first, square * first**2
         else:
-            at_first = divergence(jnp.ones_like(first))
-            fraction, reached = longest_within(divergence, bound, at_first)
+            fraction, reached = longest_within(divergence, bound)
             length = first * fraction
         dtype = state.length.dtype
         return scaled(length, updates), KLTrustRegionState(
