@@ -135,7 +135,7 @@ BROKEN = {
         ),
         (
             made_up(transforms__state="from natgrad.curvature import Dense"),
-            "curvature.base is all",
+            "is all it may know",
         ),
     ],
     imports_of_chex: [(made_up(tree="import chex"), "tree imports chex")],

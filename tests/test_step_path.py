@@ -119,11 +119,11 @@ def test_the_count_sees_a_file_that_is_entered():
 @pytest.mark.parametrize(
     ("name", "traces"),
     [
-        # The trace that is read, and the pass of the examples.
-        ("natural_gradient", 2),
-        # The estimate, two metrics, and the divergence of the trust region: of two
-        # parameters each, at the whole step and at a shorter one.
-        ("kfac", 1 + 2 + 4),
+        # The trace that is read, the pass of the examples, and the divergence of the
+        # trust region: here and after the step.
+        ("natural_gradient", 1 + 1 + 2),
+        # The estimate, two metrics, and the divergence.
+        ("kfac", 1 + 2 + 2),
     ],
 )
 def test_an_update_traces_the_model_so_often(name, traces):

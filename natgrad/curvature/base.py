@@ -122,17 +122,13 @@ class Curvature(abc.ABC):
 
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean of KL(p(· | params, x) ‖ p(· | other, x)) in nats, shape ()."""
-        return self.divergence_from(params, inputs)(other)
+        return self.divergence_from(params, inputs)[0](other)
 
     def divergence_from(
         self, params: Params, inputs: Inputs
-    ) -> Callable[[Params], Array]:
-        """`divergence` from these parameters, whose outputs are computed once."""
+    ) -> tuple[Callable[[Params], Array], ArrayLike]:
+        """(other -> `divergence`, labels an example), of the whole batch."""
         return self.model.kl_from(params, inputs)
-
-    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
-        """As of `Model.labels_per_example`, a mean over the whole batch."""
-        return self.model.labels_per_example(params, inputs)
 
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array

@@ -102,13 +102,9 @@ class Wrapper(Delegate):
 
     def divergence_from(
         self, params: Params, inputs: Inputs
-    ) -> Callable[[Params], Array]:
+    ) -> tuple[Callable[[Params], Array], ArrayLike]:
         """As the curvature does, of the whole batch."""
         return self.curvature.divergence_from(params, inputs)
-
-    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
-        """As the curvature does, of the whole batch."""
-        return self.curvature.labels_per_example(params, inputs)
 
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array

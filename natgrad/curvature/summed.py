@@ -138,18 +138,17 @@ class SummedCurvature(Curvature):
 
     def divergence_from(
         self, params: Params, inputs: Inputs
-    ) -> Callable[[Params], Array]:
+    ) -> tuple[Callable[[Params], Array], ArrayLike]:
         """Means over the examples of all devices."""
-        kl, local = self.model.kl_from(params, inputs), Batch(params, inputs)
-        one = jnp.ones(())
-        return lambda other: self.psum_over_devices(kl(other), (), one, local)[0]
+        kl, labels = self.model.kl_from(params, inputs)
 
-    def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
-        """The mean over the examples of all devices."""
-        mean = self.model.labels_per_example(params, inputs)
-        if self.model.weights is None:
-            return mean
-        return self.psum_over_devices(mean, (), jnp.ones(()), Batch(params, inputs))[0]
+        def over_devices(mean):
+            one, local = jnp.ones_like(mean), Batch(params, inputs)
+            return self.psum_over_devices(mean, (), one, local)[0]
+
+        if self.model.weights is not None:
+            labels = over_devices(labels)
+        return lambda other: over_devices(kl(other)), labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -50,8 +50,7 @@ class Model:
         in_axes: 0, None, or a prefix of the tree `inputs` made of these, as for
             `jax.vmap`: None marks what all examples share (batch statistics, keys).
         chunk_size: examples whose per-example gradients are alive at once; None
-            chooses it so that they take about 2^24 numbers. Score columns are taken a
-            few at a time where one example's take more.
+            chooses it so that they take about 2^24 numbers, score columns too.
     """
 
     apply: Apply
@@ -126,10 +125,12 @@ class Model:
             other: θ of the second.
             inputs: of a batch.
         """
-        return self.kl_from(params, inputs)(other)
+        return self.kl_from(params, inputs)[0](other)
 
-    def kl_from(self, params: Params, inputs: Inputs) -> Callable[[Params], Array]:
-        """other -> `kl`, with the outputs of the first law computed once."""
+    def kl_from(
+        self, params: Params, inputs: Inputs
+    ) -> tuple[Callable[[Params], Array], ArrayLike]:
+        """(other -> `kl`, `labels_per_example`), from one pass at the first law."""
         z = self.outputs(params, inputs)
         weights = self._weights(inputs, z, z.shape[0])
         keys = batch.factor_keys(self.family, z, weights)
@@ -139,7 +140,7 @@ class Model:
             z2 = self.outputs(other, inputs)
             return jnp.sum(divergence(weights, keys, z, z2)) / self._total(weights)
 
-        return kl
+        return kl, self._labels_per_example(weights)
 
     def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
         """Σ_nt w_nt / Σ_n max_t w_nt: a sequence has a label a position, say.
@@ -147,9 +148,11 @@ class Model:
         A number without weights, else of shape (). Shapes do for the parameters.
         """
         z = jax.eval_shape(self.outputs, params, inputs)
+        return self._labels_per_example(self._weights(inputs, z, z.shape[0]))
+
+    def _labels_per_example(self, weights) -> ArrayLike:
         if self.weights is None:
-            return math.prod(self._factors(z))
-        weights = self._weights(inputs, z, z.shape[0])
+            return math.prod(weights.shape[1:])
         return jnp.sum(weights) / self._total(weights)
 
     def sample(self, key: Key, params: Params, inputs: Inputs) -> Array:
@@ -274,12 +277,10 @@ class Model:
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
-        weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return weighting.factor_weights(weights, (count, *self._factors(z)), z)
-
-    def _factors(self, z) -> tuple[int, ...]:
         ndim = self.family.parameter_ndim
-        return () if ndim is None else z.shape[1 : z.ndim - ndim]
+        factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
+        weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
+        return weighting.factor_weights(weights, (count, *factors), z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""

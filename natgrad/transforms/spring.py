@@ -87,12 +87,8 @@ def scale_by_spring(
     known = known_value(momentum)
     if known is not None and not 0 <= known <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
-    more = trust_region and (trust_region.momentum, trust_region.weight_decay)
-    if more and more != (None, 0):
-        raise ValueError(
-            "scale_by_spring has a momentum of its own and no weight decay, got "
-            f"{trust_region}."
-        )
+    if trust_region and (trust_region.momentum, trust_region.weight_decay) != (None, 0):
+        raise ValueError(f"spring has its own momentum, and no decay: {trust_region}.")
     rule = as_damping(damping)
     inner = scale_by_curvature(
         curvature,

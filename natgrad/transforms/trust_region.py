@@ -113,11 +113,8 @@ def apply_trust_region(
     if trust_region.radius is None:
         scale = jnp.ones_like(solved.square)
     else:
-        labels = _labels_per_example(step)
-        radius = _at(trust_region.radius, state.count) * labels
-        rate = _at(trust_region.learning_rate, state.count)
         free = solved.square if exact and whole is solved.direction else None
-        scale = _shrinkage(rate, radius, step, state, whole, free)
+        scale = _shrinkage(_limits(trust_region, state), step, state, whole, free)
     velocity = tree.where(solved.usable, _scaled(scale, velocity), state.velocity)
     return BoundedStep(_scaled(scale, whole), scale, velocity)
 
@@ -138,8 +135,7 @@ def _moved(
 
 
 def _shrinkage(
-    rate: ArrayLike,
-    radius: ArrayLike,
+    limits: tuple[ArrayLike, ArrayLike],
     step: Step,
     state: ScaleByCurvatureState,
     whole: Params,
@@ -148,12 +144,13 @@ def _shrinkage(
     """α in [0, 1] for the step −η `whole`, whose ⟨u, F u⟩ is `square` if known."""
     dtype, curvature = step.layout.dtype, step.curvature
     params, inputs = step.batch.params, step.batch.inputs
-    rate, radius = jnp.asarray(rate, dtype), jnp.asarray(radius, dtype)
+    rate, radius = (jnp.asarray(limit, dtype) for limit in limits)
     if isinstance(curvature.model.family, Unnormalized) or not step.has_batch:
         metric = curvature.metric(state.statistics, *step.batch[:3])
         square = tree.inner(whole, metric.mv(whole)).astype(dtype)
-        return _quadratic_shrinkage(rate**2 * square, radius)
-    divergence = curvature.divergence_from(params, inputs)
+        return _quadratic_shrinkage(rate**2 * square, radius * _labels(step))
+    divergence, labels = curvature.divergence_from(params, inputs)
+    radius = radius * jnp.asarray(labels, dtype)
 
     def along(t):
         candidate = optax.apply_updates(params, _scaled(-t * rate, whole))
@@ -170,14 +167,13 @@ def _shrinkage(
     return longest_within(along, radius)[0]
 
 
-def _labels_per_example(step: Step) -> ArrayLike:
-    """On the batch, else on the model's example inputs, else 1."""
-    model, params = step.curvature.model, step.batch.params
-    if step.has_batch:
-        return step.curvature.labels_per_example(params, step.batch.inputs)
-    if model.example_inputs is None:
+def _labels(step: Step) -> ArrayLike:
+    """Labels an example of the batch, else of the model's example inputs, else 1."""
+    model, inputs = step.curvature.model, step.batch.inputs
+    inputs = inputs if step.has_batch else model.example_inputs
+    if inputs is None and not step.has_batch:
         return 1
-    return model.labels_per_example(params, model.example_inputs)
+    return model.labels_per_example(step.batch.params, inputs)
 
 
 def _quadratic_shrinkage(length: Array, radius: Array) -> Array:
@@ -197,9 +193,15 @@ def _scaled(t: Array, direction: Params) -> Params:
     return jax.tree.map(lambda d: t.astype(d.dtype) * d, direction)
 
 
-def _at(value: ArrayLike | Damping, count: Array) -> ArrayLike:
-    """The value of a constant or a schedule at this count."""
-    return value(count) if callable(value) else value
+def _limits(
+    rule: TrustRegion, state: ScaleByCurvatureState
+) -> tuple[ArrayLike, ArrayLike]:
+    """(η, δ a label) of this step, from constants or schedules."""
+    rate, radius = (
+        value(state.count) if callable(value) else value
+        for value in (rule.learning_rate, rule.radius)
+    )
+    return rate, radius
 
 
 class _Tried(NamedTuple):

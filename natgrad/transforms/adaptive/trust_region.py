@@ -113,7 +113,7 @@ def scale_by_kl_trust_region(
         bound = jnp.asarray(bound, square.dtype)
         first = _first_length(square, bound)
 
-        kl = restricted.kl_from(params, inputs)
+        kl, _ = restricted.kl_from(params, inputs)
 
         def divergence(t):
             ahead = optax.apply_updates(params, scaled(t * first, updates))
