@@ -32,7 +32,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import natgrad as ng
 from benchmarks.convergence import section
@@ -58,7 +57,7 @@ OURS = {
             model,
             damping=damping,
             refresh=ng.Refresh(1, 5),
-            then=optax.trace(0.9),
+            momentum=0.9,
         ),
     ),
     "kfac": Entry(SETTING, OPTIMIZERS["kfac"].make, rows=True),

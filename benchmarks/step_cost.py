@@ -42,7 +42,7 @@ from natgrad.curvature import KFAC
 
 STEPS, WARM_UP, RATE, DAMPING = 10, 21, 1e-3, 1e-2
 RESULTS = Path(__file__).parent / "results"
-THRIFTY = {"refresh": ng.Refresh(5, 5), "sub_batch": 4}
+THRIFTY = {"refresh": ng.Refresh(5, 5, sub_batch=4)}
 # name -> (model -> optimizer, is the gradient given as rows too?)
 OPTIMIZERS = {
     "adam": (lambda _: optax.with_extra_args_support(optax.adam(RATE)), False),

@@ -26,6 +26,7 @@ GONE = {
     "natgrad.compare.kunstner.figures": "the same",
     "natgrad.damping:SLACK": "a constant of one function, now beside it",
     "natgrad.damping:TRIES": "the same",
+    "natgrad.damping:TrustRegion.shrinkage": "it bounds what is applied, not d alone",
     "natgrad.refresh:reading": "CachedSolver.with_row_factors does it",
     "natgrad.state:average": "a part of one step, which runs through other functions",
     "natgrad.state:examined": "the same",

@@ -73,7 +73,7 @@ def test_gradient_and_loss_are_the_whole_batchs():
 
 def test_the_alias_takes_a_part_and_steps():
     """Statistics in the state are those of the part that the state's key draws."""
-    tx = ng.kfac(0.1, MODEL, sub_batch=3)
+    tx = ng.kfac(0.1, MODEL, refresh=ng.Refresh(sub_batch=3))
     state = tx.init(PARAMS)
     _, after = jax.jit(lambda s: tx.update(PARAMS, s, PARAMS, inputs=X))(state)
     given = after[0].statistics.inputs[0]

@@ -143,10 +143,7 @@ class Model:
         return kl, self._labels_per_example(weights)
 
     def labels_per_example(self, params: Params, inputs: Inputs) -> ArrayLike:
-        """Σ_nt w_nt / Σ_n max_t w_nt: a sequence has a label a position, say.
-
-        A number without weights, else of shape (). Shapes do for the parameters.
-        """
+        """Σ_nt w_nt / Σ_n max_t w_nt: a sequence has a label a position, say."""
         z = jax.eval_shape(self.outputs, params, inputs)
         return self._labels_per_example(self._weights(inputs, z, z.shape[0]))
 

@@ -21,7 +21,7 @@ from natgrad.typing import ArrayLike
 
 # A rate that trains and a radius δ, in nats a label, that no problem of the report card
 # (`benchmarks.drop_in`) diverges with.
-LEARNING_RATE, RADIUS = 0.3, 1e-3
+LEARNING_RATE, RADIUS = 0.3, 1e-2
 # For `model=`, which comes after a learning rate that has a default.
 REQUIRED: Any = None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -197,11 +197,11 @@ def _limits(
     rule: TrustRegion, state: ScaleByCurvatureState
 ) -> tuple[ArrayLike, ArrayLike]:
     """(η, δ a label) of this step, from constants or schedules."""
-    rate, radius = (
-        value(state.count) if callable(value) else value
-        for value in (rule.learning_rate, rule.radius)
-    )
-    return rate, radius
+
+    def at(value: Any) -> Any:
+        return value(state.count) if callable(value) else value
+
+    return at(rule.learning_rate), at(rule.radius)
 
 
 class _Tried(NamedTuple):

@@ -1,143 +1,34 @@
 """Names of the version before: they still work, with a DeprecationWarning.
 
-Three tables. MODULES says where the names of a module went that stood at the root;
-NAMES says what a public name of a module, or of a class, is called now; KEYWORDS says
-the same of a class's arguments. `install` makes them work; `natgrad.compare`, once a
-function and now a package, can still be called. The next release drops this file.
+MODULES says where the names of a module went that stood at the root, NAMES what a
+public name of a module or class is called now, KEYWORDS the same of arguments.
+`install` makes them work; `natgrad.compare`, once a function and now a package, can
+still be called, and `then=` given to an optimizer. The next release drops this file.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import importlib
+import inspect
 import sys
 import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-# The module before -> where its names are now, the first that has them.
-MODULES = {
-    "adaptive": ("transforms.adaptive",),
-    "arguments": ("transforms.validation",),
-    "batch": ("model.batch", "model.targets"),
-    "blockwise": ("metrics.blockwise",),
-    "damping": ("transforms.damping",),
-    "eigenbasis": ("metrics.eigenbasis",),
-    "errors": ("model.errors",),
-    "health": ("transforms.health", "transforms.state"),
-    "inference.ivon": ("inference.online_newton",),
-    "inplace": ("control_flow",),
-    "inverse": ("solvers.spd_inverse",),
-    "jacobian": ("solvers.score_jacobian",),
-    "kronecker": ("metrics.kronecker",),
-    "krylov": ("solvers.conjugate_gradients",),
-    "metric": ("metrics.base", "tree"),
-    "mirror": ("transforms.mirror_descent",),
-    "observation": ("transforms.observation",),
-    "pieces": ("solvers.jacobian_blocks",),
-    "placeholders": ("model.placeholders",),
-    "refresh": ("transforms.inverse_cache", "transforms.solve"),
-    "sample_space": ("solvers.gram",),
-    "scaling": ("transforms.scaling",),
-    "spectral": ("solvers.spectral",),
-    "spread": ("transforms.distributed_inverse",),
-    "spring": ("transforms.spring",),
-    "state": ("transforms.state", "transforms.statistics_update"),
-    "transform": ("transforms.scale_by_curvature",),
-    "upkeep": ("transforms.statistics_update",),
-    "weights": ("model.weights",),
-}
-# The module or class -> {a name before: the name now, dotted if it is elsewhere}.
-NAMES = {
-    "compare": {"Effort": "Budget", "Yardstick": "Reference"},
-    "compare.Reference": {
-        "instruments": "setup",
-        "reference": "name",
-        "ruler": "computer",
-    },
-    "control_flow": {
-        "any_member": "any_over_vmap",
-        "cleared": "zeros_unless",
-        "renewed": "cond_in_place",
-        "renewed_in_turn": "repeat_in_place",
-    },
-    "curvature.Curvature": {
-        "fixing": "with_frozen",
-        "following": "with_previous",
-        "instantaneous": "requires_batch",
-        "resolved": "specialize",
-    },
-    "curvature.EKFAC": {"kept_metric": "metric_from_statistics"},
-    "curvature.KFAC": {"kept_metric": "metric_from_statistics"},
-    "curvature.LayerDiagonal": {"kept_metric": "metric_from_statistics"},
-    "curvature.SubBatch": {"fewest": "min_examples", "part": "subsample"},
-    "curvature.summed.SummedCurvature": {
-        "everywhere": "psum_over_devices",
-        "local": "to_device_local",
-    },
-    "families.Family": {"has_nodes": "has_score_nodes", "nodes": "score_nodes"},
-    "geometry": {
-        "bending": "christoffel_contraction",
-        "displaced": "retract_into_domain",
-    },
-    "layers": {"Diagonal": "DiagonalBlock", "Exact": "DenseBlock"},
-    "metrics.blockwise": {
-        "from_rows": "kron_matvec_low_rank",
-        "sandwich": "kron_matvec",
-    },
-    "model.Model": {"fixing": "with_frozen"},
-    "model.batch": {"check_every": "check_stride", "thinned": "subsample"},
-    "solvers": {
-        "KeptInverse": "CachedSolver",
-        "Recalling": "StatefulSolver",
-        "any_member": "control_flow.any_over_vmap",
-        "mirrored": "solvers.dense.mirrored",
-        "turns": "solvers.base.stagger",
-    },
-    "solvers.CachedSolver": {
-        "apply": "solve",
-        "pieces": "num_blocks",
-        "prepare": "factorize",
-        "reading": "with_row_factors",
-    },
-    "solvers.StatefulSolver": {"first": "init"},
-    "solvers.conjugate_gradients": {
-        "Fixed": "FixedIterations",
-        "Progress": "ModelDecrease",
-        "Residual": "RelativeResidual",
-    },
-    "solvers.jacobian_blocks": {
-        "Explicit": "DenseRows",
-        "Factored": "LinearBlock",
-        "Lookups": "EmbeddingBlock",
-        "Piece": "JacobianBlock",
-    },
-    "transforms.distributed_inverse": {
-        "Spread": "DistributedInverse",
-        "shared_out": "assign_greedily",
-    },
-    "transforms.inverse_cache": {
-        "Kept": "InverseCache",
-        "check": "check_refresh",
-        "nothing_kept": "init_inverse_cache",
-    },
-    "transforms.statistics_update": {"kept_up": "update_statistics_and_inverse"},
-    "transforms.validation": {
-        "checked": "validate_update",
-        "part_of": "restrict_to_subtree",
-    },
-}
-# Keywords before of natgrad.compare's functions, which a ComparisonSetup now takes.
-SETUP = ("approximations", "reference", "damping", "step_size", "effort")
-COMPARISON_KEYWORDS = {
-    "compare": {"reference", "step_size", "effort"},
-    "along": set(SETUP),
-    "race": {"steps", "batch_size", "rates", "damping", "seed"},
-}
-# The class -> {an argument's name before: its name now}.
-KEYWORDS = {"curvature.SubBatch": {"fewest": "min_examples"}}
+import optax
+
+from natgrad._deprecated.tables import (
+    COMPARISON_KEYWORDS,
+    COMPOSED,
+    KEYWORDS,
+    MODULES,
+    NAMES,
+    SETUP,
+)
 
 
 class OldModule(types.ModuleType):
@@ -173,11 +64,8 @@ def install() -> None:
     compare = sys.modules["natgrad.compare"]
     compare.__class__ = CalledPackage
     for name, old in COMPARISON_KEYWORDS.items():
-        setattr(
-            compare,
-            name,
-            _with_comparison_keywords(getattr(compare, name), old, compare),
-        )
+        accepting = _with_comparison_keywords(getattr(compare, name), old, compare)
+        setattr(compare, name, accepting)
     for name, homes in MODULES.items():
         module = OldModule(name, homes)
         package, _, last = module.__name__.rpartition(".")
@@ -195,6 +83,9 @@ def install() -> None:
         else:
             module = importlib.import_module(f"natgrad.{place}")
             module.__getattr__ = _old_names(module, names)
+    for home in (sys.modules["natgrad"], sys.modules["natgrad.optimizers"]):
+        for name in COMPOSED:
+            setattr(home, name, _with_composition(getattr(home, name)))
     for place, names in KEYWORDS.items():
         package, _, last = f"natgrad.{place}".rpartition(".")
         _accept_old_keywords(getattr(importlib.import_module(package), last), names)
@@ -241,6 +132,31 @@ def _with_comparison_keywords(
         return compare.Reference.at(setup, *arrays, **keywords).compare()
 
     return call
+
+
+def _with_composition(alias: Callable) -> Callable:
+    """`alias`, which takes `then=` and `sub_batch=` too."""
+    name, library = alias.__name__, sys.modules["natgrad"]
+
+    @functools.wraps(alias)
+    def make(*args: Any, then: Any = None, sub_batch: Any = None, **names: Any) -> Any:
+        if then is None and sub_batch is None:
+            return alias(*args, **names)
+        new = "momentum=, weight_decay= and refresh=Refresh(sub_batch=...)"
+        _warn(f"{name}(then=, sub_batch=)", f"{name}({new})")
+        given = inspect.signature(alias).bind(*args, **names)
+        given.apply_defaults()
+        old = given.arguments
+        old["refresh"] = dataclasses.replace(old["refresh"], sub_batch=sub_batch)
+        if then is None:
+            return alias(**old)
+        uphill = alias(**old | {"learning_rate": -1.0, "trust_region": None})
+        steps = [uphill, then, optax.scale_by_learning_rate(old["learning_rate"])]
+        if (radius := old["trust_region"]) is not None:
+            steps.append(library.scale_by_kl_trust_region(old["model"], radius))
+        return optax.chain(*steps)
+
+    return make
 
 
 def _old_member(owner: type, old: str, new: str) -> property:
