@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from natgrad.curvature.automatic import Automatic, OfTheBatch
+from natgrad.curvature.automatic_diagonal import AutomaticDiagonal
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.block_diagonal import BlockDiagonal
 from natgrad.curvature.centred import Centred
@@ -80,6 +81,7 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "Automatic",
+    "AutomaticDiagonal",
     "BlockDiagonal",
     "Centred",
     "Constant",

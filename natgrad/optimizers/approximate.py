@@ -9,15 +9,16 @@ import optax
 from natgrad.curvature import (
     EKFAC,
     KFAC,
+    Automatic,
+    AutomaticDiagonal,
     Dense,
-    Diagonal,
     Empirical,
     Sampled,
 )
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
 from natgrad.optimizers.chains import LEARNING_RATE, RADIUS, REQUIRED, descend
-from natgrad.transforms.damping import Damping, TrustRegion
+from natgrad.transforms.damping import Damping, TrustRegion, known_value
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
@@ -39,7 +40,8 @@ def diagonal_fisher(
     """−η g/(diag F + λ) with the exact diagonal of the Fisher information.
 
     Unlike Adam it divides by F, not by a square root, and F is not the square of the
-    mean gradient. O(P) memory.
+    mean gradient. O(P) memory. Read off the layers, where they can be, as
+    `natgrad.curvature.LayerDiagonal` does, else one example at a time.
 
     Args:
         learning_rate: η, or an optax schedule.
@@ -60,7 +62,7 @@ def diagonal_fisher(
     learning with second order methods, for the diagonal; Amari (1998) for F.
     """
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    return descend(Diagonal(model), applied, damping=damping, decay=decay)
+    return descend(AutomaticDiagonal(model), applied, damping=damping, decay=decay)
 
 
 def empirical_fisher(
@@ -77,7 +79,8 @@ def empirical_fisher(
 
     E = (1/N) Σ_n g_n g_nᵀ uses the data's labels, so `update` also needs `targets=y`.
     Far from a well specified optimum its step can point uphill in KL divergence.
-    O(P²) memory, O(P³) time.
+    Without an average it is solved in the cheapest space, as `natural_gradient` does;
+    with one in O(P²) memory and O(P³) time.
 
     Args:
         learning_rate: η, or an optax schedule.
@@ -98,8 +101,9 @@ def empirical_fisher(
     approximation for natural gradient descent.
     """
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    form = Dense(model, Empirical())
-    return descend(form, applied, damping=damping, decay=decay)
+    form = Automatic if known_value(decay) == 0 else Dense
+    curvature = form(model, Empirical())
+    return descend(curvature, applied, damping=damping, decay=decay)
 
 
 def kfac(

@@ -84,7 +84,7 @@ def gram(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: ArrayLike | Damping = 1e-2,
     labels: Labels = ONE_SAMPLE,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -98,7 +98,8 @@ def gram(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule. F of few sampled labels knows nothing of most
+            directions, which 1/λ stretches: take more than with the exact F.
         labels: over which labels; `Exact()` has as many columns an example as the
             model has outputs.
         trust_region: as for `natural_gradient`.
