@@ -185,3 +185,42 @@ def test_sharded_factors_equal_those_of_one_device():
         check=False,
     )
     assert "same checked" in done.stdout, done.stderr[-3000:]
+
+
+def test_what_is_stored_of_a_program_counts_with_the_python_of_now():
+    p, now = {"w": jnp.eye(2)}, {"rule": 1.0, "constant": np.ones((4, 2))}
+
+    def apply(p, x):
+        same = jax.custom_vjp(lambda h: h)
+        same.defvjp(lambda h: (h, None), lambda _, g: (now["rule"] * g,))
+        return same(jax.jit(lambda h: now["constant"] * h)(x @ p["w"]))
+
+    def moment():
+        captured = layers.capture(apply, p, jnp.ones((4, 2)))
+        pull = lambda p: captured.pull({"f": layers.Expand()}, p, jnp.ones((4, 2)))
+        return jax.jit(lambda p: pull(p)[1](jnp.ones((4, 2)))[1]["w"]["f"]["G"])(p)
+
+    close(moment(), 4 * np.ones((2, 2)))
+    now["rule"] = 3.0  # in a derivative, which the equations do not show
+    close(moment(), 36 * np.ones((2, 2)))
+    now["constant"] = np.full((4, 2), 5.0)  # of a function inside
+    close(moment(), 900 * np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["stored", "not stored"])
+def test_no_traced_value_outlives_its_trace_in_what_is_stored(traced):
+    p, x = {"w": jnp.eye(2)}, jnp.ones((4, 2))
+
+    def gradient(p, scale):
+        rule = jax.custom_vjp(lambda h: h)
+        inside = scale if traced else 2.0
+        rule.defvjp(lambda h: (h, None), lambda _, g: (inside * g,))
+        apply = lambda p, x: scale * rule(x @ p["w"])
+        pull = layers.capture(apply, p, x).pull({"g": layers.Gradient()}, p, x)[1]
+        return pull(jnp.ones((4, 2)))[1]["w"]["g"]
+
+    with jax.checking_leaks():
+        for scale in (2.0, 3.0):
+            found = jax.jit(lambda p, s: gradient(p, s))(p, scale)
+            expected = 4 * scale * (scale if traced else 2.0)
+            close(found, expected * np.ones((2, 2)))

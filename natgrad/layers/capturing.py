@@ -98,6 +98,7 @@ class Found:
     examples: Examples
     rules: dict
     proof: Proof = TRACED
+    passes: dict = dataclasses.field(default_factory=dict)
 
     def holds_for(self, traced) -> bool:
         """Have the custom derivatives of another trace what was found of this one's?"""
@@ -118,6 +119,7 @@ class Found:
             traced,
             structure,
             self.examples,
+            self.passes,
         )
 
 

@@ -109,15 +109,18 @@ class Interpreter:
         return any(other[: len(path)] == path for other in self.taps)
 
 
-def walked(walk: Interpreter, traced, params, inputs, live) -> list:
+def walked(
+    walk: Interpreter, traced, params, inputs, live, constants: Sequence = ()
+) -> list:
     """Evaluates a traced apply(params, inputs), its parameters marked.
 
     Args:
         walk: the interpreter.
-        traced: the closed jaxpr.
+        traced: the closed jaxpr, or an open one that takes constants first.
         params: the parameters.
         inputs: the inputs.
         live: block's name -> (probe, context).
+        constants: for `jaxprs.lifted` of a jaxpr.
 
     Returns:
         The results, flat.
@@ -127,8 +130,9 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
         (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
         for i, leaf in enumerate(leaves)
     ]
-    given = [*leaves, *rest]
-    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
+    values = [*constants, *leaves, *rest]
+    marks = [*[()] * len(constants), *marks, *[()] * len(rest)]
+    results, found = walk.run(traced, values, marks, (), live)
     walk.findings.refuse(found, "it is returned as it is")
     return results
 
