@@ -43,7 +43,7 @@ OPTAX = {
     "natgrad.transforms": "makes a transformation of any curvature",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.inference.online_newton": "is an optimizer of optax",
-    "natgrad.model.placeholders": "fills in what optax.masked leaves behind",
+    "natgrad.tree.layout": "sees what optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
     "natgrad.cli": "trains with Adam up to where it compares",
 }

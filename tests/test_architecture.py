@@ -149,7 +149,7 @@ FINE = made_up(
     init='"""Root."""\nfrom natgrad.model import Model\nx = 1',
     typing="import jax\nArray = jax.Array",
     tree="from natgrad.typing import Array\nN = 1",
-    model__placeholders="import optax\nN = optax.MaskedNode",
+    tree__layout="import optax\nN = optax.MaskedNode",
     model="from natgrad import tree\nfrom natgrad.typing import A\nx = 'make_jaxpr'",
     layers__taps="import jax\nimport jax.extend as jex\nf = jax.make_jaxpr(abs)",
     metrics="from natgrad.solvers import f\nx = 'jax._src stop_gradient'",

@@ -11,7 +11,7 @@ from layer_problems import N, X, Z, close, statistics
 
 import natgrad
 from natgrad import layers
-from natgrad.layers import proof
+from natgrad.layers import capturing
 
 
 def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_paste():
@@ -130,12 +130,12 @@ def test_the_proof_catches_a_use_that_was_missed(monkeypatch):
 
 
 def test_nothing_is_computed_unasked():
-    p, token = {"w": zoo.normal(0, 3, 2)}, proof._VERIFYING.set(False)
+    p, token = {"w": zoo.normal(0, 3, 2)}, capturing._VERIFYING.set(False)
     try:  # as without `verify`
         # No other test captures, and so proves, this program.
         captured = layers.capture(lambda p, x: x @ jnp.exp(p["w"] / 7), p, X)
     finally:
-        proof._VERIFYING.reset(token)
+        capturing._VERIFYING.reset(token)
     assert captured.proven.startswith("by the trace")
 
 

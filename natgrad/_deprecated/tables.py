@@ -6,7 +6,7 @@ from __future__ import annotations
 MODULES = {
     "adaptive": ("transforms.adaptive",),
     "arguments": ("transforms.validation",),
-    "batch": ("model.batch", "model.targets"),
+    "batch": ("model.batch", "model.targets", "curvature.sub_batch"),
     "blockwise": ("metrics.blockwise",),
     "damping": ("transforms.damping",),
     "eigenbasis": ("metrics.eigenbasis",),
@@ -22,7 +22,7 @@ MODULES = {
     "mirror": ("transforms.mirror_descent",),
     "observation": ("transforms.observation",),
     "pieces": ("solvers.jacobian_blocks",),
-    "placeholders": ("model.placeholders",),
+    "placeholders": ("model.placeholders", "tree"),
     "refresh": ("transforms.inverse_cache", "transforms.solve"),
     "sample_space": ("solvers.gram",),
     "scaling": ("transforms.scaling",),
@@ -58,6 +58,7 @@ NAMES = {
     "curvature.KFAC": {"kept_metric": "metric_from_statistics"},
     "curvature.LayerDiagonal": {"kept_metric": "metric_from_statistics"},
     "curvature.SubBatch": {"fewest": "min_examples", "part": "subsample"},
+    "curvature.sub_batch": {"check_every": "check_stride", "thinned": "subsample"},
     "curvature.summed.SummedCurvature": {
         "everywhere": "psum_over_devices",
         "local": "to_device_local",
@@ -73,7 +74,10 @@ NAMES = {
         "sandwich": "kron_matvec",
     },
     "model.Model": {"fixing": "with_frozen"},
-    "model.batch": {"check_every": "check_stride", "thinned": "subsample"},
+    "model.batch": {
+        "check_every": "curvature.sub_batch.check_stride",
+        "thinned": "curvature.sub_batch.subsample",
+    },
     "solvers": {
         "KeptInverse": "CachedSolver",
         "Recalling": "StatefulSolver",

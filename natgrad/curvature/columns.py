@@ -129,7 +129,6 @@ class BatchColumns:
         """√w_nk s_nk of all n, [N, ...]."""
 
         def of_example(columns, z):
-            return score(self.model, columns, k, z)
+            return root(columns.weights[k]) * score(self.model, columns, k, z)
 
-        scores = jax.vmap(of_example)(self.columns, self.z)
-        return trailing(self.roots(k), scores) * scores
+        return jax.vmap(of_example)(self.columns, self.z)

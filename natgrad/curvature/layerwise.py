@@ -21,7 +21,7 @@ from natgrad.curvature.columns import BatchColumns, law_of_outputs
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
-from natgrad.model import Model, batch, placeholders
+from natgrad.model import Model, batch
 from natgrad.model.batch import Batch
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -245,7 +245,7 @@ class LayerCurvature(SummedCurvature):
                 "example_inputs=x[:1]). A model that closes over its data must take "
                 "them as inputs, or use Gram, MatrixFree or Dense."
             )
-        if placeholders.has_placeholders(params):
+        if tree.has_placeholders(params):
             self._check_part(params, inputs)
         return layers.capture(
             self.model.apply,

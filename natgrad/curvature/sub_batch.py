@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, final
 
+import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
@@ -42,7 +43,7 @@ class SubBatch(Wrapper):
 
     def __post_init__(self):
         super().__post_init__()
-        batch.check_stride("SubBatch(curvature, every)", self.every)
+        check_stride("SubBatch(curvature, every)", self.every)
         if not isinstance(self.min_examples, int) or self.min_examples < 1:
             raise ValueError(
                 "SubBatch(min_examples=...) is a number of examples, an integer >= 1, "
@@ -103,9 +104,82 @@ class SubBatch(Wrapper):
     ) -> tuple[Inputs, Any]:
         """The part of inputs and targets, from example `first` on."""
         every = self._every(inputs)
-        return batch.subsample(inputs, targets, self.model.in_axes, every, first)
+        return subsample(inputs, targets, self.model.in_axes, every, first)
 
     def _every(self, inputs: Inputs) -> int:
         """k, or less, so that `min_examples` examples remain."""
         count = batch.input_count(inputs, self.model.in_axes) or 1
         return max(1, min(self.every, count // self.min_examples))
+
+
+def check_stride(name: str, every: int) -> None:
+    """Raise unless an argument says of how many examples one is used.
+
+    Args:
+        name: of the argument, for the message.
+        every: its value, the k of `subsample`.
+
+    Raises:
+        ValueError: it is not an integer >= 1.
+    """
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(
+            f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
+            "Under optax.inject_hyperparams name it in static_args."
+        )
+
+
+def subsample(
+    inputs: Inputs,
+    targets: ArrayLike | None,
+    in_axes: Any,
+    every: int,
+    first: ArrayLike = 0,
+) -> tuple[Inputs, Any]:
+    """Every k-th example of a batch.
+
+    Args:
+        inputs: a tree of arrays.
+        targets: labels [N, ...], or None.
+        in_axes: as `Model.in_axes`.
+        every: k.
+        first: the index of the first example that is taken.
+
+    Returns:
+        (inputs, targets) of N // k examples, and at least one; where k does not divide
+        N they wrap around.
+
+    Raises:
+        ValueError: no input has an axis of examples, or the targets have another N.
+    """
+    count = batch.input_count(inputs, in_axes)
+    if count is None:
+        raise ValueError(
+            "No leaf of the inputs has an axis of examples, of which a part could be "
+            "taken: use the whole batch (sub_batch=1), or pass the data in inputs with "
+            "an axis of examples, 0 in Model(in_axes=...)."
+        )
+    if targets is not None and jnp.shape(targets)[:1] != (count,):
+        raise ValueError(
+            f"targets must have a leading axis of {count} examples, as the inputs do, "
+            f"got shape {jnp.shape(targets)}."
+        )
+    if every == 1:
+        return inputs, targets
+    number, first = max(1, count // every), jnp.asarray(first) % count
+
+    def part(leaf):
+        leaf = jnp.asarray(leaf)
+        if number * every != count:
+            rows = (first + every * jnp.arange(number)) % count
+            return jnp.take(leaf, rows, axis=0)
+        # Examples of a device stay on it.
+        apart = leaf.reshape((number, every, *leaf.shape[1:]))
+        return jax.lax.dynamic_index_in_dim(apart, first % every, 1, keepdims=False)
+
+    batched, _ = batch.split_inputs(inputs, in_axes)
+    with_examples = {id(leaf) for leaf in batched}
+    inputs = jax.tree.map(
+        lambda leaf: part(leaf) if id(leaf) in with_examples else leaf, inputs
+    )
+    return inputs, None if targets is None else part(targets)

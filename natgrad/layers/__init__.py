@@ -37,13 +37,12 @@ Policies, all of them shown by `report`:
 
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.captured import Captured
-from natgrad.layers.capturing import capture
+from natgrad.layers.capturing import capture, verify
 from natgrad.layers.declared import DenseBlock, DiagonalBlock
 from natgrad.layers.embedding import LookupRows
 from natgrad.layers.interactions import Dependence, dependence
 from natgrad.layers.jaxprs import trace
 from natgrad.layers.listing import report, table
-from natgrad.layers.proof import verify
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.rows import Rows
 from natgrad.layers.statistics import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,8 +39,8 @@ class Passes(NamedTuple):
     """The two passes of a tapped program, as functions of all arrays that they read.
 
     Attributes:
-        forward: (constants, params, inputs) -> (flat results, vjp), a pytree.
-        backward: (vjp, flat cotangent) -> (gradient, block's name -> statistics).
+        forward: (constants, params, inputs) -> (z, vjp), a pytree.
+        backward: (vjp, cotangent of z) -> (gradient, block's name -> statistics).
     """
 
     forward: Callable
@@ -77,10 +77,18 @@ class Captured:
         """How Σ x gᵀ was checked against the gradient, in words."""
         return self.proof.text
 
-    def _tapped(
-        self, params, inputs, statistics: Mapping, probes: Mapping, constants: list
-    ) -> list:
-        """apply(params, inputs), flat, with taps whose probes are given."""
+    def outputs(
+        self,
+        params: Params,
+        inputs: Inputs,
+        statistics: Mapping,
+        probes: Mapping,
+        constants: Sequence = (),
+    ) -> Any:
+        """apply(params, inputs), with taps whose probes are given.
+
+        `constants` are what the program closes over, where they are not its own.
+        """
         live, taps = {}, {}
         stacked: dict[Path, set[str]] = collections.defaultdict(set)
         for block in self.blocks:
@@ -95,7 +103,9 @@ class Captured:
                     stacked[scan].add(block.name)
         walk = Interpreter(self._examples, taps, stacked)
         program = jaxprs.lifted(self._traced)
-        return walked(walk, program, params, inputs, live, constants)
+        constants = constants or jaxprs.opened(self._traced)[1]
+        results = walked(walk, program, params, inputs, live, constants)
+        return jax.tree.unflatten(self._structure, results)
 
     def changed(
         self, params: Params, inputs: Inputs, change: Mapping[str, Callable]
@@ -136,10 +146,10 @@ class Captured:
         choose = wanted if callable(wanted) else lambda _: wanted
         asked = {block.name: dict(choose(block)) for block in self.blocks}
         forward, backward = self._passes(asked, params, inputs)
-        results, vjp = forward(jaxprs.opened(self._traced)[1], params, inputs)
+        z, vjp = forward(jaxprs.opened(self._traced)[1], params, inputs)
 
         def pullback(cotangent):
-            gradient, answers = backward(vjp, jax.tree.leaves(cotangent))
+            gradient, answers = backward(vjp, cotangent)
             for block in self.blocks:
                 if isinstance(block, DeclaredBlock):
                     answers[block.name] = self._declared(
@@ -147,7 +157,7 @@ class Captured:
                     )
             return gradient, {block.name: answers[block.name] for block in self.blocks}
 
-        return jax.tree.unflatten(self._structure, results), pullback
+        return z, pullback
 
     def _passes(self, asked: Mapping, params: Params, inputs: Inputs) -> Passes:
         """The passes of `pull`; under a trace those that were stored, if there are."""
@@ -159,7 +169,7 @@ class Captured:
             return self._new_passes(asked)  # they hold arrays
         try:
             requests = tuple((name, *of.items()) for name, of in asked.items())
-            key = requests, rules(self._traced)
+            key = (requests, self._structure, rules(self._traced))
             stored = self._stored.get(key)
         except TypeError:
             return self._new_passes(asked)
@@ -182,7 +192,7 @@ class Captured:
             }
             probes = tree.varying_like(probes, params)  # summed where gradients are
             return jax.vjp(
-                lambda params, probes: self._tapped(
+                lambda params, probes: self.outputs(
                     params, inputs, asked, probes, constants
                 ),
                 params,

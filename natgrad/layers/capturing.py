@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,6 +30,40 @@ from natgrad.layers.trials import bare, is_mapped, outside, tolerance
 from natgrad.layers.views import NotCapturedError
 from natgrad.model import batch
 from natgrad.typing import Apply, Inputs, Params
+
+_VERIFYING: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "natgrad.layers.verify", default=False
+)
+
+
+@contextlib.contextmanager
+def verify(enabled: bool = True) -> Iterator[None]:
+    """Checks every model that is captured inside by numbers too, as a context manager.
+
+        with natgrad.layers.verify():
+            curvature.init(params)
+
+    Without it, what is checked is that every equation that reads a parameter is
+    understood, and that no parameter reaches the outputs around the uses found: both by
+    the trace alone. With it the gradient is also put together from the uses and
+    compared with that of JAX, at random parameters and inputs. That compiles and runs
+    two backward passes, once for each program: about twice the time that the gradient
+    takes to compile. `natgrad.layers.report` does it always.
+
+    Args:
+        enabled: whether to check by numbers.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: inside, a parameter's gradient is not the sum over the uses found.
+    """
+    token = _VERIFYING.set(enabled)
+    try:
+        yield
+    finally:
+        _VERIFYING.reset(token)
 
 
 def capture(
@@ -76,7 +113,7 @@ def capture(
         found = _analysed(traceable, traced, params, inputs, in_axes, declared)
     structure = jax.tree.structure(program.shape)
     captured = found.captured(apply, in_axes, traced, structure)
-    if proof.is_due() and not found.proof.computed:
+    if _VERIFYING.get() and not found.proof.computed:
         done = _proven(captured, apply, params, inputs, in_axes, declared)
         captured = dataclasses.replace(captured, proof=done)
         found = dataclasses.replace(found, proof=done) if done.computed else found
@@ -214,7 +251,7 @@ def _proven(captured, apply, params, inputs, in_axes, declared) -> Proof:
 
     def alone() -> Proof:
         try:
-            with proof.verify():
+            with verify():
                 found = capture(apply, *shapes, in_axes=in_axes, declared=declared)
         except NameError as error:
             return Proof(False, f"not checked: {error}")

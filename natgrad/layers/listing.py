@@ -7,9 +7,8 @@ from typing import Any
 from natgrad import tree
 from natgrad.layers.blocks import Block, DeclaredBlock, memory
 from natgrad.layers.captured import Captured
-from natgrad.layers.capturing import capture
+from natgrad.layers.capturing import capture, verify
 from natgrad.layers.declared import Declared
-from natgrad.layers.proof import verify
 from natgrad.typing import Inputs, Params
 
 COLUMNS = ("parameters", "block", "uses", "factors", "sharing", "memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ class Part:
             require(nested, "its entries are not read in a regular order")
         return part
 
-    @property
+    @functools.cached_property
     def region(self) -> tuple[tuple[int, int, int], ...]:
         """(first, size, stride) of the slice along each axis."""
         walks = [self._along(axis) for axis in range(len(self.shape))]
@@ -68,12 +69,12 @@ class Part:
             for first, walk in zip(self.start, walks, strict=True)
         )
 
-    @property
+    @functools.cached_property
     def is_whole(self) -> bool:
         """Is every entry of the parameter read?"""
         return math.prod(size for _, size, _ in self.region) == math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def matrix_shape(self) -> tuple[int, ...]:
         """[stack..., batch..., I, O]."""
         return (
@@ -108,7 +109,7 @@ class Part:
         Returns:
             The slice as [stack..., batch..., I, O].
         """
-        digits, order = self._digits()
+        digits, order = self._digits
         sliced = array if self.is_whole else array[self._slices()]
         moved = sliced.reshape([a.size for a in digits]).transpose(order)
         return moved.reshape(self.matrix_shape)
@@ -123,7 +124,7 @@ class Part:
         Returns:
             The array with its slice replaced.
         """
-        digits, order = self._digits()
+        digits, order = self._digits
         inverse = sorted(range(len(order)), key=order.__getitem__)
         moved = matrix.reshape([digits[i].size for i in order]).transpose(inverse)
         sliced = moved.reshape([size for _, size, _ in self.region])
@@ -138,6 +139,7 @@ class Part:
         walk = [atom for atom in self._groups() if atom.axis == axis]
         return sorted(walk, key=lambda atom: -atom.step)
 
+    @functools.cached_property
     def _digits(self) -> tuple[list[Atom], list[int]]:
         digits = [a for axis in range(len(self.shape)) for a in self._along(axis)]
         return digits, [digits.index(atom) for atom in self._groups()]

@@ -9,9 +9,6 @@ takes about two compilations of the gradient, which is why it has to be asked fo
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +26,6 @@ from natgrad.layers.trials import (
 )
 from natgrad.layers.views import NotCapturedError
 
-_VERIFYING: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "natgrad.layers.verify", default=False
-)
-
 
 class Proof(NamedTuple):
     """How the uses found of a program were checked.
@@ -47,41 +40,6 @@ class Proof(NamedTuple):
 
 
 TRACED = Proof(False, "by the trace; natgrad.layers.verify computes it")
-
-
-@contextlib.contextmanager
-def verify(enabled: bool = True) -> Iterator[None]:
-    """Checks every model that is captured inside by numbers too, as a context manager.
-
-        with natgrad.layers.verify():
-            curvature.init(params)
-
-    Without it, what is checked is that every equation that reads a parameter is
-    understood, and that no parameter reaches the outputs around the uses found: both by
-    the trace alone. With it the gradient is also put together from the uses and
-    compared with that of JAX, at random parameters and inputs. That compiles and runs
-    two backward passes, once for each program: about twice the time that the gradient
-    takes to compile. `natgrad.layers.report` does it always.
-
-    Args:
-        enabled: whether to check by numbers.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: inside, a parameter's gradient is not the sum over the uses found.
-    """
-    token = _VERIFYING.set(enabled)
-    try:
-        yield
-    finally:
-        _VERIFYING.reset(token)
-
-
-def is_due() -> bool:
-    """Whether a capture is checked by numbers here, inside `verify`."""
-    return _VERIFYING.get()
 
 
 def prove(captured: Any, apply, params, inputs) -> Proof:

@@ -1,4 +1,4 @@
-"""A batch of examples: its axis N, its random keys, and a part of it."""
+"""A batch of examples: its axis N, its random keys, and what the model gives for it."""
 
 from __future__ import annotations
 
@@ -75,6 +75,58 @@ def traceable() -> Iterator[None]:
         if _UNTRACEABLE not in getattr(error, "__notes__", ()):
             error.add_note(_UNTRACEABLE)
         raise
+
+
+def check_specification(apply: Any, family: Any, chunk_size: int | None) -> None:
+    """Raise a ValueError for what no model can be made of.
+
+    Args:
+        apply: the model's first argument.
+        family: its second.
+        chunk_size: as of `Model`.
+    """
+    if not callable(apply):
+        raise ValueError(
+            "Model's first argument must be a function (params, inputs) -> z, got "
+            f"{apply!r}."
+        )
+    if not isinstance(family, Family):
+        raise ValueError(
+            "Model's second argument must be a natgrad Family such as "
+            f"natgrad.families.Categorical(), got {family!r}."
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
+
+
+def check_outputs(z: Any, count: int | None, family: Family) -> Float[Array, "N ..."]:
+    """What `Model.apply` gave, after a look at its shape.
+
+    Args:
+        z: what it gave.
+        count: N, or None where the inputs do not tell.
+        family: of the law.
+
+    Raises:
+        ValueError: it is not one real floating array [N, factors..., parameters...].
+    """
+    if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(
+            "apply(params, inputs) must return one real floating array z [N, ...], "
+            f"got {jax.tree.map(jnp.result_type, z)}."
+        )
+    lowest = 1 + (family.parameter_ndim or 0)
+    if z.ndim < lowest:
+        raise ValueError(
+            f"apply(params, inputs) must return z with a leading axis of examples "
+            f"and at least {lowest} axes for {family}, got shape {z.shape}."
+        )
+    if count is not None and z.shape[0] != count:
+        raise ValueError(
+            f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
+            f"z has shape {z.shape}. One row an example is expected."
+        )
+    return z
 
 
 def split_inputs(
@@ -214,76 +266,3 @@ def factor_keys(
         return Example(weights, None, key).factor_keys(family, z)
 
     return jax.vmap(of_one)(z, weights, keys(family, None, z, z.shape[0]))
-
-
-def check_stride(name: str, every: int) -> None:
-    """Raise unless an argument says of how many examples one is used.
-
-    Args:
-        name: of the argument, for the message.
-        every: its value, the k of `subsample`.
-
-    Raises:
-        ValueError: it is not an integer >= 1.
-    """
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(
-            f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
-            "Under optax.inject_hyperparams name it in static_args."
-        )
-
-
-def subsample(
-    inputs: Inputs,
-    targets: ArrayLike | None,
-    in_axes: Any,
-    every: int,
-    first: ArrayLike = 0,
-) -> tuple[Inputs, Any]:
-    """Every k-th example of a batch.
-
-    Args:
-        inputs: a tree of arrays.
-        targets: labels [N, ...], or None.
-        in_axes: as `Model.in_axes`.
-        every: k.
-        first: the index of the first example that is taken.
-
-    Returns:
-        (inputs, targets) of N // k examples, and at least one; where k does not divide
-        N they wrap around.
-
-    Raises:
-        ValueError: no input has an axis of examples, or the targets have another N.
-    """
-    count = input_count(inputs, in_axes)
-    if count is None:
-        raise ValueError(
-            "No leaf of the inputs has an axis of examples, of which a part could be "
-            "taken: use the whole batch (sub_batch=1), or pass the data in inputs with "
-            "an axis of examples, 0 in Model(in_axes=...)."
-        )
-    if targets is not None and jnp.shape(targets)[:1] != (count,):
-        raise ValueError(
-            f"targets must have a leading axis of {count} examples, as the inputs do, "
-            f"got shape {jnp.shape(targets)}."
-        )
-    if every == 1:
-        return inputs, targets
-    number, first = max(1, count // every), jnp.asarray(first) % count
-
-    def part(leaf):
-        leaf = jnp.asarray(leaf)
-        if number * every != count:
-            rows = (first + every * jnp.arange(number)) % count
-            return jnp.take(leaf, rows, axis=0)
-        # Examples of a device stay on it.
-        apart = leaf.reshape((number, every, *leaf.shape[1:]))
-        return jax.lax.dynamic_index_in_dim(apart, first % every, 1, keepdims=False)
-
-    batched, _ = split_inputs(inputs, in_axes)
-    with_examples = {id(leaf) for leaf in batched}
-    inputs = jax.tree.map(
-        lambda leaf: part(leaf) if id(leaf) in with_examples else leaf, inputs
-    )
-    return inputs, None if targets is None else part(targets)

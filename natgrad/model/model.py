@@ -8,9 +8,8 @@ Factors of one example sum, examples average. With weights w_nt (a mask is a wei
 
     loss(θ) = −Σ_n Σ_t w_nt log p(y_nt | z_nt) / Σ_n max_t w_nt
 
-so that a weight of 0 does what removing that factor does, an example all of whose
-factors are masked does not count, and scaling all weights changes nothing. The Fisher
-information and `kl` are weighted in the same way.
+so that a weight of 0 removes its factor, an example all of whose factors are masked
+does not count, and scaling all weights changes nothing. So do those of F and of `kl`.
 
 z_n may depend on all that apply is given: a dropout key that the examples share, their
 places in the batch, each other. The Fisher information is that of the joint law:
@@ -32,7 +31,7 @@ from jaxtyping import Float
 from natgrad import tree
 from natgrad.families.base import Family
 from natgrad.model import batch, placeholders
-from natgrad.model import targets as label_checks
+from natgrad.model import targets as labels
 from natgrad.model import weights as weighting
 from natgrad.typing import Apply, Array, ArrayLike, Inputs, Key, Params
 
@@ -62,7 +61,7 @@ class Model:
     chunk_size: int | None = None
 
     def __post_init__(self):
-        label_checks.check_specification(self.apply, self.family, self.chunk_size)
+        batch.check_specification(self.apply, self.family, self.chunk_size)
 
     def outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
         """z in at least float32; arguments and errors are those of `raw_outputs`."""
@@ -82,8 +81,7 @@ class Model:
         count = batch.input_count(inputs, self.in_axes)
         with batch.traceable():
             z = self.apply(params, inputs)
-        label_checks.check_outputs(z, count, self.family)
-        return z
+        return batch.check_outputs(z, count, self.family)
 
     def log_prob(
         self, params: Params, inputs: Inputs, targets: ArrayLike
@@ -92,8 +90,7 @@ class Model:
 
         Arguments and errors are those of `loss`, but weights may all be 0.
         """
-        z, weights, y = self._batch(params, inputs, targets)
-        return jax.vmap(self._log_prob)(z, weights, y)
+        return jax.vmap(self._log_prob)(*self._batch(params, inputs, targets))
 
     def loss(
         self, params: Params, inputs: Inputs, targets: ArrayLike
@@ -173,8 +170,9 @@ class Model:
         """
 
         def apply(part, inputs):
-            params = placeholders.fill_placeholders(part, model_params)
-            return self.apply(params, inputs)
+            return self.apply(
+                placeholders.fill_placeholders(part, model_params), inputs
+            )
 
         return dataclasses.replace(self, apply=apply)
 
@@ -233,8 +231,9 @@ class Model:
             z: the output of the example.
             example: with a target or without.
         """
-        masked = self.weights is not None
-        return label_checks.safe_example(self.family, z, example, masked)
+        if example.target is None:
+            return example
+        return labels.safe_example(self.family, z, example, self.weights is not None)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t), shape ().
@@ -258,8 +257,11 @@ class Model:
             weights: of one example, [factors...].
             arrays: [factors..., ...].
         """
-        masked = self.weights is not None
-        return weighting.at_each_factor(function, weights, *arrays, masked=masked)
+        if self.weights is not None:
+            return weighting.at_each_factor(function, weights, *arrays)
+        for _ in range(weights.ndim):
+            function = jax.vmap(function)
+        return function(*arrays)
 
     def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
         example = self.labelled(z, batch.Example(weights, y, None))
@@ -267,17 +269,18 @@ class Model:
 
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)
-        count = self._count(inputs, z, targets)
-        weights = self._weights(inputs, z, count)
-        y = self._targets(z, targets, weights)
-        return jnp.broadcast_to(z, (count, *z.shape[1:])), weights, y
+        weights = self._weights(inputs, z, self._count(inputs, z, targets))
+        rows = jnp.broadcast_to(z, (weights.shape[0], *z.shape[1:]))
+        return rows, weights, self._targets(z, targets, weights)
 
     def _weights(self, inputs, z, count) -> Array:
         """[N, factors...], ones where the model has no weights."""
         ndim = self.family.parameter_ndim
-        factors = () if ndim is None else z.shape[1 : z.ndim - ndim]
-        weights = jnp.ones(count) if self.weights is None else self.weights(inputs)
-        return weighting.factor_weights(weights, (count, *factors), z)
+        shape = (count, *(() if ndim is None else z.shape[1 : z.ndim - ndim]))
+        tree.check_sharding("The outputs are", z)
+        if self.weights is None:
+            return jnp.ones(shape, z.dtype)
+        return weighting.factor_weights(self.weights(inputs), shape, z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""
@@ -286,13 +289,12 @@ class Model:
         return weighting.normaliser(weights)
 
     def _targets(self, z, targets, weights) -> Array:
-        y = label_checks.check_targets(self.family, z, targets, weights.shape[0])
+        y = labels.check_targets(self.family, z, targets, weights.shape[0])
         masked = None if self.weights is None else weights
-        label_checks.check_support(self.family, z, y, masked)
+        labels.check_support(self.family, z, y, masked)
         return y
 
     def _count(self, inputs, z, targets) -> int:
         """N; one row of outputs without inputs serves any number of targets."""
-        if batch.input_count(inputs, self.in_axes) is None and z.shape[0] == 1:
-            return 1 if targets is None else jnp.shape(targets)[0]
-        return z.shape[0]
+        one_row = batch.input_count(inputs, self.in_axes) is None and z.shape[0] == 1
+        return jnp.shape(targets)[0] if one_row and targets is not None else z.shape[0]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import optax
 
+from natgrad.tree import is_placeholder
 from natgrad.typing import Params
 
 
@@ -25,10 +25,10 @@ def fill_placeholders(params: Params, model_params: Params) -> Params:
     """
     try:
         return jax.tree.map(
-            lambda node, full: full if _is_placeholder(node) else node,
+            lambda node, full: full if is_placeholder(node) else node,
             params,
             model_params,
-            is_leaf=_is_placeholder,
+            is_leaf=is_placeholder,
         )
     except ValueError as error:
         raise ValueError(
@@ -48,22 +48,8 @@ def masked_like(model_tree: Any, params: Params) -> Any:
         params: a tree of arrays and of placeholders.
     """
     return jax.tree.map(
-        lambda node, full: node if _is_placeholder(node) else full,
+        lambda node, full: node if is_placeholder(node) else full,
         params,
         model_tree,
-        is_leaf=_is_placeholder,
+        is_leaf=is_placeholder,
     )
-
-
-def has_placeholders(params: Params) -> bool:
-    """Is some part of `params` an `optax.MaskedNode`?
-
-    Args:
-        params: a tree of arrays and of placeholders.
-    """
-    nodes = jax.tree.leaves(params, is_leaf=_is_placeholder)
-    return any(_is_placeholder(node) for node in nodes)
-
-
-def _is_placeholder(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

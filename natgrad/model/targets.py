@@ -1,4 +1,4 @@
-"""What a model is made of, its outputs and its labels, checked.
+"""Labels of a batch: their shape, and what becomes of impossible ones.
 
 Impossible labels raise where their values are known. Under jit they are not, and what
 is impossible there makes NaN.
@@ -18,57 +18,6 @@ from natgrad.families.base import Family
 from natgrad.model import weights as weighting
 from natgrad.model.batch import Example
 from natgrad.typing import Array, ArrayLike
-
-
-def check_specification(apply: Any, family: Any, chunk_size: int | None) -> None:
-    """Raise a ValueError for what no model can be made of.
-
-    Args:
-        apply: the model's first argument.
-        family: its second.
-        chunk_size: as of `Model`.
-    """
-    if not callable(apply):
-        raise ValueError(
-            "Model's first argument must be a function (params, inputs) -> z, got "
-            f"{apply!r}."
-        )
-    if not isinstance(family, Family):
-        raise ValueError(
-            "Model's second argument must be a natgrad Family such as "
-            f"natgrad.families.Categorical(), got {family!r}."
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
-
-
-def check_outputs(z: Any, count: int | None, family: Family) -> None:
-    """Check what `Model.apply` gave.
-
-    Args:
-        z: what it gave.
-        count: N, or None where the inputs do not tell.
-        family: of the law.
-
-    Raises:
-        ValueError: it is not one real floating array [N, factors..., parameters...].
-    """
-    if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
-        raise ValueError(
-            "apply(params, inputs) must return one real floating array z [N, ...], "
-            f"got {jax.tree.map(jnp.result_type, z)}."
-        )
-    lowest = 1 + (family.parameter_ndim or 0)
-    if z.ndim < lowest:
-        raise ValueError(
-            f"apply(params, inputs) must return z with a leading axis of examples "
-            f"and at least {lowest} axes for {family}, got shape {z.shape}."
-        )
-    if count is not None and z.shape[0] != count:
-        raise ValueError(
-            f"apply(params, inputs) gave {z.shape[0]} rows for {count} examples: "
-            f"z has shape {z.shape}. One row an example is expected."
-        )
 
 
 def check_targets(
@@ -162,12 +111,11 @@ def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Ex
     Args:
         family: of the law.
         z: the output of one example, [factors..., parameters...].
-        example: one without a target comes back as it is.
+        example: one with a target.
         masked: whether weights can be 0.
     """
     y, weights = example.target, example.weights
-    if y is None:
-        return example
+    assert y is not None
     inside = family.in_support(z, y)
     inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
     if masked:

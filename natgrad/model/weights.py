@@ -17,7 +17,6 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
-from natgrad import tree
 from natgrad.typing import Array, ArrayLike
 
 
@@ -37,7 +36,6 @@ def factor_weights(
     Raises:
         ValueError: the shape is another, or a weight is negative.
     """
-    tree.check_sharding("The outputs are", z)
     weights = jnp.asarray(weights, z.dtype)
     if weights.shape not in (shape, shape[:1]):
         raise ValueError(
@@ -121,23 +119,19 @@ def at_each_factor(
     function: Callable[..., Any],
     weights: Float[Array, "*factors"],
     *arrays: Any,
-    masked: bool,
 ) -> Any:
-    """function(*arrays) of each factor of one example.
+    """function(*arrays) of each factor of one example; 0 where it is lost.
 
     Args:
         function: of one factor's arrays; gives a tree of arrays.
-        weights: one a factor.
+        weights: one a factor; at weight 0 what is not finite becomes 0.
         arrays: [factors..., ...], or None.
-        masked: whether weights can be 0; then what is not finite there becomes 0.
 
     Returns:
         A tree of arrays [factors..., ...].
     """
     for _ in range(weights.ndim):
         function = jax.vmap(function)
-    if not masked:
-        return function(*arrays)
     # With identical branches XLA drops the selections, and so the second evaluation.
     constants = jax.lax.stop_gradient(arrays)
     finite = [

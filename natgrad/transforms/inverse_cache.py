@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.sub_batch import SubBatch
-from natgrad.model.batch import check_stride
+from natgrad.curvature.sub_batch import SubBatch, check_stride
 from natgrad.solvers.base import CachedSolver, Solver, StatefulSolver
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params

@@ -20,7 +20,7 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.model import Model, placeholders
+from natgrad.model import Model
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.statistics_update import add_to_average
@@ -107,7 +107,7 @@ def observe(
     specialized: dict[str | None, _Use] = {}
     for name, same in by_name.items():
         seen, full = same[0].params, model_params
-        if full is None and placeholders.has_placeholders(seen) and seen is not params:
+        if full is None and tree.has_placeholders(seen) and seen is not params:
             full = params
         curvature = restrict_to_subtree(same[0].curvature, seen, full)
         _check(name, same, curvature, seen, nodes)

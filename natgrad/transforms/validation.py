@@ -13,7 +13,6 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.model import placeholders
 from natgrad.model.batch import Batch
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
@@ -257,7 +256,7 @@ def restrict_to_subtree(
     Raises:
         ValueError: some part of the parameters is not known.
     """
-    if placeholders.has_placeholders(model_params):
+    if tree.has_placeholders(model_params):
         raise ValueError(
             "model_params must be the model's whole parameter tree; a part of it is "
             "masked. With optax.masked(mask_compatible_extra_args=True) they are "
@@ -265,7 +264,7 @@ def restrict_to_subtree(
         )
     if model_params is not None:
         return curvature.with_frozen(model_params).specialize(params)
-    if placeholders.has_placeholders(params):
+    if tree.has_placeholders(params):
         raise ValueError(
             "This transformation sees a part of the parameters only (optax.masked or "
             "optax.multi_transform). Its model needs all of them: pass the whole tree "

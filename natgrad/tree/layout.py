@@ -10,6 +10,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Float
 
 from natgrad.typing import Array, Params
@@ -224,6 +225,21 @@ def check_params(params: Params) -> None:
         if isinstance(leaf, jax.Array):
             where = jax.tree_util.keystr(path) or "params"
             check_sharding(f"The parameter {where} is", leaf)
+
+
+def has_placeholders(params: Params) -> bool:
+    """Is some part of `params` an `optax.MaskedNode`?
+
+    Args:
+        params: a tree of arrays and of placeholders.
+    """
+    nodes = jax.tree.leaves(params, is_leaf=is_placeholder)
+    return any(is_placeholder(node) for node in nodes)
+
+
+def is_placeholder(node: Any) -> bool:
+    """Is this an `optax.MaskedNode`, which stands for what is not seen of a tree?"""
+    return isinstance(node, optax.MaskedNode)
 
 
 def check_kept(kept: Any, needed: Any) -> None:

@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
+from natgrad.curvature.sub_batch import check_stride, subsample
 from natgrad.model import Model, placeholders
-from natgrad.model.batch import check_stride, subsample
 from natgrad.transforms.adaptive.quadratic_forms import (
     EXACT,
     check_batch,
