@@ -1,6 +1,7 @@
 """How far a reader walks through one update: files entered, ways back, traces.
 
-`python tests/test_step_path.py` prints the files that an update enters, by package.
+The files are those of each trace but the first, which finds and stores what there is to
+know of a program. `python tests/test_step_path.py` prints them, by package.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def problem():
     return model, params, calls
 
 
-def update_of(name):
+def first_update_of(name):
     """(update, calls): one update of the optimizer, traced anew at each call."""
     model, params, calls = problem()
     optimizer = getattr(ng, name)(0.1, model)
@@ -57,7 +58,13 @@ def update_of(name):
         step = lambda p, s: optimizer.update(p, s, p, inputs=X)
         return jax.make_jaxpr(step)(params, state)
 
-    update()  # what is found once for a program is known from here on
+    return update, calls
+
+
+def update_of(name):
+    """The same, traced once before: what is found once for a program is known."""
+    update, calls = first_update_of(name)
+    update()
     calls.clear()
     return update, calls
 
@@ -163,7 +170,8 @@ def test_other_curvatures_trace_the_model_at_most_twice():
 
 if __name__ == "__main__":
     for each in MOST_FILES:
+        first = len(files_entered(first_update_of(each)[0]))
         entered = sorted(files_entered(update_of(each)[0]))
         packages = collections.Counter(file.split("/")[0] for file in entered)
-        print(f"{each}: {len(entered)} files, {dict(packages)}")
+        print(f"{each}: {len(entered)} files, {dict(packages)}; {first} at first")
         print("  " + "\n  ".join(entered))

@@ -127,6 +127,7 @@ class Found:
 
     Attributes:
         rules: custom derivative -> whether it is that of the function it replaces.
+        passes: what `Captured.pull` stores.
     """
 
     blocks: tuple

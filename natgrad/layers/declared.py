@@ -122,7 +122,10 @@ def fallbacks(
     Raises:
         NotCapturedError: some are too large for an exact block, and not vectors.
     """
-    small = lambda leaf: math.prod(leaf.shape) <= EXACT_UP_TO
+
+    def small(leaf):
+        return math.prod(leaf.shape) <= EXACT_UP_TO
+
     large = [leaf for leaf in refused if len(leaf.shape) >= 2 and not small(leaf)]
     if large:
         each = "; ".join(

@@ -73,11 +73,17 @@ class Interpreter:
                 # The result of a use stands for it only while nothing else reads it.
                 known[v] = tuple(m for m in marks if m.source is None or reads[v] == 1)
 
-        value = lambda v: v.val if jaxprs.is_literal(v) else env[v]
-        marks_of = lambda v: () if jaxprs.is_literal(v) else known.get(v, ())
-        axis = lambda v: self.examples.axis(
-            path, None if jaxprs.is_literal(v) else numbers[v]
-        )
+        def value(v):
+            return v.val if jaxprs.is_literal(v) else env[v]
+
+        def marks_of(v):
+            return () if jaxprs.is_literal(v) else known.get(v, ())
+
+        def axis(v):
+            return self.examples.axis(
+                path, None if jaxprs.is_literal(v) else numbers[v]
+            )
+
         learn(jaxpr.invars, marks)
         for index, equation in enumerate(jaxpr.eqns):
             here, results = (*path, index), equation.outvars
@@ -212,7 +218,10 @@ def _reached(jaxpr, given: list[set[int]]) -> list[set[int]]:
     """Which of the operands each result depends on."""
     jaxpr, _ = jaxprs.opened(jaxpr)
     found = dict(zip(jaxpr.invars, given, strict=True))
-    of = lambda v: set() if jaxprs.is_literal(v) else found.get(v, set())
+
+    def of(v):
+        return set() if jaxprs.is_literal(v) else found.get(v, set())
+
     for equation in jaxpr.eqns:
         operands = [of(v) for v in equation.invars]
         if equation.primitive.name in jaxprs.CALLS:

@@ -75,7 +75,10 @@ def _run(jaxpr: Jaxpr, values: list, path: Path, loops: Set[Path]) -> list:
     env = dict(
         zip((*jaxpr.constvars, *jaxpr.invars), [*constants, *values], strict=True)
     )
-    value = lambda v: v.val if jaxprs.is_literal(v) else env[v]
+
+    def value(v):
+        return v.val if jaxprs.is_literal(v) else env[v]
+
     for index, equation in enumerate(jaxpr.eqns):
         here, operands = (*path, index), [value(v) for v in equation.invars]
         inside = any(loop[: len(here)] == here for loop in loops)
@@ -84,7 +87,10 @@ def _run(jaxpr: Jaxpr, values: list, path: Path, loops: Set[Path]) -> list:
             results = steps.at_once(equation, operands)
         elif inside:
             sub = jaxprs.called(equation)
-            body = lambda *v, sub=sub, here=here: _run(sub, list(v), (*here, 0), loops)
+
+            def body(*v, sub=sub, here=here):
+                return _run(sub, list(v), (*here, 0), loops)
+
             if equation.primitive.name in jaxprs.REMAT:
                 params = equation.params
                 body = jax.checkpoint(

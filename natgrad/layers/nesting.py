@@ -188,8 +188,12 @@ def same_derivative(jaxpr, equation) -> bool:
     called = jaxprs.called(equation)
 
     def both(values, cotangents):
-        given = lambda *xs: jaxprs.evaluate(jaxpr, equation, xs)
-        plain = lambda *xs: jaxprs.as_function(called)(*xs)
+        def given(*xs):
+            return jaxprs.evaluate(jaxpr, equation, xs)
+
+        def plain(*xs):
+            return jaxprs.as_function(called)(*xs)
+
         return [_pulled(function, values, cotangents) for function in (given, plain)]
 
     def decide() -> bool:

@@ -70,8 +70,13 @@ def prove(captured: Any, apply, params, inputs) -> Proof:
 def _drawn(apply, params, inputs, positive: bool) -> tuple:
     """Random parameters, inputs and cotangents of the right shapes."""
     generator = np.random.default_rng(0)
-    weight = lambda leaf: draw_parameter(generator, jax.typeof(leaf), positive)
-    entry = lambda leaf: draw(generator, jax.typeof(leaf), positive)
+
+    def weight(leaf):
+        return draw_parameter(generator, jax.typeof(leaf), positive)
+
+    def entry(leaf):
+        return draw(generator, jax.typeof(leaf), positive)
+
     points, trial = jax.tree.map(weight, params), jax.tree.map(entry, inputs)
     _, z = jaxprs.trace(apply, points, trial)
     return points, trial, jax.tree.map(lambda leaf: draw(generator, leaf), z)

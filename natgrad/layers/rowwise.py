@@ -137,8 +137,8 @@ def _kept(operand, axes: Sequence[int | None]):
         if operand.axis not in axes:
             raise Unknown
         return Rows(axes.index(operand.axis))
-    same = lambda axis: axis is None or axis in operand.constant
-    return Shared(frozenset(i for i, axis in enumerate(axes) if same(axis)))
+    constant = {None, *operand.constant}
+    return Shared(frozenset(i for i, axis in enumerate(axes) if axis in constant))
 
 
 def _without(equation, operands):

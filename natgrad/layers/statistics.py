@@ -278,7 +278,10 @@ class RowFactors(Statistic):
         """Zeros of the shapes above."""
         require_examples(block, "the factors of per-example gradients")
         lead = (*block.lead, block.examples, block.uses[0].positions)
-        zeros = lambda *shape: jnp.zeros((*lead, *shape), block.dtype)
+
+        def zeros(*shape):
+            return jnp.zeros((*lead, *shape), block.dtype)
+
         if block.looks_up:
             return {"index": zeros(), "g": zeros(block.outputs)}
         return {"x": zeros(block.inputs), "g": zeros(block.outputs)}

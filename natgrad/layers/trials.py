@@ -143,14 +143,20 @@ class Trial:
     def __init__(self, apply, params, batched, rest, rebuild):
         self.count = batched[0].shape[0]
         self._batched = batched
-        flat = lambda params, rest, *rows: apply(params, rebuild(rows, rest))
+
+        def flat(params, rest, *rows):
+            return apply(params, rebuild(rows, rest))
+
         operands = jax.tree.leaves((params, rest))
         structure = jax.tree.structure((params, rest))
         self._fixed = (params, rest)
-        ordered = lambda *leaves: flat(
-            *jax.tree.unflatten(structure, leaves[: len(operands)]),
-            *leaves[len(operands) :],
-        )
+
+        def ordered(*leaves):
+            return flat(
+                *jax.tree.unflatten(structure, leaves[: len(operands)]),
+                *leaves[len(operands) :],
+            )
+
         with jax.default_matmul_precision("highest"):
             traced = jax.make_jaxpr(ordered)(*operands, *batched)
             run, constants = lifted(ordered, *operands, *batched)
@@ -247,7 +253,10 @@ class Trial:
         """Constants, those that are traced drawn; parameters; what examples share."""
         generator = np.random.default_rng(2)
         params, rest = self._fixed
-        entry = lambda leaf: draw(generator, leaf, positive)
+
+        def entry(leaf):
+            return draw(generator, leaf, positive)
+
         known = [entry(c.aval) if isinstance(c, Tracer) else c for c in self._constants]
         weights = [
             draw_parameter(generator, leaf, positive)
