@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from natgrad.compare.extras import MissingExtra, require
 
@@ -27,5 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(sys.argv[1:] if argv is None else argv)
 
 
+def command() -> NoReturn:
+    """Run the command that was typed, and exit.
+
+    After Ctrl-C at once: while jaxlib compiles, an ordinary exit can crash it.
+    """
+    code = main()
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -30,6 +30,9 @@ def breaks(key, inputs, outputs):
 def alone(key, inputs, outputs):
     return jnp.zeros(3)
 
+def leaves(key, inputs, outputs):
+    raise SystemExit(0)
+
 def empty(key, inputs, outputs):
     return (lambda p, x: x), {}
 
@@ -81,6 +84,11 @@ BAD_DATA = {
     "three axes": ({"inputs": INPUTS, "targets": INPUTS[:, None]}, "[N] or [N, K]"),
     "words": ({"inputs": INPUTS, "targets": np.array(["a"] * 24)}, "real numbers"),
     "none": ({"inputs": INPUTS[:0], "targets": CLASSES[:0]}, "empty"),
+    "a wrong label": (
+        {"inputs": INPUTS, "targets": np.where(np.arange(24) == 7, 10**6, CLASSES)},
+        "targets[7] = 1000000 makes 1,000,001 classes for 24 rows",
+    ),
+    "scalar": ({"inputs": np.float64(3), "targets": CLASSES}, "inputs is one number"),
     "few": ({"inputs": INPUTS[:4], "targets": CLASSES[:4]}, "at least 8 are needed"),
 }
 
@@ -112,7 +120,9 @@ def test_bad_files_are_refused_in_one_line(folder, capsys):
         ("own_models:gone", "no function 'gone'"),
         ("own_models:number", "no function 'number'"),
         ("own_models:", "expected module:function"),
-        ("no_such_module:f", "there is no such module"),
+        ("no_such_module:f", "there is no such module in /"),
+        ("exits:f", "SystemExit: 0"),
+        ("own_models:leaves", "SystemExit: 0"),
         ("own_models:fails", "ZeroDivisionError: division by zero"),
         ("own_models:wide", "[18, 2] for mine.npz, got [18, 3]"),
         ("own_models:breaks", "apply failed"),
@@ -121,6 +131,7 @@ def test_bad_files_are_refused_in_one_line(folder, capsys):
     ],
 )
 def test_bad_models_are_refused_in_one_line(folder, capsys, model, words):
+    (folder / "exits.py").write_text("import sys\nsys.exit(0)\n")
     shown = refused(capsys, "race", "--data", "mine.npz", "--model", model)
     assert words in shown
 
@@ -142,6 +153,12 @@ def test_own_data_are_split_and_scaled(folder):
     classes = data.load(str(folder / "mine.npz"))
     assert classes.classes
     assert classes.outputs == 2
+    assert classes.about_targets == "2 classes"
+    assert numbers.about_targets == "2 to predict as numbers"
+    np.savez(folder / "whole.npz", inputs=INPUTS, targets=1.0 * CLASSES)
+    whole = data.load(str(folder / "whole.npz"))
+    assert not whole.classes
+    assert "2 whole values: as integers they would be classes" in whole.about_targets
 
 
 @pytest.mark.slow
@@ -175,7 +192,7 @@ def test_race_of_an_own_model_and_its_seed(folder, capsys):
     assert one[0] == pytest.approx(np.log(2), rel=1e-6)
     assert one == losses(1)
     assert one != losses(2)
-    assert "sgd" in capsys.readouterr().out
+    assert "To train, use sgd at rate" in capsys.readouterr().out
 
 
 # --config ----------------------------------------------------------------------------
@@ -214,4 +231,5 @@ def test_a_bad_config_file_is_refused_in_one_line(folder, capsys, text, words):
 
 
 def test_a_config_file_that_is_not_there(folder, capsys):
-    assert "gone.toml" in refused(capsys, "race", "--config", "gone.toml", code=1)
+    shown = refused(capsys, "race", "--config", "gone.toml")
+    assert "--config gone.toml: No such file" in shown

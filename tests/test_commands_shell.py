@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from modules import PACKAGE
 
+from natgrad import __main__
 from natgrad.__main__ import main
 from natgrad.cli import devices, parsing, progress
 
@@ -97,6 +98,20 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch)
         advance("three", 1)
     # A line at most every fifteen seconds: at 20 s with 2 of 4 parts done.
     assert capsys.readouterr().err == "50% two, about 20 s left\n"
+
+
+@pytest.mark.parametrize(("code", "left"), [(130, "at once"), (2, "as usual")])
+def test_after_ctrl_c_the_process_ends_at_once(monkeypatch, code, left):
+    class AtOnce(Exception):
+        pass
+
+    def leave(code):
+        raise AtOnce(code)
+
+    monkeypatch.setattr(__main__, "main", lambda: code)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(AtOnce if left == "at once" else SystemExit, match=str(code)):
+        __main__.command()
 
 
 @pytest.mark.slow

@@ -6,14 +6,21 @@ import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import natgrad as ng
 from natgrad.__main__ import main
 from natgrad.cli import html, session
+from natgrad.cli.terminal import summary
 from natgrad.compare import Entry, Race, Run, Verdict
+from natgrad.compare.contenders import BASELINES, contender, line
 from natgrad.compare.tables import Column
-from natgrad.compare.verdict import judge
+from natgrad.compare.verdict import judge, together
+from natgrad.curvature import CURVATURES
 
 
 def row(name, cosine, ratio, seconds, **more):
@@ -42,12 +49,12 @@ def test_the_quickest_that_follows_the_exact_step_is_recommended():
         row("poor", 0.2, 1.0, 0.002, decrease=-1.0),
     ]
     found = judge(rows, LABELS)
-    assert "use good" in found.headline
+    assert "followed most cheaply by good" in found.headline
     assert "cosine 0.95" in found.headline
     text = " ".join(found.points)
     assert "If good is too slow: long" in text
     assert "Far from the exact step (cosine below 0.5): poor (0.20)." in text
-    assert "The full step raises the loss for poor" in text
+    assert "A step of rate 1 raises the loss for poor" in text
     assert "labels is made of the data's own labels" in text
     assert "could have come from the model" in text
 
@@ -64,24 +71,93 @@ def run(seconds, losses):
     return Run(0.1, seconds, losses, losses, losses)
 
 
-def test_the_race_says_who_is_first_and_who_is_lowest():
-    race = Race(
-        (
-            Entry("slow", (run([0, 5, 9], [2.0, 0.5, 0.1]),), 1.0),
-            Entry("quick", (run([0, 1, 2], [2.0, 0.9, 0.6]),), 1.0),
-            Entry("last", (run([0, 1, 2], [2.0, 1.9, 1.8]),), 1.0),
-            Entry("lost", (run([0, 1, 2], [2.0, 3.0, 9.0]),), 1.0),
-        ),
-        2,
-        8,
-        1e-3,
+def entry(name, seconds, losses, compiling=1.0):
+    return Entry(name, (run(seconds, losses),), compiling)
+
+
+LOST = entry("lost", [0, 1, 2], [2.0, 3.0, 9.0])
+
+
+def verdict(*entries):
+    return Race(entries, 2, 8, 1e-3).verdict()
+
+
+def test_the_race_recommends_the_first_that_comes_within_a_tenth_of_the_lowest():
+    slow = entry("dense", [0, 5, 9], [2.0, 0.5, 0.1])
+    quick = entry("kfac", [0, 1, 2], [2.0, 0.9, 0.108])
+    adam = entry("adam", [0, 0.1, 0.2], [2.0, 1.0, 0.2])
+    found = verdict(slow, quick, adam, LOST)
+    assert found.headline == (
+        "To train, use kfac at rate 0.1: 0.108 nats after 2 steps; dense 0.100, adam "
+        "0.200."
     )
-    found = race.verdict()
-    assert "use quick: it was the first at 0.600 nats" in found.headline
-    assert "slow reached the lowest loss: 0.100 nats" in found.points[0]
+    assert found.line == (
+        "ng.natural_gradient(0.1, model, curvature=ng.curvature.KFAC, damping=0.001, "
+        "trust_region=None)"
+    )
+    assert "at 0.110 nats, 3.0 s after the start" in found.points[0]
+    assert "adam: 0.200 nats on held-out data, compiling 1.0 s" in found.points[3]
     assert "lost (1 of 1)" in found.points[-1]
-    lost = Race(race.entries[3:], 2, 8, 1e-3).verdict()
-    assert "every run of every optimizer failed" in lost.headline
+    for text in (found.headline, found.line, *found.points):
+        assert text in str(found)
+
+
+def test_compiling_counts():
+    quick = entry("kfac", [0, 1, 2], [2.0, 0.9, 0.1], 20.0)
+    adam = entry("adam", [0, 5, 9], [2.0, 0.5, 0.1])
+    assert verdict(quick, adam).line == "optax.adam(0.1)"
+    assert (
+        "use kfac" in verdict(quick, entry("adam", [0, 15, 29], [2, 1, 0.1])).headline
+    )
+
+
+def test_a_constant_in_the_loss_makes_no_loss_near_the_lowest():
+    low = entry("dense", [0, 5, 9], [1.4, 1.0, 0.95])
+    high = entry("sgd", [0, 0.1, 0.2], [1.4, 1.1, 1.04])
+    assert "use dense" in verdict(low, high).headline  # 1.04 is below 1.1 · 0.95
+
+
+def test_where_every_run_fails_nothing_is_recommended():
+    found = verdict(LOST)
+    assert "every run of every optimizer failed" in found.headline
+    assert not found.line
+
+
+@pytest.mark.parametrize("name", [*CURVATURES, *BASELINES])
+def test_the_line_to_paste_makes_what_was_raced(name):
+    model = ng.Model(
+        lambda p, x: x @ p, ng.families.Categorical(), example_inputs=np.ones((1, 2))
+    )
+    p, x, y = jnp.ones((2, 3)), jnp.arange(8.0).reshape(4, 2) / 8, jnp.arange(4) % 3
+    scope = {"ng": ng, "optax": optax, "model": model}
+    made = optax.with_extra_args_support(eval(line(name, 0.3, 0.01), scope))
+    raced = contender(name, model, 0.01).make(0.3)
+
+    def program(tx):
+        update = lambda g: tx.update(g, tx.init(p), p, inputs=x, targets=y)[0]
+        return str(jax.make_jaxpr(update)(p))
+
+    assert program(made) == program(raced)
+
+
+def test_verdicts_together_begin_with_the_first():
+    parts = Verdict("one", ("a",), "line"), Verdict("two", ("b", "c"))
+    assert together(*parts) == Verdict("one", ("a", "two", "b", "c"), "line")
+
+
+def test_the_summary_has_each_name_once_the_best_first():
+    rows = (EXACT, row("exact too", 1.0, 1.0, 0.5, agrees=True), row("far", 0.3, 1, 1))
+    comparison = SimpleNamespace(rows=rows, reference="exact")
+    race = Race((LOST, entry("sgd", [0, 1, 2], [2.0, 1.0, 0.5])), 2, 8, 1e-3)
+    lines = summary(comparison, race)
+    assert [line.name for line in lines] == ["sgd", "exact", "far", "lost"]
+    assert [line.row for line in lines] == [None, EXACT, rows[2], None]
+    assert [line.entry for line in lines] == [
+        race.entries[1],
+        None,
+        None,
+        race.entries[0],
+    ]
 
 
 class Links(HTMLParser):

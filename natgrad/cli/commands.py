@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from natgrad.cli.options import CompareOptions, FidelityOptions, Output, RaceOptions
 from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
 
 
-class CompareSession(Session):
+class FullCompareSession(Session):
     """Compare, race, and write."""
 
     command = "compare"
@@ -30,6 +32,16 @@ class CompareSession(Session):
         self.picture("fidelity.png", self.comparison, self.fidelity_figure)
         self.picture("training.png", self.race, self.training_figure)
         self.record("comparison.json", self.description(complete=complete))
+
+
+class CompareSession(FullCompareSession):
+    """The same with one table on the terminal."""
+
+    def show(self) -> None:
+        """The table and the verdict, once all is there."""
+        if self.comparison is not None and self.race is not None:
+            self.report.summary(self.comparison, self.race)
+            self.report.verdict(self.verdict())
 
 
 class RaceSession(Session):
@@ -71,8 +83,14 @@ class Compare(RaceOptions, FidelityOptions, CompareOptions):
     """
 
     output: Output = Path("natgrad-compare")
+    full: Annotated[
+        bool, typer.Option("--full", help="all figures, in four tables")
+    ] = False
 
-    session = CompareSession
+    @property
+    def session(self) -> type[Session]:
+        """Of one table, or of all."""
+        return FullCompareSession if self.full else CompareSession
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,14 +33,16 @@ def defaults_from_file(ctx: typer.Context, path: str | None) -> str | None:
         `path`.
 
     Raises:
-        UsageError: for a file that is no TOML, and for unknown options.
-        OSError: where the file cannot be read.
+        UsageError: for a file that cannot be read or is no TOML, and for unknown
+            options.
     """
     if path is None or ctx.resilient_parsing:
         return path
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}") from error
     name = ctx.command.name or ""

@@ -40,6 +40,7 @@ class Dataset:
         outputs: C, outputs the model must have.
         score_name: what `score` is.
         score: (outputs, targets) -> a number, the higher the better.
+        about_targets: what they are taken for, in words.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     outputs: int
     score_name: str
     score: Callable[[Array, Array], Array]
+    about_targets: str
 
     @property
     def features(self) -> int:
@@ -91,8 +93,9 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     if classes:
         targets = targets.astype(np.int32)
         family, outputs = Categorical(), int(targets.max()) + 1
-        score_name, score = "accuracy", accuracy
+        score_name, score, about = "accuracy", accuracy, f"{outputs} classes"
     else:
+        about = _about_numbers(targets)
         targets = targets[:, None] if targets.ndim == 1 else targets
         targets = _standardised(targets, train, one_unit=False)
         family, outputs = NormalMean(), targets.shape[1]
@@ -105,7 +108,20 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
         outputs=outputs,
         score_name=score_name,
         score=score,
+        about_targets=about,
     )
+
+
+def _about_numbers(targets: np.ndarray) -> str:
+    """How many numbers are predicted; what they would be as whole ones."""
+    count = targets[0].size
+    about = f"{count} to predict as {'a number' if count == 1 else 'numbers'}"
+    if targets.ndim == 1 and np.all(targets == np.floor(targets)):
+        about += (
+            f" (it has {len(np.unique(targets))} whole values: as integers they would "
+            "be classes)"
+        )
+    return about
 
 
 def _read(name: str) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +19,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with open(temporary, "xb") as file:
             write(file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # name the file: a full disk names none
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 
@@ -36,8 +39,11 @@ def check_directory(path: Path) -> None:
         place = place.parent
     if not place.is_dir():
         raise NotADirectoryError(f"cannot write to {path}: {place} is not a directory.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write to {path}: permission denied in {place}.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write to {path}: {reason} in {place}.") from error
 
 
 def _finite(node: Any) -> Any:

@@ -6,6 +6,7 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,9 @@ from natgrad.cli.data import Dataset
 from natgrad.curvature import choose
 from natgrad.model import Model
 from natgrad.typing import Array, Key, Params
+
+# Parameters: beyond, a comparison takes hours.
+_MOST = 10_000_000
 
 # Which labels each fits.
 MODELS = {
@@ -52,6 +56,12 @@ def build(
     if any(width < 1 for width in widths):
         raise ValueError(f"Hidden layers need at least 1 unit each, got {widths}.")
     sizes = (dataset.features, *widths, dataset.outputs)
+    count = sum((i + 1) * o for i, o in itertools.pairwise(sizes))
+    if count > _MOST:
+        raise ValueError(
+            f"--hidden {' '.join(map(str, widths))} makes {count:,} parameters; this "
+            f"command takes at most {_MOST:,}, which is minutes for each approximation."
+        )
     inputs = dataset.train[0]
     model = Model(apply, dataset.family, example_inputs=inputs[:1])
     return model, initial(sizes, key, inputs.dtype)

@@ -45,8 +45,14 @@ def racers(default: tuple[str, ...]) -> Any:
     return option("NAME...", f"who races: {words}", (*CURVATURES, *BASELINES))
 
 
+def _folder(text: str | Path) -> Path:
+    if not str(text):
+        raise UsageError("--output is empty; expected a folder, such as . for this one")
+    return Path(text)
+
+
 Output = Annotated[
-    Path, typer.Option(metavar="DIR", help="where files go", show_default=True)
+    Path, typer.Option(metavar="DIR", help="where files go", parser=_folder)
 ]
 
 EPILOG = """\

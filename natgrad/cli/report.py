@@ -105,8 +105,7 @@ class ReportSession(Session):
     def show(self) -> None:
         """The verdict, once all is there; the page has the rest."""
         if self.race is not None and not (self._comparisons or self._repeated):
-            words = self.verdict()
-            self.report.verdict(words.headline, words.points)
+            self.report.verdict(self.verdict())
 
     def save(self, *, complete: bool) -> None:
         """report.html and report.json."""
@@ -115,19 +114,10 @@ class ReportSession(Session):
         steps = {step: c.to_dict() for step, c in self._comparisons.items()}
         record["along"] = steps or None
         record["repeated"] = [entry.to_dict() for entry in self._repeated] or None
-        record["verdict"] = {"headline": words.headline, "points": list(words.points)}
+        record["verdict"] = {**vars(words), "points": list(words.points)}
         text = html.render(self._page(record, words))
         self.record("report.json", record)
         self.file("report.html", lambda file: file.write(text.encode()))
-
-    def verdict(self) -> Verdict:
-        """Of what is finished."""
-        finished = [part for part in (self.race, self.comparison) if part is not None]
-        verdicts = [part.verdict() for part in finished]
-        return Verdict(
-            " ".join(verdict.headline for verdict in verdicts),
-            tuple(point for verdict in verdicts for point in verdict.points),
-        )
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""

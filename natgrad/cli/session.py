@@ -22,6 +22,7 @@ from natgrad.compare import plots
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.runs import Entry, Race
 from natgrad.compare.training import RaceSettings, race
+from natgrad.compare.verdict import Verdict, together
 from natgrad.layers import NotCapturedError
 from natgrad.model.errors import DoesNotFitError
 
@@ -73,7 +74,7 @@ class Session(abc.ABC):
                 self.save(complete=not waiting)
         except KeyboardInterrupt:
             return self._interrupted()
-        self.report.closing(self._written, self.seconds())
+        self.report.closing(self._output, self._written, self.seconds())
         return 0
 
     def compare(self) -> Stage:
@@ -144,11 +145,17 @@ class Session(abc.ABC):
         return len(settings.optimizers) * settings.rates, stage
 
     def show(self) -> None:
-        """What has just been finished, on the terminal."""
+        """What has just been finished, on the terminal; at the end the verdict."""
         if self.race is not None:
             self.report.race(self.race, self.experiment)
+            self.report.verdict(self.verdict())
         elif self.comparison is not None:
             self.report.fidelity(self.comparison, self.experiment)
+
+    def verdict(self) -> Verdict:
+        """Of what is finished."""
+        finished = [part for part in (self.race, self.comparison) if part is not None]
+        return together(*(part.verdict() for part in finished))
 
     def fidelity_figure(self, comparison: Comparison) -> Any:
         """The picture of the approximations."""

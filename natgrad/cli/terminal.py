@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from natgrad.cli.experiment import Experiment
@@ -12,6 +14,7 @@ from natgrad.compare.extras import require
 from natgrad.compare.row import Row
 from natgrad.compare.runs import Race
 from natgrad.compare.tables import Table, figure
+from natgrad.compare.verdict import Verdict
 
 # Characters a line from which columns stand further apart.
 _WIDE = 100
@@ -34,7 +37,8 @@ class Report:
             f"{settings.model}{hidden} on {about['name']}: {record['parameters']} "
             f"parameters, {about['train_examples']} training and "
             f"{about['test_examples']} test examples, {record['dtype']}, "
-            f"{device['kind']}, seed {settings.seed}",
+            f"{device['kind']}, seed {settings.seed}; targets: "
+            f"{experiment.dataset.about_targets}",
             style="bold",
         )
 
@@ -78,16 +82,34 @@ class Report:
             ]
         )
 
-    def verdict(self, headline: str, points: Iterable[str]) -> None:
-        """Which approximation to use."""
-        self._heading(headline)
-        for point in points:
+    def summary(self, comparison: Comparison, race: Race) -> None:
+        """One table of all: approximations as such, and as optimizers."""
+        self._out.print()
+        self._table(columns.SUMMARY, summary(comparison, race))
+        exact = [row.name for row in comparison.rows if row.agrees]
+        self._line(
+            f"Error, cosine and length: of A and its step (A + λI)⁻¹g against F = "
+            f"{comparison.reference}, λ = {comparison.damping:g}; {', '.join(exact)} "
+            f"agree to rounding. Losses in nats after {race.steps} steps of "
+            f"{race.batch_size} examples at the best rate (* on the edge of its grid). "
+            + " ".join(f"{mark} {text}." for mark, text in notes(comparison.rows))
+            + " --full shows all figures.",
+            style="dim",
+        )
+
+    def verdict(self, words: Verdict) -> None:
+        """Which to use, the line to paste, and why."""
+        self._heading(words.headline)
+        if words.line:
+            self._line(words.line, style="green")
+        for point in words.points:
             self._line(f"- {point}")
 
-    def closing(self, written: Iterable[str], seconds: float) -> None:
+    def closing(self, output: Path, written: Iterable[str], seconds: float) -> None:
         """Which files there are now."""
+        names = ", ".join(Path(path).name for path in written)
         self._out.print()
-        self._line(f"Wrote {', '.join(written)} in {seconds:.0f} s.")
+        self._line(f"Wrote {names} to {output} in {seconds:.0f} s.")
 
     def _heading(self, text: str) -> None:
         self._out.print()
@@ -117,3 +139,29 @@ def notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """
     used = {mark for row in rows for mark in columns.marks(row)}
     return [(mark, meaning) for mark, meaning in columns.NOTES if mark in used]
+
+
+def summary(comparison: Comparison, race: Race) -> list[columns.SummaryRow]:
+    """Each name once: by final training loss, then by the cosine of the step.
+
+    Args:
+        comparison: of what agrees with the reference, what did not race is left out.
+        race: of optimizers.
+    """
+    rows = {row.name: row for row in comparison.rows}
+    entries = {entry.name: entry for entry in race.entries}
+    names = [
+        name
+        for name in {**entries, **rows}
+        if name in entries or name == comparison.reference or not rows[name].agrees
+    ]
+    lines = [
+        columns.SummaryRow(name, rows.get(name), entries.get(name)) for name in names
+    ]
+
+    def order(line: columns.SummaryRow) -> tuple[float, float]:
+        best = line.entry and line.entry.best
+        loss = best.final_train_loss if best else math.inf
+        return loss, -line.row.step_cosine if line.row else 0.0
+
+    return sorted(lines, key=order)

@@ -73,7 +73,9 @@ def _checked(path: str, name: str, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{path}: {name} must be real numbers, got dtype {values.dtype}."
         )
-    if values.ndim == 0 or values.size == 0:
+    if values.ndim == 0:
+        raise ValueError(f"{path}: {name} is one number; expected an axis of examples.")
+    if values.size == 0:
         raise ValueError(f"{path}: {name} is empty: its shape is {values.shape}.")
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
@@ -93,6 +95,13 @@ def _check_classes(path: str, targets: np.ndarray) -> None:
     if targets.min() < 0:
         raise ValueError(
             f"{path}: classes are counted from 0, got {int(targets.min())}."
+        )
+    last = int(targets.argmax())
+    if (classes := int(targets[last]) + 1) > len(targets):
+        raise ValueError(
+            f"{path}: targets[{last}] = {classes - 1} makes {classes:,} classes for "
+            f"{len(targets)} rows. Correct it, or count the classes from 0 without "
+            "gaps; numbers to predict must be floating."
         )
     found = np.unique(targets)
     if len(found) < 2:

@@ -52,13 +52,14 @@ def _found(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = (
             isinstance(error, ModuleNotFoundError)
             and error.name is not None
             and error.name in module_name
         )
-        reason = "there is no such module" if missing else _reason(error)
+        where = f"there is no such module in {os.getcwd()} or on Python's path"
+        reason = where if missing else _reason(error)
         raise ValueError(f"--model {name}: cannot import it: {reason}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -71,7 +72,7 @@ def _found(name: str) -> Any:
 def _called(name: str, function: Any, key: Key, dataset: Dataset) -> Any:
     try:
         return function(key, dataset.train[0], dataset.outputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--model {name}: it failed: {_reason(error)}.") from error
 
 
@@ -80,7 +81,7 @@ def _check(name: str, model: Model, params: Params, dataset: Dataset) -> None:
     inputs, _ = dataset.train
     try:
         z = jax.eval_shape(model.outputs, params, inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--model {name}: apply failed: {_reason(error)}.") from error
     wanted = (len(inputs), dataset.outputs)
     if model.family == dataset.family and z.shape != wanted:
@@ -90,7 +91,7 @@ def _check(name: str, model: Model, params: Params, dataset: Dataset) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What was raised, and where in the person's own code."""
     lines = traceback.extract_tb(error.__traceback__)
     where = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 from natgrad.compare.figures import Figures
-from natgrad.compare.tables import Column, Table, duration, estimate, figure, size
+from natgrad.compare.tables import (
+    MISSING,
+    Column,
+    Table,
+    duration,
+    estimate,
+    figure,
+    size,
+)
 
 NOTES = (
     ("†", "made of the data's own labels: not the Fisher information, even if close"),
@@ -32,11 +39,12 @@ def _of_row(title: str, name: str, meaning: str = "") -> Column:
 
 def _number(title: str, path: str, meaning: str = "", write: Any = figure) -> Column:
     """The number at a dotted path below the row, – where its owner is None."""
-    first, _, rest = path.rpartition(".")
+    *owners, name = path.split(".")
 
     def text(row: Any) -> str:
-        owner = operator.attrgetter(first)(row) if first else row
-        return write(None if owner is None else getattr(owner, rest))
+        for owner in owners:
+            row = row and getattr(row, owner)
+        return write(row and getattr(row, name))
 
     return Column(title, text, meaning)
 
@@ -129,6 +137,8 @@ BLOCKS: Table = (
 
 
 def _rate(entry: Any) -> str:
+    if entry is None:
+        return MISSING
     best = entry.best
     return f"{best.learning_rate:g}{'*' * entry.on_edge}" if best else "none"
 
@@ -146,4 +156,32 @@ RACE: Table = (
         lambda entry: f"{len(entry.failed)} of {len(entry.runs)}",
         "learning rates whose run was not finite or ended above its first loss",
     ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryRow:
+    """What is known of one name.
+
+    Attributes:
+        name: of an approximation or an optimizer.
+        row: as an approximation; None if it was not compared.
+        entry: of the race; None if it did not run.
+    """
+
+    name: str
+    row: Any
+    entry: Any
+
+
+SUMMARY: Table = (
+    Column("", lambda line: line.name + (marks(line.row) if line.row else "")),
+    _number("rel.\nerror", "row.relative_error"),
+    _number("step\ncosine", "row.step_cosine"),
+    _number("step\nlength", "row.step_norm_ratio"),
+    Column("best\nrate", lambda line: _rate(line.entry)),
+    _number("train\nloss", "entry.best.final_train_loss"),
+    _number("test\nloss", "entry.best.final_test_loss"),
+    _number("time\na step", "entry.seconds_a_step", write=duration),
+    _number("compile", "entry.compile_seconds", write=duration),
 )

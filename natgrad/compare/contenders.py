@@ -1,7 +1,8 @@
 """Who races: a learning rate -> an optax transformation, and its grid of rates.
 
-Any name of `natgrad.CURVATURES` is a contender: the step −η (A + λI)⁻¹ g with that
-approximation of the current batch. Beside them stand optimizers that know no Fisher.
+Any name of `natgrad.CURVATURES` is a contender: `natural_gradient` with that curvature
+and no trust region: −η (A + λI)⁻¹ g with A of the current batch. Beside them stand
+optimizers that know no Fisher.
 All grids have the same number of rates, half a decade apart (1, 3, 10, 30 …).
 """
 
@@ -15,12 +16,12 @@ import optax
 
 from natgrad.curvature import CURVATURES, choose
 from natgrad.model import Model
-from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.optimizers.exact import natural_gradient
 from natgrad.typing import ArrayLike
 
 Make = Callable[[ArrayLike], optax.GradientTransformationExtraArgs]
 
-DEFAULT = ("dense", "diagonal", "empirical", "sgd", "adam")
+DEFAULT = ("dense", "kfac", "diagonal", "sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,29 @@ def contender(name: str, model: Model, damping: float) -> Contender:
             return optax.with_extra_args_support(optimizer(rate))
 
         return Contender(name, make, middle)
-    curvature = CURVATURES[name](model)
 
     def make_natural(rate: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(
-            scale_by_curvature(curvature, damping=damping),
-            optax.scale_by_learning_rate(rate),
-        )
+        how = {"curvature": CURVATURES[name], "damping": damping}
+        return natural_gradient(rate, model, **how, trust_region=None)
 
     return Contender(name, make_natural, _CURVATURE_MIDDLE)
+
+
+def line(name: str, rate: float, damping: float) -> str:
+    """What makes a contender in a program, to paste.
+
+    Args:
+        name: of the contender.
+        rate: η.
+        damping: λ, which baselines have none of.
+    """
+    if name in BASELINES:
+        return f"optax.{name}({rate:g})"
+    form = CURVATURES[name]
+    where = f"curvature.{form.__name__}" if isinstance(form, type) else ""
+    where = where or f'CURVATURES["{name}"]'
+    keywords = f"curvature=ng.{where}, damping={damping:g}, trust_region=None"
+    return f"ng.natural_gradient({rate:g}, model, {keywords})"
 
 
 def _half_decade(index: int) -> float:

@@ -27,12 +27,24 @@ class Verdict:
     """In plain words.
 
     Attributes:
-        headline: one or two sentences.
+        headline: one sentence, or two short ones.
         points: what else there is to know, a sentence or two each.
+        line: what to paste into a program; empty where nothing is recommended.
     """
 
     headline: str
     points: tuple[str, ...]
+    line: str = ""
+
+    def __str__(self) -> str:
+        line = f"\n    {self.line}" * bool(self.line)
+        return self.headline + line + "".join(f"\n- {point}" for point in self.points)
+
+
+def together(first: Verdict, *others: Verdict) -> Verdict:
+    """One verdict that ends with what the others say."""
+    rest = [text for other in others for text in (other.headline, *other.points)]
+    return Verdict(first.headline, (*first.points, *rest), first.line)
 
 
 def judge(rows: Sequence[Row], labels: Misspecification) -> Verdict:
@@ -62,8 +74,8 @@ def judge(rows: Sequence[Row], labels: Misspecification) -> Verdict:
         f"{best.step_norm_ratio:.2f} of its length)"
     )
     headline = (
-        f"To follow the natural gradient, use {best.name}: of what does it is the "
-        f"quickest, {duration(_seconds(best))} for a step {close}."
+        f"The natural gradient is followed most cheaply by {best.name}: "
+        f"{duration(_seconds(best))} for a step {close}."
     )
     return Verdict(headline, (*_cheaper(best, fishers), *points))
 
@@ -98,8 +110,8 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
         points.append(f"Far from the exact step (cosine below {_POOR:g}): {names}.")
     if up:
         points.append(
-            f"The full step raises the loss for {', '.join(up)}: take a smaller "
-            "learning rate or more damping."
+            f"A step of rate 1 raises the loss for {', '.join(up)}: take a smaller "
+            "rate or more damping."
         )
     return points
 
@@ -107,9 +119,9 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
 def _on_labels(row: Row) -> str:
     """What follows for an approximation made of the data's labels."""
     return (
-        f"{row.name} is made of the data's own labels and is not the Fisher "
-        f"information: its step has cosine {row.step_cosine:.2f} with the "
-        f"natural gradient here, and {row.step_norm_ratio:.2f} of its length."
+        f"{row.name} is made of the data's own labels and is not the Fisher: its step "
+        f"has cosine {row.step_cosine:.2f} with the natural gradient here, and "
+        f"{row.step_norm_ratio:.2f} of its length."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: errors, steps, predictions, costs, spectra and blocks."""
+"""Pictures of a comparison: errors, steps, predictions, costs and blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import numpy as np
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
 from natgrad.compare.figures import Figures
-from natgrad.compare.plots.style import COLOURS, MARKERS, WIDE, panels, plain, style
+from natgrad.compare.plots.style import (
+    COLOURS,
+    MARKERS,
+    WIDE,
+    legend_below,
+    one_a_line,
+    panels,
+    plain,
+    rounding,
+    style,
+)
 from natgrad.compare.row import Row
 from natgrad.compare.tables import figure as written
 
@@ -28,7 +38,7 @@ _LOSS = {
     "actual": "actual_loss_decrease",
 }
 _KL = {"½⟨d, F d⟩": "predicted_kl", "½⟨d, A d⟩": "own_predicted_kl"}
-_KL["mean KL(p_θ ‖ p_{θ−d}), actual"] = "actual_kl"
+_KL["actual"] = "actual_kl"
 _TIME = {"run": "cost.run_seconds", "compile, once": "cost.compile_seconds"}
 _BYTES = {"statistics": "statistics_bytes", "temporary": "cost.temporary_bytes"}
 _PANELS = (
@@ -61,8 +71,8 @@ def fidelity(comparison: Comparison, *, title: str = "") -> Any:
     _errors(axes[0, 0], comparison)
     _arrows(axes[0, 1], comparison.rows)
     for place, name, unit, log, series in _PANELS:
-        _dots(axes[place], comparison.rows, series, log)
-        axes[place].set(title=name, xlabel=unit)
+        _dots(axes[place], comparison.rows, series, log, unit)
+        axes[place].set_title(name)
     return figure
 
 
@@ -105,24 +115,6 @@ def quadratic(comparison: Comparison) -> Any:
 
 
 @plain
-def spectra(comparison: Comparison) -> Any:
-    """Spectra by rank, and the range of the eigenvalues of (F + λI)⁻¹(A + λI)."""
-    estimated = "" if comparison.formed else ", estimated from products"
-    figure, ((left, right),) = panels(
-        f"Spectra: {comparison.parameters} parameters, {comparison.examples} examples, "
-        f"damping λ = {comparison.damping:g}{estimated}",
-        (1, 2),
-        (13, 5.6),
-        width_ratios=(3, 2),
-    )
-    named = [row for row in comparison.rows if not row.agrees]
-    look = {row.name: style(index) for index, row in enumerate(named)}
-    _eigenvalues(left, comparison, look)
-    _ratios(right, comparison, look)
-    return figure
-
-
-@plain
 def blocks(comparison: Comparison) -> Any:
     """Error of the matrix, divergence a parameter, and the step, by block.
 
@@ -151,15 +143,15 @@ def blocks(comparison: Comparison) -> Any:
 
 def _errors(axis: Any, comparison: Comparison) -> None:
     """‖A − F‖/‖F‖ on a log axis; exact zeros stand at its left end."""
-    rounding = _rounding(comparison)
+    least = rounding(comparison)
     errors = [row.relative_error for row in comparison.rows if row.relative_error > 0]
-    left = min([rounding, *errors]) / 3
+    left = min([least, *errors]) / 3
     for index, row in enumerate(comparison.rows):
         error, colour = max(row.relative_error, left), COLOURS[2 if row.agrees else 1]
         axis.plot([left, error], [index, index], color=colour)
         axis.plot(error, index, "o" if row.agrees else "s", color=colour)
-    _one_a_line(axis, comparison.rows)
-    axis.axvline(rounding, color="grey", linestyle=":", linewidth=1)
+    one_a_line(axis, comparison.rows)
+    axis.axvline(least, color="grey", linestyle=":", linewidth=1)
     axis.set(
         xscale="log",
         xlim=(left, max([1.0, *errors]) * 3),
@@ -187,16 +179,18 @@ def _arrows(axis: Any, rows: Sequence[Row]) -> None:
     backwards = any(cosine < 0 for cosine, _ in ends)
     axis.set(
         aspect="equal",
-        xlim=(-1.1 * reach, 1.1 * reach) if backwards else (-0.1 * reach, 2.1 * reach),
-        ylim=(-0.1 * reach, 1.8 * reach),
+        xlim=(-1.1 * reach if backwards else -0.1 * reach, 1.3 * reach),
+        ylim=(-0.1 * reach, 1.1 * reach),
         title="Damped step: length and angle to the exact one",
         xlabel=f"along the exact step (dashed: cut at length {_LONGEST:g})",
         ylabel="across it",
     )
-    axis.legend(fontsize=8, loc="upper right")
+    legend_below(axis, 2)
 
 
-def _dots(axis: Any, rows: Sequence[Row], series: dict[str, str], log: bool) -> None:
+def _dots(
+    axis: Any, rows: Sequence[Row], series: dict[str, str], log: bool, unit: str
+) -> None:
     """One line an approximation, one marker a figure."""
     values = np.array(
         [[operator.attrgetter(name)(row) for row in rows] for name in series.values()],
@@ -214,52 +208,11 @@ def _dots(axis: Any, rows: Sequence[Row], series: dict[str, str], log: bool) -> 
         if sizes.size and sizes.max() > WIDE * np.median(sizes):
             threshold = 10 ** math.floor(math.log10(np.median(sizes)))
             axis.set_xscale("symlog", linthresh=threshold, linscale=1.5)
-    _one_a_line(axis, rows)
-    axis.legend(fontsize=8)
-
-
-def _eigenvalues(axis: Any, comparison: Comparison, look: dict[str, dict]) -> None:
-    """The spectra of F and of what differs from it, by rank."""
-    thick = {"color": "black", "linewidth": 3.5, "alpha": 0.35}
-    curves = {f"F ({comparison.reference})": (comparison.spectrum, thick)}
-    curves |= {name: (comparison[name].spectrum, look[name]) for name in look}
-    floor = max(comparison.spectrum.values) * _rounding(comparison)
-    for label, (spectrum, how) in curves.items():
-        ranks, values = np.array(spectrum.ranks), np.array(spectrum.values)
-        above = values > floor
-        every = max(1, int(above.sum()) // 8)
-        ranks = np.maximum(ranks[above], 1)
-        axis.plot(ranks, values[above], label=label, markevery=every, **how)
-    dotted = {"color": "grey", "linestyle": ":", "linewidth": 1.2}
-    axis.axhline(comparison.damping, label="damping λ", **dotted)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="rank of the eigenvalue",
-        ylabel="eigenvalue (nats per squared unit of the parameters)",
-        title="Eigenvalues of F and of each approximation A",
-    )
-    axis.legend()
-
-
-def _ratios(axis: Any, comparison: Comparison, look: dict[str, dict]) -> None:
-    """The range of the generalised eigenvalues, and their median where it is known."""
-    for index, row in enumerate(comparison.rows):
-        how = look.get(row.name, {"color": "grey", "marker": "o"})
-        colour, ends = how["color"], [row.lowest_ratio, row.highest_ratio]
-        if all(math.isfinite(end) and end > 0 for end in ends):
-            axis.plot(ends, [index, index], color=colour, linewidth=3, alpha=0.5)
-            axis.plot(ends, [index, index], "|", color=colour, markersize=12)
-        if math.isfinite(row.median_ratio) and row.median_ratio > 0:
-            axis.plot(row.median_ratio, index, how["marker"], color=colour, ms=7)
-    _one_a_line(axis, comparison.rows)
-    axis.axvline(1, color="black", linewidth=0.9)
-    marks = "ends and median" if comparison.formed else "bounds from inside"
-    axis.set(
-        xscale="log",
-        xlabel="eigenvalue of (F + λI)⁻¹(A + λI)\n1 is exact, above 1 A is too large",
-        title=f"Generalised eigenvalues: {marks}",
-    )
+            unit += f" (linear up to ±{threshold:g}, logarithmic beyond)"
+    axis.margins(x=0.08)
+    axis.set_xlabel(unit)
+    one_a_line(axis, rows)
+    legend_below(axis, len(series))
 
 
 def _heat(axis: Any, table: np.ndarray) -> Any:
@@ -278,12 +231,3 @@ def _heat(axis: Any, table: np.ndarray) -> Any:
     axis.axhline(0.5, color="white", linewidth=2.5)
     axis.grid(visible=False)
     return image
-
-
-def _one_a_line(axis: Any, rows: Sequence[Row]) -> None:
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-
-
-def _rounding(comparison: Comparison) -> float:
-    return 2.2e-16 if comparison.dtype == "float64" else 1.2e-7

@@ -44,7 +44,7 @@ def training(race: Race, *, title: str = "Training", score: str = "score") -> An
         (2, 3),
     )
     bests = {i: entry.best for i, entry in enumerate(race.entries) if entry.best}
-    looks = {index: {**style(index), "marker": ""} for index in bests}
+    looks = {i: {**style(i), "markevery": max(1, race.steps // 8)} for i in bests}
     for place, name, what, unit in (
         ((0, 0), "train_loss", "Training loss", _NATS),
         ((1, 0), "test_loss", "Test loss", _NATS),

@@ -7,7 +7,7 @@ line styles differ too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from natgrad.compare.extras import require
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS += ("#8C8C8C",)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 # A ratio of largest to smallest value above which an axis is logarithmic.
@@ -78,6 +79,23 @@ def legend_beside(figure: Any, axis: Any) -> None:
     """One legend for all panels, of what one of them shows."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=10)
+
+
+def legend_below(axis: Any, columns: int) -> None:
+    """A legend under a panel, where it covers nothing."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+    axis.legend(ncols=columns, fontsize=8, frameon=False, **place)
+
+
+def one_a_line(axis: Any, rows: Sequence[Any]) -> None:
+    """The name of one approximation at each ordinate, the first at the top."""
+    axis.set_yticks(range(len(rows)), [row.name for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def rounding(comparison: Any) -> float:
+    """ε of the dtype of a comparison."""
+    return 2.2e-16 if comparison.dtype == "float64" else 1.2e-7
 
 
 def log_if_wide(axis: Any, values: Any) -> None:
