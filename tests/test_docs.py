@@ -46,7 +46,7 @@ def test_every_block_of_python_runs(page, monkeypatch, tmp_path):
 
 def test_blocks_are_found():
     """An unlabelled or misspelt fence would be skipped in silence."""
-    assert len(blocks(ROOT / "docs" / "index.md")) == 2
+    assert len(blocks(ROOT / "docs" / "idea.md")) == 2
     for page in PAGES:
         fences = re.findall(r"^```(\S*)$", page.read_text(), re.M)
         assert set(fences) <= {"", "python", "sh", "toml"}, page
