@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
+import matplotlib.image
 import numpy as np
 import optax
 import pytest
@@ -163,7 +167,7 @@ def test_the_summary_has_each_name_once_the_best_first():
 class Links(HTMLParser):
     """What a page asks for, its text, and the tags that are open."""
 
-    VOID = ("meta", "img", "br", "!doctype")
+    VOID = ("meta", "img", "br", "!doctype")  # what has no end
 
     def __init__(self, text):
         super().__init__()
@@ -221,11 +225,14 @@ def test_what_is_shown_is_escaped():
             "verdict": Verdict("<h>", ("<p>",)),
             "comparison": comparison,
             "race": None,
+            "summary": [],
+            "bars": [],
+            "winner": "",
             "seeds": 0,
             "along": (),
             "columns": SimpleNamespace(FIGURES=(columns,) * 3, BLOCKS=columns),
             "notes": [("<†>", "<note>")],
-            "pictures": dict.fromkeys(pictures, "data:image/png;base64,"),
+            "pictures": {name: ["data:image/png;base64,"] for name in pictures},
         }
     )
     words = " ".join(check(text).words)
@@ -235,6 +242,20 @@ def test_what_is_shown_is_escaped():
     assert "Unfinished" in words
     assert "damping λ = 0.001" in words
     assert "Training" not in words
+
+
+def test_panels_that_stand_alone_are_pictures_of_their_own():
+    figure = matplotlib.figure.Figure(figsize=(4, 2))
+    for axis, colour in zip(figure.subplots(1, 2), ("red", "blue"), strict=True):
+        axis.set_facecolor(colour)
+    images = [
+        matplotlib.image.imread(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        for uri in html.pictures(figure)
+    ]
+    assert [image[60, 60, :3].tolist() for image in images] == [[1, 0, 0], [0, 0, 1]]
+    together = matplotlib.figure.Figure(figsize=(4, 2))
+    together.subplots(1, 2, sharey=True)
+    assert len(html.pictures(together)) == 1
 
 
 FEW = """
@@ -259,7 +280,8 @@ def test_the_page_holds_everything(tmp_path, capsys, source):
     assert sorted(p.name for p in output.iterdir()) == ["report.html", "report.json"]
     text = (output / "report.html").read_text()
     links = check(text)
-    assert sum(target.startswith("data:") for target in links.targets) == 5
+    # Six panels of approximations, six of training, two of spectra; two are whole.
+    assert sum(target.startswith("data:") for target in links.targets) == 16
     words = " ".join(links.words)
     record = json.loads((output / "report.json").read_text())
     assert record["complete"] is True

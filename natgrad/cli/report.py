@@ -24,12 +24,14 @@ from natgrad.cli.options import (
 )
 from natgrad.cli.progress import Advance
 from natgrad.cli.session import Session, Stage
-from natgrad.cli.terminal import notes
+from natgrad.cli.terminal import notes, summary
 from natgrad.compare import columns, plots
 from natgrad.compare.budget import Budget
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.repetition import Repeated, repeated
+from natgrad.compare.runs import Race
 from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.tables import figure
 from natgrad.compare.trace import Trace, comparisons_along
 from natgrad.compare.verdict import Verdict
 
@@ -121,18 +123,21 @@ class ReportSession(Session):
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
-        comparison = self.comparison
+        comparison, race = self.comparison, self.race
         return {
             "title": f"Which Fisher approximation? {self.experiment.subject}",
             "record": record,
             "verdict": words,
             "comparison": comparison,
-            "race": self.race,
+            "race": race,
+            "summary": summary(comparison, race) if comparison and race else [],
+            "bars": _bars(race) if race else [],
+            "winner": race.recommended.name if race and race.recommended else "",
             "seeds": len(self._repeated[0].runs) if self._repeated else 0,
             "along": tuple(self._comparisons),
             "columns": columns,
             "notes": notes(comparison.rows) if comparison else [],
-            "pictures": {k: html.data_uri(f) for k, f in self._figures().items()},
+            "pictures": {k: html.pictures(f) for k, f in self._figures().items()},
         }
 
     def _figures(self) -> dict[str, Any]:
@@ -151,6 +156,13 @@ class ReportSession(Session):
             steps, comparisons = zip(*self._comparisons.items(), strict=True)
             figures["along"] = plots.along(Trace(steps, comparisons))
         return figures
+
+
+def _bars(race: Race) -> list[tuple[str, str, float]]:
+    """(name, final training loss, its part of the largest) of who did not fail."""
+    losses = {entry.name: entry.final_train_loss for entry in race.ranked}
+    longest = max(map(abs, losses.values()), default=1.0) or 1.0
+    return [(name, figure(loss), abs(loss) / longest) for name, loss in losses.items()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

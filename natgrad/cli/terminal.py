@@ -160,8 +160,7 @@ def summary(comparison: Comparison, race: Race) -> list[columns.SummaryRow]:
     ]
 
     def order(line: columns.SummaryRow) -> tuple[float, float]:
-        best = line.entry and line.entry.best
-        loss = best.final_train_loss if best else math.inf
+        loss = line.entry.final_train_loss if line.entry else math.inf
         return loss, -line.row.step_cosine if line.row else 0.0
 
     return sorted(lines, key=order)

@@ -87,9 +87,9 @@ _SHAPE: Table = (
         "relative change of A when the inputs of every layer are recombined",
     ),
     _of_row(
-        "of the\nstep",
+        "step\ndefect",
         "step_invariance_defect",
-        "change of the damped step; damping by λI alone makes it more than 0",
+        "of the damped step; damping by λI alone makes it more than 0",
     ),
 )
 

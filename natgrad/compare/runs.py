@@ -90,6 +90,11 @@ class Entry:
             run.seconds[-1] / (len(run.seconds) - 1) for run in self.runs
         )
 
+    @property
+    def final_train_loss(self) -> float:
+        """Of the best run; inf where all failed."""
+        return self.best.final_train_loss if self.best else math.inf
+
     def seconds_to(self, loss: float) -> float:
         """Seconds of compiling and of the best run until its loss is at most that."""
         run = self.best
@@ -124,47 +129,62 @@ class Race:
     batch_size: int
     damping: float
 
-    def verdict(self) -> Verdict:
-        """Which optimizer to use, in plain words, and the line to paste.
+    @property
+    def ranked(self) -> list[Entry]:
+        """Who has a run that did not fail, the lowest final training loss first."""
+        fit = [entry for entry in self.entries if entry.best]
+        return sorted(fit, key=lambda entry: entry.final_train_loss)
 
-        It is the one whose best run is the first, compiling counted, within 10 % of the
-        lowest final training loss; of the fall to that loss where the fall is smaller,
-        since a loss may have a constant in it.
+    @property
+    def mark(self) -> float:
+        """The loss at which an optimizer is as good as the best; NaN where all failed.
+
+        10 % above the lowest final training loss, or 10 % of the fall to that above it
+        where the fall is smaller, since a loss may have a constant in it.
         """
+        lowest = self.ranked[0].best if self.ranked else None
+        if lowest is None:
+            return math.nan
+        end = lowest.final_train_loss
+        return end + _NEAR * min(abs(end), lowest.train_loss[0] - end)
+
+    @property
+    def recommended(self) -> Entry | None:
+        """Who comes to `mark` first, compiling counted; None where all failed."""
+        mark = self.mark
+        return min(self.ranked, key=lambda entry: entry.seconds_to(mark), default=None)
+
+    def verdict(self) -> Verdict:
+        """Which optimizer to use, in plain words, and the line to paste."""
         failed = [
             f"{entry.name} ({len(entry.failed)} of {len(entry.runs)})"
             for entry in self.entries
             if entry.failed
         ]
         points = [f"Learning rates that failed: {', '.join(failed)}."] * bool(failed)
-        bests = [(entry, entry.best) for entry in self.entries if entry.best]
-        if not bests:
+        first = self.recommended
+        if first is None or first.best is None:
             headline = "In training every run of every optimizer failed."
             return Verdict(headline, tuple(points))
-        lowest, low = min(bests, key=lambda pair: pair[1].final_train_loss)
-        end = low.final_train_loss
-        mark = end + _NEAR * min(abs(end), low.train_loss[0] - end)
-        first, run = min(bests, key=lambda pair: pair[0].seconds_to(mark))
+        lowest, rate = self.ranked[0], first.best.learning_rate
         beside = [
-            (entry, best)
-            for entry, best in sorted(bests, key=lambda pair: pair[1].final_train_loss)
+            entry
+            for entry in self.ranked
             if entry is not first and (entry is lowest or entry.name in BASELINES)
         ]
-        others = [f"{e.name} {figure(r.final_train_loss)}" for e, r in beside]
+        others = [f"{entry.name} {figure(entry.final_train_loss)}" for entry in beside]
         headline = (
-            f"To train, use {first.name} at rate {run.learning_rate:g}: "
-            f"{figure(run.final_train_loss)} nats after {self.steps} steps"
+            f"To train, use {first.name} at rate {rate:g}: "
+            f"{figure(first.final_train_loss)} nats after {self.steps} steps"
             f"{'; ' * bool(others)}{', '.join(others)}."
         )
+        after = duration(first.seconds_to(self.mark))
         why = (
             "It is the first within 10 % of the lowest training loss, at "
-            f"{figure(mark)} nats, {duration(first.seconds_to(mark))} after the start."
+            f"{figure(self.mark)} nats, {after} after the start."
         )
-        told = [_told(entry, best) for entry, best in ((first, run), *beside)]
-        points = [why, *told, *points]
-        return Verdict(
-            headline, tuple(points), line(first.name, run.learning_rate, self.damping)
-        )
+        points = [why, *map(_told, (first, *beside)), *points]
+        return Verdict(headline, tuple(points), line(first.name, rate, self.damping))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
@@ -172,10 +192,11 @@ class Race:
         return {**vars(self), "entries": entries}
 
 
-def _told(entry: Entry, best: Run) -> str:
+def _told(entry: Entry) -> str:
     """What an optimizer's best run came to."""
+    held_out = figure(entry.best and entry.best.final_test_loss)
     return (
-        f"{entry.name}: {figure(best.final_test_loss)} nats on held-out data, "
+        f"{entry.name}: {held_out} nats on held-out data, "
         f"compiling {duration(entry.compile_seconds)}, a step "
         f"{duration(entry.seconds_a_step)}"
         f"{', best at the edge of the rates tried' * entry.on_edge}."

@@ -50,7 +50,7 @@ _PANELS = (
 # What `blocks` draws: title -> figure of a block.
 _BLOCKS: dict[str, Callable[[Figures], float]] = {
     "‖A − F‖ / ‖F‖, Frobenius": lambda f: f.relative_error,
-    "KL of posteriors (nats a parameter)": lambda f: f.divergence / f.parameters,
+    "KL of laws (nats a parameter)": lambda f: f.divergence / f.parameters,
     "1 − cosine of the steps": lambda f: 1 - f.step_cosine,
 }
 
@@ -185,7 +185,7 @@ def _arrows(axis: Any, rows: Sequence[Row]) -> None:
         xlabel=f"along the exact step (dashed: cut at length {_LONGEST:g})",
         ylabel="across it",
     )
-    legend_below(axis, 2)
+    legend_below(axis, 1)
 
 
 def _dots(
