@@ -50,6 +50,11 @@ def test_inputs_of_different_lengths_are_refused():
     refused(lambda: updated(tx, inputs=x), *words)
 
 
+def test_lists_in_place_of_an_array_are_refused_with_the_cure():
+    words = "got shapes [()]. A list is a tree of its items: pass an array"
+    refused(lambda: MODEL.loss(PARAMS, X.tolist(), Y), words)
+
+
 @pytest.mark.parametrize("in_axes", [1, -1, "0", {"a": 0, "b": 1}])
 def test_in_axes_other_than_0_and_none_are_refused(in_axes):
     model = ng.Model(

@@ -192,9 +192,11 @@ def input_count(inputs: Inputs, in_axes: Any) -> int | None:
     batched, _ = split_inputs(inputs, in_axes)
     counts = {jnp.shape(leaf)[:1] for leaf in batched}
     if len(counts) > 1 or () in counts:
+        shapes = list(dict.fromkeys(jnp.shape(leaf) for leaf in batched))
+        listed = " A list is a tree of its items: pass an array." * (() in counts)
         raise ValueError(
             "Every leaf of inputs must have the same leading axis of examples; got "
-            f"shapes {[jnp.shape(leaf) for leaf in batched]}. Mark leaves that all "
+            f"shapes {shapes}.{listed} Mark leaves that all "
             "examples share with None in Model(in_axes=...). Sets of different lengths "
             "(points inside and on an edge) are one set with an array that tells their "
             "kinds apart, as in docs/faq.md."
