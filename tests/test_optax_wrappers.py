@@ -61,7 +61,9 @@ def test_masked_solves_with_the_principal_submatrix(name, tolerance):
 def test_multi_transform_leaves_the_other_part_to_sgd(tolerance):
     tx = optax.multi_transform(
         {
-            "natural": ng.natural_gradient(RATE, MODEL, damping=LAMBDA),
+            "natural": ng.natural_gradient(
+                RATE, MODEL, trust_region=None, damping=LAMBDA
+            ),
             "plain": optax.sgd(0.2),
         },
         {"w": "natural", "b": "plain"},
@@ -77,7 +79,7 @@ def test_multi_transform_leaves_the_other_part_to_sgd(tolerance):
 
 
 def test_a_natural_gradient_for_each_leaf_is_the_block_diagonal_one(tolerance):
-    alone = ng.natural_gradient(RATE, MODEL, damping=LAMBDA)
+    alone = ng.natural_gradient(RATE, MODEL, trust_region=None, damping=LAMBDA)
     tx = optax.multi_transform({"w": alone, "b": alone}, {"w": "w", "b": "b"})
     params, known = start(), oracle(start())
     updates, _ = jitted_update(tx, inputs=X)(
@@ -92,7 +94,7 @@ def micro_batches(count=3):
 
 
 def test_multi_steps_averages_gradients_and_steps_on_the_last_micro_batch(tolerance):
-    natural = ng.natural_gradient(RATE, MODEL, damping=LAMBDA)
+    natural = ng.natural_gradient(RATE, MODEL, trust_region=None, damping=LAMBDA)
     tx = optax.MultiSteps(natural, every_k_schedule=3)
     params = start()
     state, update = tx.init(params), jitted_update(tx)
@@ -136,7 +138,9 @@ def test_multi_steps_with_mean_statistics_is_the_step_of_the_whole_batch(toleran
 
 
 def test_apply_if_finite_rejects_a_bad_step_without_a_trace(tolerance):
-    natural = ng.natural_gradient(RATE, MODEL, damping=LAMBDA, decay=0.5)
+    natural = ng.natural_gradient(
+        RATE, MODEL, trust_region=None, damping=LAMBDA, decay=0.5
+    )
     tx = optax.apply_if_finite(natural, max_consecutive_errors=3)
     params, grads = start(), gradient_of(start())
     update = jitted_update(tx, inputs=X)

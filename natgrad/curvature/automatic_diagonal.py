@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, final
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.layer_diagonal import LayerDiagonal
 from natgrad.metrics.base import DiagonalMetric
@@ -19,8 +20,13 @@ from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class AutomaticDiagonal(Curvature):
+class AutomaticDiagonal(Delegate):
     """The diagonal of F, [P], by the cheaper way that this batch allows."""
+
+    def specialize(self, params: Params) -> Curvature:
+        """Itself: the batch decides."""
+        del params
+        return self
 
     def init(self, params: Params) -> Statistics:
         """Zeros [P]."""

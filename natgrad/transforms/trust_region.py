@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from natgrad import tree
@@ -143,7 +144,7 @@ def _shrinkage(
 ) -> Array:
     """α in [0, 1] for the step −η `whole`, whose ⟨u, F u⟩ is `square` if known."""
     dtype, curvature = step.layout.dtype, step.curvature
-    params, inputs = step.batch.params, step.batch.inputs
+    params, inputs = step.batch.params, jax.tree.map(_constant, step.batch.inputs)
     rate, radius = (jnp.asarray(limit, dtype) for limit in limits)
     if isinstance(curvature.model.family, Unnormalized) or not step.has_batch:
         metric = curvature.metric(state.statistics, *step.batch[:3])
@@ -191,6 +192,11 @@ def _plus(tree: Params, scale: ArrayLike, other: Params) -> Params:
 
 def _scaled(t: Array, direction: Params) -> Params:
     return jax.tree.map(lambda d: t.astype(d.dtype) * d, direction)
+
+
+def _constant(leaf: Any) -> Any:
+    """The leaf as a loop may close over it: NumPy's arrays as JAX's."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _limits(
