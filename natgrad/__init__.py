@@ -29,6 +29,7 @@ from natgrad import (
     families,
     geometry,
     inference,
+    integrations,
     layers,
     metrics,
     solvers,
@@ -36,6 +37,7 @@ from natgrad import (
     tree,
 )
 from natgrad.curvature import CURVATURES
+from natgrad.integrations import from_equinox, from_linen, from_nnx
 from natgrad.metrics import kronecker
 from natgrad.model import Model
 from natgrad.optimizers import (
@@ -89,10 +91,14 @@ __all__ = [
     "ekfac",
     "empirical_fisher",
     "families",
+    "from_equinox",
+    "from_linen",
+    "from_nnx",
     "geodesic_acceleration",
     "geometry",
     "gram",
     "inference",
+    "integrations",
     "kfac",
     "kfac_adaptive",
     "kronecker",

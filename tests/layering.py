@@ -10,6 +10,7 @@ LAYERS = (
     {"families"},
     {"geometry"},
     {"model"},
+    {"integrations"},
     {"layers"},
     {"solvers"},
     {"metrics"},

@@ -250,7 +250,10 @@ class Trial:
         return np.asarray(z).astype(np.float64)
 
     def _shared(self, positive: bool) -> list:
-        """Constants, those that are traced drawn; parameters; what examples share."""
+        """Constants, those that are traced drawn; parameters; what examples share.
+
+        The latter is always drawn near one: running variances are positive.
+        """
         generator = np.random.default_rng(2)
         params, rest = self._fixed
 
@@ -262,7 +265,8 @@ class Trial:
             draw_parameter(generator, leaf, positive)
             for leaf in jax.tree.leaves(params)
         ]
-        return [*known, *weights, *map(entry, rest)]
+        shared = [draw(generator, leaf, positive=True) for leaf in rest]
+        return [*known, *weights, *shared]
 
 
 def _untouched(jaxpr, touched: set) -> Iterator:

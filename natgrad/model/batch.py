@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -159,6 +159,7 @@ def split_inputs(
             raise ValueError(
                 f"Model(in_axes=...) must be a prefix of the tree of inputs; got "
                 f"{in_axes} for inputs of shapes {jax.tree.map(jnp.shape, inputs)}."
+                f"{_entries(in_axes)}"
             ) from error
         axes = jax.tree.leaves(axes, is_leaf=is_none)
         if len(axes) != len(leaves):  # an input may be None too, and is no leaf then
@@ -177,6 +178,13 @@ def split_inputs(
         )
 
     return batched, rebuild
+
+
+def _entries(in_axes: Any) -> str:
+    if not isinstance(in_axes, Mapping):
+        return ""
+    names = ", ".join(map(str, in_axes))
+    return f" Pass inputs as a dictionary with the entries {names}."
 
 
 def input_count(inputs: Inputs, in_axes: Any) -> int | None:
