@@ -14,7 +14,12 @@ import matplotlib as mpl
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted((DOCS / "frameworks").glob("*.md")),
+]
 BLOCK = re.compile(r"^(?:```python\n(.*?)^```|<!-- python\n(.*?)^-->)", re.M | re.S)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)

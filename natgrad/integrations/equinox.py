@@ -88,7 +88,7 @@ def from_equinox(
 
     inputs = {"x": x} if state is None else {"x": x, "state": state}
     if _draws(forward(training), params, inputs):
-        count = batch.input_count(x, 0)
+        count = batch.input_count(x, 0) or 1
         inputs["key"] = jax.random.split(jax.random.key(0), count)
     forwards = Forwards(
         forward(training),
