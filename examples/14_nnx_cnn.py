@@ -61,7 +61,7 @@ def main():
 
     cnn = CNN(nnx.Rngs(0))
     net = ng.from_nnx(cnn, ng.families.Categorical(), x[:1])
-    optimizer = nnx.Optimizer(cnn, ng.kfac(0.3, net.curvature_model), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(cnn, ng.kfac(model=net.curvature_model), wrt=nnx.Param)
 
     rng, losses = np.random.default_rng(0), []
     cnn.train()

@@ -62,7 +62,7 @@ def main():
 
     module = Transformer(jax.random.key(0))
     net = ng.from_equinox(module, ng.families.Categorical(), x[:1])
-    tx = ng.kfac(0.3, net.model)
+    tx = ng.kfac(model=net.model)
     params, opt_state = net.params, tx.init(net.params)
 
     @jax.jit

@@ -54,7 +54,7 @@ def main():
         {"x": x[:1], "key": jax.random.key(0), "state": state},
         in_axes={"x": 0, "key": None, "state": None},
     )
-    tx = ng.kfac(0.3, model)
+    tx = ng.kfac(model=model)
     opt_state = tx.init(params)
 
     @jax.jit

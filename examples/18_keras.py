@@ -57,7 +57,7 @@ def main():
         {"x": x[:1], "state": state},
         in_axes={"x": 0, "state": None},
     )
-    tx = ng.kfac(0.3, model)
+    tx = ng.kfac(model=model)
     opt_state = tx.init(params)
 
     @jax.jit

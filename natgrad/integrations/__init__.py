@@ -1,7 +1,7 @@
 """Networks of flax nnx, flax linen and equinox as natgrad models.
 
     net = natgrad.from_nnx(module, natgrad.families.Categorical(), x[:1])
-    tx = natgrad.kfac(0.3, net.curvature_model)
+    tx = natgrad.kfac(model=net.curvature_model)
     inputs = {"x": x, "state": state}
     loss, grads = jax.value_and_grad(net.model.loss)(params, inputs, y)
     state = net.next_state(params, inputs)
