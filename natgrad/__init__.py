@@ -20,7 +20,10 @@ and `scale_by_curvature` turns any curvature into an optax transformation:
     updates, state = tx.update(grads, state, params, inputs=x)
 
 Loss and F are means over the batch, in nats; damping adds λI to F.
+`print(natgrad.doctor(model, params, x, y))` says which optimizer to use.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from natgrad import (
     _deprecated,
@@ -87,6 +90,7 @@ __all__ = [
     "curvature",
     "damping",
     "diagonal_fisher",
+    "doctor",
     "dual_mirror_descent",
     "ekfac",
     "empirical_fisher",
@@ -124,5 +128,18 @@ __all__ = [
     "transforms",
     "tree",
 ]
+
+if TYPE_CHECKING:
+    from natgrad.compare.doctor import doctor
+
+
+def __getattr__(name: str) -> Any:
+    """`doctor`, imported when it is asked for."""
+    if name == "doctor":
+        from natgrad.compare.doctor import doctor
+
+        return doctor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
 
 _deprecated.install()

@@ -54,7 +54,10 @@ X64 = {
     "natgrad.cli": "has a command-line option for it",
 }
 # Imports inside functions, for optional extras: (module, what it imports) -> why.
-LATE_IMPORTS: dict[tuple[str, str], str] = {}
+LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("natgrad", "natgrad.compare.doctor"): "few programs ask for it, and all would "
+    "wait for it when they import natgrad",
+}
 # Packages whose functions may import what only the `report` extra installs.
 LATE_IMPORTERS = ("natgrad.cli", "natgrad.compare", "natgrad.__main__")
 

@@ -64,7 +64,8 @@ def test_importing_natgrad_loads_no_optional_package_and_warns_of_nothing():
     program = (
         "import sys, natgrad, natgrad.__main__\n"
         f"print(*(set({optional.split()}) & set(sys.modules)))\n"
-        "print('jax' in sys.modules)"
+        "print('jax' in sys.modules, 'natgrad.compare.doctor' in sys.modules)\n"
+        "print(natgrad.doctor.__name__)"
     )
     path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -75,4 +76,4 @@ def test_importing_natgrad_loads_no_optional_package_and_warns_of_nothing():
         env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
     )
     assert done.stderr == ""
-    assert done.stdout.split("\n")[:2] == ["", "True"]
+    assert done.stdout.split("\n")[:3] == ["", "True False", "doctor"]

@@ -121,7 +121,7 @@ class Experiment:
             ValueError: for unknown names and impossible settings.
         """
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
-        model, initial = _build(settings, dataset, settings.seed)
+        model, initial = build_model(settings, dataset, settings.seed)
         setup = _setup(settings, model, initial)
         optimizers = _racers(settings, model, initial)
         settings = dataclasses.replace(
@@ -132,7 +132,7 @@ class Experiment:
 
     def initial_from(self, seed: int) -> Params:
         """Initial parameters from another seed."""
-        return _build(self.settings, self.dataset, seed)[1]
+        return build_model(self.settings, self.dataset, seed)[1]
 
     @property
     def subject(self) -> str:
@@ -202,8 +202,19 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _build(settings: Settings, dataset: Dataset, seed: int) -> tuple[Model, Params]:
-    """The model, and its initial parameters from a seed."""
+def build_model(
+    settings: Settings, dataset: Dataset, seed: int
+) -> tuple[Model, Params]:
+    """The model, and its initial parameters from a seed.
+
+    Args:
+        settings: of the model.
+        dataset: what it is for.
+        seed: of the weights.
+
+    Raises:
+        ValueError: for an unknown model, or one that does not fit the data.
+    """
     key = jax.random.PRNGKey(seed)
     return models.build(settings.model, dataset, hidden=settings.hidden, key=key)
 

@@ -17,7 +17,8 @@ import typer
 from natgrad import __version__
 from natgrad.cli.commands import Compare, Race, Spectrum
 from natgrad.cli.devices import Devices
-from natgrad.cli.options import EPILOG, CompareOptions
+from natgrad.cli.doctor import Doctor
+from natgrad.cli.options import EPILOG, ModelOptions
 from natgrad.cli.parsing import Command
 from natgrad.cli.report import Report
 from natgrad.cli.shared import FAILED, INTERRUPTED, USAGE, UsageError
@@ -61,6 +62,7 @@ COMMANDS = {
     "race": Race,
     "spectrum": Spectrum,
     "report": Report,
+    "doctor": Doctor,
     "devices": Devices,
     "completion": Completion,
 }
@@ -109,7 +111,7 @@ def _application() -> Any:
     )
     app.callback()(_natgrad)
     for name, command in COMMANDS.items():
-        epilog = EPILOG if issubclass(command, CompareOptions) else None
+        epilog = EPILOG if issubclass(command, ModelOptions) else None
         app.command(name, cls=Command, epilog=epilog)(command)
     anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("kunstner", hidden=True, context_settings=anything)(Kunstner)

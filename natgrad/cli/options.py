@@ -70,8 +70,8 @@ inputs) gives [N, C], or (natgrad.Model, params).
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """Options of every command that compares; those not typed are None."""
+class ModelOptions:
+    """Which model on which data; options that were not typed are None."""
 
     data: Annotated[
         str | None,
@@ -99,7 +99,6 @@ class CompareOptions:
         int | None,
         option("N", "of split, weights, batches and draws (default: 0)", lowest=0),
     ] = None
-    output: Output = Path("natgrad")
     x64: Annotated[bool, typer.Option("--x64", help="compute in float64")] = False
     quick: Annotated[
         bool, typer.Option("--quick", help="a small model and few steps: a look")
@@ -114,8 +113,6 @@ class CompareOptions:
             is_eager=True,
         ),
     ] = None
-
-    session: ClassVar[type[Session]]
 
     def defaults(self) -> Mapping[str, Any]:
         """Settings of this command that differ from `Settings`."""
@@ -132,6 +129,15 @@ class CompareOptions:
             typed["leave_out"] = False
         base = QUICK if self.quick else Settings()
         return dataclasses.replace(base, **{**self.defaults(), **typed})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions(ModelOptions):
+    """Options of every command that compares."""
+
+    output: Output = Path("natgrad")
+
+    session: ClassVar[type[Session]]
 
     def run(self) -> int:
         """Check everything, prepare the experiment and run the session.
@@ -154,14 +160,20 @@ class CompareOptions:
                 raise UsageError(str(error)) from error
 
 
+AtStep = Annotated[
+    int | None,
+    option("STEP", "steps of Adam before measuring (default: 20)", lowest=0),
+]
+BatchSize = Annotated[
+    int | None, option("N", "examples a step (default: 256)", lowest=1)
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidelityOptions:
     """Options of what is compared, and where."""
 
-    at_step: Annotated[
-        int | None,
-        option("STEP", "steps of Adam before comparing (default: 20)", lowest=0),
-    ] = None
+    at_step: AtStep = None
     approximations: Annotated[
         list[str] | None,
         option(
@@ -188,9 +200,7 @@ class RaceOptions:
     steps: Annotated[
         int | None, option("N", "of each training run (default: 30)", lowest=1)
     ] = None
-    batch_size: Annotated[
-        int | None, option("N", "examples a step (default: 256)", lowest=1)
-    ] = None
+    batch_size: BatchSize = None
     rates: Annotated[
         int | None,
         option("N", "learning rates for each optimizer (default: 6)", lowest=1),
