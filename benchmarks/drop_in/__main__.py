@@ -3,7 +3,9 @@ r"""`python -m benchmarks.drop_in`: the report card, every optimizer as it comes
     python -m benchmarks.drop_in --problems digits_mlp,digits_cnn --optimizers kfac \
         --rates 0.1,0.3 --momentum 0,0.9
     python -m benchmarks.drop_in --quick
+    python -m benchmarks.drop_in --stress --optimizers kfac
     python -m benchmarks.drop_in --output benchmarks/results/drop_in/after
+    python -m benchmarks.drop_in --write      # docs/report_card.md, running nothing
 
 Each line is an optimizer on a problem: by rate, the last loss of all data over that of
 Adam, which has the best of five rates; see `benchmarks.drop_in.problems` for floors.
@@ -15,14 +17,16 @@ none nothing is written.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 import jax
 
-from benchmarks.drop_in import card, running
+from benchmarks.drop_in import card, page, running, stress
 from benchmarks.drop_in.problems import PROBLEMS, Small
 from benchmarks.drop_in.running import NATURAL, TUNED, Cell, Limits
+from benchmarks.report import finite
 from benchmarks.timing import environment
 
 RATES = [0.03, 0.1, 0.3, 1.0, "default"]
@@ -55,6 +59,12 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="run only what --output lacks"
     )
+    parser.add_argument(
+        "--stress", action="store_true", help="trials that must not diverge instead"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="run nothing: the page of what was run"
+    )
     parser.add_argument("--quick", action="store_true", help="a part: five minutes")
     given, _ = parser.parse_known_args(argv)
     if given.quick:
@@ -70,47 +80,60 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(argv: list[str] | None = None) -> dict[str, card.Sheet]:
-    """Problem -> its sheet."""
+def main(argv: list[str] | None = None) -> None:
     options = parsed(argv)
     started = time.perf_counter()
-    sheets = {}
-    for name in options.problems:
-        sheets[name] = of_problem(name, options)
+    if options.write:
+        page.write()
+    for name in [] if options.write else options.problems:
+        (stressed if options.stress else of_problem)(name, options)
     print(f"{time.perf_counter() - started:.0f} s")
-    return sheets
 
 
-def of_problem(name: str, options: argparse.Namespace) -> card.Sheet:
+def stressed(name: str, options: argparse.Namespace) -> None:
+    """The trials of a problem, into stress.json of `--output`."""
+    found, limits = PROBLEMS[name](), Limits(options.steps, options.limit)
+    path = options.output and options.output / "stress.json"
+    records = json.loads(path.read_text()) if path and path.exists() else []
+    for optimizer in options.optimizers:
+        again = {"problem": name, "optimizer": optimizer}
+        records = [r for r in records if not again.items() <= r.items()]
+        for record in stress.trials(optimizer, found, limits):
+            said = "DIVERGED" if record["diverged"] else record["note"] or "held"
+            span = f"{record['start']:.3g} -> {record['loss']:.3g}"
+            print(f"{name} {optimizer} {record['trial']}: {said}  {span}", flush=True)
+            records.append(again | record)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = ",\n ".join(json.dumps(finite(record)) for record in records)
+            path.write_text(f"[\n {rows}\n]\n")
+
+
+def of_problem(name: str, options: argparse.Namespace) -> None:
+    """Its cells, printed a program at a time, into `--output`."""
     found = PROBLEMS[name]()
     path = options.output and options.output / f"{name}.json"
     sheet = sheet_of(name, found, path, options)
     limits = Limits(options.steps, options.limit)
     for batch in options.batches:
         problem = found.problem._replace(batch=batch)
-        for seed in range(1, options.seeds + 1):
-            if sheet.best("adam", batch, seed) is None:
-                names = [*TUNED]
-                break
-        else:
-            names = []
-        for optimizer in names + options.optimizers:
-            for momentum in options.momentum if optimizer in NATURAL else [0.0]:
-                if options.keep and any(
-                    key[:3] == (optimizer, batch, momentum) for key in sheet.cells
-                ):
-                    continue
-                cells = running.cells(
+        tuned = [(name, 0.0) for name in TUNED]
+        wanted = tuned + [(n, m) for n in options.optimizers for m in options.momentum]
+        for optimizer, momentum in wanted:
+            known = any(c[:3] == (optimizer, batch, momentum) for c in sheet.cells)
+            if known and (options.keep or optimizer in TUNED):
+                continue
+            cells = [
+                *running.cells(
                     optimizer, problem, momentum, options.rates, options.seeds, limits
                 )
-                cells = [*cells]
-                for cell in cells:
-                    sheet.add(cell)
-                if cells:
-                    print(line(name, sheet, cells), flush=True)
-                    if path:
-                        sheet.save(path)
-    return sheet
+            ]
+            for cell in cells:
+                sheet.add(cell)
+            if cells:
+                print(line(name, sheet, cells), flush=True)
+            if cells and path:
+                sheet.save(path)
 
 
 def sheet_of(name: str, found: Small, path: Path | None, options) -> card.Sheet:
@@ -122,6 +145,7 @@ def sheet_of(name: str, found: Small, path: Path | None, options) -> card.Sheet:
             leaf.size for leaf in jax.tree.leaves(found.problem.initial(1))
         ),
         "steps": options.steps,
+        "limit": options.limit,
         "environment": here,
         "commits": [here["commit"]],
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drop_in.running import Cell
+from benchmarks.drop_in.running import NATURAL, Cell
 from benchmarks.report import RESULTS, finite
 
 FOLDER = RESULTS / "drop_in"
@@ -128,3 +128,23 @@ def load(path: Path) -> Sheet | None:
         found["loss"] = [math.nan if v is None else v for v in found["loss"]]
         cells.append(Cell(**found))
     return Sheet(about.pop("floor"), about, cells)
+
+
+def cells_of(sheet: Sheet, optimizer: str, batch: int, momentum: float) -> list[Cell]:
+    """Those of the first seed, by rate."""
+    wanted = (optimizer, batch, momentum)
+    return [c for c in sheet.cells.values() if c.key[:3] == wanted and c.seed == 1]
+
+
+def panels(sides: dict[str, dict[str, Sheet]]) -> list[tuple[str, int, float]]:
+    """The parts of the matrix that have cells: (side, batch size, momentum)."""
+    return sorted(
+        {
+            (side, cell.batch, cell.momentum)
+            for side, found in sides.items()
+            for sheet in found.values()
+            for cell in sheet.cells.values()
+            if cell.optimizer in NATURAL
+        },
+        key=lambda panel: (panel[0] == "before", *panel[1:]),
+    )

@@ -1,0 +1,182 @@
+"""docs/report_card.md and its picture, from the files of cells alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.drop_in.card import CLASSES, FOLDER, Sheet, cells_of, load, panels
+from benchmarks.drop_in.picture import picture
+from benchmarks.drop_in.problems import PROBLEMS
+from benchmarks.drop_in.running import NATURAL, TUNED, Cell
+from benchmarks.report import about, table
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+SHOWN_RATE = 0.3  # of the tables: the default of every optimizer that has a rate
+
+HEAD = """# Report card
+
+What happens to a person who puts an optimizer of this library in Adam's place and tunes
+nothing? Small problems of many kinds; every optimizer **as it comes** but for the
+learning rate; against Adam with the best of five rates, on each problem.
+
+![Heat maps of classes by problem, optimizer and rate](images/report_card.png)
+
+A figure is the training loss of all data after the last step, less what the loss of no
+model goes below, over that of tuned Adam: 0.5 is half of Adam's after as many steps.
+*Not trained*: the loss is not finite, or fell by less than half of what it fell by
+under Adam. *Unfinished*: the steps took longer than the limit that stands below, or too
+much memory.
+"""
+RUN = """## What was run
+
+Problems, floors and networks are described in `benchmarks/drop_in/problems.py`; nothing
+is downloaded. Adam and Muon (`optax.contrib.muon`) have the best of the rates 0.001,
+0.003, 0.01, 0.03 and 0.1 on each problem and batch size, chosen by the figure itself.
+One seed, the same start and batches for all. The machine was shared: read CPU seconds,
+not seconds.
+"""
+STRESS = """How many problems diverged: the last loss is not finite, or more than twice
+as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials."""
+
+
+def sheets(folder: Path) -> dict[str, Sheet]:
+    """Problem -> its sheet, of a folder."""
+    found = {name: load(folder / f"{name}.json") for name in PROBLEMS}
+    return {name: sheet for name, sheet in found.items() if sheet}
+
+
+def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
+    """The page and its picture.
+
+    Args:
+        folder: holds `after`, with a file a problem and perhaps stress.json, and
+            `before`, which may be missing: the same with an older version.
+        docs: where report_card.md and images/report_card.png go.
+
+    Returns:
+        The text of the page.
+    """
+    found = {side: sheets(folder / side) for side in ("after", "before")}
+    sides = {side: some for side, some in found.items() if some}
+    stress = folder / "after" / "stress.json"
+    records = json.loads(stress.read_text()) if stress.exists() else []
+    (docs / "images").mkdir(parents=True, exist_ok=True)
+    picture(sides).savefig(docs / "images" / "report_card.png", dpi=160)
+    text = page(sides, records)
+    (docs / "report_card.md").write_text(text)
+    return text
+
+
+def page(sides: dict[str, dict[str, Sheet]], records: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    parts = [HEAD, "## By optimizer", "Cells in each class, over problems and rates."]
+    parts.append(summary(sides))
+    for side, batch, momentum in panels(sides):
+        what = f"momentum {momentum:g}" if momentum else "no momentum"
+        parts.append(f"## {side.capitalize()}: batches of {batch}, {what}")
+        parts.append("Figures at the learning rate 0.3; **bold**: at most Adam's.")
+        parts.append(at_one_rate(sides[side], batch, momentum))
+    newest = next(iter(sides.values()))
+    parts.append("## What a step costs")
+    parts.append("CPU seconds of all threads; the first step with its compilation.")
+    parts.append(costs(newest))
+    if records:
+        parts += ["## Under stress", STRESS, stressed(records)]
+    first = next(iter(newest.values())).about
+    parts.append(RUN.strip())
+    steps = f"- {first['steps']} steps; {first['limit']:.0f} CPU seconds a cell at most"
+    parts.append("\n".join([steps, *about(first["environment"])]))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def summary(sides: dict[str, dict[str, Sheet]]) -> str:
+    """By optimizer: cells in each class over all rates, and at the shown rate."""
+    rows = []
+    for side, batch, momentum in panels(sides):
+        for name in NATURAL:
+            of_name = [
+                (sheet, cell)
+                for sheet in sides[side].values()
+                for cell in cells_of(sheet, name, batch, momentum)
+            ]
+            if not of_name:
+                continue
+            counts = Counter(sheet.class_of(cell) for sheet, cell in of_name)
+            shown = [s.ratio(c) for s, c in of_name if c.rate in (SHOWN_RATE, None)]
+            where = (f"`{name}`", side, batch, f"{momentum:g}")
+            median = ratio_text(float(np.median(shown))) if shown else ""
+            rows.append((*where, *(counts[one] for one in CLASSES), median))
+    heads = ("optimizer", "", "batch", "momentum", *CLASSES, "median at rate 0.3")
+    return table(heads, rows)
+
+
+def ratio_text(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{value:.2g}"
+
+
+def at_one_rate(found: dict[str, Sheet], batch: int, momentum: float) -> str:
+    """Problems down, optimizers across: ratios at the shown rate."""
+    names = [
+        name
+        for name in NATURAL
+        if any(cells_of(sheet, name, batch, momentum) for sheet in found.values())
+    ]
+    rows = []
+    for problem, sheet in found.items():
+        adam, muon = (sheet.best(name, batch, 1) for name in ("adam", "muon"))
+        row = [problem, adam and adam.loss[-1] - sheet.floor]
+        row.append(ratio_text(sheet.ratio(muon)) if muon else "")
+        for name in names:
+            cells = cells_of(sheet, name, batch, momentum)
+            shown = [c for c in cells if c.rate in (SHOWN_RATE, None)]
+            row.append(cell_text(sheet, shown[0]) if shown else "")
+        rows.append(row)
+    heads = ("problem", "Adam, nats", "Muon", *(f"`{name}`" for name in names))
+    return table(heads, rows)
+
+
+def cell_text(sheet: Sheet, cell: Cell) -> str:
+    if cell.note:
+        return cell.note.split(":")[0]
+    text = ratio_text(sheet.ratio(cell))
+    kind = sheet.class_of(cell)
+    return f"**{text}**" if kind == CLASSES[0] else text
+
+
+def costs(found: dict[str, Sheet]) -> str:
+    """CPU seconds to the end of the first step, and of a later one."""
+    rows = []
+    for name in (*TUNED, *NATURAL):
+        first, later = [], []
+        for sheet in found.values():
+            for cell in sheet.cells.values():
+                if cell.optimizer == name and cell.first and cell.step_seconds:
+                    first.append(cell.first[1])
+                    later.append(1000 * cell.step_seconds)
+                    break  # one program a problem
+        if first:
+            figures = (f(some) for some in (first, later) for f in (np.median, max))
+            rows.append((f"`{name}`", len(first), *(f"{v:.1f}" for v in figures)))
+    heads = ("optimizer", "problems", "first step, median s", "longest s")
+    return table((*heads, "later step, median ms", "longest ms"), rows)
+
+
+def stressed(records: list[dict[str, Any]]) -> str:
+    """How many of the problems diverged, by optimizer and trial."""
+    trials = list(dict.fromkeys(record["trial"] for record in records))
+    rows = []
+    for name in dict.fromkeys(record["optimizer"] for record in records):
+        row = [f"`{name}`"]
+        for trial in trials:
+            here = [r for r in records if (r["optimizer"], r["trial"]) == (name, trial)]
+            row.append(
+                f"{sum(r['diverged'] for r in here)} of {len(here)}" * bool(here)
+            )
+        rows.append(row)
+    return table(("optimizer", *trials), rows)
