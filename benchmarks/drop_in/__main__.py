@@ -1,7 +1,7 @@
 r"""`python -m benchmarks.drop_in`: the report card, every optimizer as it comes.
 
     python -m benchmarks.drop_in --problems digits_mlp,digits_cnn --optimizers kfac \
-        --rates 0.1,0.3 --momentum 0,0.9
+        --rates 0.1,0.3 --momentum 0,0.9 --set trust_region=1e-2
     python -m benchmarks.drop_in --quick
     python -m benchmarks.drop_in --stress --optimizers kfac
     python -m benchmarks.drop_in --output benchmarks/results/drop_in/after
@@ -56,6 +56,14 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         "--limit", type=float, default=60.0, help="CPU seconds of a cell"
     )
     parser.add_argument("--output", type=Path, help="a folder")
+    number = lambda text: None if text == "None" else float(text)
+    pair = lambda text: (text.split("=")[0], number(text.split("=")[1]))
+    parser.add_argument(
+        "--set",
+        type=some(pair),
+        default=[],
+        help="not as it comes: trust_region=1e-2,damping=None; without --output",
+    )
     parser.add_argument(
         "--keep", action="store_true", help="run only what --output lacks"
     )
@@ -70,6 +78,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     if given.quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(argv)
+    if options.set and options.output:
+        parser.error("--output is for optimizers as they come, without --set.")
     for names, known in (
         (options.problems, PROBLEMS),
         (options.optimizers, NATURAL | TUNED),
@@ -123,11 +133,8 @@ def of_problem(name: str, options: argparse.Namespace) -> None:
             known = any(c[:3] == (optimizer, batch, momentum) for c in sheet.cells)
             if known and (options.keep or optimizer in TUNED):
                 continue
-            cells = [
-                *running.cells(
-                    optimizer, problem, momentum, options.rates, options.seeds, limits
-                )
-            ]
+            where = (optimizer, problem, momentum, options.rates, options.seeds)
+            cells = [*running.cells(*where, limits, dict(options.set))]
             for cell in cells:
                 sheet.add(cell)
             if cells:

@@ -177,11 +177,16 @@ def cells(
     rates: list[float | str],
     seeds: int,
     limits: Limits,
+    given: dict[str, float] | None = None,
 ) -> Iterator[Cell]:
-    """A cell for each rate and seed; one that is too slow stands for those after it."""
+    """A cell for each rate and seed; one that is too slow stands for those after it.
+
+    `given` are arguments of a natural optimizer that are to be other than they come.
+    """
     extra = extra_arguments(name, momentum)
     if extra is None:
         return
+    extra |= (given or {}) if name in NATURAL else {}
     empty = {"loss": [], "steps": 0, "step_seconds": None}
     program, note = None, ""
     for rate, setting in settings(name, rates):
