@@ -25,11 +25,10 @@ import jax
 
 from benchmarks.drop_in import card, page, running, stress
 from benchmarks.drop_in.problems import PROBLEMS, Small
-from benchmarks.drop_in.running import NATURAL, TUNED, Cell, Limits
+from benchmarks.drop_in.running import MATRIX, NATURAL, TUNED, Cell, Limits
 from benchmarks.report import finite
 from benchmarks.timing import environment
 
-RATES = [0.03, 0.1, 0.3, 1.0, "default"]
 QUICK = {
     "problems": ["digits_mlp", "digits_cnn", "diabetes", "logistic"],
     "optimizers": ["natural_gradient", "kfac", "kfac_adaptive"],
@@ -47,9 +46,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     rate = lambda text: text if text == "default" else float(text)
     parser.add_argument("--problems", type=some(str), default=[*PROBLEMS])
     parser.add_argument("--optimizers", type=some(str), default=[*NATURAL])
-    parser.add_argument("--rates", type=some(rate), default=RATES)
-    parser.add_argument("--batches", type=some(int), default=[32, 128])
-    parser.add_argument("--momentum", type=some(float), default=[0.0, 0.9])
+    parser.add_argument("--rates", type=some(rate), default=MATRIX["rates"])
+    parser.add_argument("--batches", type=some(int), default=MATRIX["batches"])
+    parser.add_argument("--momentum", type=some(float), default=MATRIX["momentum"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(

@@ -148,3 +148,15 @@ def panels(sides: dict[str, dict[str, Sheet]]) -> list[tuple[str, int, float]]:
         },
         key=lambda panel: (panel[0] == "before", *panel[1:]),
     )
+
+
+def rows_of(found: dict[str, Sheet], batch: int, momentum: float) -> list[str]:
+    """The problems of a panel."""
+    wanted = (batch, momentum)
+    return [
+        name
+        for name, sheet in found.items()
+        if any(
+            c.optimizer in NATURAL and c[1:3] == wanted for c in sheet.cells.values()
+        )
+    ]

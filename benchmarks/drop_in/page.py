@@ -10,10 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drop_in.card import CLASSES, FOLDER, Sheet, cells_of, load, panels
+from benchmarks.drop_in.card import (
+    CLASSES,
+    FOLDER,
+    Sheet,
+    cells_of,
+    load,
+    panels,
+    rows_of,
+)
 from benchmarks.drop_in.picture import picture
 from benchmarks.drop_in.problems import PROBLEMS
-from benchmarks.drop_in.running import NATURAL, TUNED, Cell
+from benchmarks.drop_in.running import (
+    MATRIX,
+    NATURAL,
+    TUNED,
+    Cell,
+    extra_arguments,
+    settings,
+)
 from benchmarks.report import about, table
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -55,8 +70,8 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     """The page and its picture.
 
     Args:
-        folder: holds `after`, with a file a problem and perhaps stress.json, and
-            `before`, which may be missing: the same with an older version.
+        folder: holds `after`, with a file a problem. May hold stress.json; `before`,
+            as `after` with an older version; and `costs`, of which times are taken.
         docs: where report_card.md and images/report_card.png go.
 
     Returns:
@@ -64,16 +79,21 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     """
     found = {side: sheets(folder / side) for side in ("after", "before")}
     sides = {side: some for side, some in found.items() if some}
-    stress = folder / "after" / "stress.json"
+    stress = folder / "stress.json"
     records = json.loads(stress.read_text()) if stress.exists() else []
     (docs / "images").mkdir(parents=True, exist_ok=True)
     picture(sides).savefig(docs / "images" / "report_card.png", dpi=160)
-    text = page(sides, records)
+    timed = sheets(folder / "costs") or next(iter(sides.values()))
+    text = page(sides, timed, records)
     (docs / "report_card.md").write_text(text)
     return text
 
 
-def page(sides: dict[str, dict[str, Sheet]], records: list[dict[str, Any]]) -> str:
+def page(
+    sides: dict[str, dict[str, Sheet]],
+    timed: dict[str, Sheet],
+    records: list[dict[str, Any]],
+) -> str:
     """Markdown."""
     parts = [HEAD, "## By optimizer", "Cells in each class, over problems and rates."]
     parts.append(summary(sides))
@@ -85,14 +105,32 @@ def page(sides: dict[str, dict[str, Sheet]], records: list[dict[str, Any]]) -> s
     newest = next(iter(sides.values()))
     parts.append("## What a step costs")
     parts.append("CPU seconds of all threads; the first step with its compilation.")
-    parts.append(costs(newest))
+    parts.append(costs(timed))
     if records:
         parts += ["## Under stress", STRESS, stressed(records)]
     first = next(iter(newest.values())).about
     parts.append(RUN.strip())
     steps = f"- {first['steps']} steps; {first['limit']:.0f} CPU seconds a cell at most"
-    parts.append("\n".join([steps, *about(first["environment"])]))
+    parts.append("\n".join([share(newest), steps, *about(first["environment"])]))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def share(found: dict[str, Sheet]) -> str:
+    """How many cells of the whole matrix there are, of one seed."""
+    run = [
+        cell
+        for sheet in found.values()
+        for cell in sheet.cells.values()
+        if cell.optimizer in NATURAL and cell.seed == 1
+    ]
+    whole = sum(
+        len(settings(name, [*MATRIX["rates"]]))
+        for name in NATURAL
+        for momentum in MATRIX["momentum"]
+        if extra_arguments(name, momentum) is not None
+    )
+    whole *= len(PROBLEMS) * len(MATRIX["batches"])
+    return f"- {len(run)} of the {whole} cells of the whole matrix"
 
 
 def summary(sides: dict[str, dict[str, Sheet]]) -> str:
@@ -128,7 +166,8 @@ def at_one_rate(found: dict[str, Sheet], batch: int, momentum: float) -> str:
         if any(cells_of(sheet, name, batch, momentum) for sheet in found.values())
     ]
     rows = []
-    for problem, sheet in found.items():
+    for problem in rows_of(found, batch, momentum):
+        sheet = found[problem]
         adam, muon = (sheet.best(name, batch, 1) for name in ("adam", "muon"))
         row = [problem, adam and adam.loss[-1] - sheet.floor]
         row.append(ratio_text(sheet.ratio(muon)) if muon else "")

@@ -37,6 +37,12 @@ NATURAL: dict[str, Callable] = {
     "kfac_adaptive": ng.kfac_adaptive,
 }
 OWN_MOMENTUM = ("spring",)  # `momentum=` is part of the method: always as it comes
+# The whole card, of every problem and optimizer.
+MATRIX = {
+    "rates": [0.03, 0.1, 0.3, 1.0],
+    "batches": [32, 128],
+    "momentum": [0.0, 0.9],
+}
 EVERY = 20  # steps between two looks at the loss
 
 Rate = float | str | None  # a number, "default", or None where there is none to give
