@@ -38,6 +38,7 @@ from natgrad.compare.step_costs import (
     step_costs,
 )
 from natgrad.compare.tables import figure
+from natgrad.curvature.sub_batch import subsample
 from natgrad.model import Model, batch
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -173,7 +174,7 @@ def doctor(
     costs = step_costs(model, params, inputs, blocks, obstacle)
     every = -(-found.examples // EXAMPLES)
     if batch.input_count(inputs, model.in_axes) is not None:
-        inputs, targets = batch.subsample(inputs, targets, model.in_axes, every)
+        inputs, targets = subsample(inputs, targets, model.in_axes, every)
     noise = gradient_noise(model, params, inputs, targets)
     curvature = curvature_figures(model, params, inputs, damping, key)
     advice = advise(found, seen, noise, curvature, costs)
