@@ -9,6 +9,7 @@ derivatives are those of the conditional.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -148,3 +149,20 @@ def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
     jaxpr, constants = closed.jaxpr, list(closed.consts)
     alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, [])), constants
+
+
+def trace_level() -> Any:
+    """What is being traced here; equal to another where that is the same trace."""
+    return jex.core.get_opaque_trace_state()
+
+
+@functools.cache
+def _outside() -> Any:
+    """The level of a thread of its own, which is outside of all traces."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(trace_level).result()
+
+
+def is_traced() -> bool:
+    """Are we within a transformation of JAX, whether it has traced operands or not?"""
+    return trace_level() != _outside()

@@ -7,6 +7,7 @@ LAYERS = (
     {"typing"},
     {"tree"},
     {"control_flow"},
+    {"eager"},
     {"families"},
     {"geometry"},
     {"model"},

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad import tree
+from natgrad.eager import call
 from natgrad.families.base import Family
 from natgrad.model import batch, placeholders
 from natgrad.model import targets as labels
@@ -80,7 +81,7 @@ class Model:
         """
         count = batch.input_count(inputs, self.in_axes)
         with batch.traceable():
-            z = self.apply(params, inputs)
+            z = call(self.apply, params, inputs)
         return batch.check_outputs(z, count, self.family)
 
     def log_prob(
@@ -170,9 +171,8 @@ class Model:
         """
 
         def apply(part, inputs):
-            return self.apply(
-                placeholders.fill_placeholders(part, model_params), inputs
-            )
+            params = placeholders.fill_placeholders(part, model_params)
+            return call(self.apply, params, inputs)
 
         return dataclasses.replace(self, apply=apply)
 
@@ -280,7 +280,7 @@ class Model:
         tree.check_sharding("The outputs are", z)
         if self.weights is None:
             return jnp.ones(shape, z.dtype)
-        return weighting.factor_weights(self.weights(inputs), shape, z)
+        return weighting.factor_weights(call(self.weights, inputs), shape, z)
 
     def _total(self, weights) -> Array:
         """Σ_n max_t w_nt; N without weights, lest XLA adds up as many ones."""

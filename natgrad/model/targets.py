@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from natgrad.eager import note_impossible
 from natgrad.families.base import Family
 from natgrad.model import weights as weighting
 from natgrad.model.batch import Example
@@ -87,8 +88,12 @@ def check_support(
         if weights is not None:
             inside = jnp.all(inside.reshape((*weights.shape, -1)), axis=-1)
             inside = inside | (weights == 0)
-        if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
+        known = not isinstance(inside, jax.core.Tracer)
+        if known and bool(jnp.all(inside)):
             return
+    if not known:
+        note_impossible(~jnp.all(inside))
+        return
     labels, bad = np.asarray(y), np.argwhere(~np.asarray(inside)).tolist()
     named = [f"targets{place} = {labels[tuple(place)]}" for place in bad[:3]]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

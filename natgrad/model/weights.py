@@ -17,6 +17,7 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
+from natgrad.eager import note_impossible
 from natgrad.typing import Array, ArrayLike
 
 
@@ -51,6 +52,7 @@ def factor_weights(
 def _check_weights(weights: Array) -> None:
     """Raise for negative weights where their values are known: not under jit."""
     if isinstance(weights, jax.core.Tracer):
+        note_impossible(jnp.any(weights < 0))
         return
     with jax.ensure_compile_time_eval():
         lowest = float(jnp.min(weights))
@@ -74,6 +76,7 @@ def check_some_count(weights: Float[Array, " N *factors"]) -> None:
         ValueError: all are 0.
     """
     if isinstance(weights, jax.core.Tracer):
+        note_impossible(jnp.all(weights == 0))
         return
     with jax.ensure_compile_time_eval():
         some = bool(jnp.any(weights != 0))

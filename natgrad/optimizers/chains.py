@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from natgrad import tree
 from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
+from natgrad.eager import note_read
 from natgrad.model import Model
 from natgrad.solvers.base import Solver
 from natgrad.transforms.damping import Damping, TrustRegion, check_scalar, known_value
 from natgrad.transforms.health import SCALED, noted
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
+from natgrad.transforms.validation import transformation
 from natgrad.typing import ArrayLike
 
 # A rate that trains and a radius δ, in nats a label, that no problem of the report card
@@ -50,11 +53,12 @@ def chain(
     inner = optax.chain(*(step for step in steps if step is not None), scale)
 
     def update(updates, state, params=None, **extra_args):
+        note_read(learning_rate, jnp.zeros((), jnp.int32))
         step, state = inner.update(updates, state, params, **extra_args)
         finite = tree.all_finite(step)
         return zeros_unless(finite, step), noted(state, ~finite, SCALED)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return transformation(inner.init, update)
 
 
 def curvature_of(form: Callable[[Model], Curvature], model: Model) -> Curvature:

@@ -21,6 +21,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.model import Model
+from natgrad.transforms.compiled import operation_by_operation
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.statistics_update import add_to_average
@@ -134,7 +135,8 @@ def _uses_in(transformation: Any, params: Params) -> list[_Use]:
     uses: list[_Use] = []
     token = _uses.set(uses)
     try:
-        transformation.init(params)
+        with operation_by_operation():
+            transformation.init(params)
         return uses
     finally:
         _uses.reset(token)

@@ -13,7 +13,9 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.eager import call, note_impossible, note_read
 from natgrad.model.batch import Batch
+from natgrad.transforms.compiled import compiled
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
@@ -62,19 +64,22 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation; of no parameters it changes nothing, not even its state.
 
+    Outside of `jax.jit` it runs as compiled programs (`natgrad.transforms.compiled`).
+
     Args:
         init: params -> state. Numbers among the parameters reach it as arrays of
             shape ().
         update: (updates, state, params, **extra_args) -> (updates, state), likewise.
     """
+    compiled_init, compiled_update = compiled(init), compiled(update)
 
     def init_arrays(params):
-        return init(_arrays(params))
+        return compiled_init(_arrays(params))
 
     def update_arrays(updates, state, params=None, **extra_args):
         if not jax.tree.leaves((updates, params)):
             return updates, state
-        return update(_arrays(updates), state, _arrays(params), **extra_args)
+        return compiled_update(_arrays(updates), state, _arrays(params), **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_arrays, update_arrays)
 
@@ -122,7 +127,7 @@ def validate_step(
     layout = Layout.of(params)
     next_key, key = jax.random.split(state.key)
     damping = extra_args.get("damping")
-    damping = damping_rule(state.count) if damping is None else damping
+    damping = call(damping_rule, state.count) if damping is None else damping
     damping = jnp.asarray(damping, layout.dtype)
     finite = tree.all_finite(updates)
     damped = (damping >= 0) & jnp.isfinite(damping)
@@ -174,6 +179,9 @@ def validate_update(
             "A curvature is computed at the parameters: call "
             "update(gradient, state, params, inputs=x)."
         )
+    model = curvature.model
+    whole = params if model_params is None else model_params
+    note_read(model.apply, whole, None if inputs is MISSING else inputs)
     specialized = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
     if not isinstance(state.owner, dict):
@@ -210,6 +218,8 @@ def _check_arguments(curvature, state, params, inputs, statistics) -> None:
     tree.check_kept(state.statistics, jax.eval_shape(curvature.init, params))
     unobserved = (state.estimates == 0) & ~state.health.skipped
     if isinstance(unobserved, jax.core.Tracer):
+        if note_impossible(unobserved):
+            return
         jax.lax.cond(
             unobserved,
             lambda: jax.debug.callback(_raise_if_unobserved, unobserved),
