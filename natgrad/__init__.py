@@ -25,6 +25,9 @@ Loss and F are means over the batch, in nats; damping adds λI to F.
 
 from typing import TYPE_CHECKING, Any
 
+# First: loaded from deep within other imports JAX takes half a second more.
+import jax  # noqa: F401
+
 from natgrad import (
     _deprecated,
     compare,

@@ -1,0 +1,23 @@
+"""What `import natgrad` loads, and what it leaves to the first use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+LOADED = """
+import sys
+import optax
+before = set(sys.modules)
+import natgrad
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - sys.stdlib_module_names))
+assert natgrad.compare.compare and natgrad.geometry.Chart
+"""
+
+
+def test_nothing_is_imported_beside_jax_optax_and_jaxtyping():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) <= {"natgrad", "jaxtyping", "wadler_lindig", "jax"}
