@@ -8,10 +8,10 @@ import sys
 LOADED = """
 import sys
 import optax
-before = set(sys.modules)
+tops = lambda: {name.partition(".")[0] for name in sys.modules}
+before = tops()
 import natgrad
-new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(*sorted(new - sys.stdlib_module_names))
+print(*sorted(tops() - before - sys.stdlib_module_names))
 assert natgrad.compare.compare and natgrad.geometry.Chart
 """
 
@@ -20,4 +20,4 @@ def test_nothing_is_imported_beside_jax_optax_and_jaxtyping():
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
     )
-    assert set(done.stdout.split()) <= {"natgrad", "jaxtyping", "wadler_lindig", "jax"}
+    assert set(done.stdout.split()) <= {"natgrad", "jaxtyping", "wadler_lindig"}

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.eager import call
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.atlases import charts
 from natgrad.geometry.domain import retract_into_domain
@@ -141,7 +142,8 @@ def _transformation(
                 "Mirror descent moves from where the parameters are: call "
                 "update(gradient, state, params)."
             )
-        h = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate
+        h = call(rate, state.count) if callable(rate) else rate
 
         def leaf(x, gradient):
             dtype = tree.working_dtype(x)

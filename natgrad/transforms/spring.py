@@ -24,6 +24,7 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.eager import call
 from natgrad.solvers.base import Solver
 from natgrad.transforms.damping import (
     Damping,
@@ -115,7 +116,7 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
-        strength = rule(state.solve.count) if damping is None else damping
+        strength = call(rule, state.solve.count) if damping is None else damping
         pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
         pulled = jax.tree.map(
             lambda g, d: g + pull.astype(g.dtype) * d.astype(g.dtype),
@@ -158,7 +159,7 @@ def scale_by_norm_constraint(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        square = rate(state.count) ** 2 * tree.inner(updates, updates)
+        square = call(rate, state.count) ** 2 * tree.inner(updates, updates)
         outside = square > constraint
         shrink = jnp.where(
             outside, jnp.sqrt(constraint / jnp.where(outside, square, 1)), 1

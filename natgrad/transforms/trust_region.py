@@ -20,6 +20,7 @@ import optax
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap, zeros_unless
+from natgrad.eager import call
 from natgrad.families import Unnormalized
 from natgrad.transforms.solve import Solved
 from natgrad.transforms.state import ScaleByCurvatureState
@@ -205,7 +206,7 @@ def _limits(
     """(η, δ a label) of this step, from constants or schedules."""
 
     def at(value: Any) -> Any:
-        return value(state.count) if callable(value) else value
+        return call(value, state.count) if callable(value) else value
 
     return at(rule.learning_rate), at(rule.radius)
 

@@ -28,6 +28,7 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.eager import call
 from natgrad.transforms.adaptive.damping_search import Trials
 from natgrad.transforms.adaptive.factor_schedule import FactorSchedule, identities
 from natgrad.transforms.adaptive.learning_rates import advance, no_step_yet
@@ -156,7 +157,7 @@ class _Method:
         check_batch("scale_by_factored_curvature", params, inputs)
         step = validate_step(
             self.curvature,
-            lambda _: self.damping(state.step.count),
+            lambda _: call(self.damping, state.step.count),
             updates,
             state.solve,
             params,

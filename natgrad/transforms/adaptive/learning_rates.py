@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from natgrad import tree
 from natgrad.curvature.labels import Labels
 from natgrad.curvature.sub_batch import check_stride, subsample
+from natgrad.eager import call
 from natgrad.model import Model, placeholders
 from natgrad.transforms.adaptive.quadratic_forms import (
     EXACT,
@@ -130,7 +131,7 @@ def scale_by_quadratic_model(
             forms=grouped_forms(restricted, params, sampled, labels, leaves),
             groups=leaves,
             gradient=placeholders.masked_like(grad, params),
-            damping=rule(state.count) if damping is None else damping,
+            damping=call(rule, state.count) if damping is None else damping,
             weight_decay=weight_decay,
         )
         minimum = quadratic.minimum(updates, state.update)

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
+from natgrad.eager import call
 from natgrad.families import Unnormalized
 from natgrad.model import Model
 from natgrad.transforms.adaptive.acceptance import scaled
@@ -109,7 +110,7 @@ def scale_by_kl_trust_region(
         restricted = part(model, model_params)
         forms = fisher_forms(restricted, params, inputs, labels)
         square = forms((updates,))[0, 0] / 2
-        bound = radius(state.count) if callable(radius) else radius
+        bound = call(radius, state.count) if callable(radius) else radius
         bound = jnp.asarray(bound, square.dtype)
         first = _first_length(square, bound)
 
