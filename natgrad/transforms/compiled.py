@@ -95,7 +95,8 @@ class _Programs:
             return self.function(*args, **kwargs)
 
         try:
-            same = [p for key, p in self.programs.items() if key[0] == arguments]
+            kept = list(self.programs.items())
+            same = [p for key, p in kept if key[0] == arguments]
             for program in reversed(same):
                 if program.reads_as_before(reads):
                     return program.run(arrays, plain)
