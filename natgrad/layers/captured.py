@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from natgrad import tree
-from natgrad.layers import jaxprs
 from natgrad.layers.blocks import Block, DeclaredBlock, LayerBlock
 from natgrad.layers.embedding import LookupRows
 from natgrad.layers.examples import Examples, Path
-from natgrad.layers.fingerprint import rules
 from natgrad.layers.interactions import Dependence, dependence
 from natgrad.layers.interpreter import Interpreter, walked
 from natgrad.layers.proof import Proof
@@ -29,22 +26,6 @@ from natgrad.typing import Apply, Array, Inputs, Params
 
 # Statistics by name, for all blocks alike or chosen block by block.
 StatisticRequest = Mapping[str, Statistic] | Callable[[Block], Mapping[str, Statistic]]
-
-
-# How many passes are stored for one program.
-_STORED = 8
-
-
-class Passes(NamedTuple):
-    """The two passes of a tapped program, as functions of all arrays that they read.
-
-    Attributes:
-        forward: (constants, params, inputs) -> (z, vjp), a pytree.
-        backward: (vjp, cotangent of z) -> (gradient, block's name -> statistics).
-    """
-
-    forward: Callable
-    backward: Callable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +51,6 @@ class Captured:
     _traced: Any
     _structure: Any
     _examples: Examples
-    _stored: dict[Hashable, Passes] | None = None
 
     @property
     def proven(self) -> str:
@@ -78,17 +58,9 @@ class Captured:
         return self.proof.text
 
     def outputs(
-        self,
-        params: Params,
-        inputs: Inputs,
-        statistics: Mapping,
-        probes: Mapping,
-        constants: Sequence = (),
+        self, params: Params, inputs: Inputs, statistics: Mapping, probes: Mapping
     ) -> Any:
-        """apply(params, inputs), with taps whose probes are given.
-
-        `constants` are what the program closes over, where they are not its own.
-        """
+        """apply(params, inputs), with taps whose probes are given."""
         live, taps = {}, {}
         stacked: dict[Path, set[str]] = collections.defaultdict(set)
         for block in self.blocks:
@@ -102,9 +74,7 @@ class Captured:
                 for scan, _ in use.view.stack:
                     stacked[scan].add(block.name)
         walk = Interpreter(self._examples, taps, stacked)
-        program = jaxprs.lifted(self._traced)
-        constants = constants or jaxprs.opened(self._traced)[1]
-        results = walked(walk, program, params, inputs, live, constants)
+        results = walked(walk, self._traced, params, inputs, live)
         return jax.tree.unflatten(self._structure, results)
 
     def changed(
@@ -145,72 +115,37 @@ class Captured:
         """
         choose = wanted if callable(wanted) else lambda _: wanted
         asked = {block.name: dict(choose(block)) for block in self.blocks}
-        forward, backward = self._passes(asked, params, inputs)
-        z, vjp = forward(jaxprs.opened(self._traced)[1], params, inputs)
+        probes = {
+            block.name: {n: s.zero(block) for n, s in asked[block.name].items()}
+            for block in self.blocks
+            if isinstance(block, LayerBlock)
+        }
+        probes = tree.varying_like(probes, params)  # summed where gradients are
+        z, vjp = jax.vjp(
+            lambda params, probes: self.outputs(params, inputs, asked, probes),
+            params,
+            probes,
+        )
 
         def pullback(cotangent):
-            gradient, answers = backward(vjp, cotangent)
+            gradient, found = vjp(cotangent)
             for block in self.blocks:
-                if isinstance(block, DeclaredBlock):
-                    answers[block.name] = self._declared(
-                        block, asked[block.name], params, inputs, cotangent
-                    )
-            return gradient, {block.name: answers[block.name] for block in self.blocks}
-
-        return z, pullback
-
-    def _passes(self, asked: Mapping, params: Params, inputs: Inputs) -> Passes:
-        """The passes of `pull`; under a trace those that were stored, if there are."""
-        leaves = jax.tree.leaves((params, inputs))
-        if self._stored is None or not any(isinstance(x, Tracer) for x in leaves):
-            return self._new_passes(asked)
-        each = [s for of_block in asked.values() for s in of_block.values()]
-        if any(type(s).__eq__ is object.__eq__ for s in each):
-            return self._new_passes(asked)  # they hold arrays
-        try:
-            requests = tuple((name, *of.items()) for name, of in asked.items())
-            key = (requests, self._structure, rules(self._traced))
-            stored = self._stored.get(key)
-        except TypeError:
-            return self._new_passes(asked)
-        if stored is None:
-            program = jaxprs.lifted(self._traced)
-            bare = dataclasses.replace(self, _apply=None, _traced=program, _stored=None)
-            stored = self._stored[key] = Passes(*map(jax.jit, bare._new_passes(asked)))
-            while len(self._stored) > _STORED:
-                del self._stored[next(iter(self._stored))]
-        return stored
-
-    def _new_passes(self, asked: Mapping) -> Passes:
-        """The passes of `pull`."""
-        layers = [block for block in self.blocks if isinstance(block, LayerBlock)]
-
-        def forward(constants, params, inputs):
-            probes = {
-                block.name: {n: s.zero(block) for n, s in asked[block.name].items()}
-                for block in layers
-            }
-            probes = tree.varying_like(probes, params)  # summed where gradients are
-            return jax.vjp(
-                lambda params, probes: self.outputs(
-                    params, inputs, asked, probes, constants
-                ),
-                params,
-                probes,
-            )
-
-        def backward(vjp, cotangent):
-            gradient, sums = vjp(cotangent)
-            answers = {
+                if isinstance(block, DeclaredBlock) and asked[block.name]:
+                    rows = self._declared_rows(block, params, inputs, cotangent)
+                    found[block.name] = {
+                        name: s.of(block, rows, s.context(block))
+                        for name, s in asked[block.name].items()
+                    }
+            finished = {
                 block.name: {
-                    name: s.finish(block, sums[block.name][name])
+                    name: s.finish(block, found[block.name][name])
                     for name, s in asked[block.name].items()
                 }
-                for block in layers
+                for block in self.blocks
             }
-            return gradient, answers
+            return gradient, finished
 
-        return Passes(forward, backward)
+        return z, pullback
 
     def to_matrices(self, params: Params) -> dict[str, Array]:
         """A tree like the parameters as each block's [stack.., batch.., I (+1), O]."""
@@ -224,10 +159,8 @@ class Captured:
             leaves = block.from_matrix(matrices[block.name], leaves)
         return jax.tree.unflatten(structure, leaves)
 
-    def _declared(self, block: Block, asked, params, inputs, cotangent) -> dict:
-        """The statistics of a declared block, through the model once more."""
-        if not asked:
-            return {}
+    def _declared_rows(self, block: Block, params, inputs, cotangent) -> Rows:
+        """Per-example gradients of a declared block, through the model once more."""
         leaves, structure = jax.tree.flatten(params)
 
         def outputs(mine, inputs):
@@ -243,11 +176,7 @@ class Captured:
         flat = [g.reshape((g.shape[0], -1)).astype(block.dtype) for g in mine]
         each = jnp.concatenate(flat, axis=1)
         g = each.T[:, :, None, None] if block.batch else each[:, None, :]
-        rows = Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g)
-        return {
-            name: s.finish(block, s.of(block, rows, s.context(block)))
-            for name, s in asked.items()
-        }
+        return Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g)
 
 
 def _alone(outputs, own, inputs, in_axes, cotangent) -> list[Array]:

@@ -136,7 +136,6 @@ class Found:
     examples: Examples
     rules: dict
     proof: Proof = TRACED
-    passes: dict = dataclasses.field(default_factory=dict)
 
     def holds_for(self, traced) -> bool:
         """Have the custom derivatives of another trace what was found of this one's?"""
@@ -157,7 +156,6 @@ class Found:
             traced,
             structure,
             self.examples,
-            self.passes,
         )
 
 

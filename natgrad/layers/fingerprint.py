@@ -4,9 +4,8 @@ Variables are numbered in the order in which they are made, so two traces of one
 have one key, whichever objects they consist of. Literals count by their value, arrays
 that are closed over by their type, or as `identity` says where that is asked for. Rules
 of custom derivatives are Python functions, made anew with each trace, and do not count:
-whoever depends on one has to ask what it does, as `rules` and `natgrad.layers.nesting`
-do. Keys hold digests of arrays, or weak references to them, and keep none of them in
-memory.
+whoever depends on one has to ask what it does (`natgrad.layers.nesting`). Keys hold
+digests of arrays, or weak references to them, and keep none of them in memory.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ def fingerprint(jaxpr: jaxprs.Jaxpr, values: bool = False) -> Hashable:
 
     Args:
         jaxpr: closed or open.
-        values: whether arrays that it closes over count by more than their type; those
-            of jaxprs inside it always do.
+        values: whether arrays that are closed over count by more than their type.
 
     Returns:
         A hashable key.
@@ -58,7 +56,7 @@ def fingerprint(jaxpr: jaxprs.Jaxpr, values: bool = False) -> Hashable:
     for equation in opened.eqns:
         custom = equation.primitive.name in jaxprs.CUSTOM
         params = tuple(
-            (k, _key(v))
+            (k, _key(v, values))
             for k, v in sorted(equation.params.items())
             if not (custom and _is_rule(v))
         )
@@ -73,57 +71,17 @@ def _is_rule(value) -> bool:
     return not isinstance(value, plain)
 
 
-def _key(value) -> Hashable:
+def _key(value, values: bool) -> Hashable:
     if isinstance(value, jex.core.Jaxpr | jex.core.ClosedJaxpr):
-        return fingerprint(value, values=True)
+        return fingerprint(value, values)
     if isinstance(value, tuple | list):
-        return tuple(_key(item) for item in value)
+        return tuple(_key(item, values) for item in value)
     if isinstance(value, dict):
-        return tuple((k, _key(v)) for k, v in sorted(value.items()))
+        return tuple((k, _key(v, values)) for k, v in sorted(value.items()))
     if isinstance(value, np.ndarray | jax.Array):
         return identity(value)
     hash(value)
     return value
-
-
-def rules(jaxpr: jaxprs.Jaxpr) -> Hashable:
-    """What the custom derivatives of a jaxpr do, as a key: the trace of each.
-
-    Args:
-        jaxpr: closed or open.
-
-    Raises:
-        TypeError: one of them closes over a traced value.
-    """
-    opened, _ = jaxprs.opened(jaxpr)
-    return tuple(
-        _derivative(opened, equation)
-        if equation.primitive.name in jaxprs.CUSTOM
-        else tuple(map(rules, jaxprs.sub_jaxprs(equation)))
-        for equation in opened.eqns
-        if equation.primitive.name in jaxprs.CUSTOM or jaxprs.sub_jaxprs(equation)
-    )
-
-
-def _derivative(jaxpr: jaxprs.Jaxpr, equation) -> Hashable:
-    forward = equation.primitive.name == "custom_jvp_call"
-
-    def function(*values):
-        return jaxprs.evaluate(jaxpr, equation, values)
-
-    def derivative(values, directions):
-        if forward:
-            return jax.jvp(function, values, directions)
-        return jax.vjp(function, *values)[1](directions)
-
-    shapes = [
-        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
-        for variables in (equation.invars, equation.outvars)
-    ]
-    traced = jax.make_jaxpr(derivative)(shapes[0], shapes[0 if forward else 1])
-    if any(isinstance(c, Tracer) for c in jaxprs.opened(traced)[1]):
-        raise TypeError("the rule of a custom derivative closes over a traced value")
-    return fingerprint(traced, values=True)
 
 
 def identity(array) -> Hashable:

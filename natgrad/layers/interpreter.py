@@ -115,18 +115,15 @@ class Interpreter:
         return any(other[: len(path)] == path for other in self.taps)
 
 
-def walked(
-    walk: Interpreter, traced, params, inputs, live, constants: Sequence = ()
-) -> list:
+def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """Evaluates a traced apply(params, inputs), its parameters marked.
 
     Args:
         walk: the interpreter.
-        traced: the closed jaxpr, or an open one that takes constants first.
+        traced: the closed jaxpr.
         params: the parameters.
         inputs: the inputs.
         live: block's name -> (probe, context).
-        constants: for `jaxprs.lifted` of a jaxpr.
 
     Returns:
         The results, flat.
@@ -136,9 +133,8 @@ def walked(
         (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
         for i, leaf in enumerate(leaves)
     ]
-    values = [*constants, *leaves, *rest]
-    marks = [*[()] * len(constants), *marks, *[()] * len(rest)]
-    results, found = walk.run(traced, values, marks, (), live)
+    given = [*leaves, *rest]
+    results, found = walk.run(traced, given, [*marks, *[()] * len(rest)], (), live)
     walk.findings.refuse(found, "it is returned as it is")
     return results
 

@@ -74,12 +74,6 @@ def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()) or ())
 
 
-def lifted(jaxpr: Jaxpr) -> Jaxpr:
-    """The open jaxpr whose first operands are what was a constant before."""
-    jaxpr, _ = opened(jaxpr)
-    return jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
-
-
 def is_literal(variable: Variable) -> bool:
     """Whether an operand is a constant that is written into the equation."""
     return isinstance(variable, jex.core.Literal)
@@ -193,7 +187,8 @@ def run(jaxpr: Jaxpr, constants: Sequence, values: Sequence) -> list:
     Returns:
         The results, flat.
     """
-    closed = jex.core.ClosedJaxpr(lifted(jaxpr), [])
+    alone = jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
+    closed = jex.core.ClosedJaxpr(alone, [])
     return jex.core.jaxpr_as_fun(closed)(*constants, *values)
 
 

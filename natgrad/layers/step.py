@@ -206,12 +206,9 @@ class Step:
 
     def _evaluated(self, uses: list) -> list:
         """The results, through a tap that gives the statistics of these uses."""
-        taps, jaxpr, equation = self.walk.taps or {}, self.jaxpr, self.equation
+        taps = self.walk.taps or {}
+        op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
         tapped = []
-
-        def op(*operands):  # outlives this step, and holds none of its values
-            return jaxprs.evaluate(jaxpr, equation, operands)[0]
-
         for use, mark in uses:
             block, make = taps.get(use.path, (None, None))
             if make is None:
