@@ -278,7 +278,7 @@ def test_the_keywords_of_the_version_before_still_work(problem):
 def test_the_verdict_names_what_follows_the_exact_step(comparison):
     verdict = comparison.verdict()
     exact = [row.name for row in comparison.rows if row.agrees]
-    assert any(f"use {name}:" in verdict.headline for name in exact)
+    assert any(f"by {name}:" in verdict.headline for name in exact)
     assert any("the data's own labels" in point for point in verdict.points)
     assert comparison.misspecification.verdict in verdict.points[-1]
 

@@ -26,12 +26,12 @@ HALF, HIDDEN = {"w": True, "b": False}, optax.MaskedNode()
 
 
 def test_the_table_has_every_transformation():
-    named = vars(ng) | vars(ng.inference)
     gives = lambda f: str(inspect.signature(f).return_annotation)
     found = {
         name
-        for name in (*ng.__all__, *ng.inference.__all__)
-        if inspect.isfunction(named[name]) and "GradientTransf" in gives(named[name])
+        for home in (ng, ng.inference)
+        for name in home.__all__
+        if inspect.isfunction(f := getattr(home, name)) and "GradientTransf" in gives(f)
     }
     assert found == ROWS.keys()
     assert all(

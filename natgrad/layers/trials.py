@@ -250,10 +250,7 @@ class Trial:
         return np.asarray(z).astype(np.float64)
 
     def _shared(self, positive: bool) -> list:
-        """Constants, those that are traced drawn; parameters; what examples share.
-
-        The latter is always drawn near one: running variances are positive.
-        """
+        """Constants, drawn where traced; parameters; what examples share, near one."""
         generator = np.random.default_rng(2)
         params, rest = self._fixed
 
