@@ -32,6 +32,18 @@ def classifier(apply=linear):
     return model, {"w": jnp.asarray(DRAW.normal(size=(3, 2)))}
 
 
+@pytest.mark.parametrize(("unit", "told"), [(1.0, False), (150.0, True)])
+def test_labels_in_raw_units_are_told(unit, told):
+    y = unit * (1 + 0.1 * X[:, :1])
+    zero = {"w": jnp.zeros((3, 1))}
+    for scale in (1.0, 150.0):
+        model = ng.Model(linear, ng.families.NormalMean(scale), X[:1])
+        notes = batch_check.check_batch(model, zero, X, y).to_mend
+        assert any("standardise them, or" in note for note in notes) is (
+            told and scale == 1
+        )
+
+
 # Measurements ------------------------------------------------------------------------
 
 

@@ -18,8 +18,9 @@ from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params
 
 # Root mean squares of the inputs beyond which they are called badly scaled, the ratio
-# of two columns' beyond which these are, and the share of one class's labels.
-LOW, HIGH, APART = 0.03, 30.0, 100.0
+# of two columns' beyond which these are; and the root mean square distance of labels
+# from outputs, in standard deviations of a normal law, beyond which they are far.
+LOW, HIGH, APART, FAR = 0.03, 30.0, 100.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,12 @@ def check_batch(
         least_squares=isinstance(model.family, NormalMean),
         counted=float(np.mean(weights != 0)),
         depends_on=dependence,
-        to_mend=(*notes, *_of_outputs(model, z), *_of_dependence(dependence)),
+        to_mend=(
+            *notes,
+            *_of_outputs(model, z),
+            *_of_labels(model, z, targets),
+            *_of_dependence(dependence),
+        ),
     )
 
 
@@ -138,6 +144,20 @@ def _of_outputs(model: Model, z: Array) -> list[str]:
             "the softmax out of apply"
         ]
     return []
+
+
+def _of_labels(model: Model, z: Array, targets: Array) -> list[str]:
+    """Are labels so many standard deviations away that a bounded step takes ages?"""
+    if not isinstance(model.family, NormalMean):
+        return []
+    residual = (np.asarray(targets, float) - np.asarray(z, float)) / model.family.scale
+    distance = float(np.sqrt(np.mean(residual**2)))
+    if not distance > FAR:
+        return []
+    return [
+        f"labels are {figure(distance)} standard deviations of the law from the "
+        "outputs: standardise them, or NormalMean(scale=...) with their own"
+    ]
 
 
 def _of_dependence(dependence: Dependence) -> list[str]:

@@ -49,9 +49,10 @@ def natural_gradient(
 ) -> optax.GradientTransformationExtraArgs:
     """The exact natural gradient: −η (F + λI)⁻¹ g with the whole Fisher information.
 
-    With η = 1 and λ = 0 this is Newton's method for linear regression and iteratively
-    reweighted least squares for logistic regression. Solved in parameter space, in
-    sample space or matrix-free, by size (`natgrad.curvature.automatic` has the rule).
+    With η = 1, λ = 0 and no trust region this is Newton's method for linear regression
+    and iteratively reweighted least squares for logistic regression. It is solved in
+    parameter space, in sample space or matrix-free, by size
+    (`natgrad.curvature.automatic` has the rule).
 
     Args:
         learning_rate: η, or an optax schedule.

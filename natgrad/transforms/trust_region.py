@@ -184,11 +184,13 @@ def _quadratic_shrinkage(length: Array, radius: Array) -> Array:
     return jnp.where(outside, jnp.sqrt(2 * radius / jnp.where(outside, length, 1)), 1)
 
 
-def _plus(tree: Params, scale: ArrayLike, other: Params) -> Params:
-    """tree + scale · other, in the dtypes of the tree."""
-    return jax.tree.map(
-        lambda a, b: a + jnp.asarray(scale, a.dtype) * b.astype(a.dtype), tree, other
-    )
+def _plus(direction: Params, scale: ArrayLike, other: Params) -> Params:
+    """direction + scale · other, in the dtypes of the direction."""
+
+    def plus(a, b):
+        return a + jnp.asarray(scale, a.dtype) * b.astype(a.dtype)
+
+    return jax.tree.map(plus, direction, other)
 
 
 def _scaled(t: Array, direction: Params) -> Params:
