@@ -93,7 +93,9 @@ OPTIMIZERS = {
     ),
     "natural_gradient": Entry(
         pairs((1.0, 0.3, 0.1), (1e-3, 1e-5)),
-        lambda model, rate, damping: ng.natural_gradient(rate, model, damping=damping),
+        lambda model, rate, damping: ng.natural_gradient(
+            rate, model, damping=damping, trust_region=None
+        ),
     ),
     "stochastic_reconfiguration": Entry(
         pairs((0.1, 0.3, 0.03), (4e-3, 1e-2)), stochastic_reconfiguration

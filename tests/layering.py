@@ -42,6 +42,7 @@ STOP_GRADIENT = {
     "natgrad.model.weights": "factors of weight 0 whose value is not finite",
 }
 OPTAX = {
+    "natgrad._deprecated": "chains what `then=` gave",
     "natgrad.transforms": "makes a transformation of any curvature",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.inference.online_newton": "is an optimizer of optax",
