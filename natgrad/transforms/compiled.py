@@ -234,10 +234,19 @@ def _holds_arrays(function: Callable) -> bool:
         values += value if isinstance(value, tuple | list) else ()
         values += [getattr(value, "__self__", None)] if callable(value) else ()
         if inspect.isfunction(value):
-            values += inspect.getclosurevars(value).nonlocals.values()
+            for cell in value.__closure__ or ():
+                values += _content(cell)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             values += [getattr(value, f.name) for f in dataclasses.fields(value)]
     return False
+
+
+def _content(cell: Any) -> list:
+    """What a closure's cell holds, in a list; none where it holds nothing yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
 
 
 def _remember(kept: collections.OrderedDict, key: Hashable, value: Any) -> None:
