@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,18 @@ import pytest
 from problems import CASES, dense_of, ravel, relative_error
 
 import natgrad as ng
-from natgrad.curvature import Automatic, Constant, Dense, Gram, MatrixFree, OfTheBatch
+from natgrad.curvature import (
+    Automatic,
+    AutomaticDiagonal,
+    Constant,
+    Dense,
+    Diagonal,
+    Gram,
+    LayerDiagonal,
+    MatrixFree,
+    OfTheBatch,
+)
+from natgrad.model.batch import Batch
 
 KEY = jax.random.PRNGKey(2)
 
@@ -145,3 +158,22 @@ def test_constant_hands_on_what_it_wraps():
     assert relative_error(statistics, dense_of(Dense(model), params, x)) < 1e-12
     assert Constant(Gram(model)).requires_batch
     assert not Constant(Dense(model)).requires_batch
+
+
+def test_the_diagonal_is_read_off_layers_where_they_can_be():
+    """The same numbers from both; where examples interact, one by one would refuse."""
+    model, params, x, y = CASES["categorical"].problem()
+    model = dataclasses.replace(model, example_inputs=x[:1])
+    key, given = jax.random.PRNGKey(0), Batch(params, x)
+    together = dataclasses.replace(
+        model,
+        apply=lambda p, x: model.apply(p, x) + jnp.mean(model.apply(p, x), 0)[None],
+    )
+    for each, form in ((model, LayerDiagonal), (together, Diagonal)):
+        automatic = AutomaticDiagonal(each)
+        assert type(automatic._choice(given)) is form
+        statistics = jax.jit(automatic.estimate)(params, x, None, key)
+        expected = jax.jit(Diagonal(each).estimate)(params, x, None, key)
+        assert relative_error(statistics, expected) < 1e-10
+        _, _, again = jax.jit(automatic.value_and_grad)(params, x, y, key)
+        assert relative_error(again, expected) < 1e-10

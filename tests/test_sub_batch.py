@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems import CASES, ravel, relative_error
 
@@ -71,12 +72,17 @@ def test_gradient_and_loss_are_the_whole_batchs():
     assert relative_error(ravel(gradient), ravel(right)) == 0
 
 
-def test_the_alias_takes_a_part_and_steps():
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_refresh_takes_a_part_and_steps(adaptive):
     """Statistics in the state are those of the part that the state's key draws."""
-    tx = ng.kfac(0.1, MODEL, refresh=ng.Refresh(sub_batch=3))
+    refresh = ng.Refresh(sub_batch=3)
+    if adaptive:
+        tx = ng.scale_by_factored_curvature(KFAC(MODEL), refresh=refresh)
+    else:
+        tx = ng.kfac(0.1, MODEL, refresh=refresh)
     state = tx.init(PARAMS)
     _, after = jax.jit(lambda s: tx.update(PARAMS, s, PARAMS, inputs=X))(state)
-    given = after[0].statistics.inputs[0]
+    given = optax.tree.get(after, "statistics").inputs[0]
     x = np.concatenate([X, np.ones((N, 1))], axis=1)[:, : given.shape[-1]]
     errors = [np.abs(x[r].T @ x[r] / len(r) - given).max() for r in parts(3)]
     assert min(errors) < 1e-10

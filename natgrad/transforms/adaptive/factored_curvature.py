@@ -106,6 +106,7 @@ def scale_by_factored_curvature(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
             f"Refresh that is not staggered, got {refresh}."
         )
+    curvature = refresh.of_part(curvature)
     solve = scale_by_curvature(curvature, decay=decay, seed=seed)
     schedule = FactorSchedule(refresh, trials)
     method = _Method(curvature, solve, rule, weight_decay, schedule, groups)
