@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from natgrad.compare.extras import MissingExtra, require
 
@@ -34,12 +36,21 @@ def command() -> NoReturn:
 
     After Ctrl-C at once: while jaxlib compiles, an ordinary exit can crash it.
     """
+    sys.unraisablehook = _interrupt_again
     code = main()
     if code == 130:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _interrupt_again(ignored: Any) -> None:
+    """Repeat a Ctrl-C that came while JAX looked at Python's garbage, and was lost."""
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 if __name__ == "__main__":

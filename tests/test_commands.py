@@ -136,6 +136,13 @@ def test_bad_models_are_refused_in_one_line(folder, capsys, model, words):
     assert words in shown
 
 
+@pytest.mark.parametrize("option", ["--examples", "--batch-size"])
+def test_more_examples_than_there_are_is_refused(folder, capsys, option):
+    words = ("doctor", "--data", "mine.npz", "--model", "own_models:linear")
+    shown = refused(capsys, *words, option, "1000")
+    assert f"{option} 1000 is more than there is: mine.npz has" in shown
+
+
 def test_an_unknown_optimizer_is_refused(folder, capsys):
     shown = refused(capsys, "race", "--data", "mine.npz", "--optimizers", "kfacc")
     assert "Did you mean 'kfac'" in shown

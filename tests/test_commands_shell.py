@@ -147,3 +147,19 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert found["complete"] is False
     assert [row["name"] for row in found["fidelity"]["rows"]] == ["dense"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_interruption_that_python_ignored_comes_again(monkeypatch):
+    """Such as one within the function that JAX calls at each collection of garbage."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(__main__, "main", lambda: 0)
+    with pytest.raises(SystemExit):
+        __main__.command()
+
+    class Lost:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    Lost()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)

@@ -81,7 +81,7 @@ def _case(name: str, problem: Problem) -> Case:
     return Case(
         name=name,
         problem=problem,
-        minimum=np.asarray(theta),
+        minimum=np.array(theta),
         fisher=np.asarray(problem.hessian(theta)),
         empirical=np.asarray(problem.empirical(theta)),
     )

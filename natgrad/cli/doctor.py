@@ -50,6 +50,7 @@ class Doctor(ModelOptions):
     def _diagnosis(self) -> Diagnosis:
         settings = self.settings()
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
+        self.check_counts(dataset)
         model, params = build_model(settings, dataset, settings.seed)
         params = approach(model, params, *dataset.train, steps=settings.at_step)
         order = np.random.default_rng(settings.seed).permutation(len(dataset.train[0]))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from natgrad.cli.config import defaults_from_file
-from natgrad.cli.data import FEWEST, SOURCES
+from natgrad.cli.data import FEWEST, SOURCES, Dataset
 from natgrad.cli.experiment import QUICK, Experiment, Settings
 from natgrad.cli.files import check_directory
 from natgrad.cli.models import MODELS
@@ -130,6 +130,25 @@ class ModelOptions:
         base = QUICK if self.quick else Settings()
         return dataclasses.replace(base, **{**self.defaults(), **typed})
 
+    def check_counts(self, dataset: Dataset) -> None:
+        """Raise where more was typed than the data has.
+
+        Args:
+            dataset: which was loaded.
+
+        Raises:
+            UsageError: for --examples or --batch-size.
+        """
+        train, test = len(dataset.train[0]), len(dataset.test[0])
+        for name, most in {"examples": train + test, "batch_size": train}.items():
+            typed = getattr(self, name, None)
+            if typed is not None and typed > most:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {typed} is more than there is: "
+                    f"{dataset.name} has {train + test} examples, {train} of them to "
+                    "train with"
+                )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions(ModelOptions):
@@ -155,7 +174,9 @@ class CompareOptions(ModelOptions):
         check_directory(self.output)
         with numerics(x64=self.x64):
             try:
-                return self.session(Experiment.of(self.settings()), self.output).run()
+                experiment = Experiment.of(self.settings())
+                self.check_counts(experiment.dataset)
+                return self.session(experiment, self.output).run()
             except ValueError as error:
                 raise UsageError(str(error)) from error
 
