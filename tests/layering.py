@@ -31,7 +31,10 @@ STOP_GRADIENT = {
     "its uses",
     "natgrad.solvers.dense": "factorises a constant inside lax.custom_linear_solve, "
     "which gives the derivative of the solution",
-    "natgrad.metrics.kronecker_factors": "the same, by eigenbases of constant factors",
+    "natgrad.solvers.matrix_functions": "decomposes a constant inside functions whose "
+    "derivative is by divided differences",
+    "natgrad.metrics.kronecker_factors": "solves inside lax.custom_linear_solve by "
+    "eigenbases of constant factors",
     "natgrad.solvers.gram": "the same, by Gram matrices of constant rows",
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
     "1, derivative that of the expectation; and a pivot's size, which cancels",

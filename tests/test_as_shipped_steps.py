@@ -24,7 +24,7 @@ from as_shipped import (
 
 import natgrad as ng
 from natgrad.curvature import KFAC, Dense, Empirical, Gram, Sampled
-from natgrad.metrics.base import DiagonalMetric
+from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.tree import Layout
 
 pytestmark = pytest.mark.usefixtures("single_precision")

@@ -17,7 +17,7 @@ import natgrad as ng
 from natgrad import tree
 from natgrad.compare import Budget, ComparisonSetup, Reference, invariance, tables
 from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
-from natgrad.metrics.base import DenseMetric
+from natgrad.metrics.matrices import DenseMetric
 
 QUICK = Budget(repeats=1, charts=0)
 NAMES = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal", "kfac")

@@ -203,3 +203,49 @@ def test_networks_of_frameworks_learn_digits(run, train, single_precision):
     results = train(run)
     assert np.mean(results["losses"][-12:]) < results["losses"][0] / 4
     assert results["accuracy"] > 0.7
+
+
+@pytest.mark.slow
+def test_the_fisher_per_example_keeps_the_first_task(run):
+    results = run("20_elastic_weight_consolidation")
+    first = {name: accuracy for name, (accuracy, _) in results.items()}
+    assert first["square of the mean gradient"] < first["nothing held"] + 0.05 < 0.7
+    assert first["diagonal Fisher"] > 0.85
+    assert first["K-FAC"] > 0.85
+    assert results["K-FAC"][1] > results["diagonal Fisher"][1] + 0.05
+
+
+@pytest.mark.slow
+def test_networks_merged_by_their_fishers_know_both_halves(run):
+    losses = {name: loss for name, (loss, _) in run("21_fisher_merging").items()}
+    alone = min(losses["the first alone"], losses["the second alone"])
+    assert losses["plain mean"] < alone / 2
+    assert losses["K-FAC"] < 0.9 * losses["plain mean"]
+    assert losses["exact Fisher"] < 0.9 * losses["plain mean"]
+
+
+@pytest.mark.slow
+def test_pruning_by_the_fisher_costs_less_than_by_magnitude(run):
+    results = {name: losses[2] for name, losses in run("22_pruning").items()}
+    assert results["damage"] < results["magnitude"]
+    assert results["damage, others follow"] < 0.9 * results["damage"]
+    assert results["surgeon, others follow"] < 0.9 * results["damage"]
+
+
+@pytest.mark.slow
+def test_sandwich_errors_are_whites(run):
+    results = run("23_sandwich_errors", REPEATS=400)
+    np.testing.assert_allclose(
+        results["sandwich"], results["White's formula (HC0)"], rtol=1e-9
+    )
+    slope = results["spread of 400 fits"][1]
+    assert results["sandwich"][1] == pytest.approx(slope, rel=0.15)
+    assert results["inverse Fisher"][1] < 0.7 * slope
+
+
+@pytest.mark.slow
+def test_preconditioned_langevin_dynamics_has_the_posterior(run):
+    results = run("24_preconditioned_langevin")
+    assert results["preconditioned"][0] < 0.05
+    assert results["preconditioned"][1] == pytest.approx(1, abs=0.15)
+    assert results["Langevin"][1] < 0.1

@@ -13,8 +13,8 @@ from problems import ravel, relative_error
 
 import natgrad as ng
 from natgrad import solvers, tree
-from natgrad.metrics.base import DenseMetric
 from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov
+from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import spectral
 from natgrad.tree import Layout
 

@@ -17,7 +17,7 @@ import typer
 
 from natgrad import __version__
 from natgrad.cli.shared import FAILED
-from natgrad.metrics.base import DenseMetric
+from natgrad.metrics.matrices import DenseMetric
 from natgrad.tree import Layout
 
 _SIZE = 200

@@ -13,7 +13,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.layer_diagonal import LayerDiagonal
-from natgrad.metrics.base import DiagonalMetric
+from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.model.batch import Batch
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

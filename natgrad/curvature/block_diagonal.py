@@ -20,7 +20,7 @@ from natgrad import tree
 from natgrad.curvature.base import require_memory
 from natgrad.curvature.dense import weighted_gram
 from natgrad.curvature.summed import PullbackCurvature
-from natgrad.metrics.base import BlockDiagonalMetric
+from natgrad.metrics.matrices import BlockDiagonalMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import require_memory
 from natgrad.curvature.summed import PullbackCurvature
-from natgrad.metrics.base import DenseMetric
+from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers.dense import mirrored
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout

@@ -15,7 +15,7 @@ from typing import final
 import jax.numpy as jnp
 
 from natgrad.curvature.summed import PullbackCurvature
-from natgrad.metrics.base import DiagonalMetric
+from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics

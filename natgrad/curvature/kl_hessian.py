@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, require_memory
-from natgrad.metrics.base import DenseMetric
+from natgrad.metrics.matrices import DenseMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Captured, Squares, Statistic
-from natgrad.metrics.base import DiagonalMetric
+from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params, Statistics
 

@@ -17,16 +17,19 @@ Schraudolph (2002), Fast curvature matrix-vector products, section 4.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.preconditioners import Identity, Preconditioner, Product
 from natgrad.metrics.base import Metric
 from natgrad.model.batch import Batch
+from natgrad.model.weights import trailing
 from natgrad.solvers.base import Solution, StatefulSolver
 from natgrad.solvers.conjugate_gradients import (
     RelativeResidual,
@@ -61,10 +64,13 @@ class MatrixFree(Curvature):
         stop: when conjugate gradients stop: `RelativeResidual`, `ModelDecrease` or
             `FixedIterations` of `natgrad.krylov`.
         preconditioner: `natgrad.curvature.Identity`, `Nystrom`, `Kronecker`, `Jacobi`.
+        lanczos_iterations: the most products that f(F) v takes; see
+            `natgrad.metrics.Metric.function`.
     """
 
     stop: Stopping = RelativeResidual()  # noqa: RUF009 (frozen, without state)
     preconditioner: Preconditioner = Identity()  # noqa: RUF009
+    lanczos_iterations: int = 100
 
     requires_batch: ClassVar[bool] = True
     keeps_all_of_f: ClassVar[bool] = True
@@ -117,6 +123,24 @@ class MatrixFree(Curvature):
 
         return product
 
+    def pulled_noise(self, batch: Batch, key: Key) -> Params:
+        """Bᵀ ε for normal ε and the rows B of the batch, a draw of N(0, F)."""
+        model = self.model
+        z, pullback = jax.vjp(model.whole(*batch)[0], batch.params)
+        columns, total = self.labels.of_batch(
+            law_of_outputs(model), z, batch._replace(params=z)
+        )
+
+        def add(k, cotangent):
+            noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[:1], z.dtype)
+            return cotangent + trailing(noise, z) * columns.column(k).astype(z.dtype)
+
+        cotangent = jax.lax.fori_loop(0, columns.count, add, jnp.zeros_like(z))
+        if self.labels.centred:  # z [N], and the rows are less their weighted mean
+            mean = jnp.sum(cotangent) / total
+            cotangent = cotangent - (columns.roots(0) ** 2 * mean).astype(z.dtype)
+        return pullback(cotangent / jnp.sqrt(total))[0]
+
 
 @metric_pytree("layout", "curvature")
 class MatrixFreeMetric(Metric):
@@ -138,6 +162,16 @@ class MatrixFreeMetric(Metric):
     targets: Array | None
     statistics: MatrixFreeStatistics
 
+    @property
+    def lanczos_iterations(self) -> int:
+        """The most products that f(F) v takes: those of the curvature."""
+        return self.curvature.lanczos_iterations
+
+    def operator(self) -> Callable[[Array], Array]:
+        """x -> F x of vectors [P], the network linearised once."""
+        layout, product = self.layout, self._product()
+        return lambda x: layout.ravel(product(layout.unravel(x)))
+
     def mv(self, v: Params) -> Params:
         """F v: one forward pass, one jvp, one vjp."""
         return self._product()(v)
@@ -154,7 +188,7 @@ class MatrixFreeMetric(Metric):
         Without damping the iterates must stay in the range of F, where the solution of
         least norm is, so nothing scales and they start from 0.
         """
-        layout, product = self.layout, self._product()
+        layout, product = self.layout, self.operator()
         damping = jnp.asarray(damping, layout.dtype)
         positive = damping > 0
         scaled = self.curvature.preconditioner.inverse(
@@ -164,7 +198,7 @@ class MatrixFreeMetric(Metric):
             jax.lax.stop_gradient(jnp.where(positive, damping, 1)),
         )
         value, iterations = conjugate_gradients(
-            lambda x: layout.ravel(product(layout.unravel(x))) + damping * x,
+            lambda x: product(x) + damping * x,
             layout.ravel(v),
             lambda x: jnp.where(positive, scaled(x), x),
             self.curvature.stop,
@@ -175,9 +209,8 @@ class MatrixFreeMetric(Metric):
 
     def dense(self) -> Array:
         """[P, P] by P products, some at a time."""
-        product = self._product()
         columns = jax.lax.map(
-            lambda v: self.layout.ravel(product(self.layout.unravel(v))),
+            self.operator(),
             jnp.eye(self.layout.size, dtype=self.layout.dtype),
             batch_size=_PRODUCTS_AT_ONCE,
         )
@@ -191,9 +224,20 @@ class MatrixFreeMetric(Metric):
         )
         return self.layout.split(entries)
 
+    def sample(self, key: Key, damping: ArrayLike) -> Params:
+        """(F + λI)⁻¹ (Bᵀ ε + √λ ε'), Bᵀ B = F; see `Metric.sample`."""
+        layout, root = self.layout, jnp.sqrt(jnp.asarray(damping, self.layout.dtype))
+        rows, parameters = jax.random.split(key)
+        pulled = self.curvature.pulled_noise(self._batch(), rows)
+        noise = jax.random.normal(parameters, (layout.size,), layout.dtype)
+        total = layout.unravel(layout.ravel(pulled) + root * noise)
+        return self.solve(total, damping)
+
+    def _batch(self) -> Batch:
+        return Batch(self.params, self.inputs, self.targets, self.statistics.key)
+
     def _product(self) -> Product:
-        batch = Batch(self.params, self.inputs, self.targets, self.statistics.key)
-        return self.curvature.product(batch)
+        return self.curvature.product(self._batch())
 
 
 @final

@@ -2,44 +2,35 @@
 
 A metric is what a curvature is solved with and compared by. Vectors are trees shaped
 like the parameters; `dense` is the matrix [P, P] in `ravel_pytree` order. All kinds
-are pytrees, so they pass through jit and batch under vmap.
+are pytrees, so they pass through jit and batch under vmap; they can be added, and
+multiplied by positive numbers. `natgrad.metrics.functions` has what is made of any.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
+from natgrad.metrics.functions import OperatorFunctions
 from natgrad.solvers.base import Solution
-from natgrad.solvers.dense import diagonal_solution, direct_solution
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.conjugate_gradients import RelativeResidual, conjugate_gradients
+from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, inner, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, ArrayLike, Key, Params
 
 
-class Metric(abc.ABC):
+class Metric(OperatorFunctions):
     """A positive semi-definite operator on trees shaped like the parameters.
 
     Attributes:
         layout: how the parameters lie in a vector.
     """
-
-    layout: Layout
-
-    @abc.abstractmethod
-    def mv(self, v: Params) -> Params:
-        """F v, a tree like the parameters.
-
-        Args:
-            v: a tree like the parameters.
-        """
 
     @abc.abstractmethod
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
@@ -96,184 +87,128 @@ class Metric(abc.ABC):
         null = square <= 0
         return jnp.where(null, 0, jnp.sqrt(jnp.where(null, 1, square)))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """log det(F + λI); −inf where singular.
+    @final
+    def __add__(self, other: Metric) -> SumMetric:
+        """F + G, an operator."""
+        if self.layout != other.layout:
+            raise ValueError(
+                "F + G needs metrics of the same parameters. Got leaves of shapes "
+                f"{self.layout.shapes} and {other.layout.shapes}."
+            )
+        return SumMetric(self.layout, (self, other))
 
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        return _logdet(self.dense(), damping)
+    @final
+    def __mul__(self, scale: ArrayLike) -> ScaledMetric:
+        """a F for a number a > 0."""
+        return ScaledMetric(self.layout, self, jnp.asarray(scale, self.layout.dtype))
+
+    __rmul__ = __mul__
 
 
 @metric_pytree("layout")
-class DenseMetric(Metric):
-    """A matrix.
+class ScaledMetric(Metric):
+    """a F.
 
     Attributes:
         layout: of the parameters.
-        matrix: F, symmetric.
+        metric: F.
+        scale: a > 0.
     """
 
     layout: Layout
-    matrix: Float[Array, "P P"]
+    metric: Metric
+    scale: Float[Array, ""]
+
+    @property
+    def lanczos_iterations(self) -> int:
+        """Those of F."""
+        return self.metric.lanczos_iterations
+
+    def operator(self) -> Callable[[Array], Array]:
+        """x -> a F x; see `Metric.operator`."""
+        product = self.metric.operator()
+        return lambda x: self.scale * product(x)
 
     def mv(self, v: Params) -> Params:
-        """F v; O(P²).
-
-        Args:
-            v: a tree like the parameters.
-        """
-        vector = self.layout.ravel(v)
-        return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
+        """a F v; see `Metric.mv`."""
+        return self._times(self.scale, self.metric.mv(v))
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """By refined Cholesky, falling back on eigendecomposition; O(P³).
-
-        Args:
-            v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
-        """
-        solution = direct_solution(self.matrix, self.layout.ravel(v), damping)
-        return solution._replace(value=self.layout.unravel(solution.value))
+        """(F + λ/a I)⁻¹ v / a; see `Metric.solution`."""
+        found = self.metric.solution(v, damping / self.scale)
+        value = self._times(1 / self.scale, found.value)
+        return found._replace(value=value, remainder=None)
 
     def dense(self) -> Float[Array, "P P"]:
-        """The matrix itself."""
-        return self.matrix
+        """a F."""
+        return self.scale * self.metric.dense()
 
     def diagonal(self) -> Params:
-        """The matrix's diagonal."""
-        return self.layout.split(jnp.diagonal(self.matrix))
+        """a diag F."""
+        return self._times(self.scale, self.metric.diagonal())
+
+    def function(self, f: Spectral, v: Params) -> Params:
+        """s -> f(a s) of F; see `Metric.function`."""
+        return self.metric.function(lambda s: f(self.scale * s), v)
+
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """s -> f(a s) of F; see `Metric.trace_of`."""
+        return self.metric.trace_of(lambda s: f(self.scale * s))
+
+    def diagonal_of(self, f: Spectral) -> Params:
+        """s -> f(a s) of F; see `Metric.diagonal_of`."""
+        return self.metric.diagonal_of(lambda s: f(self.scale * s))
+
+    def sample(self, key: Key, damping: ArrayLike) -> Params:
+        """A draw with F and λ/a, over √a; see `Metric.sample`."""
+        draw = self.metric.sample(key, damping / self.scale)
+        return self._times(self.scale**-0.5, draw)
+
+    def _times(self, scale: Array, tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), tree)
 
 
-@metric_pytree("layout", "groups")
-class BlockDiagonalMetric(Metric):
-    """Diagonal blocks, each over some of the leaves.
+@metric_pytree("layout")
+class SumMetric(Metric):
+    """F + G + …, an operator: functions by Lanczos's method, solves by CG.
 
     Attributes:
         layout: of the parameters.
-        groups: for each block the indices of its leaves.
-        blocks: symmetric matrices [P_b, P_b], leaves raveled in the order of `groups`.
+        metrics: F, G, …
     """
 
     layout: Layout
-    groups: tuple[tuple[int, ...], ...]
-    blocks: tuple[Float[Array, "P_b P_b"], ...]
+    metrics: tuple[Metric, ...]
 
     def mv(self, v: Params) -> Params:
-        """F v; Σ_b O(P_b²).
-
-        Args:
-            v: a tree like the parameters.
-        """
-        products = [
-            jnp.matmul(block, vector, precision=HIGHEST)
-            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
-        ]
-        return self._params(products)
+        """F v + G v + …; see `Metric.mv`."""
+        return self._sum([metric.mv(v) for metric in self.metrics])
 
     def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """Each block by refined Cholesky; a fallback if any block needed it.
-
-        Args:
-            v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
-        """
-        solutions = [
-            direct_solution(block, vector, damping)
-            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
-        ]
-        fallback = jnp.any(jnp.stack([solution.fallback for solution in solutions]))
-        value = self._params([solution.value for solution in solutions])
-        return Solution(value, fallback)
-
-    def dense(self) -> Float[Array, "P P"]:
-        """The blocks at their parameters' places, zero elsewhere."""
-        matrix = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
-        for positions, block in zip(self._positions(), self.blocks, strict=True):
-            matrix = matrix.at[np.ix_(positions, positions)].set(block)
-        return matrix
-
-    def diagonal(self) -> Params:
-        """The blocks' diagonals."""
-        return self.layout.split(
-            self._vector([jnp.diagonal(block) for block in self.blocks])
+        """By conjugate gradients, as `natgrad.solvers.cg`; see `Metric.solution`."""
+        damping = jnp.asarray(damping, self.layout.dtype)
+        product = self.operator()
+        value, iterations = conjugate_gradients(
+            lambda x: product(x) + damping * x,
+            self.layout.ravel(v),
+            lambda x: x,
+            RelativeResidual(),
         )
+        fallback = jnp.zeros((), bool)
+        return Solution(self.layout.unravel(value), fallback, iterations=iterations)
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """Σ_b log det(F_b + λI).
-
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        terms = [_logdet(block, damping) for block in self.blocks]
-        return functools.reduce(jnp.add, terms)
-
-    def _positions(self) -> list[np.ndarray]:
-        return [
-            np.concatenate([self.layout.positions(leaf) for leaf in group])
-            for group in self.groups
-        ]
-
-    def _vectors(self, v: Params) -> list[Array]:
-        vector = self.layout.ravel(v)
-        return [vector[positions] for positions in self._positions()]
-
-    def _vector(self, parts: Sequence[Array]) -> Array:
-        """[P] from each block's part [P_b]."""
-        order = np.argsort(np.concatenate(self._positions()))
-        return jnp.concatenate(parts)[order]
-
-    def _params(self, parts: Sequence[Array]) -> Params:
-        return self.layout.unravel(self._vector(parts))
-
-
-@metric_pytree("layout")
-class DiagonalMetric(Metric):
-    """A diagonal.
-
-    Attributes:
-        layout: of the parameters.
-        entries: diag F.
-    """
-
-    layout: Layout
-    entries: Float[Array, " P"]
-
-    def mv(self, v: Params) -> Params:
-        """F v; O(P).
-
-        Args:
-            v: a tree like the parameters.
-        """
-        return self.layout.unravel(self.entries * self.layout.ravel(v))
-
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there.
-
-        Args:
-            v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
-        """
-        solution = diagonal_solution(self.entries, self.layout.ravel(v), damping)
-        return solution._replace(value=self.layout.unravel(solution.value))
+    def operator(self) -> Callable[[Array], Array]:
+        """x -> F x + G x + …; see `Metric.operator`."""
+        products = [metric.operator() for metric in self.metrics]
+        return lambda x: self._sum([product(x) for product in products])
 
     def dense(self) -> Float[Array, "P P"]:
-        """The matrix with this diagonal."""
-        return jnp.diag(self.entries)
+        """The sum of the matrices."""
+        return self._sum([metric.dense() for metric in self.metrics])
 
     def diagonal(self) -> Params:
-        """The diagonal."""
-        return self.layout.split(self.entries)
+        """The sum of the diagonals."""
+        return self._sum([metric.diagonal() for metric in self.metrics])
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """Σ log(d + λ).
-
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
-
-
-def _logdet(matrix: Array, damping: ArrayLike) -> Array:
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    return jnp.linalg.slogdet(matrix + jnp.asarray(damping, matrix.dtype) * eye)[1]
+    def _sum(self, terms):
+        return jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *terms)

@@ -5,7 +5,10 @@ Parameters that no block reads have F = 0.
 
 from __future__ import annotations
 
+import abc
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,10 @@ from jaxtyping import Bool, Float
 
 from natgrad.layers import Block
 from natgrad.metrics.base import Metric
+from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, ArrayLike, Params
 
 
 class BlockwiseMetric(Metric):
@@ -29,6 +33,47 @@ class BlockwiseMetric(Metric):
 
     layout: Layout
     blocks: tuple[Block, ...]
+
+    @abc.abstractmethod
+    def functions(self, f: Spectral) -> Sequence[Callable[[Array], Array]]:
+        """For each block V -> the matrix of f(F_b) vec V.
+
+        Args:
+            f: of eigenvalues.
+        """
+
+    @abc.abstractmethod
+    def traces(self, f: Spectral) -> Sequence[Float[Array, "..."]]:
+        """Of each block numbers that add up to tr f(F_b).
+
+        Args:
+            f: of eigenvalues.
+        """
+
+    @abc.abstractmethod
+    def diagonals(self, f: Spectral) -> Sequence[Float[Array, "*lead I O"]]:
+        """diag f(F_b) of each block.
+
+        Args:
+            f: of eigenvalues.
+        """
+
+    @final
+    def function(self, f: Spectral, v: Params) -> Params:
+        """Each block in its eigenbasis; see `Metric.function`."""
+        zero = self._at_zero(f)
+        return self.blockwise(v, self.functions(f), lambda leaf: zero * leaf)
+
+    @final
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """Σ f(s), and f(0) for each parameter outside; see `Metric.trace_of`."""
+        total = functools.reduce(jnp.add, map(jnp.sum, self.traces(f)))
+        return total + self.outside * self._at_zero(f) if self.outside else total
+
+    @final
+    def diagonal_of(self, f: Spectral) -> Params:
+        """That of each block, and f(0) outside; see `Metric.diagonal_of`."""
+        return self.split(self.diagonals(f), self._at_zero(f))
 
     def blockwise(
         self,
@@ -84,13 +129,16 @@ class BlockwiseMetric(Metric):
                 total = total.at[np.ix_(indices, indices)].set(part)
         return total
 
-    def split(self, matrices: Sequence[Float[Array, "*lead I O"]]) -> Params:
-        """A tree like the parameters in the working dtype, zero outside the blocks.
+    def split(
+        self, matrices: Sequence[Float[Array, "*lead I O"]], outside: ArrayLike = 0
+    ) -> Params:
+        """A tree like the parameters in the working dtype.
 
         Args:
             matrices: of each block.
+            outside: the entries of parameters that no block reads.
         """
-        vector = jnp.zeros(self.layout.size, self.layout.dtype)
+        vector = jnp.full(self.layout.size, outside, self.layout.dtype)
         for places, matrix in zip(self._places(), matrices, strict=True):
             vector = vector.at[np.ravel(places)].set(matrix.reshape(-1))
         return self.layout.split(vector)
@@ -99,6 +147,9 @@ class BlockwiseMetric(Metric):
     def outside(self) -> int:
         """The number of parameters that no block reads."""
         return self.layout.size - sum(int(np.prod(b.shape)) for b in self.blocks)
+
+    def _at_zero(self, f: Spectral) -> Array:
+        return f(jnp.zeros((), self.layout.dtype))
 
     def _places(self) -> list[np.ndarray]:
         """For each block the places of its entries in the vector: [lead, I(+1) O]."""

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric
 from natgrad.solvers.base import Solution
+from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spd_inverse import together
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
 from natgrad.tree import Layout, metric_pytree
@@ -93,27 +94,22 @@ class EigenbasisMetric(BlockwiseMetric):
 
     def diagonal(self) -> Params:
         """(U_A ∘ U_A) s (U_G ∘ U_G)ᵀ for each block."""
-        return self.split(
-            [
-                rotate(s, None if left is None else left.mT**2, right.mT**2)
-                for left, right, s in zip(
-                    self.left, self.right, self.scales, strict=True
-                )
-            ]
-        )
+        return self.split(self.diagonals(lambda s: s))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """Σ log(s + λ), and log λ for each parameter outside.
+    def functions(self, f: Spectral) -> list[Callable[[Array], Array]]:
+        """V -> U_A [f(s) ∘ (U_Aᵀ V U_G)] U_Gᵀ; see `BlockwiseMetric.functions`."""
+        return self._through([f(s) for s in self.scales])
 
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        total = sum(
-            (jnp.sum(jnp.log(s + damping)) for s in self.scales),
-            start=jnp.zeros((), self.layout.dtype),
-        )
-        return total + self.outside * jnp.log(damping) if self.outside else total
+    def traces(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+        """f(s); see `BlockwiseMetric.traces`."""
+        return [f(s) for s in self.scales]
+
+    def diagonals(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+        """(U_A ∘ U_A) f(s) (U_G ∘ U_G)ᵀ; see `BlockwiseMetric.diagonals`."""
+        return [
+            rotate(f(s), None if left is None else left.mT**2, right.mT**2)
+            for left, right, s in zip(self.left, self.right, self.scales, strict=True)
+        ]
 
     def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
         """For each block V -> U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import jax
@@ -42,8 +42,11 @@ from natgrad.metrics.kronecker_factors import (
     diagonal_of,
     eigen_solve,
     invert_damped,
+    of_products,
 )
+from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
+from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -105,20 +108,26 @@ class KroneckerMetric(BlockwiseMetric):
         ]
         return self.split([a[..., :, None] * g[..., None, :] for a, g in diagonals])
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """Σ_b Σ_ij log(a_i g_j + λ), and log λ for each parameter outside.
+    def functions(self, f: Spectral) -> list[Callable[[Array], Array]]:
+        """In the eigenbases of both factors; see `BlockwiseMetric.functions`."""
+        return [
+            functools.partial(of_products, matrix_functions.apply, f, block)
+            for block in self._decomposed()
+        ]
 
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        total = jnp.zeros((), self.layout.dtype)
-        for a, g in zip(self.inputs, self.outputs, strict=True):
-            left = a if a.ndim < g.ndim else _spectrum(a)
-            right = _spectrum(g)
-            products = left[..., :, None] * right[..., None, :]
-            total = total + jnp.sum(jnp.log(products + damping))
-        return total + self.outside * jnp.log(damping) if self.outside else total
+    def traces(self, f: Spectral) -> list[Float[Array, "..."]]:
+        """Σ_ij f(a_i g_j); see `BlockwiseMetric.traces`."""
+        return [
+            of_products(matrix_functions.trace, f, block)
+            for block in self._decomposed()
+        ]
+
+    def diagonals(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+        """(U_A ∘ U_A) f(a gᵀ) (U_G ∘ U_G)ᵀ; see `BlockwiseMetric.diagonals`."""
+        return [
+            of_products(matrix_functions.diagonal, f, block)
+            for block in self._decomposed()
+        ]
 
     def factors(self, which: Sequence[int]) -> list[Factors]:
         """A and G of some blocks.
@@ -127,6 +136,9 @@ class KroneckerMetric(BlockwiseMetric):
             which: numbers of the blocks.
         """
         return [(self.inputs[i], self.outputs[i]) for i in which]
+
+    def _decomposed(self) -> list[Decomposed]:
+        return decompose(self.factors(range(len(self.blocks))))
 
 
 @final
@@ -258,8 +270,3 @@ class FactoredTikhonov(CachedSolver):
                 "g".
         """
         return dataclasses.replace(self, rows=rows)
-
-
-def _spectrum(matrix: Array) -> Array:
-    """The eigenvalues; a negative one is rounding, and counts as 0."""
-    return jnp.maximum(jnp.linalg.eigvalsh(matrix), 0)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
+from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
 from natgrad.solvers.spectral import damped_reciprocal, eigh
 from natgrad.typing import Array
@@ -96,6 +97,40 @@ def eigen_solve(
         )
 
     return solution, singular
+
+
+def of_products(
+    kernel: Callable, f: Spectral, block: Decomposed, *v: Float[Array, "*lead I O"]
+) -> Array:
+    """A kernel of `natgrad.solvers.matrix_functions` for f(A ⊗ G).
+
+    Args:
+        kernel: `apply`, `trace` or `diagonal`.
+        f: of the eigenvalues a_i g_j.
+        block: its factors, decomposed.
+        v: V for `apply`.
+
+    Returns:
+        What the kernel gives of A ⊗ G; where A is a diagonal, traces by its entry.
+    """
+
+    def whole(inputs, outputs, left, right, *v):
+        return kernel(f, [Factor(inputs, *left), Factor(outputs, *right)], *v)
+
+    def by_row(inputs, outputs, left, right, *v):
+        del left
+
+        def of_row(a, *row):
+            columns = [each[:, None] for each in row]
+            return kernel(lambda g: f(a * g), [Factor(outputs, *right)], *columns)
+
+        found = jax.vmap(of_row)(inputs, *v)
+        return found[..., 0] if found.ndim > 1 else found
+
+    function = by_row if block.left[1] is None else whole
+    for _ in range(block.outputs.ndim - 2):
+        function = jax.vmap(function)
+    return function(*block, *v)
 
 
 def invert_damped(

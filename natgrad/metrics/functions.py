@@ -1,0 +1,218 @@
+"""Functions f(F) of an operator, exact or by its products alone.
+
+    f(F) = Σ_i f(s_i) u_i u_iᵀ,     F u_i = s_i u_i,  s_i >= 0
+
+for any JAX function f of an array of eigenvalues, taken elementwise, which may close
+over traced values, such as a damping. Here F is known by products F v alone: f(F) v is
+by Lanczos's method, traces and diagonals are estimates from random probes. Metrics that
+are written out decompose F, and are exact.
+
+Source: Higham (2008), Functions of Matrices; Ubaru, Chen & Saad (2017), Fast estimation
+of tr(f(A)) via stochastic Lanczos quadrature; Bekas, Kokiopoulou & Saad (2007), An
+estimator for the diagonal of a matrix.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from natgrad.solvers.lanczos import function_of_operator, ritz
+from natgrad.solvers.matrix_functions import Spectral
+from natgrad.tree import Layout
+from natgrad.typing import Array, ArrayLike, Key, Params
+
+# Random probes of an estimate that does not say how many.
+NUM_PROBES = 32
+
+
+class Estimate(NamedTuple):
+    """The mean over random probes.
+
+    Attributes:
+        value: a scalar, or a tree like the parameters in the working dtype.
+        standard_error: of the value, of the same shape; 0 where it is exact.
+    """
+
+    value: Params
+    standard_error: Params
+
+
+class OperatorFunctions(abc.ABC):
+    """What follows from products F v, for F positive semi-definite.
+
+    Attributes:
+        layout: how the parameters lie in a vector.
+    """
+
+    layout: Layout
+
+    @abc.abstractmethod
+    def mv(self, v: Params) -> Params:
+        """F v, a tree like the parameters.
+
+        Args:
+            v: a tree like the parameters.
+        """
+
+    def operator(self) -> Callable[[Array], Array]:
+        """x -> F x of vectors [P], for many products."""
+        return lambda x: self.layout.ravel(self.mv(self.layout.unravel(x)))
+
+    @property
+    def lanczos_iterations(self) -> int:
+        """The most products F v that f(F) v takes, where F is known by products."""
+        return 100
+
+    def function(self, f: Spectral, v: Params) -> Params:
+        """f(F) v.
+
+        Args:
+            f: of an array of eigenvalues, elementwise.
+            v: a tree like the parameters.
+
+        Returns:
+            A tree like the parameters, in their dtypes.
+        """
+        vector = function_of_operator(
+            f, self.operator(), self.layout.ravel(v), self.lanczos_iterations
+        )
+        return self.layout.unravel(vector)
+
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """tr f(F); of an operator `estimate_of_trace` with a fixed key.
+
+        Args:
+            f: of an array of eigenvalues, elementwise.
+        """
+        return self.estimate_of_trace(f, jax.random.PRNGKey(0)).value
+
+    def diagonal_of(self, f: Spectral) -> Params:
+        """diag f(F); of an operator `estimate_of_diagonal` with a fixed key.
+
+        Args:
+            f: of an array of eigenvalues, elementwise.
+
+        Returns:
+            A tree like the parameters, in the working dtype.
+        """
+        return self.estimate_of_diagonal(f, jax.random.PRNGKey(0)).value
+
+    def sample(self, key: Key, damping: ArrayLike) -> Params:
+        """A draw of the normal law N(0, (F + λI)⁻¹).
+
+        Args:
+            key: a random key.
+            damping: λ >= 0, in the units of F; > 0 where F is singular.
+
+        Returns:
+            A tree like the parameters, in their dtypes.
+        """
+        layout = self.layout
+        noise = jax.random.normal(key, (layout.size,), layout.dtype)
+        damping = jnp.asarray(damping, layout.dtype)
+        return self.function(lambda s: (s + damping) ** -0.5, layout.unravel(noise))
+
+    @final
+    def inverse_diagonal(self, damping: ArrayLike) -> Params:
+        """diag (F + λI)⁻¹: `diagonal_of` with f(s) = 1/(s + λ).
+
+        Args:
+            damping: λ >= 0, in the units of F; > 0 where F is singular.
+
+        Returns:
+            A tree like the parameters, in the working dtype.
+        """
+        damping = jnp.asarray(damping, self.layout.dtype)
+        return self.diagonal_of(lambda s: 1 / (s + damping))
+
+    @final
+    def effective_dimension(self, damping: ArrayLike) -> Float[Array, ""]:
+        """tr F (F + λI)⁻¹, the number of directions that F determines beside λ.
+
+        Args:
+            damping: λ > 0, in the units of F.
+        """
+        damping = jnp.asarray(damping, self.layout.dtype)
+        return self.trace_of(lambda s: s / (s + damping))
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """log det(F + λI), `trace_of` log(s + λ); −inf where singular.
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
+        damping = jnp.asarray(damping, self.layout.dtype)
+        return self.trace_of(lambda s: jnp.log(s + damping))
+
+    @final
+    def largest_eigenvalue(self) -> Float[Array, ""]:
+        """max s, a bound from inside by Lanczos's method from a fixed random vector."""
+        start = jax.random.normal(
+            jax.random.PRNGKey(0), (self.layout.size,), self.layout.dtype
+        )
+        count = min(self.lanczos_iterations, self.layout.size)
+        return ritz(self.operator(), start, count).values[-1]
+
+    @final
+    def estimate_of_trace(
+        self, f: Spectral, key: Key, num_probes: int = NUM_PROBES
+    ) -> Estimate:
+        """tr f(F) as the mean of zᵀ f(F) z over random signs z.
+
+        For an operator this is stochastic Lanczos quadrature. From P probes on they are
+        the unit vectors, and the result is exact.
+
+        Args:
+            f: of an array of eigenvalues, elementwise.
+            key: a random key.
+            num_probes: how many z; at least 2.
+
+        Returns:
+            The trace and its standard error, shapes ().
+        """
+        return self._estimate(jnp.vdot, f, key, num_probes)
+
+    @final
+    def estimate_of_diagonal(
+        self, f: Spectral, key: Key, num_probes: int = NUM_PROBES
+    ) -> Estimate:
+        """diag f(F) as the mean of z ∘ f(F) z over random signs z.
+
+        From P probes on they are the unit vectors, and the result is exact.
+
+        Args:
+            f: of an array of eigenvalues, elementwise.
+            key: a random key.
+            num_probes: how many z; at least 2.
+
+        Returns:
+            The diagonal and the standard error of each entry, trees like the parameters
+            in the working dtype.
+        """
+        found = self._estimate(jnp.multiply, f, key, num_probes)
+        return Estimate(*map(self.layout.split, found))
+
+    def _estimate(
+        self, combine: Callable, f: Spectral, key: Key, num_probes: int
+    ) -> Estimate:
+        """The mean over probes of combine(z, f(F) z)."""
+        layout = self.layout
+        size = layout.size
+
+        def of_probe(z):
+            return combine(z, layout.ravel(self.function(f, layout.unravel(z))))
+
+        if num_probes >= size:
+            units = jnp.sqrt(float(size)) * jnp.eye(size, dtype=layout.dtype)
+            mean = jnp.mean(jax.lax.map(of_probe, units), axis=0)
+            return Estimate(mean, jnp.zeros_like(mean))
+        signs = jax.random.rademacher(key, (num_probes, size), layout.dtype)
+        found = jax.lax.map(of_probe, signs)
+        error = jnp.std(found, axis=0, ddof=1) / jnp.sqrt(float(num_probes))
+        return Estimate(jnp.mean(found, axis=0), error)

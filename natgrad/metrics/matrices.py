@@ -1,0 +1,251 @@
+"""Metrics that are written out: a matrix, diagonal blocks, a diagonal."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from natgrad.metrics.base import Metric
+from natgrad.solvers import matrix_functions
+from natgrad.solvers.base import Solution
+from natgrad.solvers.dense import diagonal_solution, direct_solution
+from natgrad.solvers.matrix_functions import Factor, Spectral
+from natgrad.solvers.spectral import HIGHEST
+from natgrad.tree import Layout, metric_pytree
+from natgrad.typing import Array, ArrayLike, Params
+
+
+@metric_pytree("layout")
+class DenseMetric(Metric):
+    """A matrix.
+
+    Attributes:
+        layout: of the parameters.
+        matrix: F, symmetric.
+    """
+
+    layout: Layout
+    matrix: Float[Array, "P P"]
+
+    def mv(self, v: Params) -> Params:
+        """F v; O(P²).
+
+        Args:
+            v: a tree like the parameters.
+        """
+        vector = self.layout.ravel(v)
+        return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """By refined Cholesky, falling back on eigendecomposition; O(P³).
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solution = direct_solution(self.matrix, self.layout.ravel(v), damping)
+        return solution._replace(value=self.layout.unravel(solution.value))
+
+    def dense(self) -> Float[Array, "P P"]:
+        """The matrix itself."""
+        return self.matrix
+
+    def diagonal(self) -> Params:
+        """The matrix's diagonal."""
+        return self.layout.split(jnp.diagonal(self.matrix))
+
+    def function(self, f: Spectral, v: Params) -> Params:
+        """By eigendecomposition; see `Metric.function`."""
+        vector = self.layout.ravel(v)[:, None]
+        return self.layout.unravel(
+            matrix_functions.apply(f, self._factors(), vector)[:, 0]
+        )
+
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """Σ f(s); see `Metric.trace_of`."""
+        return matrix_functions.trace(f, self._factors())
+
+    def diagonal_of(self, f: Spectral) -> Params:
+        """(U ∘ U) f(s); see `Metric.diagonal_of`."""
+        found = matrix_functions.diagonal(f, self._factors())
+        return self.layout.split(found[:, 0])
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """By elimination; see `Metric.logdet`."""
+        return _logdet(self.matrix, damping)
+
+    def _factors(self) -> list[Factor]:
+        return matrix_functions.decomposed([self.matrix])
+
+
+@metric_pytree("layout", "groups")
+class BlockDiagonalMetric(Metric):
+    """Diagonal blocks, each over some of the leaves.
+
+    Attributes:
+        layout: of the parameters.
+        groups: for each block the indices of its leaves.
+        blocks: symmetric matrices [P_b, P_b], leaves raveled in the order of `groups`.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[int, ...], ...]
+    blocks: tuple[Float[Array, "P_b P_b"], ...]
+
+    def mv(self, v: Params) -> Params:
+        """F v; Σ_b O(P_b²).
+
+        Args:
+            v: a tree like the parameters.
+        """
+        products = [
+            jnp.matmul(block, vector, precision=HIGHEST)
+            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
+        ]
+        return self._params(products)
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """Each block by refined Cholesky; a fallback if any block needed it.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solutions = [
+            direct_solution(block, vector, damping)
+            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
+        ]
+        fallback = jnp.any(jnp.stack([solution.fallback for solution in solutions]))
+        value = self._params([solution.value for solution in solutions])
+        return Solution(value, fallback)
+
+    def dense(self) -> Float[Array, "P P"]:
+        """The blocks at their parameters' places, zero elsewhere."""
+        matrix = jnp.zeros((self.layout.size,) * 2, self.layout.dtype)
+        for positions, block in zip(self._positions(), self.blocks, strict=True):
+            matrix = matrix.at[np.ix_(positions, positions)].set(block)
+        return matrix
+
+    def diagonal(self) -> Params:
+        """The blocks' diagonals."""
+        return self.layout.split(
+            self._vector([jnp.diagonal(block) for block in self.blocks])
+        )
+
+    def function(self, f: Spectral, v: Params) -> Params:
+        """Each block by eigendecomposition; see `Metric.function`."""
+        products = [
+            matrix_functions.apply(f, [factor], vector[:, None])[:, 0]
+            for factor, vector in zip(self._factors(), self._vectors(v), strict=True)
+        ]
+        return self._params(products)
+
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """Σ f(s) over all blocks; see `Metric.trace_of`."""
+        terms = [matrix_functions.trace(f, [factor]) for factor in self._factors()]
+        return functools.reduce(jnp.add, terms)
+
+    def diagonal_of(self, f: Spectral) -> Params:
+        """(U ∘ U) f(s) of each block; see `Metric.diagonal_of`."""
+        parts = [
+            matrix_functions.diagonal(f, [factor])[:, 0] for factor in self._factors()
+        ]
+        return self.layout.split(self._vector(parts))
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """Σ_b log det(F_b + λI).
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
+        terms = [_logdet(block, damping) for block in self.blocks]
+        return functools.reduce(jnp.add, terms)
+
+    def _factors(self) -> list[Factor]:
+        return matrix_functions.decomposed(self.blocks)
+
+    def _positions(self) -> list[np.ndarray]:
+        return [
+            np.concatenate([self.layout.positions(leaf) for leaf in group])
+            for group in self.groups
+        ]
+
+    def _vectors(self, v: Params) -> list[Array]:
+        vector = self.layout.ravel(v)
+        return [vector[positions] for positions in self._positions()]
+
+    def _vector(self, parts: Sequence[Array]) -> Array:
+        """[P] from each block's part [P_b]."""
+        order = np.argsort(np.concatenate(self._positions()))
+        return jnp.concatenate(parts)[order]
+
+    def _params(self, parts: Sequence[Array]) -> Params:
+        return self.layout.unravel(self._vector(parts))
+
+
+@metric_pytree("layout")
+class DiagonalMetric(Metric):
+    """A diagonal.
+
+    Attributes:
+        layout: of the parameters.
+        entries: diag F.
+    """
+
+    layout: Layout
+    entries: Float[Array, " P"]
+
+    def mv(self, v: Params) -> Params:
+        """F v; O(P).
+
+        Args:
+            v: a tree like the parameters.
+        """
+        return self.layout.unravel(self.entries * self.layout.ravel(v))
+
+    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+        """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there.
+
+        Args:
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+        """
+        solution = diagonal_solution(self.entries, self.layout.ravel(v), damping)
+        return solution._replace(value=self.layout.unravel(solution.value))
+
+    def dense(self) -> Float[Array, "P P"]:
+        """The matrix with this diagonal."""
+        return jnp.diag(self.entries)
+
+    def diagonal(self) -> Params:
+        """The diagonal."""
+        return self.layout.split(self.entries)
+
+    def function(self, f: Spectral, v: Params) -> Params:
+        """f(d) ∘ v; see `Metric.function`."""
+        return self.layout.unravel(f(self.entries) * self.layout.ravel(v))
+
+    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+        """Σ f(d); see `Metric.trace_of`."""
+        return jnp.sum(f(self.entries))
+
+    def diagonal_of(self, f: Spectral) -> Params:
+        """f(d); see `Metric.diagonal_of`."""
+        return self.layout.split(f(self.entries))
+
+    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+        """Σ log(d + λ).
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
+        return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
+
+
+def _logdet(matrix: Array, damping: ArrayLike) -> Array:
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return jnp.linalg.slogdet(matrix + jnp.asarray(damping, matrix.dtype) * eye)[1]
