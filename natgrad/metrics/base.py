@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Float
 
 from natgrad.solvers.base import Solution
-from natgrad.solvers.dense import diagonal_solution, direct_solution
+from natgrad.solvers.damping import DampingLike, entries, relative_to, resolve_damping
+from natgrad.solvers.dense import diagonal_solution, direct_solution, logdet
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, inner, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 class Metric(abc.ABC):
@@ -42,7 +43,7 @@ class Metric(abc.ABC):
         """
 
     @abc.abstractmethod
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """As `solve`, and whether the solver had to fall back.
 
         Args:
@@ -59,7 +60,7 @@ class Metric(abc.ABC):
         """The diagonal of F, shaped like the parameters, in the working dtype."""
 
     @final
-    def solve(self, v: Params, damping: ArrayLike = 0.0) -> Params:
+    def solve(self, v: Params, damping: DampingLike = 0.0) -> Params:
         """(F + λI)⁻¹ v, with no direction dropped for λ > 0; for λ = 0 F⁺ v.
 
         F⁺ v is the solution of least norm; `natgrad.solvers.spectral` says what counts
@@ -68,7 +69,7 @@ class Metric(abc.ABC):
 
         Args:
             v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
+            damping: λ >= 0, in the units of F; by layer: `natgrad.solvers.damping`.
 
         Returns:
             A tree like the parameters, in their dtypes.
@@ -96,13 +97,25 @@ class Metric(abc.ABC):
         null = square <= 0
         return jnp.where(null, 0, jnp.sqrt(jnp.where(null, 1, square)))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(F + λI); −inf where singular.
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        return _logdet(self.dense(), damping)
+        return logdet(self.dense(), entries(damping, self))
+
+    def relative_damping(self, scale: Array) -> Any:
+        """The damping that `natgrad.Relative(scale)` is for F.
+
+        Args:
+            scale: c.
+        """
+        return relative_to(self._groups(), self.diagonal(), scale)
+
+    def _groups(self) -> Sequence[Sequence[int]]:
+        """The leaves of each block of F."""
+        return [range(len(self.layout.shapes))]
 
 
 @metric_pytree("layout")
@@ -126,14 +139,15 @@ class DenseMetric(Metric):
         vector = self.layout.ravel(v)
         return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """By refined Cholesky, falling back on eigendecomposition; O(P³).
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solution = direct_solution(self.matrix, self.layout.ravel(v), damping)
+        vector, damping = self.layout.ravel(v), entries(damping, self)
+        solution = direct_solution(self.matrix, vector, damping)
         return solution._replace(value=self.layout.unravel(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -171,17 +185,15 @@ class BlockDiagonalMetric(Metric):
         ]
         return self._params(products)
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """Each block by refined Cholesky; a fallback if any block needed it.
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solutions = [
-            direct_solution(block, vector, damping)
-            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
-        ]
+        vectors, dampings = self._vectors(v), self._dampings(damping)
+        solutions = list(map(direct_solution, self.blocks, vectors, dampings))
         fallback = jnp.any(jnp.stack([solution.fallback for solution in solutions]))
         value = self._params([solution.value for solution in solutions])
         return Solution(value, fallback)
@@ -199,14 +211,21 @@ class BlockDiagonalMetric(Metric):
             self._vector([jnp.diagonal(block) for block in self.blocks])
         )
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b log det(F_b + λI).
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        terms = [_logdet(block, damping) for block in self.blocks]
+        terms = list(map(logdet, self.blocks, self._dampings(damping)))
         return functools.reduce(jnp.add, terms)
+
+    def _groups(self) -> Sequence[Sequence[int]]:
+        return self.groups
+
+    def _dampings(self, damping: DampingLike) -> list[Array]:
+        found = resolve_damping(damping, self)
+        return [entries(found, self, group) for group in self.groups]
 
     def _positions(self) -> list[np.ndarray]:
         return [
@@ -247,14 +266,15 @@ class DiagonalMetric(Metric):
         """
         return self.layout.unravel(self.entries * self.layout.ravel(v))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there.
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solution = diagonal_solution(self.entries, self.layout.ravel(v), damping)
+        vector, damping = self.layout.ravel(v), entries(damping, self)
+        solution = diagonal_solution(self.entries, vector, damping)
         return solution._replace(value=self.layout.unravel(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -265,15 +285,13 @@ class DiagonalMetric(Metric):
         """The diagonal."""
         return self.layout.split(self.entries)
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ log(d + λ).
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
+        return jnp.sum(jnp.log(self.entries + entries(damping, self)))
 
-
-def _logdet(matrix: Array, damping: ArrayLike) -> Array:
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    return jnp.linalg.slogdet(matrix + jnp.asarray(damping, matrix.dtype) * eye)[1]
+    def _groups(self) -> Sequence[Sequence[int]]:
+        return [[leaf] for leaf in range(len(self.layout.shapes))]

@@ -5,18 +5,58 @@ Parameters that no block reads have F = 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from natgrad import tree
 from natgrad.layers import Block
 from natgrad.metrics.base import Metric
+from natgrad.solvers.damping import LeafDamping
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
+
+
+class Dampings(NamedTuple):
+    """λ by the blocks of a metric.
+
+    Attributes:
+        blocks: of each block.
+        outside: (λ, how many parameters that no block reads have it).
+        index: for each leaf its number in `outside`.
+    """
+
+    blocks: list[Array]
+    outside: list[tuple[Array, int]]
+    index: Sequence[int]
+
+    def inverse(self) -> tuple[list[Callable[[Array], Array]], Bool[Array, ""]]:
+        """For each leaf V -> V/λ, or 0 for λ = 0; and is F + λI singular outside?"""
+        zeros = [own == 0 for own, _ in self.outside]
+
+        def of(zero, own):
+            return lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, own))
+
+        pairs = list(zip(zeros, self.outside, strict=True))
+        functions = [of(zero, own) for zero, (own, _) in pairs]
+        singular = [zero & (count > 0) for zero, (_, count) in pairs]
+        singular = functools.reduce(jnp.logical_or, singular)
+        return [functions[i] for i in self.index], singular
+
+    def logdet(self, inside: Float[Array, ""]) -> Float[Array, ""]:
+        """With Σ log λ outside.
+
+        Args:
+            inside: log det of the blocks.
+        """
+        terms = [count * jnp.log(own) for own, count in self.outside if count]
+        return sum(terms, start=inside)
 
 
 class BlockwiseMetric(Metric):
@@ -34,20 +74,21 @@ class BlockwiseMetric(Metric):
         self,
         v: Params,
         functions: Sequence[Callable[[Array], Array]],
-        rest: Callable[[Array], Array] = jnp.zeros_like,
+        rest: Sequence[Callable[[Array], Array]] | None = None,
     ) -> Params:
         """Each block's matrix through its function; other parameters through `rest`.
 
         Args:
             v: a tree like the parameters.
             functions: for each block [lead..., I (+1), O] -> the same shape.
-            rest: for each other leaf, an array -> the same shape.
+            rest: for each leaf the function of what no block reads; None for zeros.
 
         Returns:
             A tree like the parameters, in their dtypes.
         """
         leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
-        out = [rest(leaf) for leaf in leaves]
+        rest = rest or [jnp.zeros_like] * len(leaves)
+        out = [function(leaf) for function, leaf in zip(rest, leaves, strict=True)]
         for block, function in zip(self.blocks, functions, strict=True):
             out = block.from_matrix(function(block.to_matrix(leaves)), out)
         cast = [
@@ -56,20 +97,35 @@ class BlockwiseMetric(Metric):
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
 
-    def outer_inverse(
-        self, damping: Float[Array, ""]
-    ) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
-        """V -> V/λ, or 0 for λ = 0, where no block reads; and is F + λI singular there?
+    def dampings(self, damping: Array | LeafDamping) -> Dampings:
+        """The λ of each block, and those outside.
 
         Args:
-            damping: λ >= 0, in the units of F.
+            damping: as `natgrad.solvers.damping.resolve_damping` gives it.
+
+        Raises:
+            ValueError: leaves of one block have several.
         """
-        zero = damping == 0
-
-        def inverse(x):
-            return jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
-
-        return inverse, zero & (self.outside > 0)
+        if not isinstance(damping, LeafDamping):
+            leaves, blocks = len(self.layout.shapes), len(self.blocks)
+            return Dampings([damping] * blocks, [(damping, self.outside)], [0] * leaves)
+        counts = np.bincount(damping.index, self.layout.sizes).astype(int)
+        own = []
+        for block in self.blocks:
+            numbers = {damping.index[leaf] for leaf in block.leaves}
+            if len(numbers) > 1:
+                names = tree.paths(self.layout.treedef.unflatten(self.layout.sizes))
+                raise ValueError(
+                    f"{[names[leaf] for leaf in block.leaves]} are one layer, and have "
+                    "different damping, or such as is not known to be equal under jit: "
+                    "give them one number, for their part of the tree or by "
+                    "natgrad.ByPath; or take a curvature without layers, such as "
+                    "natgrad.curvature.BlockDiagonal."
+                )
+            counts[min(numbers)] -= np.prod(block.shape)
+            own.append(damping.values[min(numbers)])
+        outside = list(zip(damping.values, map(int, counts), strict=True))
+        return Dampings(own, outside, damping.index)
 
     def placed(self, matrices: Sequence[Float[Array, "*lead D D"]]) -> Array:
         """A matrix [P, P] from those of the blocks, zero elsewhere.
@@ -90,15 +146,18 @@ class BlockwiseMetric(Metric):
         Args:
             matrices: of each block.
         """
-        vector = jnp.zeros(self.layout.size, self.layout.dtype)
-        for places, matrix in zip(self._places(), matrices, strict=True):
-            vector = vector.at[np.ravel(places)].set(matrix.reshape(-1))
-        return self.layout.split(vector)
+        leaves = [jnp.zeros(shape, self.layout.dtype) for shape in self.layout.shapes]
+        for block, matrix in zip(self.blocks, matrices, strict=True):
+            leaves = block.from_matrix(matrix, leaves)
+        return jax.tree.unflatten(self.layout.treedef, leaves)
 
     @property
     def outside(self) -> int:
         """The number of parameters that no block reads."""
         return self.layout.size - sum(int(np.prod(b.shape)) for b in self.blocks)
+
+    def _groups(self) -> list[tuple[int, ...]]:
+        return [block.leaves for block in self.blocks]
 
     def _places(self) -> list[np.ndarray]:
         """For each block the places of its entries in the vector: [lead, I(+1) O]."""

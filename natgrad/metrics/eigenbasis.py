@@ -27,10 +27,11 @@ from jaxtyping import Float
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric
 from natgrad.solvers.base import Solution
+from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.spd_inverse import together
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout", "blocks")
@@ -59,7 +60,7 @@ class EigenbasisMetric(BlockwiseMetric):
         """
         return self.blockwise(v, self._through(self.scales))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """U (Uᵀ v / (s + λ)).
 
         Args:
@@ -67,9 +68,10 @@ class EigenbasisMetric(BlockwiseMetric):
             damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
                 `natgrad.solvers.spectral`), a fallback where some s is 0 to rounding.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        pairs = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
-        outside, singular = self.outer_inverse(damping)
+        own = self.dampings(resolve_damping(damping, self))
+        axes = [(-2, -1)] * len(self.scales)
+        pairs = list(map(damped_reciprocal, self.scales, own.blocks, axes))
+        outside, singular = own.inverse()
         inverse = self._through([reciprocal for reciprocal, _ in pairs])
         fallback = functools.reduce(jnp.logical_or, [d for _, d in pairs], singular)
         return Solution(self.blockwise(v, inverse, outside), fallback)
@@ -102,18 +104,19 @@ class EigenbasisMetric(BlockwiseMetric):
             ]
         )
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ log(s + λ), and log λ for each parameter outside.
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
+        own = self.dampings(resolve_damping(damping, self))
+        pairs = zip(self.scales, own.blocks, strict=True)
         total = sum(
-            (jnp.sum(jnp.log(s + damping)) for s in self.scales),
+            (jnp.sum(jnp.log(s + damping)) for s, damping in pairs),
             start=jnp.zeros((), self.layout.dtype),
         )
-        return total + self.outside * jnp.log(damping) if self.outside else total
+        return own.logdet(total)
 
     def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
         """For each block V -> U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ."""

@@ -8,11 +8,13 @@ from jaxtyping import Float
 
 from natgrad.metrics.base import DenseMetric, Metric
 from natgrad.solvers.base import Solution
+from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
+from natgrad.solvers.dense import logdet
 from natgrad.solvers.gram import sample_space_solution
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout")
@@ -36,7 +38,7 @@ class GramMetric(Metric):
         product = self.jacobian.pull(self.jacobian.push(v))
         return self._cast(product)
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """In sample space (see `natgrad.solvers.gram`); from [P, P] where M > P.
 
         Args:
@@ -45,6 +47,13 @@ class GramMetric(Metric):
         """
         if self.jacobian.size > self.layout.size:
             return DenseMetric(self.layout, self.dense()).solution(v, damping)
+        damping = resolve_damping(damping, self)
+        if isinstance(damping, LeafDamping):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
+            jacobian, root = self._scaled(damping)
+            right = jax.tree.map(jnp.multiply, root, v)
+            solution = sample_space_solution(jacobian, right, 1.0)
+            value = jax.tree.map(jnp.multiply, root, solution.value)
+            return Solution(self._cast(value), solution.fallback)
         solution = sample_space_solution(self.jacobian, v, damping)
         return solution._replace(value=self._cast(solution.value))
 
@@ -57,7 +66,7 @@ class GramMetric(Metric):
         """Σ_m B_m², without B where each example uses a layer at one position."""
         return self.jacobian.diagonal()
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P.
 
         Args:
@@ -66,10 +75,27 @@ class GramMetric(Metric):
         size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
         if outside < 0:
             return super().logdet(damping)
-        damping = jnp.asarray(damping, self.layout.dtype)
+        damping = resolve_damping(damping, self)
+        if isinstance(damping, LeafDamping):
+            logs = jnp.sum(jnp.log(entries(damping, self)))
+            return logs + logdet(self._scaled(damping)[0].gram(), jnp.ones_like(logs))
         matrix = self.jacobian.gram() + damping * jnp.eye(size, dtype=damping.dtype)
         total = jnp.linalg.slogdet(matrix)[1]
         return total + outside * jnp.log(damping) if outside else total
+
+    def _scaled(self, damping: LeafDamping) -> tuple[Jacobian, Params]:
+        """B' = B Λ^-½, and the diagonal of Λ^-½ as a tree."""
+        if damping.zeros:
+            raise ValueError(
+                "Gram divides by the damping of each parameter, and that of some is 0: "
+                "give all of them more, or take natgrad.curvature.Dense."
+            )
+        roots = [
+            jnp.full(shape, 1 / jnp.sqrt(damping.values[i]))
+            for shape, i in zip(self.layout.shapes, damping.index, strict=True)
+        ]
+        root = jax.tree.unflatten(self.layout.treedef, roots)
+        return self.jacobian.scaled(root), root
 
     def _cast(self, tree: Params) -> Params:
         leaves = zip(jax.tree.leaves(tree), self.layout.dtypes, strict=True)

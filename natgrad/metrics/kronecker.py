@@ -44,8 +44,9 @@ from natgrad.metrics.kronecker_factors import (
     invert_damped,
 )
 from natgrad.solvers.base import CachedSolver, Solution
+from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout", "blocks")
@@ -75,7 +76,7 @@ class KroneckerMetric(BlockwiseMetric):
             [kron_matvec(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)],
         )
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """The exact damped inverse, in the eigenbasis; Σ_b O(I³ + O³).
 
         Args:
@@ -83,7 +84,7 @@ class KroneckerMetric(BlockwiseMetric):
             damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
                 `natgrad.solvers.spectral`), a fallback where F is singular to rounding.
         """
-        exact = Eigenbasis()
+        exact, damping = Eigenbasis(), resolve_damping(damping, self)
         blocks = exact.factorize(self, damping, range(exact.num_blocks(self)))
         return exact.solve(self, blocks, v, damping)
 
@@ -105,20 +106,20 @@ class KroneckerMetric(BlockwiseMetric):
         ]
         return self.split([a[..., :, None] * g[..., None, :] for a, g in diagonals])
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b Σ_ij log(a_i g_j + λ), and log λ for each parameter outside.
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
+        own = self.dampings(resolve_damping(damping, self))
         total = jnp.zeros((), self.layout.dtype)
-        for a, g in zip(self.inputs, self.outputs, strict=True):
+        for a, g, damping in zip(self.inputs, self.outputs, own.blocks, strict=True):
             left = a if a.ndim < g.ndim else _spectrum(a)
             right = _spectrum(g)
             products = left[..., :, None] * right[..., None, :]
             total = total + jnp.sum(jnp.log(products + damping))
-        return total + self.outside * jnp.log(damping) if self.outside else total
+        return own.logdet(total)
 
     def factors(self, which: Sequence[int]) -> list[Factors]:
         """A and G of some blocks.
@@ -146,7 +147,7 @@ class Eigenbasis(CachedSolver):
         return len(metric.blocks)
 
     def factorize(
-        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+        self, metric: KroneckerMetric, damping: DampingLike, which: Sequence[int]
     ) -> list[Decomposed]:
         """The eigendecompositions of some blocks.
 
@@ -163,7 +164,7 @@ class Eigenbasis(CachedSolver):
         metric: KroneckerMetric,
         factorizations: Sequence[Decomposed],
         v: Params,
-        damping: ArrayLike,
+        damping: DampingLike,
     ) -> Solution:
         """U_A [(U_Aᵀ V U_G) / (a gᵀ + λ)] U_Gᵀ, with an implicit derivative.
 
@@ -173,9 +174,9 @@ class Eigenbasis(CachedSolver):
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
-        solves = [eigen_solve(block, damping) for block in factorizations]
-        outside, singular = metric.outer_inverse(damping)
+        own = metric.dampings(resolve_damping(damping, metric))
+        solves = list(map(eigen_solve, factorizations, own.blocks))
+        outside, singular = own.inverse()
         fallback = functools.reduce(jnp.logical_or, [s for _, s in solves], singular)
         value = metric.blockwise(v, [function for function, _ in solves], outside)
         return Solution(value, fallback)
@@ -206,7 +207,7 @@ class FactoredTikhonov(CachedSolver):
         return len(metric.blocks)
 
     def factorize(
-        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+        self, metric: KroneckerMetric, damping: DampingLike, which: Sequence[int]
     ) -> list[Inverted]:
         """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks, for λ = 0 A⁺ and G⁺.
 
@@ -215,15 +216,15 @@ class FactoredTikhonov(CachedSolver):
             damping: λ >= 0, in the units of F.
             which: numbers of the blocks.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
-        return invert_damped(metric.factors(which), damping)
+        own = metric.dampings(resolve_damping(damping, metric)).blocks
+        return invert_damped(metric.factors(which), [own[i] for i in which])
 
     def solve(
         self,
         metric: KroneckerMetric,
         factorizations: Sequence[Inverted],
         v: Params,
-        damping: ArrayLike,
+        damping: DampingLike,
     ) -> Solution:
         """The products A⁻¹ V G⁻¹; V/λ for parameters that no block reads.
 
@@ -233,7 +234,6 @@ class FactoredTikhonov(CachedSolver):
             v: a tree like the parameters.
             damping: λ >= 0, for the parameters that no block reads.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
         rows = self.rows or {}
         functions = [
             kron_matvec_low_rank(
@@ -243,7 +243,8 @@ class FactoredTikhonov(CachedSolver):
             else kron_matvec(inverse.inputs, inverse.outputs)
             for block, inverse in zip(metric.blocks, factorizations, strict=True)
         ]
-        outside, singular = metric.outer_inverse(damping)
+        own = metric.dampings(resolve_damping(damping, metric))
+        outside, singular = own.inverse()
         fallbacks = [inverse.fallback for inverse in factorizations]
         value = metric.blockwise(v, functions, outside)
         return Solution(value, functools.reduce(jnp.logical_or, fallbacks, singular))
