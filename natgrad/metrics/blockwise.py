@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,42 +20,6 @@ from natgrad.solvers.damping import LeafDamping
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
-
-
-class Dampings(NamedTuple):
-    """λ by the blocks of a metric.
-
-    Attributes:
-        blocks: of each block.
-        outside: (λ, how many parameters that no block reads have it).
-        index: for each leaf its number in `outside`.
-    """
-
-    blocks: list[Array]
-    outside: list[tuple[Array, int]]
-    index: Sequence[int]
-
-    def inverse(self) -> tuple[list[Callable[[Array], Array]], Bool[Array, ""]]:
-        """For each leaf V -> V/λ, or 0 for λ = 0; and is F + λI singular outside?"""
-        zeros = [own == 0 for own, _ in self.outside]
-
-        def of(zero, own):
-            return lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, own))
-
-        pairs = list(zip(zeros, self.outside, strict=True))
-        functions = [of(zero, own) for zero, (own, _) in pairs]
-        singular = [zero & (count > 0) for zero, (_, count) in pairs]
-        singular = functools.reduce(jnp.logical_or, singular)
-        return [functions[i] for i in self.index], singular
-
-    def logdet(self, inside: Float[Array, ""]) -> Float[Array, ""]:
-        """With Σ log λ outside.
-
-        Args:
-            inside: log det of the blocks.
-        """
-        terms = [count * jnp.log(own) for own, count in self.outside if count]
-        return sum(terms, start=inside)
 
 
 class BlockwiseMetric(Metric):
@@ -97,8 +60,8 @@ class BlockwiseMetric(Metric):
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
 
-    def dampings(self, damping: Array | LeafDamping) -> Dampings:
-        """The λ of each block, and those outside.
+    def block_dampings(self, damping: Array | LeafDamping) -> list[Array]:
+        """The λ of each block.
 
         Args:
             damping: as `natgrad.solvers.damping.resolve_damping` gives it.
@@ -107,13 +70,9 @@ class BlockwiseMetric(Metric):
             ValueError: leaves of one block have several.
         """
         if not isinstance(damping, LeafDamping):
-            leaves, blocks = len(self.layout.shapes), len(self.blocks)
-            return Dampings([damping] * blocks, [(damping, self.outside)], [0] * leaves)
-        counts = np.bincount(damping.index, self.layout.sizes).astype(int)
-        own = []
+            return [damping] * len(self.blocks)
         for block in self.blocks:
-            numbers = {damping.index[leaf] for leaf in block.leaves}
-            if len(numbers) > 1:
+            if len({damping.index[leaf] for leaf in block.leaves}) > 1:
                 names = tree.paths(self.layout.treedef.unflatten(self.layout.sizes))
                 raise ValueError(
                     f"{[names[leaf] for leaf in block.leaves]} are one layer, and have "
@@ -122,10 +81,39 @@ class BlockwiseMetric(Metric):
                     "natgrad.ByPath; or take a curvature without layers, such as "
                     "natgrad.curvature.BlockDiagonal."
                 )
-            counts[min(numbers)] -= np.prod(block.shape)
-            own.append(damping.values[min(numbers)])
-        outside = list(zip(damping.values, map(int, counts), strict=True))
-        return Dampings(own, outside, damping.index)
+        return [damping.values[damping.index[block.leaves[0]]] for block in self.blocks]
+
+    def outer_inverse(
+        self, damping: Array | LeafDamping
+    ) -> tuple[list[Callable[[Array], Array]], Bool[Array, ""]]:
+        """V -> V/λ, or 0 for λ = 0, of each leaf; and is F + λI singular outside?
+
+        Args:
+            damping: λ >= 0, in the units of F.
+        """
+
+        def inverse(zero, own):
+            return lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, own))
+
+        outer = self._outer(damping)
+        zeros = [own == 0 for own, _ in outer]
+        singular = [zero & (n > 0) for zero, (_, n) in zip(zeros, outer, strict=True)]
+        functions = list(map(inverse, zeros, [own for own, _ in outer]))
+        same = [0] * len(self.layout.shapes)
+        index = damping.index if isinstance(damping, LeafDamping) else same
+        return [functions[i] for i in index], functools.reduce(jnp.logical_or, singular)
+
+    def outer_logdet(
+        self, damping: Array | LeafDamping, inside: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """log det(F + λI) from that of the blocks.
+
+        Args:
+            damping: λ >= 0, in the units of F.
+            inside: log det of the blocks.
+        """
+        terms = [count * jnp.log(own) for own, count in self._outer(damping) if count]
+        return sum(terms, start=inside)
 
     def placed(self, matrices: Sequence[Float[Array, "*lead D D"]]) -> Array:
         """A matrix [P, P] from those of the blocks, zero elsewhere.
@@ -155,6 +143,15 @@ class BlockwiseMetric(Metric):
     def outside(self) -> int:
         """The number of parameters that no block reads."""
         return self.layout.size - sum(int(np.prod(b.shape)) for b in self.blocks)
+
+    def _outer(self, damping: Array | LeafDamping) -> list[tuple[Array, int]]:
+        """(λ, how many parameters that no block reads have it)."""
+        if not isinstance(damping, LeafDamping):
+            return [(damping, self.outside)]
+        counts = np.bincount(damping.index, self.layout.sizes)
+        for block in self.blocks:
+            counts[damping.index[block.leaves[0]]] -= block.size
+        return list(zip(damping.values, map(int, counts), strict=True))
 
     def _groups(self) -> list[tuple[int, ...]]:
         return [block.leaves for block in self.blocks]

@@ -68,10 +68,10 @@ class EigenbasisMetric(BlockwiseMetric):
             damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
                 `natgrad.solvers.spectral`), a fallback where some s is 0 to rounding.
         """
-        own = self.dampings(resolve_damping(damping, self))
-        axes = [(-2, -1)] * len(self.scales)
-        pairs = list(map(damped_reciprocal, self.scales, own.blocks, axes))
-        outside, singular = own.inverse()
+        found = resolve_damping(damping, self)
+        own, axes = self.block_dampings(found), [(-2, -1)] * len(self.scales)
+        pairs = list(map(damped_reciprocal, self.scales, own, axes))
+        outside, singular = self.outer_inverse(found)
         inverse = self._through([reciprocal for reciprocal, _ in pairs])
         fallback = functools.reduce(jnp.logical_or, [d for _, d in pairs], singular)
         return Solution(self.blockwise(v, inverse, outside), fallback)
@@ -110,13 +110,13 @@ class EigenbasisMetric(BlockwiseMetric):
         Args:
             damping: λ >= 0, in the units of F.
         """
-        own = self.dampings(resolve_damping(damping, self))
-        pairs = zip(self.scales, own.blocks, strict=True)
+        found = resolve_damping(damping, self)
+        pairs = zip(self.scales, self.block_dampings(found), strict=True)
         total = sum(
-            (jnp.sum(jnp.log(s + damping)) for s, damping in pairs),
+            (jnp.sum(jnp.log(s + own)) for s, own in pairs),
             start=jnp.zeros((), self.layout.dtype),
         )
-        return own.logdet(total)
+        return self.outer_logdet(found, total)
 
     def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:
         """For each block V -> U_A [s ∘ (U_Aᵀ V U_G)] U_Gᵀ."""

@@ -47,14 +47,14 @@ class GramMetric(Metric):
         """
         if self.jacobian.size > self.layout.size:
             return DenseMetric(self.layout, self.dense()).solution(v, damping)
-        damping = resolve_damping(damping, self)
-        if isinstance(damping, LeafDamping):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
-            jacobian, root = self._scaled(damping)
+        found = resolve_damping(damping, self)
+        if isinstance(found, LeafDamping):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
+            jacobian, root = self._scaled(found)
             right = jax.tree.map(jnp.multiply, root, v)
             solution = sample_space_solution(jacobian, right, 1.0)
             value = jax.tree.map(jnp.multiply, root, solution.value)
             return Solution(self._cast(value), solution.fallback)
-        solution = sample_space_solution(self.jacobian, v, damping)
+        solution = sample_space_solution(self.jacobian, v, found)
         return solution._replace(value=self._cast(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -72,16 +72,15 @@ class GramMetric(Metric):
         Args:
             damping: λ >= 0, in the units of F.
         """
-        size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
+        outside = self.layout.size - self.jacobian.size
         if outside < 0:
             return super().logdet(damping)
-        damping = resolve_damping(damping, self)
-        if isinstance(damping, LeafDamping):
-            logs = jnp.sum(jnp.log(entries(damping, self)))
-            return logs + logdet(self._scaled(damping)[0].gram(), jnp.ones_like(logs))
-        matrix = self.jacobian.gram() + damping * jnp.eye(size, dtype=damping.dtype)
-        total = jnp.linalg.slogdet(matrix)[1]
-        return total + outside * jnp.log(damping) if outside else total
+        found = resolve_damping(damping, self)
+        if isinstance(found, LeafDamping):
+            logs = jnp.sum(jnp.log(entries(found, self)))
+            return logs + logdet(self._scaled(found)[0].gram(), jnp.ones_like(logs))
+        total = logdet(self.jacobian.gram(), found)
+        return total + outside * jnp.log(found) if outside else total
 
     def _scaled(self, damping: LeafDamping) -> tuple[Jacobian, Params]:
         """B' = B Λ^-½, and the diagonal of Λ^-½ as a tree."""

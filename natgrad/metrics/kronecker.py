@@ -112,14 +112,14 @@ class KroneckerMetric(BlockwiseMetric):
         Args:
             damping: λ >= 0, in the units of F.
         """
-        own = self.dampings(resolve_damping(damping, self))
-        total = jnp.zeros((), self.layout.dtype)
-        for a, g, damping in zip(self.inputs, self.outputs, own.blocks, strict=True):
+        found = resolve_damping(damping, self)
+        total, dampings = jnp.zeros((), self.layout.dtype), self.block_dampings(found)
+        for a, g, own in zip(self.inputs, self.outputs, dampings, strict=True):
             left = a if a.ndim < g.ndim else _spectrum(a)
             right = _spectrum(g)
             products = left[..., :, None] * right[..., None, :]
-            total = total + jnp.sum(jnp.log(products + damping))
-        return own.logdet(total)
+            total = total + jnp.sum(jnp.log(products + own))
+        return self.outer_logdet(found, total)
 
     def factors(self, which: Sequence[int]) -> list[Factors]:
         """A and G of some blocks.
@@ -174,9 +174,9 @@ class Eigenbasis(CachedSolver):
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        own = metric.dampings(resolve_damping(damping, metric))
-        solves = list(map(eigen_solve, factorizations, own.blocks))
-        outside, singular = own.inverse()
+        found = resolve_damping(damping, metric)
+        solves = list(map(eigen_solve, factorizations, metric.block_dampings(found)))
+        outside, singular = metric.outer_inverse(found)
         fallback = functools.reduce(jnp.logical_or, [s for _, s in solves], singular)
         value = metric.blockwise(v, [function for function, _ in solves], outside)
         return Solution(value, fallback)
@@ -216,7 +216,7 @@ class FactoredTikhonov(CachedSolver):
             damping: λ >= 0, in the units of F.
             which: numbers of the blocks.
         """
-        own = metric.dampings(resolve_damping(damping, metric)).blocks
+        own = metric.block_dampings(resolve_damping(damping, metric))
         return invert_damped(metric.factors(which), [own[i] for i in which])
 
     def solve(
@@ -243,8 +243,7 @@ class FactoredTikhonov(CachedSolver):
             else kron_matvec(inverse.inputs, inverse.outputs)
             for block, inverse in zip(metric.blocks, factorizations, strict=True)
         ]
-        own = metric.dampings(resolve_damping(damping, metric))
-        outside, singular = own.inverse()
+        outside, singular = metric.outer_inverse(resolve_damping(damping, metric))
         fallbacks = [inverse.fallback for inverse in factorizations]
         value = metric.blockwise(v, functions, outside)
         return Solution(value, functools.reduce(jnp.logical_or, fallbacks, singular))

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ class Jacobian:
         return u - self.centre * jnp.vdot(self.centre, u, precision=HIGHEST)
 
 
-def _scaled(piece: JacobianBlock, v: Parts) -> JacobianBlock:
+def _scaled(piece: Any, v: Parts) -> JacobianBlock:
     if isinstance(piece, DenseRows):
         rows = [b * part[None, None] for b, part in zip(piece.rows, v, strict=True)]
         return DenseRows(tuple(rows))

@@ -8,6 +8,8 @@ the parameters, whatever the batch size. Layers can have their own: see
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -46,16 +48,17 @@ def as_damping(damping: DampingLike | Damping) -> Damping:
     """
     if callable(damping):
         return damping
-    if not jax.tree_util.all_leaves([damping]):
-        return optax.constant_schedule(damping)
-    check_scalar("damping", damping)
-    known = known_value(damping)
+    given: Any = damping
+    if jax.tree.leaves(given) and not jax.tree_util.all_leaves([given]):
+        return optax.constant_schedule(given)
+    check_scalar("damping", given)
+    known = known_value(given)
     if known is not None and not 0 <= known < jnp.inf:
         raise ValueError(
             f"damping must be finite and at least 0, got {damping}: it is added to the "
             "eigenvalues of a positive semi-definite matrix."
         )
-    return optax.constant_schedule(damping)
+    return optax.constant_schedule(given)
 
 
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:

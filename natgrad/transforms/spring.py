@@ -26,7 +26,7 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.base import Solver
-from natgrad.solvers.damping import by_leaf
+from natgrad.solvers.damping import by_leaf, damping_of_step
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -38,7 +38,7 @@ from natgrad.transforms.damping import (
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
-from natgrad.transforms.validation import damping_of_step, transformation
+from natgrad.transforms.validation import transformation
 from natgrad.typing import ArrayLike, Params
 
 
@@ -119,7 +119,7 @@ def scale_by_spring(
         tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
         layout = tree.Layout.of(updates)
-        strength = damping_of_step(rule, state.solve.count, damping, layout)
+        strength = damping_of_step(call(rule, state.solve.count), damping, layout)
         pull = jax.tree.map(lambda own: own * jnp.asarray(momentum, dtype), strength)
         pulled = jax.tree.map(
             lambda g, d, pull: g + pull.astype(g.dtype) * d.astype(g.dtype),

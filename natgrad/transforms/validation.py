@@ -15,7 +15,7 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call, note_impossible, note_read
 from natgrad.model.batch import Batch
-from natgrad.solvers.damping import DampingLike, resolve_damping
+from natgrad.solvers.damping import DampingLike, damping_of_step
 from natgrad.transforms.compiled import compiled
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
@@ -127,8 +127,8 @@ def validate_step(
     )
     layout = Layout.of(params)
     next_key, key = jax.random.split(state.key)
-    given = extra_args.get("damping")
-    damping = damping_of_step(damping_rule, state.count, given, layout)
+    own, given = call(damping_rule, state.count), extra_args.get("damping")
+    damping = damping_of_step(own, given, layout)
     finite = tree.all_finite(updates)
     (numbers,) = jax.tree.leaves(damping)
     damped = (numbers >= 0) & jnp.isfinite(numbers)
@@ -151,27 +151,6 @@ def validate_step(
         usable=usable,
         next_key=next_key,
     )
-
-
-def damping_of_step(
-    rule: Callable[[Array], DampingLike], count: Array, given: Any, layout: Layout
-) -> Any:
-    """The damping of one update, as `resolve_damping` gives it for a layout.
-
-    Args:
-        rule: count -> damping.
-        count: of the steps.
-        given: in place of the rule's, or None; a number is multiplied by the rule's
-            where that is by layer.
-        layout: of the parameters.
-    """
-    own = resolve_damping(call(rule, count), layout)
-    if given is None:
-        return own
-    given = resolve_damping(given, layout)
-    if isinstance(own, jax.Array) or not isinstance(given, jax.Array):
-        return given
-    return jax.tree.map(lambda number: given * number, own)
 
 
 def validate_update(
