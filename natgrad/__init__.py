@@ -59,6 +59,7 @@ from natgrad.optimizers import (
     spring,
 )
 from natgrad.solvers import conjugate_gradients as krylov
+from natgrad.solvers.damping import ByPath, Relative
 from natgrad.transforms import adaptive, damping, scaling
 from natgrad.transforms import distributed_inverse as spread
 from natgrad.transforms.adaptive import (
@@ -84,9 +85,11 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CURVATURES",
+    "ByPath",
     "Health",
     "Model",
     "Refresh",
+    "Relative",
     "__version__",
     "adaptive",
     "check_health",

@@ -36,8 +36,9 @@ from natgrad.solvers.conjugate_gradients import (
     Stopping,
     conjugate_gradients,
 )
+from natgrad.solvers.damping import DampingLike, entries, resolve_damping
 from natgrad.tree import Layout, metric_pytree, raw_key
-from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 # Columns of the dense matrix that are computed together.
 _PRODUCTS_AT_ONCE = 64
@@ -176,12 +177,12 @@ class MatrixFreeMetric(Metric):
         """F v: one forward pass, one jvp, one vjp."""
         return self._product()(v)
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """By preconditioned conjugate gradients from 0."""
         return self.solution_from(None, v, damping)
 
     def solution_from(
-        self, start: Params | None, v: Params, damping: ArrayLike
+        self, start: Params | None, v: Params, damping: DampingLike
     ) -> Solution:
         """By preconditioned conjugate gradients from the best multiple of `start`.
 
@@ -189,13 +190,15 @@ class MatrixFreeMetric(Metric):
         least norm is, so nothing scales and they start from 0.
         """
         layout, product = self.layout, self.operator()
-        damping = jnp.asarray(damping, layout.dtype)
-        positive = damping > 0
+        by_layer = resolve_damping(damping, self)
+        damping = entries(by_layer, self)
+        positive = jnp.all(damping > 0) if damping.ndim else damping > 0
+        safe = jax.tree.map(lambda own: jnp.where(positive, own, 1), by_layer)
         scaled = self.curvature.preconditioner.inverse(
             self.curvature,
             jax.lax.stop_gradient(self.statistics.preconditioner),
             jax.lax.stop_gradient(self.params),
-            jax.lax.stop_gradient(jnp.where(positive, damping, 1)),
+            jax.lax.stop_gradient(safe),
         )
         value, iterations = conjugate_gradients(
             lambda x: product(x) + damping * x,
@@ -224,9 +227,9 @@ class MatrixFreeMetric(Metric):
         )
         return self.layout.split(entries)
 
-    def sample(self, key: Key, damping: ArrayLike) -> Params:
-        """(F + λI)⁻¹ (Bᵀ ε + √λ ε'), Bᵀ B = F; see `Metric.sample`."""
-        layout, root = self.layout, jnp.sqrt(jnp.asarray(damping, self.layout.dtype))
+    def sample(self, key: Key, damping: DampingLike) -> Params:
+        """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε'), Bᵀ B = F; see `Metric.sample`."""
+        layout, root = self.layout, jnp.sqrt(entries(damping, self))
         rows, parameters = jax.random.split(key)
         pulled = self.curvature.pulled_noise(self._batch(), rows)
         noise = jax.random.normal(parameters, (layout.size,), layout.dtype)
@@ -254,7 +257,7 @@ class WarmStart(StatefulSolver):
         return layout.split(jnp.zeros(layout.size, layout.dtype))
 
     def solution(
-        self, metric: MatrixFreeMetric, v: Params, damping: ArrayLike, state: Params
+        self, metric: MatrixFreeMetric, v: Params, damping: DampingLike, state: Params
     ) -> tuple[Solution, Params]:
         """The solution from `state`, and what to remember: itself."""
         if not isinstance(metric, MatrixFreeMetric):

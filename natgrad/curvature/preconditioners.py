@@ -11,7 +11,8 @@ Their statistics are estimated with the batch, and live in the optimizer's state
     Identity     none
     Jacobi       diag F + λ, from one random pullback an example
     Kronecker    K-FAC's A ⊗ G with factored Tikhonov damping, from the layers' taps
-    Nystrom      U (Λ + λ)⁻¹ Uᵀ (λ_r + λ) + I − U Uᵀ, the r largest eigenvalues' shares
+    Nystrom      U (Λ + λ)⁻¹ Uᵀ (λ_r + λ) + I − U Uᵀ, the r largest eigenvalues' shares,
+                 λ their mean where leaves have several
 
 Source: Martens (2010), Deep learning via Hessian-free optimization, section 4.7, for
 Jacobi's; Frangella, Tropp & Udell (2023), Randomized Nyström preconditioning.
@@ -32,6 +33,7 @@ from natgrad.curvature.kfac import KFAC, KroneckerFactors
 from natgrad.curvature.visits import visits
 from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
 from natgrad.model.batch import Batch
+from natgrad.solvers.damping import LeafDamping, entries, mean_damping
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params, Statistics
@@ -64,7 +66,7 @@ class Preconditioner(abc.ABC):
         curvature: Curvature,
         statistics: Statistics,
         params: Params,
-        damping: Array,
+        damping: Array | LeafDamping,
     ) -> Callable[[Array], Array]:
         """v -> M⁻¹ v on vectors [P], for λ > 0."""
 
@@ -89,7 +91,7 @@ class Identity(Preconditioner):
         curvature: Curvature,
         statistics: Statistics,
         params: Params,
-        damping: Array,
+        damping: Array | LeafDamping,
     ) -> Callable[[Array], Array]:
         """v -> v."""
         del curvature, statistics, params, damping
@@ -136,11 +138,11 @@ class Jacobi(Preconditioner):
         curvature: Curvature,
         statistics: Statistics,
         params: Params,
-        damping: Array,
+        damping: Array | LeafDamping,
     ) -> Callable[[Array], Array]:
         """v -> v/(d + λ)."""
-        del curvature, params
-        total = statistics + damping
+        del curvature
+        total = statistics + entries(damping, Layout.of(params))
         scale = 1 / jnp.where(total > 0, total, 1)
         return lambda v: scale * v
 
@@ -163,7 +165,7 @@ class Kronecker(Preconditioner):
         curvature: Curvature,
         statistics: Statistics,
         params: Params,
-        damping: Array,
+        damping: Array | LeafDamping,
     ) -> Callable[[Array], Array]:
         """V -> (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹, layer by layer."""
         metric = KFAC(curvature.model, curvature.labels).metric(statistics, params)
@@ -234,12 +236,12 @@ class Nystrom(Preconditioner):
         curvature: Curvature,
         statistics: Statistics,
         params: Params,
-        damping: Array,
+        damping: Array | LeafDamping,
     ) -> Callable[[Array], Array]:
         """v -> U (λ_r + λ)/(Λ + λ) Uᵀ v + v − U Uᵀ v."""
-        del curvature, params
+        del curvature
         vectors, values = statistics
-        total = values + damping
+        total = values + mean_damping(damping, Layout.of(params))
         scale = total[-1] / jnp.where(total > 0, total, 1) - 1
 
         def apply(v):

@@ -14,6 +14,7 @@ networks, for probit.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, final
 
 import jax
@@ -142,8 +143,8 @@ def linearised(posterior: Posterior, inputs: Inputs) -> Outputs:
             rows,
             solved,
         )
-        covariance = sum(jax.tree.leaves(products)) / posterior.examples
-        return z, (covariance + covariance.T) / 2
+        total = functools.reduce(jnp.add, jax.tree.leaves(products))
+        return z, (total + total.T) / (2 * posterior.examples)
 
     mean, covariance = jax.lax.map(of_one, batched)
     return Outputs(model.family, mean, covariance)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from natgrad.metrics.functions import OperatorFunctions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.conjugate_gradients import RelativeResidual, conjugate_gradients
+from natgrad.solvers.damping import DampingLike, entries, relative_to, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, inner, metric_pytree
 from natgrad.typing import Array, ArrayLike, Key, Params
@@ -33,7 +34,7 @@ class Metric(OperatorFunctions):
     """
 
     @abc.abstractmethod
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """As `solve`, and whether the solver had to fall back.
 
         Args:
@@ -50,7 +51,7 @@ class Metric(OperatorFunctions):
         """The diagonal of F, shaped like the parameters, in the working dtype."""
 
     @final
-    def solve(self, v: Params, damping: ArrayLike = 0.0) -> Params:
+    def solve(self, v: Params, damping: DampingLike = 0.0) -> Params:
         """(F + λI)⁻¹ v, with no direction dropped for λ > 0; for λ = 0 F⁺ v.
 
         F⁺ v is the solution of least norm; `natgrad.solvers.spectral` says what counts
@@ -59,7 +60,7 @@ class Metric(OperatorFunctions):
 
         Args:
             v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
+            damping: λ >= 0, in the units of F; by layer: `natgrad.solvers.damping`.
 
         Returns:
             A tree like the parameters, in their dtypes.
@@ -86,6 +87,18 @@ class Metric(OperatorFunctions):
         square = inner(v, self.mv(v))
         null = square <= 0
         return jnp.where(null, 0, jnp.sqrt(jnp.where(null, 1, square)))
+
+    def relative_damping(self, scale: Array) -> Any:
+        """The damping that `natgrad.Relative(scale)` is for F.
+
+        Args:
+            scale: c.
+        """
+        return relative_to(self._groups(), self.diagonal(), scale)
+
+    def _groups(self) -> Sequence[Sequence[int]]:
+        """The leaves of each block of F."""
+        return [range(len(self.layout.shapes))]
 
     @final
     def __add__(self, other: Metric) -> SumMetric:
@@ -133,9 +146,9 @@ class ScaledMetric(Metric):
         """a F v; see `Metric.mv`."""
         return self._times(self.scale, self.metric.mv(v))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
-        """(F + λ/a I)⁻¹ v / a; see `Metric.solution`."""
-        found = self.metric.solution(v, damping / self.scale)
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
+        """(F + Λ/a)⁻¹ v / a; see `Metric.solution`."""
+        found = self.metric.solution(v, self._over(damping))
         value = self._times(1 / self.scale, found.value)
         return found._replace(value=value, remainder=None)
 
@@ -147,22 +160,39 @@ class ScaledMetric(Metric):
         """a diag F."""
         return self._times(self.scale, self.metric.diagonal())
 
-    def function(self, f: Spectral, v: Params) -> Params:
-        """s -> f(a s) of F; see `Metric.function`."""
-        return self.metric.function(lambda s: f(self.scale * s), v)
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
+        """s -> f(a s) of F, with Λ/a; see `Metric.function`."""
+        return self.metric.function(lambda s: f(self.scale * s), v, self._over(damping))
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
-        """s -> f(a s) of F; see `Metric.trace_of`."""
-        return self.metric.trace_of(lambda s: f(self.scale * s))
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
+        """s -> f(a s) of F, with Λ/a; see `Metric.trace_of`."""
+        return self.metric.trace_of(lambda s: f(self.scale * s), self._over(damping))
 
-    def diagonal_of(self, f: Spectral) -> Params:
-        """s -> f(a s) of F; see `Metric.diagonal_of`."""
-        return self.metric.diagonal_of(lambda s: f(self.scale * s))
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
+        """s -> f(a s) of F, with Λ/a; see `Metric.diagonal_of`."""
+        return self.metric.diagonal_of(lambda s: f(self.scale * s), self._over(damping))
 
-    def sample(self, key: Key, damping: ArrayLike) -> Params:
-        """A draw with F and λ/a, over √a; see `Metric.sample`."""
-        draw = self.metric.sample(key, damping / self.scale)
+    def sample(self, key: Key, damping: DampingLike) -> Params:
+        """A draw with F and Λ/a, over √a; see `Metric.sample`."""
+        draw = self.metric.sample(key, self._over(damping))
         return self._times(self.scale**-0.5, draw)
+
+    def inverse_diagonal(self, damping: DampingLike) -> Params:
+        """That with F and Λ/a, over a; see `Metric.inverse_diagonal`."""
+        found = self.metric.inverse_diagonal(self._over(damping))
+        return self._times(1 / self.scale, found)
+
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
+        """That with F and Λ/a, and P log a; see `Metric.logdet`."""
+        found = self.metric.logdet(self._over(damping))
+        return found + self.layout.size * jnp.log(self.scale)
+
+    def _over(self, damping: DampingLike) -> Any:
+        found = resolve_damping(damping, self)
+        return jax.tree.map(lambda own: own / self.scale, found)
+
+    def _groups(self) -> Sequence[Sequence[int]]:
+        return self.metric._groups()
 
     def _times(self, scale: Array, tree: Params) -> Params:
         return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), tree)
@@ -184,12 +214,12 @@ class SumMetric(Metric):
         """F v + G v + …; see `Metric.mv`."""
         return self._sum([metric.mv(v) for metric in self.metrics])
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """By conjugate gradients, as `natgrad.solvers.cg`; see `Metric.solution`."""
-        damping = jnp.asarray(damping, self.layout.dtype)
+        diagonal = entries(damping, self)
         product = self.operator()
         value, iterations = conjugate_gradients(
-            lambda x: product(x) + damping * x,
+            lambda x: product(x) + diagonal * x,
             self.layout.ravel(v),
             lambda x: x,
             RelativeResidual(),

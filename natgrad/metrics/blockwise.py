@@ -15,9 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from natgrad import tree
 from natgrad.layers import Block
 from natgrad.metrics.base import Metric
-from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.damping import (
+    DampingLike,
+    LeafDamping,
+    by_leaf,
+    resolve_damping,
+)
+from natgrad.solvers.matrix_functions import Spectral, shifted
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
@@ -35,64 +42,80 @@ class BlockwiseMetric(Metric):
     blocks: tuple[Block, ...]
 
     @abc.abstractmethod
-    def functions(self, f: Spectral) -> Sequence[Callable[[Array], Array]]:
+    def functions(self, fs: Sequence[Spectral]) -> Sequence[Callable[[Array], Array]]:
         """For each block V -> the matrix of f(F_b) vec V.
 
         Args:
-            f: of eigenvalues.
+            fs: f of each block, of eigenvalues.
         """
 
     @abc.abstractmethod
-    def traces(self, f: Spectral) -> Sequence[Float[Array, "..."]]:
+    def traces(self, fs: Sequence[Spectral]) -> Sequence[Float[Array, "..."]]:
         """Of each block numbers that add up to tr f(F_b).
 
         Args:
-            f: of eigenvalues.
+            fs: f of each block, of eigenvalues.
         """
 
     @abc.abstractmethod
-    def diagonals(self, f: Spectral) -> Sequence[Float[Array, "*lead I O"]]:
+    def diagonals(self, fs: Sequence[Spectral]) -> Sequence[Float[Array, "*lead I O"]]:
         """diag f(F_b) of each block.
 
         Args:
-            f: of eigenvalues.
+            fs: f of each block, of eigenvalues.
         """
 
     @final
-    def function(self, f: Spectral, v: Params) -> Params:
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """Each block in its eigenbasis; see `Metric.function`."""
-        zero = self._at_zero(f)
-        return self.blockwise(v, self.functions(f), lambda leaf: zero * leaf)
+        fs, outside = self._shifted(f, damping)
+        rest = [functools.partial(jnp.multiply, own) for own in outside]
+        return self.blockwise(v, self.functions(fs), rest)
 
     @final
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(s), and f(0) for each parameter outside; see `Metric.trace_of`."""
-        total = functools.reduce(jnp.add, map(jnp.sum, self.traces(f)))
-        return total + self.outside * self._at_zero(f) if self.outside else total
+        fs, _ = self._shifted(f, damping)
+        outer = self._outer(resolve_damping(damping, self))
+        terms = [count * f(own) for own, count in outer if count]
+        return functools.reduce(jnp.add, [*map(jnp.sum, self.traces(fs)), *terms])
 
     @final
-    def diagonal_of(self, f: Spectral) -> Params:
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """That of each block, and f(0) outside; see `Metric.diagonal_of`."""
-        return self.split(self.diagonals(f), self._at_zero(f))
+        fs, outside = self._shifted(f, damping)
+        return self.split(self.diagonals(fs), jnp.stack(outside))
+
+    def _shifted(
+        self, f: Spectral, damping: DampingLike
+    ) -> tuple[list[Spectral], list[Array]]:
+        """(s -> f(s + λ) of each block, f(λ) of each leaf)."""
+        found = resolve_damping(damping, self)
+        fs = [shifted(f, own) for own in self.block_dampings(found)]
+        leaves = jax.tree.leaves(
+            by_leaf(found, self.layout.treedef.unflatten(self.layout.sizes))
+        )
+        return fs, list(map(f, leaves))
 
     def blockwise(
         self,
         v: Params,
         functions: Sequence[Callable[[Array], Array]],
-        rest: Callable[[Array], Array] = jnp.zeros_like,
+        rest: Sequence[Callable[[Array], Array]] | None = None,
     ) -> Params:
         """Each block's matrix through its function; other parameters through `rest`.
 
         Args:
             v: a tree like the parameters.
             functions: for each block [lead..., I (+1), O] -> the same shape.
-            rest: for each other leaf, an array -> the same shape.
+            rest: for each leaf the function of what no block reads; None for zeros.
 
         Returns:
             A tree like the parameters, in their dtypes.
         """
         leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
-        out = [rest(leaf) for leaf in leaves]
+        rest = rest or [jnp.zeros_like] * len(leaves)
+        out = [function(leaf) for function, leaf in zip(rest, leaves, strict=True)]
         for block, function in zip(self.blocks, functions, strict=True):
             out = block.from_matrix(function(block.to_matrix(leaves)), out)
         cast = [
@@ -101,20 +124,48 @@ class BlockwiseMetric(Metric):
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
 
+    def block_dampings(self, damping: Array | LeafDamping) -> list[Array]:
+        """The λ of each block.
+
+        Args:
+            damping: as `natgrad.solvers.damping.resolve_damping` gives it.
+
+        Raises:
+            ValueError: leaves of one block have several.
+        """
+        if not isinstance(damping, LeafDamping):
+            return [damping] * len(self.blocks)
+        for block in self.blocks:
+            if len({damping.index[leaf] for leaf in block.leaves}) > 1:
+                names = tree.paths(self.layout.treedef.unflatten(self.layout.sizes))
+                raise ValueError(
+                    f"{[names[leaf] for leaf in block.leaves]} are one layer, and have "
+                    "different damping, or such as is not known to be equal under jit: "
+                    "give them one number, for their part of the tree or by "
+                    "natgrad.ByPath; or take a curvature without layers, such as "
+                    "natgrad.curvature.BlockDiagonal."
+                )
+        return [damping.values[damping.index[block.leaves[0]]] for block in self.blocks]
+
     def outer_inverse(
-        self, damping: Float[Array, ""]
-    ) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
-        """V -> V/λ, or 0 for λ = 0, where no block reads; and is F + λI singular there?
+        self, damping: Array | LeafDamping
+    ) -> tuple[list[Callable[[Array], Array]], Bool[Array, ""]]:
+        """V -> V/λ, or 0 for λ = 0, of each leaf; and is F + λI singular outside?
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        zero = damping == 0
 
-        def inverse(x):
-            return jnp.where(zero, 0, x / jnp.where(zero, 1, damping))
+        def inverse(zero, own):
+            return lambda x: jnp.where(zero, 0, x / jnp.where(zero, 1, own))
 
-        return inverse, zero & (self.outside > 0)
+        outer = self._outer(damping)
+        zeros = [own == 0 for own, _ in outer]
+        singular = [zero & (n > 0) for zero, (_, n) in zip(zeros, outer, strict=True)]
+        functions = list(map(inverse, zeros, [own for own, _ in outer]))
+        same = [0] * len(self.layout.shapes)
+        index = damping.index if isinstance(damping, LeafDamping) else same
+        return [functions[i] for i in index], functools.reduce(jnp.logical_or, singular)
 
     def placed(self, matrices: Sequence[Float[Array, "*lead D D"]]) -> Array:
         """A matrix [P, P] from those of the blocks, zero elsewhere.
@@ -136,20 +187,33 @@ class BlockwiseMetric(Metric):
 
         Args:
             matrices: of each block.
-            outside: the entries of parameters that no block reads.
+            outside: the entries of parameters that no block reads, or of each leaf.
         """
-        vector = jnp.full(self.layout.size, outside, self.layout.dtype)
-        for places, matrix in zip(self._places(), matrices, strict=True):
-            vector = vector.at[np.ravel(places)].set(matrix.reshape(-1))
-        return self.layout.split(vector)
+        leaves = jnp.broadcast_to(jnp.asarray(outside), (len(self.layout.shapes),))
+        split = [
+            jnp.full(shape, own, self.layout.dtype)
+            for shape, own in zip(self.layout.shapes, leaves, strict=True)
+        ]
+        for block, matrix in zip(self.blocks, matrices, strict=True):
+            split = block.from_matrix(matrix, split)
+        return jax.tree.unflatten(self.layout.treedef, split)
 
     @property
     def outside(self) -> int:
         """The number of parameters that no block reads."""
         return self.layout.size - sum(int(np.prod(b.shape)) for b in self.blocks)
 
-    def _at_zero(self, f: Spectral) -> Array:
-        return f(jnp.zeros((), self.layout.dtype))
+    def _outer(self, damping: Array | LeafDamping) -> list[tuple[Array, int]]:
+        """(λ, how many parameters that no block reads have it)."""
+        if not isinstance(damping, LeafDamping):
+            return [(damping, self.outside)]
+        counts = np.bincount(damping.index, self.layout.sizes)
+        for block in self.blocks:
+            counts[damping.index[block.leaves[0]]] -= block.size
+        return list(zip(damping.values, map(int, counts), strict=True))
+
+    def _groups(self) -> list[tuple[int, ...]]:
+        return [block.leaves for block in self.blocks]
 
     def _places(self) -> list[np.ndarray]:
         """For each block the places of its entries in the vector: [lead, I(+1) O]."""

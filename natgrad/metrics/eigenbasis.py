@@ -27,11 +27,12 @@ from jaxtyping import Float
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric
 from natgrad.solvers.base import Solution
+from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spd_inverse import together
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout", "blocks")
@@ -60,7 +61,7 @@ class EigenbasisMetric(BlockwiseMetric):
         """
         return self.blockwise(v, self._through(self.scales))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """U (Uᵀ v / (s + λ)).
 
         Args:
@@ -68,9 +69,10 @@ class EigenbasisMetric(BlockwiseMetric):
             damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
                 `natgrad.solvers.spectral`), a fallback where some s is 0 to rounding.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        pairs = [damped_reciprocal(s, damping, (-2, -1)) for s in self.scales]
-        outside, singular = self.outer_inverse(damping)
+        found = resolve_damping(damping, self)
+        own, axes = self.block_dampings(found), [(-2, -1)] * len(self.scales)
+        pairs = list(map(damped_reciprocal, self.scales, own, axes))
+        outside, singular = self.outer_inverse(found)
         inverse = self._through([reciprocal for reciprocal, _ in pairs])
         fallback = functools.reduce(jnp.logical_or, [d for _, d in pairs], singular)
         return Solution(self.blockwise(v, inverse, outside), fallback)
@@ -94,21 +96,23 @@ class EigenbasisMetric(BlockwiseMetric):
 
     def diagonal(self) -> Params:
         """(U_A ∘ U_A) s (U_G ∘ U_G)ᵀ for each block."""
-        return self.split(self.diagonals(lambda s: s))
+        return self.diagonal_of(lambda s: s)
 
-    def functions(self, f: Spectral) -> list[Callable[[Array], Array]]:
+    def functions(self, fs: Sequence[Spectral]) -> list[Callable[[Array], Array]]:
         """V -> U_A [f(s) ∘ (U_Aᵀ V U_G)] U_Gᵀ; see `BlockwiseMetric.functions`."""
-        return self._through([f(s) for s in self.scales])
+        return self._through([f(s) for f, s in zip(fs, self.scales, strict=True)])
 
-    def traces(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+    def traces(self, fs: Sequence[Spectral]) -> list[Float[Array, "*lead I O"]]:
         """f(s); see `BlockwiseMetric.traces`."""
-        return [f(s) for s in self.scales]
+        return [f(s) for f, s in zip(fs, self.scales, strict=True)]
 
-    def diagonals(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+    def diagonals(self, fs: Sequence[Spectral]) -> list[Float[Array, "*lead I O"]]:
         """(U_A ∘ U_A) f(s) (U_G ∘ U_G)ᵀ; see `BlockwiseMetric.diagonals`."""
         return [
             rotate(f(s), None if left is None else left.mT**2, right.mT**2)
-            for left, right, s in zip(self.left, self.right, self.scales, strict=True)
+            for f, left, right, s in zip(
+                fs, self.left, self.right, self.scales, strict=True
+            )
         ]
 
     def _through(self, scales: Sequence[Array]) -> list[Callable[[Array], Array]]:

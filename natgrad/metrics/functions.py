@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
 from natgrad.solvers.lanczos import function_of_operator, ritz
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Key, Params
+from natgrad.typing import Array, Key, Params
 
 # Random probes of an estimate that does not say how many.
 NUM_PROBES = 32
@@ -69,42 +70,50 @@ class OperatorFunctions(abc.ABC):
         """The most products F v that f(F) v takes, where F is known by products."""
         return 100
 
-    def function(self, f: Spectral, v: Params) -> Params:
-        """f(F) v.
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
+        """f(F + Λ) v.
 
         Args:
             f: of an array of eigenvalues, elementwise.
             v: a tree like the parameters.
+            damping: λ >= 0, in the units of F; by layer: `natgrad.solvers.damping`.
 
         Returns:
             A tree like the parameters, in their dtypes.
         """
+        product, own = self.operator(), entries(damping, self)
         vector = function_of_operator(
-            f, self.operator(), self.layout.ravel(v), self.lanczos_iterations
+            f,
+            lambda x: product(x) + own * x,
+            self.layout.ravel(v),
+            self.lanczos_iterations,
         )
         return self.layout.unravel(vector)
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
-        """tr f(F); of an operator `estimate_of_trace` with a fixed key.
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
+        """tr f(F + Λ); of an operator `estimate_of_trace` with a fixed key.
 
         Args:
             f: of an array of eigenvalues, elementwise.
+            damping: as of `function`.
         """
-        return self.estimate_of_trace(f, jax.random.PRNGKey(0)).value
+        return self.estimate_of_trace(f, jax.random.PRNGKey(0), damping=damping).value
 
-    def diagonal_of(self, f: Spectral) -> Params:
-        """diag f(F); of an operator `estimate_of_diagonal` with a fixed key.
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
+        """diag f(F + Λ); of an operator `estimate_of_diagonal` with a fixed key.
 
         Args:
             f: of an array of eigenvalues, elementwise.
+            damping: as of `function`.
 
         Returns:
             A tree like the parameters, in the working dtype.
         """
-        return self.estimate_of_diagonal(f, jax.random.PRNGKey(0)).value
+        key = jax.random.PRNGKey(0)
+        return self.estimate_of_diagonal(f, key, damping=damping).value
 
-    def sample(self, key: Key, damping: ArrayLike) -> Params:
-        """A draw of the normal law N(0, (F + λI)⁻¹).
+    def sample(self, key: Key, damping: DampingLike) -> Params:
+        """A draw of the normal law N(0, (F + Λ)⁻¹).
 
         Args:
             key: a random key.
@@ -115,12 +124,10 @@ class OperatorFunctions(abc.ABC):
         """
         layout = self.layout
         noise = jax.random.normal(key, (layout.size,), layout.dtype)
-        damping = jnp.asarray(damping, layout.dtype)
-        return self.function(lambda s: (s + damping) ** -0.5, layout.unravel(noise))
+        return self.function(lambda s: s**-0.5, layout.unravel(noise), damping)
 
-    @final
-    def inverse_diagonal(self, damping: ArrayLike) -> Params:
-        """diag (F + λI)⁻¹: `diagonal_of` with f(s) = 1/(s + λ).
+    def inverse_diagonal(self, damping: DampingLike) -> Params:
+        """diag (F + Λ)⁻¹: `diagonal_of` with f(s) = 1/s.
 
         Args:
             damping: λ >= 0, in the units of F; > 0 where F is singular.
@@ -128,27 +135,28 @@ class OperatorFunctions(abc.ABC):
         Returns:
             A tree like the parameters, in the working dtype.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        return self.diagonal_of(lambda s: 1 / (s + damping))
+        return self.diagonal_of(lambda s: 1 / s, damping)
 
     @final
-    def effective_dimension(self, damping: ArrayLike) -> Float[Array, ""]:
-        """tr F (F + λI)⁻¹, the number of directions that F determines beside λ.
+    def effective_dimension(self, damping: DampingLike) -> Float[Array, ""]:
+        """tr F (F + Λ)⁻¹, the number of directions that F determines beside Λ.
 
         Args:
             damping: λ > 0, in the units of F.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        return self.trace_of(lambda s: s / (s + damping))
+        found = resolve_damping(damping, self)
+        if not isinstance(found, LeafDamping):
+            return self.trace_of(lambda s: s / (s + found))
+        inverse = self.layout.ravel(self.inverse_diagonal(found))
+        return jnp.sum(1 - entries(found, self) * inverse)
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """log det(F + λI), `trace_of` log(s + λ); −inf where singular.
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
+        """log det(F + Λ), `trace_of` log s; −inf where singular.
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        damping = jnp.asarray(damping, self.layout.dtype)
-        return self.trace_of(lambda s: jnp.log(s + damping))
+        return self.trace_of(jnp.log, damping)
 
     @final
     def largest_eigenvalue(self) -> Float[Array, ""]:
@@ -161,9 +169,13 @@ class OperatorFunctions(abc.ABC):
 
     @final
     def estimate_of_trace(
-        self, f: Spectral, key: Key, num_probes: int = NUM_PROBES
+        self,
+        f: Spectral,
+        key: Key,
+        num_probes: int = NUM_PROBES,
+        damping: DampingLike = 0.0,
     ) -> Estimate:
-        """tr f(F) as the mean of zᵀ f(F) z over random signs z.
+        """tr f(F + Λ) as the mean of zᵀ f(F) z over random signs z.
 
         For an operator this is stochastic Lanczos quadrature. From P probes on they are
         the unit vectors, and the result is exact.
@@ -172,17 +184,22 @@ class OperatorFunctions(abc.ABC):
             f: of an array of eigenvalues, elementwise.
             key: a random key.
             num_probes: how many z; at least 2.
+            damping: as of `function`.
 
         Returns:
             The trace and its standard error, shapes ().
         """
-        return self._estimate(jnp.vdot, f, key, num_probes)
+        return self._estimate(jnp.vdot, f, key, num_probes, damping)
 
     @final
     def estimate_of_diagonal(
-        self, f: Spectral, key: Key, num_probes: int = NUM_PROBES
+        self,
+        f: Spectral,
+        key: Key,
+        num_probes: int = NUM_PROBES,
+        damping: DampingLike = 0.0,
     ) -> Estimate:
-        """diag f(F) as the mean of z ∘ f(F) z over random signs z.
+        """diag f(F + Λ) as the mean of z ∘ f(F) z over random signs z.
 
         From P probes on they are the unit vectors, and the result is exact.
 
@@ -190,23 +207,31 @@ class OperatorFunctions(abc.ABC):
             f: of an array of eigenvalues, elementwise.
             key: a random key.
             num_probes: how many z; at least 2.
+            damping: as of `function`.
 
         Returns:
             The diagonal and the standard error of each entry, trees like the parameters
             in the working dtype.
         """
-        found = self._estimate(jnp.multiply, f, key, num_probes)
+        found = self._estimate(jnp.multiply, f, key, num_probes, damping)
         return Estimate(*map(self.layout.split, found))
 
     def _estimate(
-        self, combine: Callable, f: Spectral, key: Key, num_probes: int
+        self,
+        combine: Callable,
+        f: Spectral,
+        key: Key,
+        num_probes: int,
+        damping: DampingLike,
     ) -> Estimate:
-        """The mean over probes of combine(z, f(F) z)."""
+        """The mean over probes of combine(z, f(F + Λ) z)."""
         layout = self.layout
         size = layout.size
 
         def of_probe(z):
-            return combine(z, layout.ravel(self.function(f, layout.unravel(z))))
+            return combine(
+                z, layout.ravel(self.function(f, layout.unravel(z), damping))
+            )
 
         if num_probes >= size:
             units = jnp.sqrt(float(size)) * jnp.eye(size, dtype=layout.dtype)

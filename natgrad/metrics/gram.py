@@ -10,12 +10,14 @@ from natgrad.metrics.base import Metric
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
+from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
+from natgrad.solvers.dense import logdet
 from natgrad.solvers.gram import sample_space_solution
-from natgrad.solvers.matrix_functions import Factor, Spectral, from_zero
+from natgrad.solvers.matrix_functions import Factor, Spectral, from_zero, shifted
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Key, Params
+from natgrad.typing import Array, Key, Params
 
 
 @metric_pytree("layout")
@@ -39,7 +41,7 @@ class GramMetric(Metric):
         product = self.jacobian.pull(self.jacobian.push(v))
         return self._cast(product)
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """In sample space (see `natgrad.solvers.gram`); from [P, P] where M > P.
 
         Args:
@@ -48,7 +50,14 @@ class GramMetric(Metric):
         """
         if self.jacobian.size > self.layout.size:
             return self._written_out().solution(v, damping)
-        solution = sample_space_solution(self.jacobian, v, damping)
+        found = resolve_damping(damping, self)
+        if isinstance(found, LeafDamping):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
+            jacobian, root = self._scaled(found)
+            right = jax.tree.map(jnp.multiply, root, v)
+            solution = sample_space_solution(jacobian, right, 1.0)
+            value = jax.tree.map(jnp.multiply, root, solution.value)
+            return Solution(self._cast(value), solution.fallback)
+        solution = sample_space_solution(self.jacobian, v, found)
         return solution._replace(value=self._cast(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -60,10 +69,12 @@ class GramMetric(Metric):
         """Σ_m B_m², without B where each example uses a layer at one position."""
         return self.jacobian.diagonal()
 
-    def function(self, f: Spectral, v: Params) -> Params:
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """f(0) v + Bᵀ φ(K) B v, φ(σ) = (f(σ) − f(0))/σ; see `Metric.function`."""
-        if self.jacobian.size > self.layout.size:
-            return self._written_out().function(f, v)
+        found = resolve_damping(damping, self)
+        if self._is_written_out(found):
+            return self._written_out().function(f, v, damping)
+        f = shifted(f, found)
         pushed = self.jacobian.push(v)[:, None]
         inside = matrix_functions.apply(from_zero(f), self._factors(), pushed)[:, 0]
         outside = f(jnp.zeros((), self.layout.dtype))
@@ -74,27 +85,31 @@ class GramMetric(Metric):
         )
         return self._cast(product)
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(σ) + (P − M) f(0), σ of B Bᵀ; see `Metric.trace_of`."""
+        found = resolve_damping(damping, self)
         outside = self.layout.size - self.jacobian.size
-        if outside < 0:
-            return self._written_out().trace_of(f)
+        if self._is_written_out(found):
+            return self._written_out().trace_of(f, damping)
+        f = shifted(f, found)
         total = matrix_functions.trace(f, self._factors())
         zero = jnp.zeros((), self.layout.dtype)
         return total + outside * f(zero) if outside else total
 
-    def diagonal_of(self, f: Spectral) -> Params:
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """f(0) + diag Bᵀ φ(K) B; B is written out. See `Metric.diagonal_of`."""
-        if self.jacobian.size > self.layout.size:
-            return self._written_out().diagonal_of(f)
+        found = resolve_damping(damping, self)
+        if self._is_written_out(found):
+            return self._written_out().diagonal_of(f, damping)
+        f = shifted(f, found)
         rows = self.jacobian.explicit()
         inside = matrix_functions.apply(from_zero(f), self._factors(), rows)
         outside = f(jnp.zeros((), self.layout.dtype))
         return self.layout.split(outside + jnp.sum(rows * inside, axis=0))
 
-    def sample(self, key: Key, damping: ArrayLike) -> Params:
-        """(F + λI)⁻¹ (Bᵀ ε + √λ ε') for normal ε [M], ε' [P]; see `Metric.sample`."""
-        layout, root = self.layout, jnp.sqrt(jnp.asarray(damping, self.layout.dtype))
+    def sample(self, key: Key, damping: DampingLike) -> Params:
+        """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε') for normal ε [M], ε' [P]; see `Metric.sample`."""
+        layout, root = self.layout, jnp.sqrt(entries(damping, self))
         rows, parameters = jax.random.split(key)
         pulled = self.jacobian.pull(
             jax.random.normal(rows, (self.jacobian.size,), layout.dtype)
@@ -103,19 +118,51 @@ class GramMetric(Metric):
         total = layout.unravel(layout.ravel(pulled) + root * noise)
         return self.solve(total, damping)
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def inverse_diagonal(self, damping: DampingLike) -> Params:
+        """(1 − diag Bᵀ (K + λI)⁻¹ B)/λ; see `Metric.inverse_diagonal`."""
+        found = resolve_damping(damping, self)
+        if not isinstance(found, LeafDamping):
+            return super().inverse_diagonal(found)
+        if self.jacobian.size > self.layout.size:
+            return self._written_out().inverse_diagonal(found)
+        jacobian, root = self._scaled(found)
+        inside = GramMetric(self.layout, jacobian).inverse_diagonal(1.0)
+        return jax.tree.map(lambda r, own: r**2 * own, root, inside)
+
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P.
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        size, outside = self.jacobian.size, self.layout.size - self.jacobian.size
+        outside = self.layout.size - self.jacobian.size
         if outside < 0:
             return self._written_out().logdet(damping)
-        damping = jnp.asarray(damping, self.layout.dtype)
-        matrix = self.jacobian.gram() + damping * jnp.eye(size, dtype=damping.dtype)
-        total = jnp.linalg.slogdet(matrix)[1]
-        return total + outside * jnp.log(damping) if outside else total
+        found = resolve_damping(damping, self)
+        if isinstance(found, LeafDamping):
+            logs = jnp.sum(jnp.log(entries(found, self)))
+            return logs + logdet(self._scaled(found)[0].gram(), jnp.ones_like(logs))
+        total = logdet(self.jacobian.gram(), found)
+        return total + outside * jnp.log(found) if outside else total
+
+    def _scaled(self, damping: LeafDamping) -> tuple[Jacobian, Params]:
+        """B' = B Λ^-½, and the diagonal of Λ^-½ as a tree."""
+        if damping.zeros:
+            raise ValueError(
+                "Gram divides by the damping of each parameter, and that of some is 0: "
+                "give all of them more, or take natgrad.curvature.Dense."
+            )
+        roots = [
+            jnp.full(shape, 1 / jnp.sqrt(damping.values[i]))
+            for shape, i in zip(self.layout.shapes, damping.index, strict=True)
+        ]
+        root = jax.tree.unflatten(self.layout.treedef, roots)
+        return self.jacobian.scaled(root), root
+
+    def _is_written_out(self, damping: Array | LeafDamping) -> bool:
+        """Are functions those of the matrix [P, P]? Where M > P, and by layer."""
+        more = self.jacobian.size > self.layout.size
+        return more or isinstance(damping, LeafDamping)
 
     def _written_out(self) -> DenseMetric:
         return DenseMetric(self.layout, self.dense())

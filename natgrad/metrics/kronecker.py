@@ -46,9 +46,10 @@ from natgrad.metrics.kronecker_factors import (
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
+from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout", "blocks")
@@ -78,7 +79,7 @@ class KroneckerMetric(BlockwiseMetric):
             [kron_matvec(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)],
         )
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """The exact damped inverse, in the eigenbasis; Σ_b O(I³ + O³).
 
         Args:
@@ -86,7 +87,7 @@ class KroneckerMetric(BlockwiseMetric):
             damping: λ >= 0, in the units of F. For λ = 0 the result is F⁺ v (see
                 `natgrad.solvers.spectral`), a fallback where F is singular to rounding.
         """
-        exact = Eigenbasis()
+        exact, damping = Eigenbasis(), resolve_damping(damping, self)
         blocks = exact.factorize(self, damping, range(exact.num_blocks(self)))
         return exact.solve(self, blocks, v, damping)
 
@@ -108,25 +109,25 @@ class KroneckerMetric(BlockwiseMetric):
         ]
         return self.split([a[..., :, None] * g[..., None, :] for a, g in diagonals])
 
-    def functions(self, f: Spectral) -> list[Callable[[Array], Array]]:
+    def functions(self, fs: Sequence[Spectral]) -> list[Callable[[Array], Array]]:
         """In the eigenbases of both factors; see `BlockwiseMetric.functions`."""
         return [
             functools.partial(of_products, matrix_functions.apply, f, block)
-            for block in self._decomposed()
+            for f, block in zip(fs, self._decomposed(), strict=True)
         ]
 
-    def traces(self, f: Spectral) -> list[Float[Array, "..."]]:
+    def traces(self, fs: Sequence[Spectral]) -> list[Float[Array, "..."]]:
         """Σ_ij f(a_i g_j); see `BlockwiseMetric.traces`."""
         return [
             of_products(matrix_functions.trace, f, block)
-            for block in self._decomposed()
+            for f, block in zip(fs, self._decomposed(), strict=True)
         ]
 
-    def diagonals(self, f: Spectral) -> list[Float[Array, "*lead I O"]]:
+    def diagonals(self, fs: Sequence[Spectral]) -> list[Float[Array, "*lead I O"]]:
         """(U_A ∘ U_A) f(a gᵀ) (U_G ∘ U_G)ᵀ; see `BlockwiseMetric.diagonals`."""
         return [
             of_products(matrix_functions.diagonal, f, block)
-            for block in self._decomposed()
+            for f, block in zip(fs, self._decomposed(), strict=True)
         ]
 
     def factors(self, which: Sequence[int]) -> list[Factors]:
@@ -158,7 +159,7 @@ class Eigenbasis(CachedSolver):
         return len(metric.blocks)
 
     def factorize(
-        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+        self, metric: KroneckerMetric, damping: DampingLike, which: Sequence[int]
     ) -> list[Decomposed]:
         """The eigendecompositions of some blocks.
 
@@ -175,7 +176,7 @@ class Eigenbasis(CachedSolver):
         metric: KroneckerMetric,
         factorizations: Sequence[Decomposed],
         v: Params,
-        damping: ArrayLike,
+        damping: DampingLike,
     ) -> Solution:
         """U_A [(U_Aᵀ V U_G) / (a gᵀ + λ)] U_Gᵀ, with an implicit derivative.
 
@@ -185,9 +186,9 @@ class Eigenbasis(CachedSolver):
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
-        solves = [eigen_solve(block, damping) for block in factorizations]
-        outside, singular = metric.outer_inverse(damping)
+        found = resolve_damping(damping, metric)
+        solves = list(map(eigen_solve, factorizations, metric.block_dampings(found)))
+        outside, singular = metric.outer_inverse(found)
         fallback = functools.reduce(jnp.logical_or, [s for _, s in solves], singular)
         value = metric.blockwise(v, [function for function, _ in solves], outside)
         return Solution(value, fallback)
@@ -218,7 +219,7 @@ class FactoredTikhonov(CachedSolver):
         return len(metric.blocks)
 
     def factorize(
-        self, metric: KroneckerMetric, damping: ArrayLike, which: Sequence[int]
+        self, metric: KroneckerMetric, damping: DampingLike, which: Sequence[int]
     ) -> list[Inverted]:
         """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks, for λ = 0 A⁺ and G⁺.
 
@@ -227,15 +228,15 @@ class FactoredTikhonov(CachedSolver):
             damping: λ >= 0, in the units of F.
             which: numbers of the blocks.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
-        return invert_damped(metric.factors(which), damping)
+        own = metric.block_dampings(resolve_damping(damping, metric))
+        return invert_damped(metric.factors(which), [own[i] for i in which])
 
     def solve(
         self,
         metric: KroneckerMetric,
         factorizations: Sequence[Inverted],
         v: Params,
-        damping: ArrayLike,
+        damping: DampingLike,
     ) -> Solution:
         """The products A⁻¹ V G⁻¹; V/λ for parameters that no block reads.
 
@@ -245,7 +246,6 @@ class FactoredTikhonov(CachedSolver):
             v: a tree like the parameters.
             damping: λ >= 0, for the parameters that no block reads.
         """
-        damping = jnp.asarray(damping, metric.layout.dtype)
         rows = self.rows or {}
         functions = [
             kron_matvec_low_rank(
@@ -255,7 +255,7 @@ class FactoredTikhonov(CachedSolver):
             else kron_matvec(inverse.inputs, inverse.outputs)
             for block, inverse in zip(metric.blocks, factorizations, strict=True)
         ]
-        outside, singular = metric.outer_inverse(damping)
+        outside, singular = metric.outer_inverse(resolve_damping(damping, metric))
         fallbacks = [inverse.fallback for inverse in factorizations]
         value = metric.blockwise(v, functions, outside)
         return Solution(value, functools.reduce(jnp.logical_or, fallbacks, singular))

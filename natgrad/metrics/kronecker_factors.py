@@ -134,15 +134,18 @@ def of_products(
 
 
 def invert_damped(
-    factors: Sequence[Factors], damping: Float[Array, ""]
+    factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
 ) -> list[Inverted]:
     """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of several blocks, for λ = 0 A⁺ and G⁺.
 
     Args:
         factors: A and G of each block.
-        damping: λ >= 0, in the units of A ⊗ G.
+        dampings: λ >= 0 of each block, in the units of A ⊗ G.
     """
-    shares = [_damping_shares(a, g, jnp.sqrt(damping)) for a, g in factors]
+    shares = [
+        _damping_shares(a, g, jnp.sqrt(damping))
+        for (a, g), damping in zip(factors, dampings, strict=True)
+    ]
     full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
     results, failed = spd_inverses(
         [_add_to_diagonal(factors[i][0], shares[i][0]) for i in full]

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from natgrad.metrics.base import Metric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
-from natgrad.solvers.dense import diagonal_solution, direct_solution
+from natgrad.solvers.damping import DampingLike, entries, resolve_damping
+from natgrad.solvers.dense import damped, diagonal_solution, direct_solution, logdet
 from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, metric_pytree
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @metric_pytree("layout")
@@ -40,14 +41,15 @@ class DenseMetric(Metric):
         vector = self.layout.ravel(v)
         return self.layout.unravel(jnp.matmul(self.matrix, vector, precision=HIGHEST))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """By refined Cholesky, falling back on eigendecomposition; O(P³).
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solution = direct_solution(self.matrix, self.layout.ravel(v), damping)
+        vector, damping = self.layout.ravel(v), entries(damping, self)
+        solution = direct_solution(self.matrix, vector, damping)
         return solution._replace(value=self.layout.unravel(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -58,28 +60,30 @@ class DenseMetric(Metric):
         """The matrix's diagonal."""
         return self.layout.split(jnp.diagonal(self.matrix))
 
-    def function(self, f: Spectral, v: Params) -> Params:
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """By eigendecomposition; see `Metric.function`."""
         vector = self.layout.ravel(v)[:, None]
         return self.layout.unravel(
-            matrix_functions.apply(f, self._factors(), vector)[:, 0]
+            matrix_functions.apply(f, self._factors(damping), vector)[:, 0]
         )
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(s); see `Metric.trace_of`."""
-        return matrix_functions.trace(f, self._factors())
+        return matrix_functions.trace(f, self._factors(damping))
 
-    def diagonal_of(self, f: Spectral) -> Params:
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """(U ∘ U) f(s); see `Metric.diagonal_of`."""
-        found = matrix_functions.diagonal(f, self._factors())
+        found = matrix_functions.diagonal(f, self._factors(damping))
         return self.layout.split(found[:, 0])
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
-        return _logdet(self.matrix, damping)
+        return logdet(self.matrix, entries(damping, self))
 
-    def _factors(self) -> list[Factor]:
-        return matrix_functions.decomposed([self.matrix])
+    def _factors(self, damping: DampingLike) -> list[Factor]:
+        return matrix_functions.decomposed(
+            [damped(self.matrix, entries(damping, self))]
+        )
 
 
 @metric_pytree("layout", "groups")
@@ -108,17 +112,15 @@ class BlockDiagonalMetric(Metric):
         ]
         return self._params(products)
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """Each block by refined Cholesky; a fallback if any block needed it.
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solutions = [
-            direct_solution(block, vector, damping)
-            for block, vector in zip(self.blocks, self._vectors(v), strict=True)
-        ]
+        vectors, dampings = self._vectors(v), self._dampings(damping)
+        solutions = list(map(direct_solution, self.blocks, vectors, dampings))
         fallback = jnp.any(jnp.stack([solution.fallback for solution in solutions]))
         value = self._params([solution.value for solution in solutions])
         return Solution(value, fallback)
@@ -136,37 +138,46 @@ class BlockDiagonalMetric(Metric):
             self._vector([jnp.diagonal(block) for block in self.blocks])
         )
 
-    def function(self, f: Spectral, v: Params) -> Params:
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """Each block by eigendecomposition; see `Metric.function`."""
+        factors = self._factors(damping)
         products = [
             matrix_functions.apply(f, [factor], vector[:, None])[:, 0]
-            for factor, vector in zip(self._factors(), self._vectors(v), strict=True)
+            for factor, vector in zip(factors, self._vectors(v), strict=True)
         ]
         return self._params(products)
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(s) over all blocks; see `Metric.trace_of`."""
-        terms = [matrix_functions.trace(f, [factor]) for factor in self._factors()]
+        factors = self._factors(damping)
+        terms = [matrix_functions.trace(f, [factor]) for factor in factors]
         return functools.reduce(jnp.add, terms)
 
-    def diagonal_of(self, f: Spectral) -> Params:
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """(U ∘ U) f(s) of each block; see `Metric.diagonal_of`."""
-        parts = [
-            matrix_functions.diagonal(f, [factor])[:, 0] for factor in self._factors()
-        ]
+        factors = self._factors(damping)
+        parts = [matrix_functions.diagonal(f, [factor])[:, 0] for factor in factors]
         return self.layout.split(self._vector(parts))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
+    def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b log det(F_b + λI).
 
         Args:
             damping: λ >= 0, in the units of F.
         """
-        terms = [_logdet(block, damping) for block in self.blocks]
+        terms = list(map(logdet, self.blocks, self._dampings(damping)))
         return functools.reduce(jnp.add, terms)
 
-    def _factors(self) -> list[Factor]:
-        return matrix_functions.decomposed(self.blocks)
+    def _groups(self) -> Sequence[Sequence[int]]:
+        return self.groups
+
+    def _dampings(self, damping: DampingLike) -> list[Array]:
+        found = resolve_damping(damping, self)
+        return [entries(found, self, group) for group in self.groups]
+
+    def _factors(self, damping: DampingLike) -> list[Factor]:
+        blocks = list(map(damped, self.blocks, self._dampings(damping)))
+        return matrix_functions.decomposed(blocks)
 
     def _positions(self) -> list[np.ndarray]:
         return [
@@ -207,14 +218,15 @@ class DiagonalMetric(Metric):
         """
         return self.layout.unravel(self.entries * self.layout.ravel(v))
 
-    def solution(self, v: Params, damping: ArrayLike = 0.0) -> Solution:
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """v/(d + λ), 0 where d + λ is; a fallback if v is not 0 there.
 
         Args:
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
-        solution = diagonal_solution(self.entries, self.layout.ravel(v), damping)
+        vector, damping = self.layout.ravel(v), entries(damping, self)
+        solution = diagonal_solution(self.entries, vector, damping)
         return solution._replace(value=self.layout.unravel(solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
@@ -225,27 +237,20 @@ class DiagonalMetric(Metric):
         """The diagonal."""
         return self.layout.split(self.entries)
 
-    def function(self, f: Spectral, v: Params) -> Params:
+    def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """f(d) ∘ v; see `Metric.function`."""
-        return self.layout.unravel(f(self.entries) * self.layout.ravel(v))
+        return self.layout.unravel(f(self._damped(damping)) * self.layout.ravel(v))
 
-    def trace_of(self, f: Spectral) -> Float[Array, ""]:
+    def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(d); see `Metric.trace_of`."""
-        return jnp.sum(f(self.entries))
+        return jnp.sum(f(self._damped(damping)))
 
-    def diagonal_of(self, f: Spectral) -> Params:
+    def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """f(d); see `Metric.diagonal_of`."""
-        return self.layout.split(f(self.entries))
+        return self.layout.split(f(self._damped(damping)))
 
-    def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
-        """Σ log(d + λ).
+    def _damped(self, damping: DampingLike) -> Array:
+        return self.entries + entries(damping, self)
 
-        Args:
-            damping: λ >= 0, in the units of F.
-        """
-        return jnp.sum(jnp.log(self.entries + jnp.asarray(damping, self.entries.dtype)))
-
-
-def _logdet(matrix: Array, damping: ArrayLike) -> Array:
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    return jnp.linalg.slogdet(matrix + jnp.asarray(damping, matrix.dtype) * eye)[1]
+    def _groups(self) -> Sequence[Sequence[int]]:
+        return [[leaf] for leaf in range(len(self.layout.shapes))]

@@ -18,7 +18,7 @@ from natgrad.curvature import (
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
 from natgrad.optimizers.chains import LEARNING_RATE, RADIUS, REQUIRED, descend
-from natgrad.transforms.damping import Damping, TrustRegion, known_value
+from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, known_value
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
@@ -31,7 +31,7 @@ def diagonal_fisher(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -46,7 +46,7 @@ def diagonal_fisher(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         decay: of the moving average of diag F.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
@@ -69,7 +69,7 @@ def empirical_fisher(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -85,7 +85,7 @@ def empirical_fisher(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         decay: of the moving average of E.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
@@ -110,7 +110,7 @@ def kfac(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = RADIUS,
@@ -127,7 +127,7 @@ def kfac(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed;
             `natgrad.Refresh(inverses=10)` estimates factors in every step. With
@@ -160,7 +160,7 @@ def ekfac(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
     trust_region: ArrayLike | Damping | None = RADIUS,
@@ -176,7 +176,7 @@ def ekfac(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model; needs `example_inputs`.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         decay: of the moving averages of factors and scales.
         refresh: how often, in steps, statistics and bases are renewed; all bases at
             once, whatever `staggered` says.

@@ -15,7 +15,13 @@ from natgrad.curvature.base import Curvature
 from natgrad.eager import note_read
 from natgrad.model import Model
 from natgrad.solvers.base import Solver
-from natgrad.transforms.damping import Damping, TrustRegion, check_scalar, known_value
+from natgrad.transforms.damping import (
+    Damping,
+    DampingLike,
+    TrustRegion,
+    check_scalar,
+    known_value,
+)
 from natgrad.transforms.health import SCALED, noted
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
@@ -87,7 +93,7 @@ def descend(
     curvature: Curvature,
     applied: TrustRegion,
     *,
-    damping: ArrayLike | Damping,
+    damping: DampingLike | Damping,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,

@@ -27,7 +27,7 @@ from natgrad.optimizers.chains import (
     descend,
 )
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
-from natgrad.transforms.damping import Damping, TrustRegion
+from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
@@ -40,7 +40,7 @@ def natural_gradient(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     curvature: Callable[[Model], Curvature] | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
@@ -57,7 +57,9 @@ def natural_gradient(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule. By layer: a tree of numbers like the parameters, or a
+            prefix of it; `natgrad.ByPath({"layers/0": 1e-2, "": 1e-3})`; or
+            `natgrad.Relative(c)`, c times the mean of the diagonal of F.
         decay: of the moving average of F; 0 uses the current batch alone. More needs a
             matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
@@ -85,7 +87,7 @@ def gram(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-2,
+    damping: DampingLike | Damping = 1e-2,
     labels: Labels = ONE_SAMPLE,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -124,7 +126,7 @@ def spring(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike = 0.99,
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
@@ -135,7 +137,7 @@ def spring(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, but for `natgrad.Relative`.
         momentum: μ in [0, 1].
         constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
             the paper has in place of a trust region; None for none.
@@ -169,7 +171,7 @@ def matrix_free(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     stop: Stopping = HUNDRED,
     preconditioner: Preconditioner = PLAIN,
     trust_region: ArrayLike | Damping | None = RADIUS,
@@ -184,7 +186,7 @@ def matrix_free(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         stop: when they stop: `RelativeResidual(tolerance, max_iterations)`,
             `ModelDecrease(epsilon, max_iterations)` or `FixedIterations(iterations)` of
             `natgrad.krylov`.

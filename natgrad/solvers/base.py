@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol, final
 
 from jaxtyping import Bool, Float, Integer
 
+from natgrad.solvers.damping import DampingLike
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 class Remainder(NamedTuple):
@@ -61,7 +62,7 @@ class DampedOperator(Protocol):
         ...
 
 
-Solver = Callable[[DampedOperator, Params, ArrayLike], Params]
+Solver = Callable[[DampedOperator, Params, DampingLike], Params]
 
 
 class CachedSolver(abc.ABC):
@@ -77,7 +78,7 @@ class CachedSolver(abc.ABC):
 
     @abc.abstractmethod
     def factorize(
-        self, metric: Any, damping: ArrayLike, which: Sequence[int]
+        self, metric: Any, damping: DampingLike, which: Sequence[int]
     ) -> Sequence[Any]:
         """Factorise some blocks.
 
@@ -92,7 +93,11 @@ class CachedSolver(abc.ABC):
 
     @abc.abstractmethod
     def solve(
-        self, metric: Any, factorizations: Sequence[Any], v: Params, damping: ArrayLike
+        self,
+        metric: Any,
+        factorizations: Sequence[Any],
+        v: Params,
+        damping: DampingLike,
     ) -> Solution:
         """The solution x of (F + λI) x = v from kept factorisations.
 
@@ -119,7 +124,7 @@ class CachedSolver(abc.ABC):
         )
 
     @final
-    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
+    def __call__(self, metric: Any, v: Params, damping: DampingLike) -> Params:
         """Factorise and solve: a plain solver.
 
         Args:
@@ -147,7 +152,7 @@ class StatefulSolver(abc.ABC):
 
     @abc.abstractmethod
     def solution(
-        self, metric: Any, v: Params, damping: ArrayLike, state: Any
+        self, metric: Any, v: Params, damping: DampingLike, state: Any
     ) -> tuple[Solution, Any]:
         """The solution x of (F + λI) x = v, and what to remember of it.
 
@@ -159,7 +164,7 @@ class StatefulSolver(abc.ABC):
         """
 
     @final
-    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
+    def __call__(self, metric: Any, v: Params, damping: DampingLike) -> Params:
         """A plain solver, with nothing to remember.
 
         Args:

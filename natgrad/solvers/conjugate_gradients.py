@@ -29,7 +29,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from natgrad.solvers.base import DampedOperator
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.solvers.damping import DampingLike, entries
+from natgrad.typing import Array, Params
 
 # A linear map of vectors [P].
 Operator = Callable[[Array], Array]
@@ -271,7 +272,7 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+def cg(metric: DampedOperator, v: Params, damping: DampingLike) -> Params:
     """(F + λI)⁻¹ v by conjugate gradients, to ten times the rounding of its dtype.
 
     Args:
@@ -280,7 +281,7 @@ def cg(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
         damping: λ >= 0, in the units of F.
     """
     layout = metric.layout
-    damping = jnp.asarray(damping, layout.dtype)
+    damping = entries(damping, metric)
     value, _ = conjugate_gradients(
         lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
         layout.ravel(v),

@@ -102,6 +102,23 @@ def resolve_damping(damping: DampingLike, of: Any) -> Any:
     return of.relative_damping(found.scale) if relative else found
 
 
+def damping_of_step(own: DampingLike, given: DampingLike | None, layout: Layout) -> Any:
+    """What an update is damped by, as `resolve_damping` gives it for a layout.
+
+    Args:
+        own: the transformation's.
+        given: in its place; None for none. A number multiplies what is by layer.
+        layout: of the parameters.
+    """
+    own = resolve_damping(own, layout)
+    if given is None:
+        return own
+    given = resolve_damping(given, layout)
+    if isinstance(own, jax.Array) or not isinstance(given, jax.Array):
+        return given
+    return jax.tree.map(lambda number: given * number, own)
+
+
 def entries(
     damping: DampingLike, of: Any, leaves: Sequence[int] | None = None
 ) -> Array:
@@ -183,7 +200,8 @@ def _known(damping: Any) -> Any:
 
 def _numbers(damping: Any) -> dict[str, Any]:
     """The λ by their paths, floats where they are known."""
-    numbers = dict(zip(tree.paths(damping), jax.tree.leaves(damping), strict=True))
+    paths, leaves = tree.paths(damping), jax.tree.leaves(damping)
+    numbers: dict[str, Any] = dict(zip(paths, leaves, strict=True))
     numbers = dict(damping.values) if isinstance(damping, ByPath) else numbers
     for path, number in numbers.items():
         traced = isinstance(number, jax.core.Tracer)

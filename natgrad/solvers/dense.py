@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import DampedOperator, Solution
+from natgrad.solvers.damping import DampingLike, entries
 from natgrad.solvers.spectral import HIGHEST, equilibration, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -40,7 +41,7 @@ def direct_solution(
     Args:
         matrix: F, [P, P], symmetric positive semi-definite.
         v: [P].
-        damping: λ >= 0, in the units of F.
+        damping: λ >= 0, in the units of F; or the diagonal of Λ, [P].
 
     Returns:
         x [P]; and as `fallback`, whether Cholesky failed.
@@ -95,7 +96,7 @@ def spectral_solution(
     Args:
         matrix: F, [P, P], symmetric positive semi-definite.
         v: [P].
-        damping: λ >= 0, in the units of F; for λ > 0 no direction is dropped.
+        damping: λ >= 0, or the diagonal of Λ, [P]; for λ > 0 no direction is dropped.
 
     Returns:
         x [P]; `fallback` is False, since this is the first choice of algorithm.
@@ -119,7 +120,7 @@ def diagonal_solution(
     Args:
         diagonal: d >= 0, the diagonal of F.
         v: [P].
-        damping: λ >= 0, in the units of F.
+        damping: λ >= 0, in the units of F; or the diagonal of Λ, [P].
 
     Returns:
         x [P]; and as `fallback`, whether v is not 0 at some d + λ = 0.
@@ -130,7 +131,28 @@ def diagonal_solution(
     return Solution(value, jnp.any(singular & (v != 0)))
 
 
-def cholesky(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+def logdet(matrix: Float[Array, "P P"], damping: Array) -> Float[Array, ""]:
+    """log det(F + λI); −inf where singular.
+
+    Args:
+        matrix: F, [P, P], symmetric positive semi-definite.
+        damping: λ >= 0, in the units of F; or the diagonal of Λ, [P].
+    """
+    return jnp.linalg.slogdet(damped(matrix, damping))[1]
+
+
+def damped(matrix: Float[Array, "P P"], damping: Array) -> Float[Array, "P P"]:
+    """F + λI.
+
+    Args:
+        matrix: F.
+        damping: λ >= 0, in the units of F; or the diagonal of Λ, [P].
+    """
+    damping = damping[:, None] if damping.ndim else damping
+    return matrix + damping * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+
+def cholesky(metric: DampedOperator, v: Params, damping: DampingLike) -> Params:
     """`direct_solution` with the dense matrix of any metric; O(P³).
 
     Args:
@@ -141,7 +163,7 @@ def cholesky(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
     return _through_matrix(direct_solution, metric, v, damping)
 
 
-def pseudo_inverse(metric: DampedOperator, v: Params, damping: ArrayLike) -> Params:
+def pseudo_inverse(metric: DampedOperator, v: Params, damping: DampingLike) -> Params:
     """`spectral_solution` with the dense matrix of any metric; O(P³).
 
     Args:
@@ -177,10 +199,14 @@ def _damped(matrix: Array, damping: Array) -> Callable[[Array], Array]:
 
 
 def _spectral_solve(matrix: Array, b: Array, damping: Array) -> Array:
+    if damping.ndim:  # where some λ is 0, (F + Λ)⁺
+        positive = jnp.all(damping > 0)
+        matrix = jnp.where(positive, matrix, matrix + jnp.diag(damping))
+        damping = jnp.where(positive, damping, 0)
     root = spectral_root(matrix, damping)
     return jnp.matmul(root, jnp.matmul(root.T, b, precision=HIGHEST), precision=HIGHEST)
 
 
 def _through_matrix(kernel, metric, v, damping) -> Params:
-    vector = metric.layout.ravel(v)
+    vector, damping = metric.layout.ravel(v), entries(damping, metric)
     return metric.layout.unravel(kernel(metric.dense(), vector, damping).value)

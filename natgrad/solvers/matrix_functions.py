@@ -25,6 +25,16 @@ from natgrad.typing import Array
 Spectral = Callable[[Array], Array]
 
 
+def shifted(f: Spectral, damping: Array) -> Spectral:
+    """s -> f(s + λ).
+
+    Args:
+        f: of eigenvalues.
+        damping: λ.
+    """
+    return lambda s: f(s + damping)
+
+
 class Factor(NamedTuple):
     """A symmetric matrix, and its eigendecomposition as constants.
 

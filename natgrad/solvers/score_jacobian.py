@@ -12,13 +12,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.layers import Block
-from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
+from natgrad.solvers.jacobian_blocks import (
+    DenseRows,
+    JacobianBlock,
+    LinearBlock,
+    Parts,
+)
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
@@ -92,6 +98,15 @@ class Jacobian:
         matrix = jax.vmap(jax.vmap(ravel))(rows).reshape((self.size, -1))
         return matrix if self.centre is None else jax.vmap(self._centred, 1, 1)(matrix)
 
+    def scaled(self, v: Params) -> Jacobian:
+        """B diag(v).
+
+        Args:
+            v: a tree like the parameters, constant in each leaf.
+        """
+        pieces = map(_scaled, self.pieces, self._parts(v))
+        return dataclasses.replace(self, pieces=tuple(pieces))
+
     def diagonal(self) -> Params:
         """The diagonal of Bᵀ B, a tree in the working dtype."""
         squares = self._params([piece.squares() for piece in self.pieces])
@@ -123,3 +138,16 @@ class Jacobian:
         if self.centre is None:
             return u
         return u - self.centre * jnp.vdot(self.centre, u, precision=HIGHEST)
+
+
+def _scaled(piece: Any, v: Parts) -> JacobianBlock:
+    if isinstance(piece, DenseRows):
+        rows = [b * part[None, None] for b, part in zip(piece.rows, v, strict=True)]
+        return DenseRows(tuple(rows))
+    weight, last = (
+        v[0][0, 0, 0],
+        v[-1][0, 0, 0],
+    )  # last: a bias's, if there is one
+    if isinstance(piece, LinearBlock):
+        piece = dataclasses.replace(piece, x=piece.x * (weight / last))
+    return dataclasses.replace(piece, g=piece.g * last)

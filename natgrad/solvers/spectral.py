@@ -95,7 +95,7 @@ def equilibration(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def spectral_root(
-    matrix: Float[Array, "n n"], damping: Float[Array, ""]
+    matrix: Float[Array, "n n"], damping: Float[Array, "..."]
 ) -> Float[Array, "n n"]:
     """L with L Lᵀ = (F + λI)⁻¹, for λ = 0 F⁺.
 
@@ -111,7 +111,7 @@ def spectral_root(
 
     Args:
         matrix: F, [n, n], symmetric positive semi-definite up to rounding.
-        damping: λ >= 0.
+        damping: λ >= 0; or the diagonal of Λ, [n], all of it > 0 or 0.
     """
     size = matrix.shape[0]
     d = equilibration(jnp.diagonal(matrix) + damping)
@@ -137,4 +137,5 @@ def spectral_root(
         inside = jnp.matmul(lost.T, root, precision=HIGHEST)
         return root - jnp.matmul(lost, inside, precision=HIGHEST)
 
-    return jax.lax.cond(damping > 0, damped, undamped)
+    positive = damping[0] > 0 if damping.ndim else damping > 0
+    return jax.lax.cond(positive, damped, undamped)

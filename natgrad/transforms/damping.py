@@ -1,11 +1,14 @@
 """Damping rules: step count -> λ, the multiple of the identity added to F.
 
 F is a mean over the batch in nats, so λ has the units of F, nats per squared unit of
-the parameters, whatever the batch size. A trust region bounds the step instead, or as
-well: `TrustRegion`.
+the parameters, whatever the batch size. Layers can have their own: see
+`natgrad.solvers.damping`. A trust region bounds the step instead, or as well:
+`TrustRegion`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.core
@@ -13,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from natgrad.solvers.damping import ByPath, DampingLike, Relative
 from natgrad.transforms.trust_region import Damping, TrustRegion, longest_within
 from natgrad.typing import ArrayLike
 
 __all__ = [
+    "ByPath",
     "Damping",
+    "DampingLike",
+    "Relative",
     "TrustRegion",
     "as_damping",
     "check_number",
@@ -27,11 +34,12 @@ __all__ = [
 ]
 
 
-def as_damping(damping: ArrayLike | Damping) -> Damping:
+def as_damping(damping: DampingLike | Damping) -> Damping:
     """A rule from a constant, or from a rule such as an optax schedule.
 
     Args:
-        damping: λ >= 0, shape (), or a function count -> λ.
+        damping: λ >= 0, shape (), or a function count -> λ. By layer too, which is
+            checked where the parameters are known.
 
     Raises:
         ValueError: for a constant that is negative, not finite, or not a scalar. A
@@ -40,14 +48,17 @@ def as_damping(damping: ArrayLike | Damping) -> Damping:
     """
     if callable(damping):
         return damping
-    check_scalar("damping", damping)
-    known = known_value(damping)
+    given: Any = damping
+    if jax.tree.leaves(given) and not jax.tree_util.all_leaves([given]):
+        return optax.constant_schedule(given)
+    check_scalar("damping", given)
+    known = known_value(given)
     if known is not None and not 0 <= known < jnp.inf:
         raise ValueError(
             f"damping must be finite and at least 0, got {damping}: it is added to the "
             "eigenvalues of a positive semi-definite matrix."
         )
-    return optax.constant_schedule(damping)
+    return optax.constant_schedule(given)
 
 
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.solvers.base import CachedSolver, Solution
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.solvers.damping import DampingLike, resolve_damping
+from natgrad.typing import Array, Params
 
 
 @final
@@ -70,7 +71,7 @@ class DistributedInverse(CachedSolver):
         return self.solver.num_blocks(metric)
 
     def factorize(
-        self, metric: Any, damping: ArrayLike, which: Sequence[int]
+        self, metric: Any, damping: DampingLike, which: Sequence[int]
     ) -> Sequence[Any]:
         """The factorisations of some pieces, each made on one device.
 
@@ -81,6 +82,7 @@ class DistributedInverse(CachedSolver):
         """
         if not len(which):
             return []
+        damping = resolve_damping(damping, metric)
         one = lambda i: lambda m, d: self.solver.factorize(m, d, [i])[0]
         shapes = [jax.eval_shape(one(i), metric, damping) for i in which]
         devices = math.prod(self.mesh.shape[name] for name in self._axes)
@@ -117,7 +119,7 @@ class DistributedInverse(CachedSolver):
             gathered = jax.shard_map(
                 gathered, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere
             )
-        rows = gathered(metric, jnp.asarray(damping))
+        rows = gathered(metric, damping)
         found: list = [None] * len(shapes)
         for row, share in zip(rows, shares, strict=True):
             start = 0
@@ -126,7 +128,11 @@ class DistributedInverse(CachedSolver):
         return found
 
     def solve(
-        self, metric: Any, factorizations: Sequence[Any], v: Params, damping: ArrayLike
+        self,
+        metric: Any,
+        factorizations: Sequence[Any],
+        v: Params,
+        damping: DampingLike,
     ) -> Solution:
         """As the solver does.
 

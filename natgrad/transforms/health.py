@@ -75,7 +75,7 @@ def compute_health(
     scale, skipped = bounded.scale, ~solved.usable
     decrease = scale * solved.slope - scale**2 * solved.square / 2
     return Health(
-        damping=step.damping,
+        damping=solved.damping,
         fallback=solved.fallback,
         iterations=jnp.asarray(solved.iterations, last.iterations.dtype),
         residual=solved.residual,

@@ -26,6 +26,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
 from natgrad.transforms.damping import (
     Damping,
+    DampingLike,
     as_damping,
     check_number,
     check_scalar,
@@ -55,7 +56,7 @@ from natgrad.typing import ArrayLike
 def scale_by_curvature(
     curvature: Curvature,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
@@ -75,13 +76,16 @@ def scale_by_curvature(
     With `statistics=` give `inputs=x` too where there is a trust region: it measures
     its divergence on the batch, and without one the quadratic model alone decides. Its
     learning rate must be that of what follows in the chain.
-    `damping=` in place of the rule's λ where something else adapts it and, inside
+    `damping=` in place of the rule's λ where something else adapts it (a number
+    multiplies a rule that is by layer) and, inside
     `optax.masked` or `optax.multi_transform`, `model_params=` with the whole parameter
     tree, of which `params` is then a part.
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0, or a schedule of it; in the units of F, where it is λI.
+        damping: λ >= 0, or a schedule of it; in the units of F, where it is λI. By
+            layer, as a tree, `natgrad.ByPath` or `natgrad.Relative`: see
+            `natgrad.solvers.damping`.
         decay: β of the moving average in [0, 1); 0 uses the current batch alone.
         solver: (metric, gradient, damping) -> direction; None for `metric.solution`.
         refresh: how often statistics and cached inverses are renewed.

@@ -26,10 +26,11 @@ from natgrad.solvers.base import (
     Solver,
     StatefulSolver,
 )
+from natgrad.solvers.damping import DampingLike, entries, resolve_damping
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Params
+from natgrad.typing import Array, Params
 
 
 @final
@@ -53,18 +54,19 @@ class Marquardt(StatefulSolver):
         return jnp.zeros(layout.size, layout.dtype)
 
     def solution(
-        self, metric: Metric, v: Params, damping: ArrayLike, state: Any
+        self, metric: Metric, v: Params, damping: DampingLike, state: Any
     ) -> tuple[Solution, Array]:
         """(F + λ D)⁻¹ v and D.
 
         Args:
             metric: F; one that knows its diagonal.
             v: like the parameters.
-            damping: λ, a number without units.
+            damping: λ, a number without units; by layer too, but for `Relative`.
             state: D before this step, [P].
         """
         layout = metric.layout
-        damping = jnp.asarray(damping, layout.dtype)
+        by_layer = resolve_damping(damping, layout)
+        damping = entries(by_layer, layout)
         largest = jnp.maximum(state, layout.ravel(metric.diagonal()))
         scale = jnp.where(largest > 0, largest, 1)
         operator = _Scaled(metric, jnp.sqrt(scale), layout)
@@ -75,7 +77,7 @@ class Marquardt(StatefulSolver):
         else:
             x = layout.ravel(
                 self.solver(
-                    cast(DampedOperator, operator), layout.unravel(right), damping
+                    cast(DampedOperator, operator), layout.unravel(right), by_layer
                 )
             )
             fallback = jnp.zeros((), bool)

@@ -11,6 +11,13 @@ from natgrad import tree
 from natgrad.control_flow import any_over_vmap, zeros_unless
 from natgrad.metrics.base import Metric
 from natgrad.solvers.base import CachedSolver, Solution, Solver, StatefulSolver
+from natgrad.solvers.damping import (
+    DampingLike,
+    LeafDamping,
+    by_leaf,
+    mean_damping,
+    resolve_damping,
+)
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.state import Health, ScaleByCurvatureState
 from natgrad.transforms.validation import Step
@@ -29,6 +36,7 @@ class Solved(NamedTuple):
         residual: |(F + λI) d − g| / |g|.
         ratio: ⟨d, F d⟩ / ⟨g, d⟩.
         square: ⟨d, F d⟩.
+        damping: λ; tr Λ / P where leaves have several.
         inverse: what is kept for the next step.
     """
 
@@ -40,6 +48,7 @@ class Solved(NamedTuple):
     residual: Array
     ratio: Array
     square: Array
+    damping: Array
     inverse: Any
 
 
@@ -76,9 +85,10 @@ def solve(
     usable = usable & tree.all_finite(solution.value)
     solution = solution._replace(value=zeros_unless(usable, solution.value))
     slope = tree.inner(gradient, solution.value)
+    damping = resolve_damping(step.damping, metric)
 
     def measure():
-        return _measure(metric, gradient, solution, slope, step.damping, usable)
+        return _measure(metric, gradient, solution, slope, damping, usable)
 
     if isinstance(state.inverse, InverseCache):
         age = tree.increment(state.inverse.age, usable, refresh.inverses)
@@ -97,6 +107,7 @@ def solve(
         residual=residual,
         ratio=ratio,
         square=ratio * slope,
+        damping=mean_damping(damping, step.layout),
         inverse=inverse,
     )
 
@@ -107,7 +118,7 @@ def _solution(
     metric: Metric,
     inverse: Any,
     gradient: Params,
-    damping: Array,
+    damping: DampingLike,
 ) -> tuple[Solution, Any]:
     """(solution, what a solver with a state remembers of it)."""
     if isinstance(solver, StatefulSolver):
@@ -118,7 +129,7 @@ def _solution(
     elif solver is None:
         solution = metric.solution(gradient, damping)
     else:
-        value = solver(metric, gradient, damping)
+        value = solver(metric, gradient, resolve_damping(damping, metric))
         solution = Solution(value, jnp.zeros((), bool))
     return solution, inverse
 
@@ -145,24 +156,29 @@ def _measure(
     gradient: Params,
     solution: Solution,
     slope: Array,
-    damping: Array,
+    damping: Array | LeafDamping,
     usable: Array,
 ) -> tuple[Array, Array]:
     """(|(F + λI) d − g| / |g|, ⟨d, F d⟩ / ⟨g, d⟩); 0 for 0."""
     direction, remainder = solution.value, solution.remainder
+    own = by_leaf(damping, direction)
     if remainder is None:
         product = metric.mv(direction)
         square = tree.inner(direction, product)
         rest = jax.tree.map(
-            lambda f, d, g: f.astype(damping.dtype) + damping * d - g,
+            lambda f, d, g, own: f.astype(own.dtype) + own * d - g,
             product,
             direction,
             gradient,
+            own,
         )
         error = tree.inner(rest, rest)
     else:
-        length = tree.inner(direction, direction)
-        square = slope - damping * length - remainder.inner
+        if isinstance(damping, LeafDamping):
+            length = tree.inner(direction, jax.tree.map(jnp.multiply, own, direction))
+        else:
+            length = damping * tree.inner(direction, direction)
+        square = slope - length - remainder.inner
         error = remainder.norm**2
     ratio = jnp.where(slope == 0, 0, square / jnp.where(slope == 0, 1, slope))
     return _root_of_ratio(error, tree.inner(gradient, gradient), usable), ratio

@@ -26,8 +26,10 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.base import Solver
+from natgrad.solvers.damping import by_leaf, damping_of_step
 from natgrad.transforms.damping import (
     Damping,
+    DampingLike,
     TrustRegion,
     as_damping,
     check_number,
@@ -57,7 +59,7 @@ class SpringState(NamedTuple):
 def scale_by_spring(
     curvature: Curvature,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike = 0.99,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
@@ -72,7 +74,8 @@ def scale_by_spring(
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0 in the units of F, or a schedule of it.
+        damping: λ >= 0 in the units of F, or a schedule of it; by layer too, but for
+            `Relative`: it is needed before F is known.
         momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
@@ -93,7 +96,6 @@ def scale_by_spring(
     rule = as_damping(damping)
     inner = scale_by_curvature(
         curvature,
-        damping=rule,
         decay=decay,
         solver=solver,
         refresh=refresh,
@@ -116,12 +118,14 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
-        strength = call(rule, state.solve.count) if damping is None else damping
-        pull = jnp.asarray(strength, dtype) * jnp.asarray(momentum, dtype)
+        layout = tree.Layout.of(updates)
+        strength = damping_of_step(call(rule, state.solve.count), damping, layout)
+        pull = jax.tree.map(lambda own: own * jnp.asarray(momentum, dtype), strength)
         pulled = jax.tree.map(
-            lambda g, d: g + pull.astype(g.dtype) * d.astype(g.dtype),
+            lambda g, d, pull: g + pull.astype(g.dtype) * d.astype(g.dtype),
             updates,
             state.direction,
+            by_leaf(pull, updates),
         )
         direction, solve = inner.update(
             pulled, state.solve, params, damping=strength, **extra_args

@@ -21,7 +21,7 @@ class Health(NamedTuple):
     """How the last step went; all scalars.
 
     Attributes:
-        damping: λ.
+        damping: λ; the mean over all parameters where layers have their own.
         fallback: did the solver's first choice of algorithm fail? False for conjugate
             gradients, and where `solver` is called and keeps nothing: it cannot tell.
         iterations: of an iterative solver; 0 for a direct one.

@@ -27,7 +27,7 @@ from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
 from natgrad.typing import Array, ArrayLike, Params
 
-Damping = Callable[[Array], ArrayLike]
+Damping = Callable[[Array], Any]
 
 # A measured divergence may exceed its bound by this part of it, which is rounding.
 SLACK = 1e-3

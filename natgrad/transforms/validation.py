@@ -15,10 +15,11 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call, note_impossible, note_read
 from natgrad.model.batch import Batch
+from natgrad.solvers.damping import DampingLike, damping_of_step
 from natgrad.transforms.compiled import compiled
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
@@ -36,8 +37,8 @@ class Step(NamedTuple):
         statistics: of this batch, where the caller computed them; else None.
         rows: the gradient as rows of each layer, for solvers that use them; or None.
         gradient: g, like the parameters.
-        damping: λ as given, shape ().
-        safe_damping: λ; 1 where the step cannot be taken.
+        damping: λ as given, shape (); a `LeafDamping` or a `Relative` by layer.
+        safe_damping: the same; 1 where the step cannot be taken.
         finite: is the gradient finite? Shape ().
         damped: is λ finite and at least 0? Shape ().
         usable: both? Shape ().
@@ -51,8 +52,8 @@ class Step(NamedTuple):
     statistics: Statistics | None
     rows: Any
     gradient: Params
-    damping: Array
-    safe_damping: Array
+    damping: Any
+    safe_damping: Any
     finite: Array
     damped: Array
     usable: Array
@@ -93,7 +94,7 @@ def _arrays(params: Any) -> Any:
 
 def validate_step(
     curvature: Curvature,
-    damping_rule: Callable[[Array], ArrayLike],
+    damping_rule: Callable[[Array], DampingLike],
     updates: Params,
     state: ScaleByCurvatureState,
     params: Params | None,
@@ -103,7 +104,7 @@ def validate_step(
 
     Args:
         curvature: as the transformation was given it.
-        damping_rule: count -> λ.
+        damping_rule: count -> damping.
         updates: the gradient, like the parameters.
         state: of the transformation.
         params: θ.
@@ -126,11 +127,12 @@ def validate_step(
     )
     layout = Layout.of(params)
     next_key, key = jax.random.split(state.key)
-    damping = extra_args.get("damping")
-    damping = call(damping_rule, state.count) if damping is None else damping
-    damping = jnp.asarray(damping, layout.dtype)
+    own, given = call(damping_rule, state.count), extra_args.get("damping")
+    damping = damping_of_step(own, given, layout)
     finite = tree.all_finite(updates)
-    damped = (damping >= 0) & jnp.isfinite(damping)
+    (numbers,) = jax.tree.leaves(damping)
+    damped = (numbers >= 0) & jnp.isfinite(numbers)
+    damped = jnp.all(damped) if damped.ndim else damped
     usable, has_batch = finite & damped, inputs is not MISSING
     return Step(
         curvature=specialized,
@@ -143,7 +145,7 @@ def validate_step(
         rows=rows,
         gradient=updates,
         damping=damping,
-        safe_damping=jnp.where(usable, damping, 1),
+        safe_damping=jax.tree.map(lambda own: jnp.where(usable, own, 1), damping),
         finite=finite,
         damped=damped,
         usable=usable,

@@ -42,7 +42,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     of_successive_blocks,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum
-from natgrad.transforms.damping import Damping, as_damping
+from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
@@ -95,6 +95,7 @@ def scale_by_factored_curvature(
             keeps no Kronecker factors; in `update`, where `inputs=` or `params` is
             missing.
     """
+    check_scalar("damping", damping)
     rule = as_damping(damping)
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(

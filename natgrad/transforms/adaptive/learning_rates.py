@@ -38,7 +38,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     part,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
-from natgrad.transforms.damping import Damping, as_damping
+from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -98,6 +98,7 @@ def scale_by_quadratic_model(
         ValueError: for impossible arguments, and where `grad=`, `inputs=` or `params`
             is missing in `update`.
     """
+    check_scalar("damping", damping)
     rule = as_damping(damping)
     check_labels(labels)
     check_stride("scale_by_quadratic_model(sub_batch=...)", sub_batch)

@@ -52,7 +52,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     part,
 )
-from natgrad.transforms.damping import Damping, as_damping, known_value
+from natgrad.transforms.damping import Damping, as_damping, check_scalar, known_value
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.typing import Array, ArrayLike, Params
@@ -75,7 +75,7 @@ def levenberg_marquardt(
     """Adapt the damping of `inner`, and undo its steps that raise the loss.
 
     `inner` gives the whole update and takes `damping=`, as any chain does that has a
-    `scale_by_curvature` in it:
+    `scale_by_curvature` in it, of which damping by layer is multiplied by λ:
 
         inner = optax.chain(scale_by_curvature(curvature), optax.scale(-1.0))
         tx = levenberg_marquardt(inner, model)
@@ -110,6 +110,7 @@ def levenberg_marquardt(
         ValueError: for impossible arguments, and where `value=`, `value_fn=`,
             `inputs=` or `params` is missing in `update`.
     """
+    check_scalar("damping", damping)
     first_damping = as_damping(damping)
     _check(damping, floor, halvings)
     method = _Method(
