@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -34,7 +35,7 @@ def linear(scale):
 def regression(name, prior=PRIOR, scale=SIGMA):
     """The posterior at the maximum for a prior, and the loss there."""
     model = linear(scale)
-    delta = jnp.repeat(jnp.stack([prior["a"], prior["b"]]), jnp.array([3, 2]))
+    delta = jnp.concatenate([jnp.full(3, prior["a"]), jnp.full(2, prior["b"])])
     precision = FLAT.T @ FLAT / scale**2 + jnp.diag(delta)
     theta = jnp.linalg.solve(precision, FLAT.T @ Y / scale**2)
     params = {"a": theta[:3, None], "b": theta[3:, None]}
@@ -148,6 +149,7 @@ def test_an_approximate_posterior_is_that_of_its_matrix(name):
     delta = np.repeat([0.5, 4.0], sizes)
     covariance = np.linalg.inv(25 * np.asarray(metric.dense()) + np.diag(delta))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat = np.asarray(flat)
     outputs = jax.jit(lambda posterior: posterior.outputs(x[:2]))(posterior)
     rows = np.asarray(jax.jacrev(lambda t: model.outputs(unravel(t), x[:2]))(flat))
     expected = np.einsum("nci,ij,ndj->ncd", rows, covariance, rows)
