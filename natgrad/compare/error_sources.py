@@ -22,7 +22,7 @@ from natgrad.compare.budget import Budget
 from natgrad.curvature import KFAC, KFOC, Gram
 from natgrad.curvature.kfoc import outputs_moment
 from natgrad.layers import NotCapturedError
-from natgrad.metrics.gram import GramBlocksMetric
+from natgrad.metrics.gram import GramBlocksMetric, GramMetric
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
 from natgrad.typing import Array, Inputs, Params
@@ -106,14 +106,15 @@ def _bytes(rows) -> float:
 @functools.partial(jax.jit, static_argnames="model")
 def _terms(model: Model, params: Params, inputs: Inputs) -> list:
     """‖F‖², and for each block ‖F_b‖² and the squared errors of K-FAC and KFOC."""
-    f = Gram(model).at(params, inputs)
-    blocks = GramBlocksMetric(f.layout, f.jacobian).blocks
-    forms = [form(model).at(params, inputs) for form in (KFAC, KFOC)]
-    terms: list = [f.square()]
-    for i, (block, piece) in enumerate(zip(blocks, f.jacobian.pieces, strict=True)):
+    gram = Gram(model)
+    rows = gram.jacobian(gram.estimate(params, inputs), params, inputs, None)
+    forms = [form(model).estimate(params, inputs) for form in (KFAC, KFOC)]
+    nearly = zip(*(zip(*factors, strict=True) for factors in forms), strict=True)
+    blocks = GramBlocksMetric(rows.layout, rows).blocks
+    terms: list = [GramMetric(rows.layout, rows).square()]
+    for block, piece, factors in zip(blocks, rows.pieces, nearly, strict=True):
         square = block.square()
-        factors = [(form.inputs[i], form.outputs[i]) for form in forms]
-        terms.append([square, *(square + _excess(piece, *each) for each in factors)])
+        terms.append([square, *(square + _excess(piece, a, g) for a, g in factors)])
     return terms
 
 

@@ -162,7 +162,7 @@ class GramBlocksMetric(Metric):
         Args:
             damping: λ >= 0, in the units of F.
         """
-        total = sum(block.logdet(damping) for block in self.blocks)
+        total = jnp.stack([block.logdet(damping) for block in self.blocks]).sum()
         damping = jnp.asarray(damping, self.layout.dtype)
         return total + self._outside * jnp.log(damping) if self._outside else total
 
