@@ -7,9 +7,9 @@ p(y | z). The Fisher information is the batch mean of
 
 An approximation of F answers two independent questions: over which labels y (`Exact`,
 `Sampled(n)`, `Empirical`, `Centred`), and in what form it is kept (`KLHessian`,
-`Dense`, `BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `LayerDiagonal`, `Gram`,
-`MatrixFree`). Any answer to both is a curvature (but layerwise forms need scores that
-are not centred),
+`Dense`, `BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `KFOC`, `LayerDiagonal`, `Gram`,
+`GramBlocks`, `MatrixFree`). Any answer to both is a curvature (but K-FAC's kin need
+scores that are not centred),
 
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 
@@ -52,6 +52,7 @@ from natgrad.optimizers import (
     ekfac,
     empirical_fisher,
     gram,
+    gram_blocks,
     kfac,
     kfac_adaptive,
     matrix_free,
@@ -108,6 +109,7 @@ __all__ = [
     "geodesic_acceleration",
     "geometry",
     "gram",
+    "gram_blocks",
     "inference",
     "integrations",
     "kfac",

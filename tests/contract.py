@@ -104,6 +104,7 @@ EXPECTED = {
     "dense": lambda known: known.fisher,
     "kl_hessian": lambda known: known.fisher,
     "matrix_free": lambda known: known.fisher,
+    "gram_blocks": lambda known: known.fisher,  # the model is one layer
     "block_diagonal": lambda known: blocks(known.fisher),
     "diagonal": lambda known: np.diag(np.diag(known.fisher)),
     "empirical": lambda known: known.empirical,

@@ -50,6 +50,7 @@ ROWS = {
     "diagonal_fisher": Row(ng.diagonal_fisher, RATED),
     "empirical_fisher": Row(ng.empirical_fisher, RATED, ("inputs", "targets")),
     "gram": Row(ng.gram, RATED),
+    "gram_blocks": Row(ng.gram_blocks, RATED),
     "spring": Row(ng.spring, RATED),
     "matrix_free": Row(ng.matrix_free, RATED),
     "kfac_adaptive": Row(ng.kfac_adaptive, lambda model: {"model": model}, SEARCH),
@@ -101,7 +102,9 @@ COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_mode
 # They trace the model's layers when the state is made.
 LAYERWISE = {"kfac", "ekfac", "kfac_adaptive", "scale_by_factored_curvature"}
 # They need the batch in `update`, which lookahead passes no extra arguments to.
-NOT_OBSERVED = dict.fromkeys(["gram", "spring", "matrix_free"], "keeps no matrix")
+NOT_OBSERVED = dict.fromkeys(
+    ["gram", "gram_blocks", "spring", "matrix_free"], "keeps no matrix"
+)
 NOT_OBSERVED |= dict.fromkeys(
     [
         "kfac_adaptive",

@@ -117,7 +117,10 @@ def test_comparison_says_where_it_was_taken(oracle, comparison):
     assert all(row.cost.run_seconds > 0 for row in comparison.rows)
     record = json.loads(json.dumps(comparison.to_dict()))
     assert record["rows"][0]["name"] == "dense"
+    missed = record["error_sources"][-1]["kfac"]
+    assert missed == pytest.approx(comparison["kfac"].relative_error ** 2, rel=1e-10)
     text = str(comparison)
+    assert "where K-FAC's error comes from" in text
     assert "empirical†" in text
     assert max(map(len, text.splitlines())) <= 90
     with pytest.raises(KeyError):

@@ -30,7 +30,7 @@ from natgrad.curvature import (
     SubBatch,
 )
 
-LAYERWISE = {"kfac", "ekfac", "layer_diagonal"}
+LAYERWISE = {"kfac", "kfoc", "ekfac", "layer_diagonal"}
 FORMS = {**ng.CURVATURES, "layer_diagonal": LayerDiagonal}
 OF_LEAVES = np.repeat(range(3), [PARAMS[name].size for name in sorted(PARAMS)])
 
@@ -40,6 +40,8 @@ KEPT = {
     "layer_diagonal": np.eye(len(OF_LEAVES)),
     "block_diagonal": OF_LEAVES[:, None] == OF_LEAVES[None],
 }
+OF_LAYERS = OF_LEAVES == 1  # in the order of b, v, w
+LAYERS = OF_LAYERS[:, None] == OF_LAYERS[None]
 
 
 def compared(case, labels, names):
@@ -67,11 +69,14 @@ def test_every_curvature_is_that_of_the_joint_law(name, labels):
         "empirical": lambda: Y,
     }[labels]()
     expected = dependent.brute_force(case, drawn)
-    names = [n for n in FORMS if n not in {"kfac", "ekfac", "sampled", "empirical"}]
+    others = {"kfac", "kfoc", "ekfac", "sampled", "empirical"}
+    names = [name for name in FORMS if name not in others]
+    kept_of = KEPT | {"gram_blocks": LAYERS}
     if case.expected is OTHERS:
         names.remove("layer_diagonal")
+        kept_of["gram_blocks"] = KEPT["block_diagonal"]
     for form, given in compared(case, KINDS[labels], names).items():
-        kept = np.where(KEPT.get(form, True), expected, 0)
+        kept = np.where(kept_of.get(form, True), expected, 0)
         assert relative_error(given, kept) < 1e-9, form
 
 

@@ -24,7 +24,7 @@ from devices import apply, problem
 from jax.sharding import AxisType, PartitionSpec
 
 import natgrad as ng
-from natgrad.curvature import KFAC, Dense, Sampled, SubBatch
+from natgrad.curvature import KFAC, KFOC, Dense, Sampled, SubBatch
 from natgrad.layers.interactions import exchanges
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.transforms.distributed_inverse import DistributedInverse, assign_greedily
@@ -145,6 +145,7 @@ MODEL = ng.Model(
 INPUTS = {"x": jnp.asarray(X), "mask": jnp.asarray(MASK)}
 CURVATURES = {
     "kfac": lambda **axis: KFAC(MODEL, Sampled(1), **axis),
+    "kfoc": lambda **axis: KFOC(MODEL, **axis),
     "dense": lambda **axis: Dense(MODEL, Sampled(2), **axis),
     "sub-batch": lambda **axis: SubBatch(Dense(MODEL, **axis), 1),
 }

@@ -206,6 +206,7 @@ def test_what_is_shown_is_escaped():
         rows=["<script>"],
         skipped=[("<n>", "<r>")],
         by_block=lambda: ["<block>"],
+        error_sources=["<source>"],
     )
     record = {
         "complete": False,
@@ -230,13 +231,16 @@ def test_what_is_shown_is_escaped():
             "winner": "",
             "seeds": 0,
             "along": (),
-            "columns": SimpleNamespace(FIGURES=(columns,) * 3, BLOCKS=columns),
+            "columns": SimpleNamespace(
+                FIGURES=(columns,) * 3, BLOCKS=columns, SOURCES=columns
+            ),
             "notes": [("<†>", "<note>")],
             "pictures": {name: ["data:image/png;base64,"] for name in pictures},
         }
     )
     words = " ".join(check(text).words)
-    shown = "<t> <d> <v> <j> <k> <h> <p> <f> <n> <r> <script> <block> <b> <†> <note>"
+    shown = "<t> <d> <v> <j> <k> <h> <p> <f> <n> <r> <script> <b> <†> <note>"
+    shown += " <block> <source>"
     for piece in (*shown.split(), "a < b"):
         assert piece in words
     assert "Unfinished" in words

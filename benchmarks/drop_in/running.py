@@ -28,6 +28,7 @@ if hasattr(contrib, "muon"):
 NATURAL: dict[str, Callable] = {
     "natural_gradient": ng.natural_gradient,
     "gram": ng.gram,
+    "gram_blocks": ng.gram_blocks,
     "spring": ng.spring,
     "matrix_free": ng.matrix_free,
     "kfac": ng.kfac,

@@ -59,6 +59,9 @@ class Report:
         for table in others:
             self._table(table, comparison.rows)
             self._legend(tables.legend(table))
+        if comparison.error_sources:
+            self._table(columns.SOURCES, comparison.error_sources)
+            self._legend(tables.legend(columns.SOURCES))
         self._line(f"Labels: {comparison.misspecification.verdict}.")
 
     def race(self, race: Race, experiment: Experiment) -> None:

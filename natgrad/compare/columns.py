@@ -135,6 +135,13 @@ BLOCKS: Table = (
     _number("eff.\ndim.", "figures.effective_dimension"),
 )
 
+SOURCES: Table = (
+    Column("where K-FAC's error comes from", lambda source: source.name),
+    _number("of ‖F‖²", "square", "the block's share, in squared Frobenius norm"),
+    _number("missed by\nK-FAC", "kfac", "of ‖F‖²; in all the square of its rel. error"),
+    _number("by any\nA ⊗ G", "nearest", "of ‖F‖², by the nearest one at least (kfoc)"),
+)
+
 
 def _rate(entry: Any) -> str:
     if entry is None:

@@ -11,6 +11,7 @@ import textwrap
 from typing import Any
 
 from natgrad.compare import columns, tables
+from natgrad.compare.error_sources import ErrorSource
 from natgrad.compare.extras import require
 from natgrad.compare.figures import Figures, Spectrum
 from natgrad.compare.misspecification import Misspecification
@@ -42,6 +43,8 @@ class Comparison:
         misspecification: could the labels have come from the model?
         skipped: (name, reason) of approximations that were not asked for by name and
             do not fit.
+        error_sources: of K-FAC's error, where that was measured: each block, what lies
+            between the layers, and all; see `natgrad.compare.error_sources`.
     """
 
     rows: tuple[Row, ...]
@@ -58,6 +61,7 @@ class Comparison:
     spectrum: Spectrum
     misspecification: Misspecification
     skipped: tuple[tuple[str, str], ...] = ()
+    error_sources: tuple[ErrorSource, ...] = ()
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -71,14 +75,18 @@ class Comparison:
     def __rich__(self) -> Any:
         """The tables and what the labels say, for `rich.print`."""
         parts = [tables.rich(table, self.rows) for table in columns.FIGURES]
-        blocks = tables.rich(columns.BLOCKS, self.by_block())
+        parts.append(tables.rich(columns.BLOCKS, self.by_block()))
+        if self.error_sources:
+            parts.append(tables.rich(columns.SOURCES, self.error_sources))
         labels = require("rich.text").Text(f"Labels: {self.misspecification.verdict}.")
-        return require("rich.console").Group(*parts, blocks, labels)
+        return require("rich.console").Group(*parts, labels)
 
     def table(self) -> str:
         """The figures as plain text."""
         parts = [tables.plain(table, self.rows) for table in columns.FIGURES]
         parts.append(tables.plain(columns.BLOCKS, self.by_block()))
+        if self.error_sources:
+            parts.append(tables.plain(columns.SOURCES, self.error_sources))
         notes = [f"left out: {name}: {reason}" for name, reason in self.skipped]
         lines = [f"labels: {self.misspecification.verdict}", *notes]
         return "\n\n".join(
@@ -87,7 +95,7 @@ class Comparison:
 
     def verdict(self) -> Verdict:
         """Which approximation to use, in plain words: see `natgrad.compare.verdict`."""
-        return judge(self.rows, self.misspecification)
+        return judge(self.rows, self.misspecification, self.error_sources)
 
     def by_block(self) -> list[columns.BlockRow]:
         """One line a block and approximation, block by block."""
@@ -129,4 +137,5 @@ class Comparison:
             "spectrum": dataclasses.asdict(self.spectrum),
             "misspecification": vars(labels) | {"verdict": labels.verdict},
             "skipped": [list(pair) for pair in self.skipped],
+            "error_sources": [vars(source) for source in self.error_sources],
         }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from natgrad.compare import invariance
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.dense_figures import DenseFigures
+from natgrad.compare.error_sources import error_sources
 from natgrad.compare.figures import FigureComputer, vector
 from natgrad.compare.matrix_free_figures import MatrixFreeFigures
 from natgrad.compare.misspecification import information_matrix_test
@@ -173,9 +174,13 @@ class Reference:
         self, rows: Iterable[Row], skipped: Iterable[tuple[str, str]] = ()
     ) -> Comparison:
         """The rows, with where they were taken."""
-        setup, layout = self.setup, Layout.of(self.batch.params)
+        setup, layout, rows = self.setup, Layout.of(self.batch.params), tuple(rows)
+        sources = ()
+        if any(row.name == "kfac" for row in rows):
+            where = (self.batch.params, self.batch.inputs)
+            sources = error_sources(setup.model, *where, setup.budget)
         return Comparison(
-            rows=tuple(rows),
+            rows=rows,
             reference=self.name,
             damping=setup.damping,
             step_size=setup.step_size,
@@ -191,6 +196,7 @@ class Reference:
                 setup.model, *self.batch, setup.budget
             ),
             skipped=tuple(skipped),
+            error_sources=sources,
         )
 
     def _observe(

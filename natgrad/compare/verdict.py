@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from natgrad.compare.error_sources import ErrorSource, in_words
 from natgrad.compare.misspecification import Misspecification
 from natgrad.compare.row import Row
 from natgrad.compare.tables import duration
@@ -47,17 +48,23 @@ def together(first: Verdict, *others: Verdict) -> Verdict:
     return Verdict(first.headline, (*first.points, *rest), first.line)
 
 
-def judge(rows: Sequence[Row], labels: Misspecification) -> Verdict:
+def judge(
+    rows: Sequence[Row],
+    labels: Misspecification,
+    sources: tuple[ErrorSource, ...] = (),
+) -> Verdict:
     """Which of the approximations to use, and what to know about the others.
 
     Args:
         rows: the approximations measured.
         labels: what the data's labels say.
+        sources: of K-FAC's error, where they were measured.
     """
     ranked = sorted(rows, key=_seconds)
     fishers = [row for row in ranked if not row.uses_targets]
     best = next((row for row in fishers if _follows(row)), None)
-    points = _warnings(rows) + [_on_labels(row) for row in rows if row.uses_targets]
+    points = _warnings(rows) + in_words(sources)
+    points += [_on_labels(row) for row in rows if row.uses_targets]
     points.append(f"The labels: {labels.verdict}.")
     if best is None:
         headline = "No approximation measured here follows the natural gradient."

@@ -18,8 +18,9 @@ from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.ekfac import EKFAC
-from natgrad.curvature.gram import Gram
+from natgrad.curvature.gram import Gram, GramBlocks
 from natgrad.curvature.kfac import KFAC
+from natgrad.curvature.kfoc import KFOC
 from natgrad.curvature.kl_hessian import KLHessian
 from natgrad.curvature.labels import (
     Empirical,
@@ -44,7 +45,9 @@ CURVATURES: dict[str, Callable[[Model], Curvature]] = {
     "layer_diagonal": LayerDiagonal,
     "kfac": KFAC,
     "ekfac": EKFAC,
+    "kfoc": KFOC,
     "gram": Gram,
+    "gram_blocks": GramBlocks,
     "matrix_free": MatrixFree,
     "sampled": lambda model: Dense(model, Sampled(1)),
     "empirical": lambda model: Dense(model, Empirical()),
@@ -80,6 +83,7 @@ __all__ = [
     "CURVATURES",
     "EKFAC",
     "KFAC",
+    "KFOC",
     "Automatic",
     "AutomaticDiagonal",
     "BlockDiagonal",
@@ -92,6 +96,7 @@ __all__ = [
     "Empirical",
     "Exact",
     "Gram",
+    "GramBlocks",
     "Identity",
     "Jacobi",
     "KLHessian",

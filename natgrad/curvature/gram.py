@@ -15,7 +15,8 @@ M³/3 and two products with B (four where all but a hundredth of |v|² lies in t
 of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
 
 The metric is that of the current batch and parameters: an average of several would need
-all their rows.
+all their rows. `GramBlocks` keeps F's diagonal blocks alone, each from its own columns
+B_b of B: (B_bᵀ B_b + λI)⁻¹ takes an M×M matrix a block.
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks; Chen & Heyl (2024), Empowering deep neural quantum
@@ -25,11 +26,12 @@ states through efficient optimization (minSR), for centred scores.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natgrad import layers
 from natgrad.curvature.base import Curvature, require_memory
@@ -37,6 +39,7 @@ from natgrad.curvature.columns import law_of_outputs, root
 from natgrad.curvature.visits import visits
 from natgrad.layers import Block, PerExample, RowFactors
 from natgrad.metrics.gram import GramMetric
+from natgrad.metrics.gram_blocks import GramBlocksMetric
 from natgrad.model.batch import Batch
 from natgrad.solvers.jacobian_blocks import (
     DenseRows,
@@ -59,10 +62,9 @@ class GramStatistics(NamedTuple):
     key: Array
 
 
-@final
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gram(Curvature):
-    """F through the Gram matrix of its score columns.
+class RowCurvature(Curvature):
+    """A curvature that is made of the rows of one batch's B.
 
     Attributes:
         declared: as for `natgrad.layers.capture`: what is to be treated by hand.
@@ -71,7 +73,6 @@ class Gram(Curvature):
     declared: Mapping[str, Any] | None = None
 
     requires_batch: ClassVar[bool] = True
-    keeps_all_of_f: ClassVar[bool] = True
 
     def init(self, params: Params) -> GramStatistics:
         """A key."""
@@ -90,21 +91,15 @@ class Gram(Curvature):
         del params, inputs
         return GramStatistics(raw_key(jax.random.PRNGKey(0) if key is None else key))
 
-    def metric(
-        self,
-        statistics: Statistics,
-        params: Params,
-        inputs: Inputs = None,
-        targets: Array | None = None,
-    ) -> GramMetric:
-        """The metric of the batch `inputs`, which must be given."""
+    def jacobian(
+        self, statistics: Statistics, params: Params, inputs: Inputs, targets: Any
+    ) -> Jacobian:
+        """B of the batch `inputs`, which must be given; arguments as of `metric`."""
         targets = targets if self.labels.needs_targets else None
         batch = Batch(params, inputs, targets, statistics.key)
         program = layers.trace(self.model.raw_outputs, params, inputs)
-        jacobian = self._captured(batch, program)
-        if jacobian is None:
-            jacobian = self._written_out(batch)
-        return GramMetric(jacobian.layout, jacobian)
+        captured = self._captured(batch, program)
+        return self._written_out(batch) if captured is None else captured
 
     def writes_out(self, params: Params, inputs: Inputs) -> bool:
         """Must B be written out, for want of layers that tell examples apart?"""
@@ -138,36 +133,20 @@ class Gram(Curvature):
             return None
         params = batch.params
         blocks = captured.blocks
-        z, pullback = captured.pull(_wanted, params, batch.inputs)
+        z, pullback = captured.pull(row_statistics, params, batch.inputs)
         law = law_of_outputs(self.model)
         columns, total = self.labels.of_batch(law, z, batch._replace(params=z))
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:
             return None
 
-        def pulled(k):
+        def pull(k):
             return pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
 
-        def outputs_of(k):
-            """What depends on the column: G or whole rows, block by block."""
-            answers = {name: answer["rows"] for name, answer in pulled(k).items()}
-            return {
-                name: rows["g"] if isinstance(rows, dict) else rows
-                for name, rows in answers.items()
-            }
-
-        one = jax.tree.leaves(jax.eval_shape(outputs_of, 0))
-        rows = columns.count * sum(leaf.size for leaf in one)
-        self._require(columns.count * count, rows, params)
-        inputs_of = pulled(0)
-        if columns.count == 1:
-            each = jax.tree.map(lambda a: a[None], outputs_of(0))
-        else:
-            each = jax.lax.map(outputs_of, jnp.arange(columns.count))
-        pieces = tuple(
-            _piece(block, inputs_of[block.name]["rows"], each[block.name])
-            for block in blocks
-        )
+        answers = jax.tree.leaves(jax.eval_shape(lambda: rows_of(pull, columns.count)))
+        self._require(columns.count * count, sum(a.size for a in answers), params)
+        rows = rows_of(pull, columns.count)
+        pieces = tuple(jacobian_block(block, *rows[block.name]) for block in blocks)
         layout = Layout.of(params)
         return Jacobian(layout, blocks, pieces, self._centre(columns.roots(0), total))
 
@@ -185,10 +164,11 @@ class Gram(Curvature):
             return roots[:, None] * rows, roots
 
         rows, roots = found.stack(visit)
-        rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None]  # [K, N, 1, P, 1]
         scale = jnp.sqrt(found.total).astype(layout.dtype)
-        centre = self._centre(roots[:, 0], found.total)
-        return Jacobian(layout, None, (DenseRows((rows / scale,)),), centre)
+        rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None] / scale  # [K, N, 1, P, 1]
+        ends = np.cumsum(layout.sizes)[:-1]
+        pieces = tuple(DenseRows((leaf,)) for leaf in jnp.split(rows, ends, 3))
+        return Jacobian(layout, None, pieces, self._centre(roots[:, 0], found.total))
 
     def _require(self, samples: int, rows: int, params: Params) -> None:
         layout = Layout.of(params)
@@ -204,12 +184,78 @@ class Gram(Curvature):
         return roots / jnp.sqrt(total) if self.labels.centred else None
 
 
-def _wanted(block: Block) -> dict[str, layers.Statistic]:
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gram(RowCurvature):
+    """F through the Gram matrix of its score columns."""
+
+    keeps_all_of_f: ClassVar[bool] = True
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> GramMetric:
+        """The metric of the batch `inputs`, which must be given."""
+        jacobian = self.jacobian(statistics, params, inputs, targets)
+        return GramMetric(jacobian.layout, jacobian)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class GramBlocks(RowCurvature):
+    """The diagonal blocks of F, one a layer, each through its own Gram matrix.
+
+    A block is a weight and the bias beside it; the layers of one scan, and the heads or
+    groups of one weight, are one block. Where B is written out each leaf is a block.
+    """
+
+    def metric(
+        self,
+        statistics: Statistics,
+        params: Params,
+        inputs: Inputs = None,
+        targets: Array | None = None,
+    ) -> GramBlocksMetric:
+        """The metric of the batch `inputs`, which must be given."""
+        jacobian = self.jacobian(statistics, params, inputs, targets)
+        return GramBlocksMetric(jacobian.layout, jacobian)
+
+
+def row_statistics(block: Block) -> dict[str, layers.Statistic]:
+    """What to ask of a block for its columns of B: factors where they are cheaper."""
     cheap = RowFactors.are_cheaper(block)
     return {"rows": RowFactors() if cheap else PerExample()}
 
 
-def _piece(block: Block, one: Any, each: Array) -> JacobianBlock:
+def rows_of(
+    pull: Callable[[Any], Mapping], count: int
+) -> Mapping[str, tuple[Any, Array]]:
+    """Block's name -> its answer to one pull, and what depends on the column for all.
+
+    Args:
+        pull: k -> block's name -> the answers to `row_statistics` for score column k.
+        count: K.
+    """
+
+    def outputs_of(k):
+        """What depends on the column: G or whole rows, block by block."""
+        answers = {name: answer["rows"] for name, answer in pull(k).items()}
+        return {
+            name: rows["g"] if isinstance(rows, dict) else rows
+            for name, rows in answers.items()
+        }
+
+    if count == 1:
+        each = jax.tree.map(lambda a: a[None], outputs_of(0))
+    else:
+        each = jax.lax.map(outputs_of, jnp.arange(count))
+    return {name: (one["rows"], each[name]) for name, one in pull(0).items()}
+
+
+def jacobian_block(block: Block, one: Any, each: Array) -> JacobianBlock:
     """B's columns of a block, from what one pull gave and from what each gave.
 
     The last two, three or four axes of each array are a row's own; before them come

@@ -20,6 +20,7 @@ from natgrad import layers, tree
 from natgrad.curvature.columns import BatchColumns, law_of_outputs
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
+from natgrad.layers.captured import StatisticRequest
 from natgrad.metrics.base import Metric
 from natgrad.model import Model, batch
 from natgrad.model.batch import Batch
@@ -32,8 +33,8 @@ Blocks = tuple[Block, ...]
 class LayerStatistics(Protocol):
     """What a curvature asks of the layers, and what it keeps of their answers."""
 
-    def requested_statistics(self) -> Mapping[str, layers.Statistic]:
-        """Name -> what to ask of every block."""
+    def requested_statistics(self) -> StatisticRequest:
+        """Name -> what to ask of every block, or block -> such a mapping."""
         ...
 
     def finalize(self, sums: Mapping[str, Mapping], total: Array) -> Statistics:
@@ -154,8 +155,9 @@ class LayerCurvature(SummedCurvature):
         columns, total = self.labels.of_batch(law, z, local)
         if self.labels.needs_targets and self.model.weights is None:
             scale = total**2  # the one column is −N times this cotangent
+            sums = self.over_columns(lambda _, answers=sums: answers, 1)
         else:
-            scale, sums = 1, _over_columns(pullback, z, columns)
+            scale, sums = 1, self.over_columns(*_answers(pullback, z, columns))
         (loss, gradient), sums, total = self.psum_over_devices(
             (loss, gradient), sums, total, captured.batch
         )
@@ -174,9 +176,25 @@ class LayerCurvature(SummedCurvature):
         z, pullback = captured.pull(statistics)
         local = captured.batch._replace(params=z)
         columns, total = self.labels.of_batch(captured.law, z, local)
-        sums = _over_columns(pullback, z, columns)
+        sums = self.over_columns(*_answers(pullback, z, columns))
         _, sums, total = self.psum_over_devices((), sums, total, captured.batch)
         return _ordered(sums, captured.captured), total
+
+    def over_columns(self, pull: Callable[[Any], Mapping], count: int) -> Mapping:
+        """Σ_k of the answers; one pull is traced, whatever K is.
+
+        Args:
+            pull: k -> the answers to score column k.
+            count: K.
+        """
+        if count == 1:
+            return pull(0)
+
+        def add(total, k):
+            return jax.tree.map(jnp.add, total, pull(k)), None
+
+        zeros = tree.zeros_of(jax.eval_shape(pull, 0))
+        return jax.lax.scan(add, zeros, jnp.arange(count))[0]
 
     def capture_batch(self, given: Batch) -> CapturedBatch:
         """The layers of the model on a batch, which is traced once.
@@ -274,16 +292,8 @@ def _ordered(sums: Mapping, captured: Captured) -> Mapping:
     return {block.name: sums[block.name] for block in captured.blocks}
 
 
-def _over_columns(pullback: Callable, z: Array, columns: BatchColumns) -> Mapping:
-    """Σ_k of the answers to column k; one pull is traced, whatever K is."""
-
-    def pull(k):
-        return pullback(columns.column(k).astype(z.dtype))[1]
-
-    def add(total, k):
-        return jax.tree.map(jnp.add, total, pull(k)), None
-
-    if columns.count == 1:
-        return pull(0)
-    zeros = tree.zeros_of(jax.eval_shape(pull, 0))
-    return jax.lax.scan(add, zeros, jnp.arange(columns.count))[0]
+def _answers(
+    pullback: Callable, z: Array, columns: BatchColumns
+) -> tuple[Callable, int]:
+    """k -> the answers to score column k, and K."""
+    return lambda k: pullback(columns.column(k).astype(z.dtype))[1], columns.count

@@ -1,4 +1,4 @@
-"""F = Bᵀ B from the rows of one batch, solved in sample space."""
+"""F = Bᵀ B from the rows of one batch, in sample space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from natgrad.metrics.base import Metric
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
-from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
+from natgrad.solvers.damping import (
+    DampingLike,
+    LeafDamping,
+    entries,
+    resolve_damping,
+)
 from natgrad.solvers.dense import logdet
 from natgrad.solvers.gram import sample_space_solution
 from natgrad.solvers.matrix_functions import Factor, Spectral, from_zero, shifted
@@ -39,7 +44,7 @@ class GramMetric(Metric):
             v: a tree like the parameters.
         """
         product = self.jacobian.pull(self.jacobian.push(v))
-        return self._cast(product)
+        return like_params(self.layout, product)
 
     def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
         """In sample space (see `natgrad.solvers.gram`); from [P, P] where M > P.
@@ -56,9 +61,9 @@ class GramMetric(Metric):
             right = jax.tree.map(jnp.multiply, root, v)
             solution = sample_space_solution(jacobian, right, 1.0)
             value = jax.tree.map(jnp.multiply, root, solution.value)
-            return Solution(self._cast(value), solution.fallback)
+            return Solution(like_params(self.layout, value), solution.fallback)
         solution = sample_space_solution(self.jacobian, v, found)
-        return solution._replace(value=self._cast(solution.value))
+        return solution._replace(value=like_params(self.layout, solution.value))
 
     def dense(self) -> Float[Array, "P P"]:
         """Bᵀ B; B is written out for it."""
@@ -83,7 +88,7 @@ class GramMetric(Metric):
             self.jacobian.pull(inside),
             v,
         )
-        return self._cast(product)
+        return like_params(self.layout, product)
 
     def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(σ) + (P − M) f(0), σ of B Bᵀ; see `Metric.trace_of`."""
@@ -170,7 +175,19 @@ class GramMetric(Metric):
     def _factors(self) -> list[Factor]:
         return matrix_functions.decomposed([self.jacobian.gram()])
 
-    def _cast(self, tree: Params) -> Params:
-        leaves = zip(jax.tree.leaves(tree), self.layout.dtypes, strict=True)
-        cast = [leaf.astype(dtype) for leaf, dtype in leaves]
-        return jax.tree.unflatten(self.layout.treedef, cast)
+    def square(self) -> Float[Array, ""]:
+        """‖F‖_F², from B Bᵀ or Bᵀ B, whichever is smaller."""
+        few = self.jacobian.size <= self.layout.size
+        return jnp.sum((self.jacobian.gram() if few else self.dense()) ** 2)
+
+
+def like_params(layout: Layout, tree: Params) -> Params:
+    """A tree in the dtypes of the parameters.
+
+    Args:
+        layout: of the parameters.
+        tree: like them.
+    """
+    leaves = zip(jax.tree.leaves(tree), layout.dtypes, strict=True)
+    cast = [leaf.astype(dtype) for leaf, dtype in leaves]
+    return jax.tree.unflatten(layout.treedef, cast)

@@ -19,6 +19,7 @@ from natgrad.optimizers.approximate import (
     diagonal_fisher,
     ekfac,
     empirical_fisher,
+    gram_blocks,
     kfac,
 )
 from natgrad.optimizers.exact import gram, matrix_free, natural_gradient, spring
@@ -28,6 +29,7 @@ __all__ = [
     "ekfac",
     "empirical_fisher",
     "gram",
+    "gram_blocks",
     "kfac",
     "kfac_adaptive",
     "matrix_free",

@@ -13,6 +13,8 @@ from natgrad.curvature import (
     AutomaticDiagonal,
     Dense,
     Empirical,
+    GramBlocks,
+    Labels,
     Sampled,
 )
 from natgrad.metrics.kronecker import FactoredTikhonov
@@ -22,6 +24,7 @@ from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, known_
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
+ONE_SAMPLE = Sampled(1)
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
 # without the warm-up the first inverses are of too few examples.
 SPARING = Refresh(statistics=5, inverses=10, warm_up=20)
@@ -104,6 +107,43 @@ def empirical_fisher(
     form = Automatic if known_value(decay) == 0 else Dense
     curvature = form(model, Empirical())
     return descend(curvature, applied, damping=damping, decay=decay)
+
+
+def gram_blocks(
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
+    *,
+    damping: ArrayLike | Damping = 1e-2,
+    labels: Labels = ONE_SAMPLE,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+    momentum: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Layerwise Gauss-Newton: −η (F_b + λI)⁻¹ g_b, each layer in its own sample space.
+
+    As `gram` without what F has between layers, and an M×M matrix for each layer; as
+    `kfac` without A ⊗ G, and without an average: F_b is that of the current batch.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule.
+        labels: as for `gram`.
+        trust_region: as for `natural_gradient`.
+        momentum: as for `natural_gradient`.
+        weight_decay: as for `natural_gradient`.
+
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
+    Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural
+    gradient methods for training neural networks, for each block.
+    """
+    applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
+    return descend(GramBlocks(model, labels), applied, damping=damping)
 
 
 def kfac(

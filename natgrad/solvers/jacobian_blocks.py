@@ -102,6 +102,12 @@ class LinearBlock(JacobianBlock):
         """(K, N)."""
         return self.g.shape[0], self.g.shape[2]
 
+    @property
+    def homogeneous(self) -> Float[Array, "L N T i"]:
+        """X with the bias's coordinate."""
+        one = jnp.ones((*self.x.shape[:-1], int(self.bias)), self.x.dtype)
+        return jnp.concatenate([self.x, one], axis=-1)
+
     def push(self, v: Parts) -> Float[Array, "K N"]:
         """Σ_t ⟨x V + bias, g⟩; arguments as in `JacobianBlock`."""
         y = _each(jnp.matmul, self._rows(self.x), v[0])
@@ -173,7 +179,7 @@ class EmbeddingBlock(JacobianBlock):
         def look_up(table, index):
             return table.at[index].get(mode="fill", fill_value=0)
 
-        rows = jax.vmap(look_up)(v[0], self._index())
+        rows = jax.vmap(look_up)(v[0], self.rows_read)
         return jnp.sum(self.g * rows[None], axis=(1, 3, 4))
 
     def pull(self, u: Float[Array, "K N"]) -> Parts:
@@ -184,11 +190,11 @@ class EmbeddingBlock(JacobianBlock):
 
         g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
         zeros = jnp.zeros((g.shape[0], self.table, g.shape[-1]), g.dtype)
-        return [jax.vmap(add)(zeros, self._index(), g)]
+        return [jax.vmap(add)(zeros, self.rows_read, g)]
 
     def gram(self) -> Float[Array, "K N K N"]:
         """Σ_t,s [same row] ⟨g_t, g_s⟩."""
-        index = self._index()
+        index = self.rows_read
         valid = (index < self.table)[None, ..., None]
         g = jnp.moveaxis(jnp.where(valid, self.g, 0), 1, 0)
 
@@ -202,11 +208,12 @@ class EmbeddingBlock(JacobianBlock):
 
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows with the lookups written out."""
-        x = jax.nn.one_hot(self._index(), self.table, dtype=self.g.dtype)
+        x = jax.nn.one_hot(self.rows_read, self.table, dtype=self.g.dtype)
         return [product("lnti,klnto->knlio", x, self.g)]
 
-    def _index(self) -> Array:
-        """Whole numbers; those below the table go above it, so none wraps around."""
+    @property
+    def rows_read(self) -> Array:
+        """The index as whole numbers; those below the table go above it, none wraps."""
         index = self.index.astype(jnp.int32)
         return jnp.where(index < 0, self.table, index)
 

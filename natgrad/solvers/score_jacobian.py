@@ -36,8 +36,8 @@ class Jacobian:
 
     Attributes:
         layout: of the parameters.
-        blocks: the captured blocks, one for each of `pieces`; None where one piece has
-            the columns of all parameters, [1, P, 1].
+        blocks: the captured blocks, one for each of `pieces`; None where the leaves, in
+            their order, are the parts of the pieces, but for their shapes.
         pieces: the columns of B that belong to each block.
         centre: a unit vector q [M] to which rows of B are made orthogonal,
             (I − q qᵀ) B; None for none.
@@ -64,7 +64,7 @@ class Jacobian:
         Args:
             v: a tree like the parameters.
         """
-        pairs = zip(self.pieces, self._parts(v), strict=True)
+        pairs = zip(self.pieces, self.parts(v), strict=True)
         products = [piece.push(parts).reshape(-1) for piece, parts in pairs]
         return self._centred(functools.reduce(jnp.add, products))
 
@@ -75,7 +75,7 @@ class Jacobian:
             u: one number a row.
         """
         rows = self._centred(u).reshape(self.columns)
-        return self._params([piece.pull(rows) for piece in self.pieces])
+        return self.params([piece.pull(rows) for piece in self.pieces])
 
     def gram(self) -> Float[Array, "M M"]:
         """B Bᵀ."""
@@ -92,7 +92,7 @@ class Jacobian:
         """B, written out."""
 
         def ravel(row):
-            return self.layout.ravel(self._params(row))
+            return self.layout.ravel(self.params(row))
 
         rows = [piece.explicit() for piece in self.pieces]
         matrix = jax.vmap(jax.vmap(ravel))(rows).reshape((self.size, -1))
@@ -109,30 +109,56 @@ class Jacobian:
 
     def diagonal(self) -> Params:
         """The diagonal of Bᵀ B, a tree in the working dtype."""
-        squares = self._params([piece.squares() for piece in self.pieces])
+        squares = self.params([piece.squares() for piece in self.pieces])
         if self.centre is None:
             return squares
         mean = dataclasses.replace(self, centre=None).pull(self.centre)
         return jax.tree.map(lambda s, m: s - m**2, squares, mean)
 
-    def _parts(self, v: Params) -> list[Parts]:
-        """The matrices [L, I, O] of each block, and its bias's row [L, 1, O]."""
-        if self.blocks is None:
-            return [[self.layout.ravel(v).reshape((1, -1, 1))]]
+    def apart(self) -> list[Jacobian]:
+        """The columns of each piece by themselves, a map from lists of its parts."""
+        return [
+            Jacobian(Layout.of(parts), None, (piece,), self.centre)
+            for piece, parts in zip(self.pieces, self._shapes(), strict=True)
+        ]
+
+    def parts(self, v: Params) -> list[Parts]:
+        """The matrices [L, I, O] of each piece, and its bias's row [L, 1, O].
+
+        Args:
+            v: a tree like the parameters.
+        """
         leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
+        if self.blocks is None:
+            shapes, structure = jax.tree.flatten(self._shapes())
+            pairs = zip(leaves, shapes, strict=True)
+            return jax.tree.unflatten(structure, [a.reshape(s.shape) for a, s in pairs])
         return [
             [part.reshape((-1, *part.shape[-2:])) for part in block.to_parts(leaves)]
             for block in self.blocks
         ]
 
-    def _params(self, parts: Sequence[Parts]) -> Params:
+    def params(self, parts: Sequence[Parts]) -> Params:
+        """A tree like the parameters in the working dtype, 0 outside the pieces.
+
+        Args:
+            parts: as `parts` gives them.
+        """
+        shapes = self.layout.shapes
         if self.blocks is None:
-            return self.layout.split(parts[0][0].reshape(-1))
-        leaves = [jnp.zeros(s, self.layout.dtype) for s in self.layout.shapes]
+            pairs = zip(jax.tree.leaves(parts), shapes, strict=True)
+            leaves = [part.reshape(shape) for part, shape in pairs]
+            return jax.tree.unflatten(self.layout.treedef, leaves)
+        leaves = [jnp.zeros(shape, self.layout.dtype) for shape in shapes]
         for block, flat in zip(self.blocks, parts, strict=True):
             shaped = [part.reshape((*block.lead, *part.shape[-2:])) for part in flat]
             leaves = block.from_parts(shaped, leaves)
         return jax.tree.unflatten(self.layout.treedef, leaves)
+
+    def _shapes(self) -> list:
+        """What `parts` gives, as shapes."""
+        u = jax.ShapeDtypeStruct(self.columns, self.layout.dtype)
+        return [jax.eval_shape(piece.pull, u) for piece in self.pieces]
 
     def _centred(self, u: Array) -> Array:
         if self.centre is None:
