@@ -14,7 +14,12 @@ from problems import CASES, ravel, relative_error
 import natgrad as ng
 from natgrad import curvature as curvatures
 from natgrad.metrics import DenseMetric, DiagonalMetric
-from natgrad.solvers.damping import LeafDamping, by_leaf, resolve_damping
+from natgrad.solvers.damping import (
+    LeafDamping,
+    by_leaf,
+    relative_to,
+    resolve_damping,
+)
 
 KEY = jax.random.PRNGKey(3)
 CASE = CASES["categorical"]
@@ -216,6 +221,12 @@ def test_paths_prefixes_and_numbers():
     assert traced.index == (0, 0, 1, 1, 1)
 
 
+def test_blocks_that_read_parts_of_one_leaf_are_relative_to_their_mean():
+    diagonal = {"a": jnp.array([1.0, 3.0]), "b": jnp.array([5.0]), "c": jnp.zeros(2)}
+    found = by_leaf(relative_to([[0], [0, 1]], diagonal, jnp.array(2.0)), diagonal)
+    assert [float(each) for each in jax.tree.leaves(found)] == [6, 6, 3.6]
+
+
 OPTIMIZERS = [
     "natural_gradient",
     "gram",
@@ -285,16 +296,24 @@ def test_a_schedule_of_paths_and_what_health_says():
 
 
 def test_a_number_that_is_adapted_multiplies_damping_by_layer():
-    """Where something else gives λ, as levenberg_marquardt does, Λ is λ times that."""
+    """As levenberg_marquardt has it; all else is in place of that of the rule."""
     model, params, x, _ = problem()
-    own, other = {"in": 0.1, "out": 0.3, "unused": 0.2}, ng.ByPath({"": 1, "in": 2})
+    own = {"in": 0.1, "out": 0.3, "unused": 0.2}
     tx = ng.scale_by_curvature(curvatures.Diagonal(model), damping=own)
     state = tx.init(params)
-    entries = jax.jit(lambda p, x: curvatures.Diagonal(model).at(p, x).entries)
-    for damping, values in ((3.0, [0.3, 0.3, 0.9, 0.9, 0.6]), (other, [2, 2, 1, 1, 1])):
-        update, _ = tx.update(params, state, params, inputs=x, damping=damping)
-        expected = ravel(params) / (entries(params, x) + entries_of(values, params))
-        assert relative_error(ravel(update), expected) < 1e-12
+    diagonal = jax.jit(lambda p, x: curvatures.Diagonal(model).at(p, x).diagonal())
+    diagonal = diagonal(params, x)
+    means = [leaf.mean() for leaf in jax.tree.leaves(diagonal)]
+    means[4] = ravel(diagonal).mean()
+    for damping, values in (
+        (3.0, [0.3, 0.3, 0.9, 0.9, 0.6]),
+        (ng.ByPath({"": 1, "in": 2}), [2, 2, 1, 1, 1]),
+        (ng.Relative(0.2), 0.2 * np.array(means)),
+    ):
+        update, state = tx.update(params, state, params, inputs=x, damping=damping)
+        damped = ravel(diagonal) + entries_of(values, params)
+        assert relative_error(ravel(update), ravel(params) / damped) < 1e-12
+        assert optax.tree.get(state, "health").residual < 1e-12
 
 
 def test_spring_pulls_each_layer_with_its_own_damping():
