@@ -30,6 +30,7 @@ import jax  # noqa: F401
 
 from natgrad import (
     _deprecated,
+    attribution,
     compare,
     curvature,
     families,
@@ -88,6 +89,7 @@ __all__ = [
     "Refresh",
     "__version__",
     "adaptive",
+    "attribution",
     "check_health",
     "compare",
     "curvature",
