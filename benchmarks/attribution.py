@@ -42,6 +42,7 @@ from natgrad.attribution import (
 from natgrad.compare.plots.style import COLOURS, panels, plain
 
 TRAINING, QUERIES, HIDDEN = 200, 20, 16
+QUERIES_OF_COSTS = 64
 STEPS, RATE, MOMENTUM, DECAY = 200, 0.3, 0.9, 1e-2
 DAMPINGS = (0.1, 1.0, 10.0)
 CURVATURES = {
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         {name: float(run[name]) for name in ("train loss", "query loss", "gradient")}
         for run in runs
     ]
+    print(found["seeds"], found["losses"], sep="\n", flush=True)
     found["costs"] = costs(options.width, options.examples)
     text = page(found)
     print(text)
@@ -161,7 +163,7 @@ def correlations(run: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def costs(width: int, examples: int) -> dict[str, Any]:
     """CPU seconds and scratch bytes of K-FAC and EKFAC influence, rows or gradients."""
     data = digits()
-    x, y = jnp.asarray(data.x[: 2 * examples]), jnp.asarray(data.y[: 2 * examples])
+    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
     sizes = (x.shape[1], width, width, 10)
     pairs = list(itertools.pairwise(sizes))
     keys = jax.random.split(jax.random.PRNGKey(0), len(pairs))
@@ -176,7 +178,8 @@ def costs(width: int, examples: int) -> dict[str, Any]:
         return x @ params[-1]["w"] + params[-1]["b"]
 
     model = ng.Model(deep, ng.families.Categorical())
-    train, query = (x[:examples], y[:examples]), (x[examples:], y[examples:])
+    last = examples + QUERIES_OF_COSTS
+    train, query = (x[:examples], y[:examples]), (x[examples:last], y[examples:last])
     tasks: dict[str, Any] = {}
     memory = {}
     for name, curvature, solver in (

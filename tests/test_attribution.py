@@ -116,6 +116,7 @@ def test_rows_give_what_written_out_gradients_give(case):
     targets = [np.random.default_rng(1).integers(0, 3, shape) for shape in shapes]
     train, query = zip(inputs, targets, strict=True)
     ravel = ng.tree.Layout.of(params).ravel
+    total = N if weights is None else jnp.sum(weights(train[0]))
 
     def pairs(params):
         written = [
@@ -129,7 +130,7 @@ def test_rows_give_what_written_out_gradients_give(case):
             )
             solve = solver or type(metric).solve
             solved = jax.vmap(lambda v, f=solve, m=metric: f(m, v, 0.1))(written[0])
-            yield by_rows, ravel(solved, 1) @ ravel(written[1], 1).T / N
+            yield by_rows, ravel(solved, 1) @ ravel(written[1], 1).T / total
 
     for found, expected in jax.jit(lambda p: list(pairs(p)))(params):
         scale = np.max(np.abs(expected))

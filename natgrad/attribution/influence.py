@@ -68,7 +68,7 @@ def influence(
             the cheapest for many queries.
 
     Returns:
-        [Q, N] in nats; N counts all batches.
+        [Q, N] in nats; N, or Σ_n ω_n for a model with weights, counts all batches.
     """
     if solver is None:
         exact = isinstance(metric, KroneckerMetric)
@@ -85,34 +85,36 @@ def influence(
 
     @jax.jit
     def products(params, operands, directions, x, y):
-        found, scale = _rows(model, params, x, y)
+        found, scale, total = _rows(model, params, x, y)
         metric, kept, rows = operands
         if isinstance(solver, FactoredTikhonov) and _match(metric, rows, found):
             terms = map(_factored, kept, rows.pieces, found.pieces)
-            return jnp.matmul(directions, sum(terms)) * scale[None]
+            return jnp.matmul(directions, sum(terms)) * scale[None], total
 
         def of_one(direction):
             return found.push(solution(*operands, direction) if again else direction)
 
         at_once = max(1, min(rows.size, ELEMENTS // rows.layout.size))
-        return jax.lax.map(of_one, directions, batch_size=at_once) * scale[None]
+        scores = jax.lax.map(of_one, directions, batch_size=at_once)
+        return scores * scale[None], total
 
-    rows, scale = _rows(model, params, *query)
+    rows, scale, _ = _rows(model, params, *query)
     operands, directions = (metric, kept, rows), jnp.diag(scale)
     again = isinstance(metric, BlockwiseMetric)
     if not again:
         directions = jax.vmap(lambda pick: solution(*operands, pick))(directions)
     batches = [train] if isinstance(train, tuple) else train
-    scores = [products(params, operands, directions, x, y) for x, y in batches]
-    return jnp.concatenate(scores, axis=1) / sum(each.shape[1] for each in scores)
+    found = [products(params, operands, directions, x, y) for x, y in batches]
+    scores, totals = zip(*found, strict=True)
+    return jnp.concatenate(scores, axis=1) / sum(totals)
 
 
-def _rows(model: Model, params, x, y) -> tuple[Jacobian, Array]:
-    """Rows b_n of the examples, and the numbers [N] that make ∇ℓ_n of them."""
+def _rows(model: Model, params, x, y) -> tuple[Jacobian, Array, Array]:
+    """Rows b_n of the examples, the numbers [N] that make ∇ℓ_n of them, and Σ_n ω_n."""
     rows = Gram(model, Empirical()).at(params, x, jnp.asarray(y)).jacobian
     examples, total = model.examples(params, x)
     weights = jnp.max(examples.weights.reshape(examples.weights.shape[0], -1), axis=1)
-    return rows, -jnp.sqrt(weights * total).astype(rows.layout.dtype)
+    return rows, -jnp.sqrt(weights * total).astype(rows.layout.dtype), total
 
 
 def _match(*parts: KroneckerMetric | Jacobian) -> bool:
