@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from benchmarks import (
+    attribution,
     conjugate_gradients,
     convergence,
     memory,
@@ -57,6 +58,7 @@ SUITE = {
     "sample_space": (sample_space, None),
     "conjugate_gradients": (conjugate_gradients, None),
     "peers": (peers, None),
+    "attribution": (attribution, None),
 }
 # These write one file where they are told to, and no Markdown.
 ONE_FILE = ("step_cost", "solvers", "sample_space", "conjugate_gradients")

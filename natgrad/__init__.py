@@ -30,6 +30,7 @@ import jax  # noqa: F401
 
 from natgrad import (
     _deprecated,
+    attribution,
     compare,
     curvature,
     families,
@@ -93,6 +94,7 @@ __all__ = [
     "Relative",
     "__version__",
     "adaptive",
+    "attribution",
     "check_health",
     "compare",
     "curvature",

@@ -180,6 +180,13 @@ def test_a_network_of_laws_sees_digits(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_metagradients_foresee_retraining_and_curvature_helps(run):
+    found = run("19_data_attribution")
+    assert found["metagradient"] > 0.95
+    assert found["dense"] > found["none"] + 0.1
+
+
+@pytest.mark.slow
 def test_both_ways_of_many_devices_take_the_same_steps(run, tolerance):
     results = run("12_data_parallel")
     jitted, mapped = results["under_jit"], results["under_shard_map"]
