@@ -178,6 +178,12 @@ class LayerCurvature(SummedCurvature):
         _, sums, total = self.psum_over_devices((), sums, total, captured.batch)
         return _ordered(sums, captured.captured), total
 
+    def means(self, statistics: LayerStatistics, captured: CapturedBatch) -> tuple:
+        """`sums` over Σ_n ω_n, block by block; of the same arguments."""
+        sums, total = self.sums(statistics, captured)
+        answers = tuple(sums.values())
+        return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), answers)
+
     def capture_batch(self, given: Batch) -> CapturedBatch:
         """The layers of the model on a batch, which is traced once.
 
