@@ -44,7 +44,7 @@ from natgrad import (
     transforms,
     tree,
 )
-from natgrad.curvature import CURVATURES
+from natgrad.curvature import CURVATURES, load, save
 from natgrad.integrations import from_equinox, from_linen, from_nnx
 from natgrad.metrics import kronecker
 from natgrad.model import Model
@@ -121,11 +121,13 @@ __all__ = [
     "laplace",
     "layers",
     "levenberg_marquardt",
+    "load",
     "matrix_free",
     "metrics",
     "mirror_descent",
     "natural_gradient",
     "observe",
+    "save",
     "scale_by_curvature",
     "scale_by_dual",
     "scale_by_factored_curvature",

@@ -233,6 +233,29 @@ def draws(mesh):
     return bool(np.array_equal(sample(x), sample(split)))
 
 
+def over(mesh):
+    """Statistics of sharded batches beside those of one device; how much is compiled.
+
+    `difference` is the largest of EKFAC's diagonals and factors, over the largest.
+    """
+    params, x, y = problem("float64")
+    curvature = of.EKFAC(model("float64"))
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    data = [(x, y), (x[::-1], y), (2 * x, y)]
+    expected = curvature.over(params, data).statistics
+    data, compiled = jax.device_put(data, split), []
+
+    def batches():
+        for batch in data:
+            compiled.append(COMPILED[0])
+            yield batch
+
+    found = curvature.over(params, batches).statistics
+    pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+    gaps = [np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in pairs]
+    return {"difference": max(gaps), "compiled": np.diff(compiled).tolist()}
+
+
 class Recorder(CachedSolver):
     """Another inverse, and which of its pieces were made, as often as they were."""
 
@@ -293,8 +316,9 @@ def main(arguments):
         shape, names = (8,), ("data",)
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     report = {name: check(mesh, *name.split(":")) for name in arguments if ":" in name}
-    for name in {"draws", "shares"} & set(arguments):
-        report[name] = {"draws": draws, "shares": shares}[name](mesh)
+    for function in (draws, shares, over):
+        if function.__name__ in arguments:
+            report[function.__name__] = function(mesh)
     print(json.dumps(report | {"devices": jax.device_count()}, default=float))
 
 

@@ -88,7 +88,7 @@ SLOW = {
 
 @pytest.fixture(scope="module")
 def report():
-    return reported(launch(8, "draws", "shares", *QUICK))
+    return reported(launch(8, "draws", "shares", "over", *QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,12 @@ def test_labels_do_not_depend_on_the_number_of_devices(report):
 def test_every_piece_is_factorised_on_one_device_only(report):
     assert report["shares"]["made"] == [[0, 1], [1, 1]]
     assert report["shares"]["derivative"] < LIMIT["float64"]
+
+
+def test_statistics_of_sharded_batches_are_those_of_one_device(report):
+    assert report["over"]["difference"] < 1e-12
+    # Moments and mean, the statistics of the first pass, and both again in the second.
+    assert report["over"]["compiled"] == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.slow

@@ -31,7 +31,9 @@ from natgrad.curvature.labels import (
 )
 from natgrad.curvature.layer_diagonal import LayerDiagonal
 from natgrad.curvature.matrix_free import MatrixFree, WarmStart
+from natgrad.curvature.over import DataAverage, Progress
 from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystrom
+from natgrad.curvature.saving import load, save
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.model import Model
 
@@ -90,6 +92,7 @@ __all__ = [
     "Centred",
     "Constant",
     "Curvature",
+    "DataAverage",
     "Delegate",
     "Dense",
     "Diagonal",
@@ -106,9 +109,12 @@ __all__ = [
     "MatrixFree",
     "Nystrom",
     "OfTheBatch",
+    "Progress",
     "Sampled",
     "ScoreColumns",
     "SubBatch",
     "WarmStart",
     "by_name",
+    "load",
+    "save",
 ]

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.labels import Exact, Labels
+from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
 from natgrad.metrics.base import Metric
 from natgrad.model import DoesNotFitError, Model
+from natgrad.model.batch import Batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
@@ -34,6 +37,7 @@ class Curvature(abc.ABC):
         requires_batch: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
         keeps_all_of_f: does the metric of one batch have every entry of F?
+        passes: how often `over` reads the data.
     """
 
     model: Model
@@ -41,6 +45,7 @@ class Curvature(abc.ABC):
 
     requires_batch: ClassVar[bool] = False
     keeps_all_of_f: ClassVar[bool] = False
+    passes: ClassVar[int] = 1
 
     def __post_init__(self):
         if not isinstance(self.model, Model):
@@ -171,6 +176,68 @@ class Curvature(abc.ABC):
             return (1 - w) * old + w * new
 
         return jax.tree.map(mix, statistics, estimate)
+
+    def over(
+        self,
+        params: Params,
+        batches: Iterable | Callable[[], Iterable],
+        *,
+        key: Key | None = None,
+        start: Progress | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> DataAverage:
+        """Statistics of a whole data set: those of all its batches as one.
+
+        For `metric(average.statistics, params)`. A batch counts with its Σ_n ω_n, so
+        batches may have any sizes and be padded with examples of weight 0. Batches of
+        one shape share one program, as under `jax.jit`.
+
+        Args:
+            params: θ.
+            batches: of pairs (inputs, targets), targets None where `labels` do not need
+                them: a list, a data loader, or a function that returns an iterator.
+                A generator will do for all but EKFAC, which reads the data twice. For a
+                progress bar wrap the iterable, `tqdm(loader)`.
+            key: a random key, where `labels` needs one; batch b gets fold_in(key, b).
+            start: what `callback` was given at some batch, to go on from there; the
+                other arguments must be as they were, and the batches in their order.
+            callback: called with the progress after each batch. The arrays in it are
+                written over by the next one: save what is to be kept.
+
+        Returns:
+            The statistics, and Σ_n ω_n.
+
+        Raises:
+            ValueError: the metric needs the current batch (`requires_batch`), the data
+                cannot be read again, a batch is no pair or gives numbers that are not
+                finite, or there is nothing to average.
+        """
+        return over_batches(self, params, batches, key, start, callback)
+
+    @functools.cached_property
+    def programs_of_data(self) -> tuple[Callable, Callable]:
+        """What `over` runs, kept with what is compiled of it."""
+        return programs(self)
+
+    def moments(self, given: Batch) -> Statistics:
+        """What is a mean over examples, of one batch: the estimate, unless it is none.
+
+        In the second of two `passes` those of `with_previous(what the first gave)`.
+
+        Args:
+            given: the batch.
+        """
+        return self.estimate(*given)
+
+    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
+        """Statistics, as far as this pass gives them.
+
+        Args:
+            params: θ.
+            moments: the mean of `moments` over the data.
+        """
+        del params
+        return moments
 
     def with_frozen(self, model_params: Params) -> Curvature:
         """This curvature for a part of the parameters: see `Model.with_frozen`."""

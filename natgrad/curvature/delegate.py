@@ -10,6 +10,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
+from natgrad.model.batch import Batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
@@ -99,6 +100,19 @@ class Wrapper(Delegate):
         key: Key | None = None,
     ) -> Statistics:
         """The changed statistics of one batch; see `Curvature.estimate`."""
+
+    @property
+    def passes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the curvature itself."""
+        return self.curvature.passes
+
+    def moments(self, given: Batch) -> Statistics:
+        """As the curvature does."""
+        return self.curvature.moments(given)
+
+    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
+        """As the curvature does."""
+        return self.curvature.from_moments(params, moments)
 
     def divergence_from(
         self, params: Params, inputs: Inputs

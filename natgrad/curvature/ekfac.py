@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from natgrad.curvature.kfac import KFAC, FactorStatistics, KroneckerFactors
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Expand, ProjectedSquares, Statistic
 from natgrad.metrics.eigenbasis import EigenbasisMetric, eigenbases, rotate
+from natgrad.model.batch import Batch
 from natgrad.solvers.base import stagger
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout, increment
@@ -89,6 +90,8 @@ class EKFAC(LayerCurvature):
     period: int = 1
     previous: EigenStatistics | None = None
 
+    passes: ClassVar[int] = 2
+
     def init(self, params: Params) -> EigenStatistics:
         """Zero factors and scales, and the parameters' own axes as basis."""
         factors = self._kfac().init(params)
@@ -124,6 +127,23 @@ class EKFAC(LayerCurvature):
             )
         names = tuple(block.name for block in captured.captured.blocks)
         return EigenStatisticsRequest(factors, bases, names)
+
+    def moments(self, given: Batch) -> tuple:
+        """Those of the factors; then the squares in the basis of the previous ones."""
+        if self.previous is None:
+            return self._kfac().moments(given)
+        captured = self.capture_batch(given)
+        names = tuple(block.name for block in captured.captured.blocks)
+        request = EigenStatisticsRequest(None, self.previous.bases, names)
+        return self.means(request, captured)
+
+    def from_moments(self, params: Params, moments: tuple) -> EigenStatistics:
+        """Factors and their bases; then the scales in these bases."""
+        if self.previous is None:
+            factors = self._kfac().from_moments(params, moments)
+            return EigenStatistics(factors, bases_of(factors), (), jnp.int32(0))
+        scales = tuple(answers["squares"] for answers in moments)
+        return self.previous._replace(scales=scales, age=jnp.int32(1))
 
     def with_previous(self, statistics: Statistics) -> EKFAC:
         """EKFAC that measures in the basis of `statistics`, refreshed if it is due."""
@@ -190,12 +210,12 @@ class EigenStatisticsRequest:
     """Factors and squares in bases: what is asked of the layers, and what is kept.
 
     Attributes:
-        factors: what K-FAC asks.
+        factors: what K-FAC asks; None where the squares are all that is asked.
         bases: in which the squares are measured.
         names: of the blocks.
     """
 
-    factors: FactorStatistics
+    factors: FactorStatistics | None
     bases: Bases
     names: tuple[str, ...]
 
@@ -203,7 +223,8 @@ class EigenStatisticsRequest:
         """The factors' sums, and Σ_n (U_Aᵀ V_n U_G)²."""
         pairs = zip(*self.bases, strict=True)
         squares = ProjectedSquares(dict(zip(self.names, pairs, strict=True)))
-        return {**self.factors.requested_statistics(), "squares": squares}
+        factors = self.factors.requested_statistics() if self.factors else {}
+        return {**factors, "squares": squares}
 
     def finalize(self, sums: Mapping[str, Mapping], total: Array) -> EigenStatistics:
         """Factors, bases and the batch means of the squares.
@@ -216,6 +237,7 @@ class EigenStatisticsRequest:
             answers["squares"] / total.astype(answers["squares"].dtype)
             for answers in sums.values()
         )
+        assert self.factors is not None
         factors = self.factors.finalize(sums, total)
         return EigenStatistics(factors, self.bases, scales, jnp.ones((), jnp.int32))
 

@@ -47,6 +47,7 @@ from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
 from natgrad.layers.declared import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
+from natgrad.model.batch import Batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params
@@ -114,6 +115,17 @@ class KFAC(LayerCurvature):
         weights = captured.example_weights()
         sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
         return FactorStatistics(sharing)
+
+    def moments(self, given: Batch) -> tuple:
+        """The sums that the factors are made of, over Σ_n ω_n."""
+        captured = self.capture_batch(given)
+        return self.means(self.layer_statistics(captured), captured)
+
+    def from_moments(self, params: Params, moments: tuple) -> KroneckerFactors:
+        """The factors, which where a weight has two terms are no means."""
+        del params
+        sums = {str(number): each for number, each in enumerate(moments)}
+        return FactorStatistics(self.sharing).finalize(sums, jnp.ones(()))
 
     def value_grad_and_rows(
         self, params: Params, inputs: Inputs, targets: Array
@@ -211,14 +223,10 @@ def _masked(a, g, mask) -> tuple[Array, Array]:
     """D (A ⊗ G) D for D = diag(vec M), as the product with the same partial traces."""
 
     def product(m, d):
-        return jnp.einsum("...io,...o,...jo->...ij", m, d, m, precision=HIGHEST)
+        return jnp.einsum("...io,...oo,...jo->...ij", m, d, m, precision=HIGHEST)
 
-    def diagonal(m):
-        return jnp.diagonal(m, axis1=-2, axis2=-1)
-
-    inputs = a * product(mask, diagonal(g))
-    outputs = g * product(mask.mT, diagonal(a))
-    trace = jnp.sum(diagonal(inputs), axis=-1)[..., None, None]
+    inputs, outputs = a * product(mask, g), g * product(mask.mT, a)
+    trace = jnp.trace(inputs, axis1=-2, axis2=-1)[..., None, None]
     return inputs, outputs / jnp.where(trace == 0, 1, trace)
 
 
@@ -264,15 +272,16 @@ class Weighted(Statistic):
         if isinstance(self.sharing, Reduce):
             rows = rows.reduced()
         role = "_swapped" * rows.swapped
-        moment = _swapped_moment if rows.swapped else _moment
         number = jnp.broadcast_to(rows.number(context), found["rows" + role].shape)
         return found | {
-            ("G" if rows.swapped else "A") + role: moment(rows, context),
+            ("G" if rows.swapped else "A") + role: _moment(rows, context),
             "rows" + role: number.astype(block.dtype),
         }
 
 
 def _moment(rows: Rows, weights: Array) -> Array:
+    if rows.swapped:
+        return _product(rows.g, weights)
     if isinstance(rows, LookupRows):
         assert rows.index is not None
         each = jnp.broadcast_to(weights[:, None], rows.index.shape)
@@ -280,10 +289,6 @@ def _moment(rows: Rows, weights: Array) -> Array:
         counts = counts.at[rows.index.reshape(-1)].add(each.reshape(-1), mode="drop")
         return jnp.diag(counts) if rows.dense else counts
     return _product(rows.homogeneous, weights)
-
-
-def _swapped_moment(rows: Rows, weights: Array) -> Array:
-    return _product(rows.g, weights)
 
 
 def _product(x: Array, weights: Array) -> Array:

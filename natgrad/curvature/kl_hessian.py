@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, require_memory
 from natgrad.metrics.matrices import DenseMetric
+from natgrad.model.batch import Batch
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
@@ -62,6 +63,15 @@ class KLHessian(Curvature):
             return self.labels.mean_divergence(self.model, z, examples, total, z2)
 
         return jax.hessian(divergence)(layout.ravel(params)).astype(layout.dtype)
+
+    def moments(self, given: Batch) -> Statistics:
+        """The estimate; centred labels raise, with which it is no mean."""
+        if self.labels.centred:
+            raise ValueError(
+                "KLHessian with Centred() labels is of one batch only: over a data set "
+                "use Dense, which is the same matrix."
+            )
+        return super().moments(given)
 
     def metric(
         self,

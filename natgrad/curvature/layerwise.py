@@ -196,6 +196,12 @@ class LayerCurvature(SummedCurvature):
         zeros = tree.zeros_of(jax.eval_shape(pull, 0))
         return jax.lax.scan(add, zeros, jnp.arange(count))[0]
 
+    def means(self, statistics: LayerStatistics, captured: CapturedBatch) -> tuple:
+        """`sums` over Σ_n ω_n, block by block; of the same arguments."""
+        sums, total = self.sums(statistics, captured)
+        answers = tuple(sums.values())
+        return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), answers)
+
     def capture_batch(self, given: Batch) -> CapturedBatch:
         """The layers of the model on a batch, which is traced once.
 

@@ -24,6 +24,7 @@ from natgrad import layers, tree
 from natgrad.curvature.delegate import Wrapper
 from natgrad.metrics.base import Metric
 from natgrad.model import batch
+from natgrad.model.batch import Batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
 
@@ -64,6 +65,15 @@ class SubBatch(Wrapper):
         key: Key | None = None,
     ) -> Statistics:
         """Those of a part of the batch."""
+        return self.curvature.estimate(*self._part(Batch(params, inputs, targets, key)))
+
+    def moments(self, given: Batch) -> Statistics:
+        """Those of a part of the batch, which counts as much as the whole."""
+        return self.curvature.moments(self._part(given))
+
+    def _part(self, given: Batch) -> Batch:
+        """Some examples of the batch, the first drawn where there is a key."""
+        params, inputs, targets, key = given
         apply, axes = self.model.apply, self.model.in_axes
         found = layers.dependence(apply, params, inputs, axes)
         if self.every > 1 and found is layers.Dependence.OTHERS:
@@ -78,7 +88,7 @@ class SubBatch(Wrapper):
             bits = tree.raw_key(key).reshape(-1)[-1]
             first = (bits % count).astype(jnp.int32)
         inputs, targets = self.subsample(inputs, targets, first)
-        return self.curvature.estimate(params, inputs, targets, key)
+        return Batch(params, inputs, targets, key)
 
     def metric(
         self,

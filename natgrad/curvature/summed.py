@@ -167,10 +167,14 @@ class PullbackCurvature(SummedCurvature):
         key: Key | None = None,
     ) -> Statistics:
         """The batch mean of `outer`; see `Curvature.estimate`."""
-        used = targets if self.labels.needs_targets else None
-        self.labels.check(targets, key)
-        sums, _ = self._means(Batch(params, inputs, used, key), None)
-        return self._centred(Layout.of(params), sums)
+        moments = self.moments(Batch(params, inputs, targets, key))
+        return self.from_moments(params, moments)
+
+    def moments(self, given: Batch) -> Statistics:
+        """The batch means of `outer` and, for centred labels, of the scores."""
+        used = given.targets if self.labels.needs_targets else None
+        self.labels.check(given.targets, given.key)
+        return self._means(given._replace(targets=used), None)[0]
 
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
@@ -186,7 +190,7 @@ class PullbackCurvature(SummedCurvature):
 
         self.labels.check(targets, key)
         sums, (value, gradient) = self._means(Batch(params, inputs, targets, key), loss)
-        return value, layout.unravel(gradient), self._centred(layout, sums)
+        return value, layout.unravel(gradient), self.from_moments(params, sums)
 
     def _means(self, given: Batch, beside: Beside | None) -> tuple[Any, Any]:
         """Batch means of `_collect` and of what stands beside the score columns."""
@@ -209,11 +213,12 @@ class PullbackCurvature(SummedCurvature):
 
         return collect
 
-    def _centred(self, layout: Layout, sums: tuple) -> Statistics:
+    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
         """The mean of outer products, less the outer product of the mean."""
-        statistics, mean = sums
+        statistics, mean = moments
         if not self.labels.centred:
             return statistics
+        layout = Layout.of(params)
         one = jnp.ones(1, layout.dtype)
         return jax.tree.map(
             jnp.subtract, statistics, self.outer(layout, mean[None], one)

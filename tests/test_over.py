@@ -1,0 +1,243 @@
+"""Statistics of a data set, batch by batch, are those of one big batch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import INPUTS, mlp, mlp_params, relative_error
+
+import natgrad as ng
+from natgrad.curvature import (
+    EKFAC,
+    KFAC,
+    Automatic,
+    AutomaticDiagonal,
+    Centred,
+    Constant,
+    Dense,
+    Diagonal,
+    Empirical,
+    Gram,
+    KLHessian,
+    MatrixFree,
+    Sampled,
+    SubBatch,
+)
+
+KEY = jax.random.PRNGKey(5)
+N, CUTS = 15, (0, 5, 10, 15)
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(N, INPUTS)), RNG.integers(0, 3, N)
+# A fraction, padding with a label that does not exist, and a batch of padding alone.
+WEIGHTS = np.array([1, 0.5, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 1, 0.2, 1])
+Y[WEIGHTS == 0] = -1
+PARAMS = mlp_params(jax.random.PRNGKey(0), 3)
+
+
+def model_of(apply=mlp, family=None):
+    return ng.Model(
+        lambda params, inputs: apply(params, inputs["x"]),
+        family or ng.families.Categorical(),
+        {"x": X[:1], "w": WEIGHTS[:1]},
+        weights=lambda inputs: inputs["w"],
+    )
+
+
+def batches(weights=WEIGHTS, cuts=CUTS):
+    """Pairs of numpy arrays."""
+    for a, b in itertools.pairwise(cuts):
+        yield {"x": X[a:b], "w": weights[a:b]}, Y[a:b]
+
+
+def one_batch(weights=WEIGHTS):
+    return next(batches(weights, (0, N)))
+
+
+MODEL = model_of()
+EIGENBASES = EKFAC(MODEL)
+
+
+def wrapped(model):
+    """All that wraps and all that is set, at once."""
+    declared = {"in": ng.layers.DenseBlock()}
+    curvature = EKFAC(model, declared=declared, sharing=ng.layers.Reduce())
+    return Constant(SubBatch(curvature, 1))
+
+
+CURVATURES = {
+    **{name: make(MODEL) for name, make in ng.CURVATURES.items() if name != "sampled"},
+    "ekfac": EIGENBASES,
+    "automatic": Automatic(MODEL),
+    "automatic_diagonal": AutomaticDiagonal(MODEL),
+    "empirical_kfac": KFAC(MODEL, Empirical()),
+    "wrapped": wrapped(MODEL),
+}
+NAMES = [name for name, each in CURVATURES.items() if not each.requires_batch]
+
+
+def matrix_of(curvature, params):
+    """Statistics -> the metric's matrix, for which no batch is given."""
+    return jax.jit(lambda statistics: curvature.metric(statistics, params).dense())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_average_over_batches_is_one_big_batch(name):
+    curvature = CURVATURES[name]
+    average = curvature.over(PARAMS, lambda: batches())
+    matrix, whole = matrix_of(curvature, PARAMS), jax.jit(curvature.estimate)
+    expected = matrix(whole(PARAMS, *one_batch()))
+    assert relative_error(matrix(average.statistics), expected) < 1e-12
+    np.testing.assert_allclose(average.weight, WEIGHTS.sum(), rtol=1e-14)
+
+
+MASK = RNG.normal(size=(INPUTS, 3))
+NOT_LINEAR = {
+    "tied": (lambda p, x: jnp.tanh(x @ p.T) @ p, (5, INPUTS), KFAC),
+    "masked": (lambda p, x: x @ (p * MASK), (INPUTS, 3), KFAC),
+    "centred": (
+        lambda p, x: jnp.tanh(x @ p)[:, 0],
+        (INPUTS, 1),
+        lambda model: Dense(model, Centred()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_statistics_that_are_no_means_are_those_of_one_big_batch_too(name):
+    apply, shape, make = NOT_LINEAR[name]
+    family = ng.families.Unnormalized() if name == "centred" else None
+    curvature, weights = make(model_of(apply, family)), WEIGHTS + 0.1
+    params = jnp.asarray(np.random.default_rng(1).normal(size=shape))
+    data = [(inputs, None) for inputs, _ in batches(weights)]
+    average = curvature.over(params, data)
+    estimate, matrix = jax.jit(curvature.estimate), matrix_of(curvature, params)
+    expected = matrix(estimate(params, one_batch(weights)[0]))
+    assert relative_error(matrix(average.statistics), expected) < 1e-12
+    # The mean of the batches' own statistics is something else.
+    mean, total = curvature.init(params), 0.0
+    for inputs, _ in data:
+        total += inputs["w"].sum()
+        share = jnp.asarray(inputs["w"].sum() / total)
+        mean = curvature.accumulate(mean, estimate(params, inputs), share)
+    assert relative_error(matrix(mean), expected) > 1e-3
+
+
+def test_sampled_labels_are_right_in_expectation_and_fresh_in_each_batch():
+    exact = CURVATURES["dense"].over(PARAMS, batches()).statistics
+    sampled = Dense(MODEL, Sampled(1))
+    draws = [
+        sampled.over(PARAMS, batches(), key=key).statistics
+        for key in jax.random.split(KEY, 40)
+    ]
+    error = np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+    assert np.all(np.abs(np.mean(draws, 0) - exact) <= 5 * error + 1e-12)
+    assert np.max(error) < 0.2 * np.max(np.abs(exact))
+    one = next(batches(1 + WEIGHTS))
+    average = sampled.over(PARAMS, [one, one], key=KEY).statistics
+    estimate = jax.jit(sampled.estimate)
+    parts = [estimate(PARAMS, one[0], None, jax.random.fold_in(KEY, b)) for b in (0, 1)]
+    assert relative_error(average, (parts[0] + parts[1]) / 2) < 1e-12
+    assert relative_error(*parts) > 1e-3
+
+
+def test_unequal_batches_are_compiled_once_a_shape_and_memory_does_not_grow():
+    traces, seen = [0], []
+
+    def apply(params, x):
+        traces[0] += isinstance(x, jax.core.Tracer)
+        return mlp(params, x)
+
+    curvature = KFAC(ng.Model(apply, ng.families.Categorical(), X[:1]))
+    x, y, params = jax.tree.map(lambda a: a.astype("float32"), (X, Y, PARAMS))
+
+    def data():
+        for i in range(12):
+            seen.append((traces[0], sum(a.nbytes for a in jax.live_arrays())))
+            part = slice(0, 4) if i % 3 else slice(4, N)
+            yield x[part], y[part]
+
+    average = curvature.over(params, data())
+    counts, memory = zip(*seen, strict=True)
+    assert counts[0] == 0 < counts[1] < counts[2]
+    assert set(counts[2:]) == {counts[2]}
+    assert set(memory[3:]) == {memory[3]}
+    curvature.over(params, data())
+    assert traces[0] == counts[2]
+
+    assert average.weight == 4 * (N - 4) + 8 * 4
+    rows = np.r_[np.tile(np.arange(4, N), 4), np.tile(np.arange(4), 8)]
+    expected = jax.jit(curvature.estimate)(params, x[rows])
+    for given, whole in zip(*map(jax.tree.leaves, (average[0], expected)), strict=True):
+        assert given.dtype == average.weight.dtype == jnp.float32
+        assert relative_error(given, whole) < 1e-5
+
+
+def test_a_pass_that_was_saved_goes_on_as_if_nothing_had_been(tmp_path):
+    curvature, files = EIGENBASES, []
+
+    def save(progress):
+        files.append(tmp_path / f"{len(files)}.npz")
+        ng.save(files[-1], curvature, progress)
+
+    whole = curvature.over(PARAMS, lambda: batches(), callback=save)
+    assert len(files) == 3 * curvature.passes
+    for file in files:
+        start = ng.load(file, curvature, PARAMS)
+        for _ in range(2):  # what was given is left as it was
+            again = curvature.over(PARAMS, lambda: batches(), start=start)
+            jax.tree.map(np.testing.assert_array_equal, again, whole)
+    with pytest.raises(ValueError, match="KFAC has one pass, and start= is in a"):
+        KFAC(MODEL).over(PARAMS, batches(), start=start)
+    with pytest.raises(ValueError, match="has 1 batches in the second pass, and at le"):
+        curvature.over(PARAMS, [next(batches())], start=start)
+
+
+def test_data_that_cannot_be_read_twice_is_an_error():
+    with pytest.raises(ValueError, match="twice, and a generator can be read once"):
+        EIGENBASES.over(PARAMS, batches())
+
+    class Once:
+        def __init__(self):
+            self.batches = batches()
+
+        def __iter__(self):
+            return self.batches
+
+    with pytest.raises(ValueError, match="has 0 batches in the second pass"):
+        EIGENBASES.over(PARAMS, Once())
+
+
+def test_what_cannot_be_averaged_says_what_to_do():
+    for curvature in (Gram(MODEL), MatrixFree(MODEL)):
+        with pytest.raises(
+            ValueError, match=r"no statistics.*Over a data set use Dense"
+        ):
+            curvature.over(PARAMS, batches())
+    with pytest.raises(ValueError, match="leave it out, and give batches"):
+        Constant(KFAC(MODEL, axis_name="data")).over(PARAMS, batches())
+    model = model_of(lambda p, x: x @ p, ng.families.Unnormalized())
+    with pytest.raises(ValueError, match="use Dense, which is the same matrix"):
+        KLHessian(model, Centred()).over(jnp.ones(INPUTS), batches())
+
+
+def test_data_that_is_none_says_so():
+    over = functools.partial(Diagonal(MODEL, Empirical()).over, PARAMS)
+    with pytest.raises(
+        ValueError, match=r"pair \(inputs, targets\).*batch 0 .*ndarray"
+    ):
+        over([np.ones((2, 3))])
+    with pytest.raises(ValueError, match="own: pass targets=y"):
+        over([(next(batches())[0], None)])
+    with pytest.raises(ValueError, match="has 0 batches, and at least 1"):
+        over([])
+    with pytest.raises(ValueError, match="weights of all the data are 0"):
+        over(batches(0 * WEIGHTS))
+    impossible = np.where(np.arange(N) == 7, 1, WEIGHTS)  # whose label is −1
+    with pytest.raises(ValueError, match="batch 1 are not finite"):
+        over(batches(impossible))
