@@ -69,14 +69,10 @@ def zeros_unless(usable: Bool[Array, ""], values: Any) -> Any:
     """The values where they are usable, else zeros.
 
     Args:
-        usable: a boolean scalar. Where it holds, nothing is copied.
+        usable: a boolean scalar.
         values: a tree of arrays.
     """
-
-    def zero(values):
-        return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
-
-    return cond_in_place(~usable, zero, values)
+    return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -21,7 +21,7 @@ class Solved(NamedTuple):
     """A solution and how good it is; all but the direction and the cache are scalars.
 
     Attributes:
-        direction: d, like the parameters; 0 where it is not usable.
+        direction: d, like the parameters; it counts only where it is usable.
         usable: is it finite, from finite arguments?
         fallback: did the solver's first choice of algorithm fail?
         iterations: of an iterative solver.
@@ -74,11 +74,18 @@ def solve(
         refresh, solver, metric, state.inverse, gradient, step.safe_damping
     )
     usable = usable & tree.all_finite(solution.value)
-    solution = solution._replace(value=zeros_unless(usable, solution.value))
-    slope = tree.inner(gradient, solution.value)
+    # What follows reads gradient and solution where they are: zeros in their place
+    # would be copies.
+    slope = jax.lax.cond(
+        usable,
+        lambda: tree.inner(step.gradient, solution.value),
+        lambda: jnp.zeros_like(step.damping),
+    )
 
     def measure():
-        return _measure(metric, gradient, solution, slope, step.damping, usable)
+        gradient = zeros_unless(usable, step.gradient)
+        cleared = solution._replace(value=zeros_unless(usable, solution.value))
+        return _measure(metric, gradient, cleared, slope, step.damping, usable)
 
     if isinstance(state.inverse, InverseCache):
         age = tree.increment(state.inverse.age, usable, refresh.inverses)
