@@ -74,6 +74,7 @@ def _inverses(
         top = min(shared.values(), default=size)
         near = top - size <= max(_NEAR, _NEARLY * top)
         shared[size] = top if near else size
+    shared = {size: _halvable(top) for size, top in shared.items()}
     mixed = {top for size, top in shared.items() if size < top}
     found = together(
         functools.partial(_guarded_inverse, mixed),
@@ -230,7 +231,6 @@ class _Elimination(NamedTuple):
 
 def _eliminate(matrix: Array) -> _Elimination:
     half = -(-matrix.shape[0] // 2)
-    half += -half % 16
     first, root = _inverse_and_root(matrix[:half, :half])
     scaled = _product(-matrix[half:, :half], root.T)  # −V
     rest = matrix[half:, half:] - _product(scaled, scaled.T)
@@ -265,6 +265,16 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
+def _halvable(size: int) -> int:
+    """The size, or a little more, so that all blocks of a level are of equal sizes.
+
+    What XLA compiles for one of them then serves the others too.
+    """
+    halvings = max(0, math.ceil(math.log2(size / _SMALL)))
+    unit = 4 * 2**halvings if halvings else 1
+    return -(-size // unit) * unit
+
+
 def _enlarged(matrix: Array, size: int) -> Array:
     """[[M, 0], [0, 0]] of so many rows."""
     more = size - matrix.shape[-1]
@@ -273,7 +283,6 @@ def _enlarged(matrix: Array, size: int) -> Array:
 
 
 def _completed(matrix: Array, size: Array) -> Array:
-    """[[M, 0], [0, m I]], where m, M's largest diagonal entry, is at most |M|."""
+    """[[M, 0], [0, m I]] with m = M₀₀, which lies between eigenvalues of M."""
     row, column = (jax.lax.broadcasted_iota(jnp.int32, matrix.shape, i) for i in (0, 1))
-    largest = jnp.max(diagonal(matrix))
-    return jnp.where((row == column) & (row >= size), largest, matrix)
+    return jnp.where((row == column) & (row >= size), matrix[0, 0], matrix)
