@@ -16,6 +16,7 @@ from natgrad.tree.layout import (
 )
 from natgrad.tree.sums import (
     all_finite,
+    any_nonzero,
     increment,
     inner,
     raw_key,
@@ -29,6 +30,7 @@ from natgrad.tree.sums import (
 __all__ = [
     "Layout",
     "all_finite",
+    "any_nonzero",
     "check_kept",
     "check_params",
     "check_sharding",

@@ -36,6 +36,17 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.isfinite(sum(sums)) if sums else jnp.array(True)
 
 
+def any_nonzero(tree: Any) -> Bool[Array, ""]:
+    """Is some entry other than 0, as NaN is?
+
+    Args:
+        tree: a tree of floating arrays.
+    """
+    # By a count, as sums are at hand where other reductions are compiled.
+    leaves = _gathered(jax.tree.leaves(tree))
+    return sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in leaves) > 0
+
+
 def increment(
     count: Integer[Array, ""], when: Bool[Array, ""] | bool = True, period: int = 1
 ) -> Integer[Array, ""]:
@@ -61,7 +72,11 @@ def where(condition: Bool[Array, ""], tree: Any, other: Any) -> Any:
         tree: what is taken where it holds.
         other: what is taken elsewhere, with leaves of the same shapes.
     """
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+    def chosen(a, b):
+        return a if a is b else jnp.where(condition, a, b)
+
+    return jax.tree.map(chosen, tree, other)
 
 
 def inner(tree: Any, other: Any) -> Float[Array, ""]:
