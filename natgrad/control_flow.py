@@ -71,10 +71,14 @@ def zeros_unless(usable: Bool[Array, ""], values: Any) -> Any:
     """The values where they are usable, else zeros.
 
     Args:
-        usable: a boolean scalar.
+        usable: a boolean scalar. Where it holds, nothing is copied.
         values: a tree of arrays.
     """
-    return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
+
+    def zero(values):
+        return tree.zeros_where(~usable, values)
+
+    return cond_in_place(~usable, zero, values)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

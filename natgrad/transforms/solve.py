@@ -69,13 +69,17 @@ def solve(
     if step.rows is not None:
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
-    gradient = zeros_unless(usable, step.gradient)
+    kept = isinstance(state.inverse, InverseCache)
+    # A kept inverse reads each entry once, which can be cleared there; what else there
+    # is reads gradient and solution again and again.
+    clear = _cleared if kept else zeros_unless
+    gradient = clear(usable, step.gradient)
     solution, inverse = _solution(
         refresh, solver, metric, state.inverse, gradient, step.safe_damping
     )
     usable = usable & tree.all_finite(solution.value)
-    # What follows reads gradient and solution where they are: zeros in their place
-    # would be copies.
+    if not kept:
+        solution = solution._replace(value=zeros_unless(usable, solution.value))
     slope = jax.lax.cond(
         usable,
         lambda: tree.inner(step.gradient, solution.value),
@@ -83,11 +87,13 @@ def solve(
     )
 
     def measure():
-        gradient = zeros_unless(usable, step.gradient)
-        cleared = solution._replace(value=zeros_unless(usable, solution.value))
-        return _measure(metric, gradient, cleared, slope, step.damping, usable)
+        given, found = gradient, solution
+        if kept:  # cleared within the branch, for outside it is a copy in each step
+            given = _cleared(usable, step.gradient)
+            found = found._replace(value=_cleared(usable, found.value))
+        return _measure(metric, given, found, slope, step.damping, usable)
 
-    if isinstance(state.inverse, InverseCache):
+    if kept:
         age = tree.increment(state.inverse.age, usable, refresh.inverses)
         due = usable & (age % refresh.inverses == 0)
         inverse = state.inverse._replace(age=age)
@@ -106,6 +112,11 @@ def solve(
         square=ratio * slope,
         inverse=inverse,
     )
+
+
+def _cleared(usable: Array, values: Params) -> Params:
+    """Zeros where not usable, written where the values are read."""
+    return tree.zeros_where(~usable, values)
 
 
 def _solution(

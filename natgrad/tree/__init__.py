@@ -25,6 +25,7 @@ from natgrad.tree.sums import (
     varying_like,
     where,
     zeros_of,
+    zeros_where,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "where",
     "working_dtype",
     "zeros_of",
+    "zeros_where",
 ]

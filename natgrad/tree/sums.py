@@ -79,6 +79,16 @@ def where(condition: Bool[Array, ""], tree: Any, other: Any) -> Any:
     return jax.tree.map(chosen, tree, other)
 
 
+def zeros_where(condition: Bool[Array, ""], tree: Any) -> Any:
+    """Zeros where the condition holds, else the tree.
+
+    Args:
+        condition: a boolean scalar.
+        tree: a tree of arrays; a copy, unless it is read entry by entry.
+    """
+    return where(condition, jax.tree.map(jnp.zeros_like, tree), tree)
+
+
 def inner(tree: Any, other: Any) -> Float[Array, ""]:
     """⟨tree, other⟩, at full precision in the working dtype.
 
