@@ -58,8 +58,10 @@ def repeat_in_place(
         return jax.tree.leaves(new)
 
     run, constants = lifted(flat, *leaves)
-    turns = sum(any_over_vmap(each).astype(jnp.int32) for each in due)
-    pending = [turns > i for i in range(len(due))]
+    pending = [any_over_vmap(each) for each in due]
+    if len(pending) > 1:
+        turns = sum(each.astype(jnp.int32) for each in pending)
+        pending = [turns > i for i in range(len(due))]
     return jax.tree.unflatten(
         structure, _repeat_in_place(run, pending, constants, leaves)
     )
@@ -74,7 +76,7 @@ def zeros_unless(usable: Bool[Array, ""], values: Any) -> Any:
     """
 
     def zero(values):
-        return tree.where(usable, values, jax.tree.map(jnp.zeros_like, values))
+        return tree.zeros_where(~usable, values)
 
     return cond_in_place(~usable, zero, values)
 

@@ -41,7 +41,7 @@ def test_many_sizes_are_inverted_together(halves):
 
 
 def test_equal_and_near_sizes_share_one_program():
-    given = [jnp.asarray(matrices(i, size)) for i, size in enumerate([30, 31, 31, 90])]
+    given = [jnp.asarray(matrices(i, size)) for i, size in enumerate([30, 31, 31, 200])]
     text = str(jax.make_jaxpr(inverse.inverses)(*with_floors(given)))
     assert text.count("= cholesky") == 2
 

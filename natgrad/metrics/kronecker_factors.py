@@ -7,16 +7,19 @@ what the two inverses are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
 from natgrad.solvers.matrix_functions import Factor, Spectral
+from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
 from natgrad.solvers.spectral import damped_reciprocal, eigh
 from natgrad.typing import Array
@@ -142,10 +145,7 @@ def invert_damped(
         factors: A and G of each block.
         dampings: λ >= 0 of each block, in the units of A ⊗ G.
     """
-    shares = [
-        _damping_shares(a, g, jnp.sqrt(damping))
-        for (a, g), damping in zip(factors, dampings, strict=True)
-    ]
+    shares = _damping_shares(factors, dampings)
     full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
     results, failed = spd_inverses(
         [_add_to_diagonal(factors[i][0], shares[i][0]) for i in full]
@@ -173,21 +173,41 @@ def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:
         a: A, a matrix or its diagonal.
         g: G, which has more axes than a diagonal.
     """
-    return a if a.ndim < g.ndim else jnp.diagonal(a, axis1=-2, axis2=-1)
+    return a if a.ndim < g.ndim else diagonal(a)
 
 
-def _damping_shares(a: Array, g: Array, root: Array) -> tuple[Array, Array]:
-    """(π√λ, √λ/π), each [lead...]; A may be a diagonal."""
-
-    def mean(matrix):
-        on_diagonal = jnp.where(_on_diagonal(matrix), matrix, 0)
-        return jnp.sum(on_diagonal, (-2, -1)) / matrix.shape[-1]
-
-    left, right = jnp.mean(a, -1) if a.ndim < g.ndim else mean(a), mean(g)
+def _damping_shares(
+    factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
+) -> list[tuple[Array, Array]]:
+    """(π√λ, √λ/π) of each block, [lead...]; all blocks in one array, for fewer sums."""
+    leads = [g.shape[:-2] for _, g in factors]
+    root = jnp.sqrt(dampings[0])
+    if any(damping is not dampings[0] for damping in dampings):
+        root = jnp.sqrt(jnp.stack(dampings))[
+            np.repeat(np.arange(len(leads)), [math.prod(lead) for lead in leads])
+        ]
+    rows = [diagonal_of(a, g) for a, g in factors] + [diagonal(g) for _, g in factors]
+    left, right = _means(rows).reshape(2, -1)
     regular = (left > 0) & (right > 0)
     ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
     pi = jnp.sqrt(ratio)
-    return pi * root, root / pi
+    shares, start = [], 0
+    for lead in leads:
+        end = start + math.prod(lead)
+        pair = (share[start:end].reshape(lead) for share in (pi * root, root / pi))
+        shares.append(tuple(pair))
+        start = end
+    return shares
+
+
+def _means(rows: Sequence[Array]) -> Array:
+    """The mean over the last axis of arrays [lead..., d], one after the other."""
+    longest = max(row.shape[-1] for row in rows)
+    flat = [row.reshape(-1, row.shape[-1]) for row in rows]
+    wide = [jnp.pad(r, ((0, 0), (0, longest - r.shape[-1]))) for r in flat]
+    sizes = np.concatenate([np.full(r.shape[0], r.shape[-1]) for r in flat])
+    total = jnp.sum(jnp.concatenate(wide), -1)
+    return total / jnp.asarray(sizes, total.dtype)
 
 
 def _add_to_diagonal(matrix: Array, share: Array) -> Array:

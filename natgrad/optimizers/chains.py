@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import zeros_unless
 from natgrad.curvature.base import Curvature
 from natgrad.eager import note_read
 from natgrad.model import Model
@@ -62,7 +61,7 @@ def chain(
         note_read(learning_rate, jnp.zeros((), jnp.int32))
         step, state = inner.update(updates, state, params, **extra_args)
         finite = tree.all_finite(step)
-        return zeros_unless(finite, step), noted(state, ~finite, SCALED)
+        return tree.zeros_where(~finite, step), noted(state, ~finite, SCALED)
 
     return transformation(inner.init, update)
 

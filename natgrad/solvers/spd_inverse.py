@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,8 +35,9 @@ from natgrad.typing import Array
 
 # Up to this size LAPACK inverts: smaller blocks run faster, but take longer to compile.
 _SMALL = 320
-# Sizes within these of each other share one program (a weight's I + 1 and O).
-_NEAR, _NEARLY = 16, 0.05
+# Sizes within these of each other share one program: a weight's I + 1 and O, and
+# small ones, where a program of its own costs more than the larger size.
+_NEAR, _NEARLY = 128, 0.05
 
 
 def inverses(
@@ -72,37 +74,20 @@ def _inverses(
         top = min(shared.values(), default=size)
         near = top - size <= max(_NEAR, _NEARLY * top)
         shared[size] = top if near else size
-    padded = [_enlarged(m, shared[m.shape[-1]]) for m in matrices]
-    eliminated = [
-        inverse[..., : m.shape[-1], : m.shape[-1]]
-        for m, inverse in zip(matrices, together(spd_inverse, padded), strict=True)
-    ]
-    sound = [_bounded(m, floor) for m, floor in zip(eliminated, floors, strict=True)]
-
-    def spectral():
-        pairs = together(eigh, matrices)
-        by_eigenvalues, dropped = zip(
-            *map(_spectral_inverse, pairs, floors), strict=True
-        )
-        mixed = [
-            jnp.where(good[..., None, None], inverse, other)
-            for good, inverse, other in zip(
-                sound, eliminated, by_eigenvalues, strict=True
-            )
-        ]
-        broken = [
-            ~jnp.all(good | (d == 0)) for good, d in zip(sound, floors, strict=True)
-        ]
-        any_broken = functools.reduce(jnp.logical_or, [*broken, *dropped])
-        return mixed, any_broken.astype(float)
-
-    failed = functools.reduce(jnp.logical_or, [~jnp.all(good) for good in sound], False)
-    failed = jnp.asarray(failed)
-    return jax.lax.cond(
-        any_over_vmap(failed),
-        spectral,
-        lambda: (eliminated, jnp.zeros_like(failed, float)),
+    shared = {size: _halvable(top) for size, top in shared.items()}
+    mixed = {top for size, top in shared.items() if size < top}
+    found = together(
+        functools.partial(_guarded_inverse, mixed),
+        [_enlarged(m, shared[m.shape[-1]]) for m in matrices],
+        floors,
+        [jnp.full(m.shape[:-2], m.shape[-1], jnp.int32) for m in matrices],
     )
+    results = [
+        inverse[..., : m.shape[-1], : m.shape[-1]]
+        for m, (inverse, _) in zip(matrices, found, strict=True)
+    ]
+    failed = [jnp.max(failure) for _, failure in found]
+    return results, functools.reduce(jnp.maximum, failed, jnp.zeros(()))
 
 
 @_inverses.defjvp
@@ -115,22 +100,49 @@ def _inverses_jvp(primals, tangents):
     return (results, failed), (changes, jnp.zeros_like(failed))
 
 
+def _guarded_inverse(
+    mixed: set[int], matrix: Array, floor: Array, size: Array
+) -> tuple[Array, Array]:
+    """The inverse by either rule, and 1 where elimination failed or directions fell.
+
+    `size` rows are the matrix's own; those of `mixed` sizes may have more.
+    """
+    if matrix.shape[0] in mixed:
+        matrix = _completed(matrix, size)
+    eliminated = spd_inverse(matrix)
+    sound = _bounded(eliminated, floor)
+
+    def spectral():
+        values, vectors = eigh(matrix)
+        reciprocal, dropped = damped_reciprocal(values - floor, floor, size=size)
+        other = _product(vectors * reciprocal[None], vectors.T)
+        failed = dropped | ~(sound | (floor == 0))
+        return jnp.where(sound, eliminated, other), failed.astype(float)
+
+    return jax.lax.cond(
+        any_over_vmap(~sound),
+        spectral,
+        lambda: (eliminated, jnp.zeros_like(sound, float)),
+    )
+
+
 def _bounded(inverse: Array, floor: Array) -> Array:
     """Is this the inverse of a matrix that is at least δI, for δ > 0?"""
-    entries = jnp.diagonal(inverse, axis1=-2, axis2=-1)
-    least = jnp.isfinite(jnp.sum(inverse, (-2, -1))) & (floor > 0)
-    return least & jnp.all(entries * floor[..., None] <= 2, -1)
+    finite = jnp.isfinite(jnp.sum(inverse)) & (floor > 0)
+    return finite & (jnp.max(diagonal(inverse)) * floor <= 2)
 
 
-def _spectral_inverse(pair: tuple[Array, Array], floor: Array) -> tuple[Array, Array]:
-    """V diag(1/s) Vᵀ by the rule for s − δ and damping δ, and whether it drops any."""
-    values, vectors = pair
-    above = values - floor[..., None]
-    reciprocal, dropped = damped_reciprocal(above, floor[..., None])
-    return _product(vectors * reciprocal[..., None, :], vectors.mT), dropped
+def diagonal(matrix: Float[Array, "*lead d d"]) -> Float[Array, "*lead d"]:
+    """The diagonal, by strides, which fuses into what reads it, as a gather would not.
+
+    Args:
+        matrix: square.
+    """
+    *lead, size, _ = matrix.shape
+    return matrix.reshape((*lead, size * size))[..., :: size + 1]
 
 
-def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
+def together(function: Callable, *operands: Sequence[Array]) -> list[Any]:
     """The function of each matrix, those of equal sizes by one program.
 
     These are stacked and walked one matrix at a time: batched LAPACK calls share XLA's
@@ -138,28 +150,39 @@ def together(function: Callable, matrices: Sequence[Array]) -> list[Any]:
     for each other for ever.
 
     Args:
-        function: of one matrix [d, d]; gives a tree of arrays.
-        matrices: [lead..., d, d].
+        function: of one matrix [d, d], and of its further operands; gives a tree of
+            arrays.
+        operands: the matrices [lead..., d, d], then numbers [lead...] of each.
 
     Returns:
         For each matrix a tree of arrays [lead..., ...].
     """
+    matrices = operands[0]
     buckets = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
         buckets[matrix.shape[-1], matrix.dtype].append(i)
     results: list = [None] * len(matrices)
-    for (size, _), members in buckets.items():
-        if len(members) == 1 and matrices[members[0]].ndim == 2:
-            results[members[0]] = function(matrices[members[0]])
+    for members in buckets.values():
+        given = [[operand[i] for i in members] for operand in operands]
+        if len(members) == 1 and given[0][0].ndim == 2:
+            results[members[0]] = function(*(each for (each,) in given))
             continue
-        flat = [matrices[i].reshape(-1, size, size) for i in members]
-        stacked, start = jax.lax.map(function, jnp.concatenate(flat)), 0
-        for i, matrix in zip(members, flat, strict=True):
-            end = start + len(matrix)
+        leads = [matrices[i].shape[:-2] for i in members]
+        flat = [
+            [
+                a.reshape((-1, *a.shape[len(lead) :]))
+                for a, lead in zip(each, leads, strict=True)
+            ]
+            for each in given
+        ]
+        stacks = [jnp.concatenate(each) for each in flat]
+        stacked, start = jax.lax.map(lambda one: function(*one), stacks), 0
+        for i, lead in zip(members, leads, strict=True):
+            end = start + math.prod(lead)
             results[i] = jax.tree.map(
-                lambda a, lead=matrices[i].shape[:-2], rows=slice(start, end): a[
-                    rows
-                ].reshape(lead + a.shape[1:]),
+                lambda a, lead=lead, rows=slice(start, end): a[rows].reshape(
+                    lead + a.shape[1:]
+                ),
                 stacked,
             )
             start = end
@@ -208,7 +231,6 @@ class _Elimination(NamedTuple):
 
 def _eliminate(matrix: Array) -> _Elimination:
     half = -(-matrix.shape[0] // 2)
-    half += -half % 16
     first, root = _inverse_and_root(matrix[:half, :half])
     scaled = _product(-matrix[half:, :half], root.T)  # −V
     rest = matrix[half:, half:] - _product(scaled, scaled.T)
@@ -243,12 +265,24 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
+def _halvable(size: int) -> int:
+    """The size, or a little more, so that all blocks of a level are of equal sizes.
+
+    What XLA compiles for one of them then serves the others too.
+    """
+    halvings = max(0, math.ceil(math.log2(size / _SMALL)))
+    unit = 4 * 2**halvings if halvings else 1
+    return -(-size // unit) * unit
+
+
 def _enlarged(matrix: Array, size: int) -> Array:
+    """[[M, 0], [0, 0]] of so many rows."""
     more = size - matrix.shape[-1]
-    if not more:
-        return matrix
     edge = [(0, 0)] * (matrix.ndim - 2) + [(0, more)] * 2
-    wide = jnp.pad(matrix, edge)
-    axes = (wide.ndim - 2, wide.ndim - 1)
-    row, column = (jax.lax.broadcasted_iota(int, wide.shape, axis) for axis in axes)
-    return jnp.where((row == column) & (row >= matrix.shape[-1]), 1, wide)
+    return jnp.pad(matrix, edge) if more else matrix
+
+
+def _completed(matrix: Array, size: Array) -> Array:
+    """[[M, 0], [0, m I]] with m = M₀₀, which lies between eigenvalues of M."""
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, matrix.shape, i) for i in (0, 1))
+    return jnp.where((row == column) & (row >= size), matrix[0, 0], matrix)

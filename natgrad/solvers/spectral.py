@@ -30,20 +30,24 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def damped_reciprocal(
-    values: Float[Array, "..."], damping: ArrayLike, axes: Sequence[int] = (-1,)
+    values: Float[Array, "..."],
+    damping: ArrayLike,
+    axes: Sequence[int] = (-1,),
+    size: ArrayLike | None = None,
 ) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
     """1/(max(s, 0) + λ), for λ = 0 the pseudo-inverse, and whether it drops anything.
 
     Args:
         values: s, eigenvalues.
         damping: λ >= 0.
-        axes: over which s belong to one matrix; n is the sum of their sizes.
+        axes: over which s belong to one matrix.
+        size: n; None for the sum of the sizes of these axes.
 
     Returns:
         (an array like `values`, a boolean scalar).
     """
     axes, damping = tuple(axes), jnp.asarray(damping, values.dtype)
-    size = sum(values.shape[axis] for axis in axes)
+    size = sum(values.shape[axis] for axis in axes) if size is None else size
     positive = jnp.where(values < 0, 0, values)  # with the derivative 1 at 0
     largest = jnp.max(positive, axes, keepdims=True, initial=0)
     cutoff = size * jnp.finfo(values.dtype).eps * largest

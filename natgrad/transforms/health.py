@@ -94,9 +94,10 @@ def first_failure(*checks: ArrayLike) -> Array:
     Args:
         checks: booleans of shape (), in the order of `REASONS`.
     """
-    failed = ~jnp.stack([jnp.asarray(check) for check in checks])
-    number = 1 + jnp.argmax(failed).astype(jnp.int32)
-    return jnp.where(jnp.any(failed), number, 0)
+    number = jnp.zeros((), jnp.int32)
+    for i, check in reversed(list(enumerate(checks, 1))):
+        number = jnp.where(check, number, jnp.int32(i))
+    return number
 
 
 def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:

@@ -28,7 +28,7 @@ class Solved(NamedTuple):
     """A solution and how good it is; all but the direction and the cache are scalars.
 
     Attributes:
-        direction: d, like the parameters; 0 where it is not usable.
+        direction: d, like the parameters; it counts only where it is usable.
         usable: is it finite, from finite arguments?
         fallback: did the solver's first choice of algorithm fail?
         iterations: of an iterative solver.
@@ -78,19 +78,32 @@ def solve(
     if step.rows is not None:
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
-    gradient = zeros_unless(usable, step.gradient)
+    kept = isinstance(state.inverse, InverseCache)
+    # A kept inverse reads each entry once, which can be cleared there; what else there
+    # is reads gradient and solution again and again.
+    clear = _cleared if kept else zeros_unless
+    gradient = clear(usable, step.gradient)
     solution, inverse = _solution(
         refresh, solver, metric, state.inverse, gradient, step.safe_damping
     )
     usable = usable & tree.all_finite(solution.value)
-    solution = solution._replace(value=zeros_unless(usable, solution.value))
-    slope = tree.inner(gradient, solution.value)
+    if not kept:
+        solution = solution._replace(value=zeros_unless(usable, solution.value))
+    slope = jax.lax.cond(
+        usable,
+        lambda: tree.inner(step.gradient, solution.value),
+        lambda: jnp.zeros((), step.layout.dtype),
+    )
     damping = resolve_damping(step.damping, metric)
 
     def measure():
-        return _measure(metric, gradient, solution, slope, damping, usable)
+        given, found = gradient, solution
+        if kept:  # cleared within the branch, for outside it is a copy in each step
+            given = _cleared(usable, step.gradient)
+            found = found._replace(value=_cleared(usable, found.value))
+        return _measure(metric, given, found, slope, damping, usable)
 
-    if isinstance(state.inverse, InverseCache):
+    if kept:
         age = tree.increment(state.inverse.age, usable, refresh.inverses)
         due = usable & (age % refresh.inverses == 0)
         inverse = state.inverse._replace(age=age)
@@ -110,6 +123,11 @@ def solve(
         damping=mean_damping(damping, step.layout),
         inverse=inverse,
     )
+
+
+def _cleared(usable: Array, values: Params) -> Params:
+    """Zeros where not usable, written where the values are read."""
+    return tree.zeros_where(~usable, values)
 
 
 def _solution(

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import any_over_vmap, zeros_unless
+from natgrad.control_flow import any_over_vmap
 from natgrad.eager import call
 from natgrad.families import Unnormalized
 from natgrad.transforms.solve import Solved
@@ -110,13 +110,16 @@ def apply_trust_region(
         exact: is the metric the exact F of this batch?
     """
     if trust_region is None:
-        return BoundedStep(solved.direction, jnp.ones_like(solved.slope), ())
+        direction = tree.zeros_where(~solved.usable, solved.direction)
+        return BoundedStep(direction, jnp.ones_like(solved.slope), ())
     velocity, whole = _moved(trust_region, step, solved, state.velocity)
     if trust_region.radius is None:
         scale = jnp.ones_like(solved.square)
     else:
         free = solved.square if exact and whole is solved.direction else None
-        scale = _shrinkage(_limits(trust_region, state), step, state, whole, free)
+        limits = _limits(trust_region, state)
+        scale = _shrinkage(limits, step, state, (solved.usable, whole), free)
+    whole = tree.zeros_where(~solved.usable, whole)
     velocity = tree.where(solved.usable, _scaled(scale, velocity), state.velocity)
     return BoundedStep(_scaled(scale, whole), scale, velocity)
 
@@ -124,15 +127,13 @@ def apply_trust_region(
 def _moved(
     rule: TrustRegion, step: Step, solved: Solved, before: Params | tuple[()]
 ) -> tuple[Params | tuple[()], Params]:
-    """(v, v + ω θ); the second is 0 for a step that is skipped."""
+    """(v, v + ω θ)."""
     velocity, whole = (), solved.direction
     if rule.momentum is not None:
         tree.check_kept(before, whole)
         velocity = whole = _plus(whole, rule.momentum, before)
     if not (isinstance(rule.weight_decay, int | float) and rule.weight_decay == 0):
         whole = _plus(whole, rule.weight_decay, step.batch.params)
-    if whole is not solved.direction:
-        whole = zeros_unless(solved.usable, whole)
     return velocity, whole
 
 
@@ -140,22 +141,27 @@ def _shrinkage(
     limits: tuple[ArrayLike, ArrayLike],
     step: Step,
     state: ScaleByCurvatureState,
-    whole: Params,
+    taken: tuple[Array, Params],
     square: Array | None,
 ) -> Array:
-    """α in [0, 1] for the step −η `whole`, whose ⟨u, F u⟩ is `square` if known."""
+    """α in [0, 1] for the step −η u, `taken` = (is it usable?, u); `square` is
+    ⟨u, F u⟩ if known.
+    """
     dtype, curvature = step.layout.dtype, step.curvature
     params, inputs = step.batch.params, jax.tree.map(_constant, step.batch.inputs)
     rate, radius = (jnp.asarray(limit, dtype) for limit in limits)
     if isinstance(curvature.model.family, Unnormalized) or not step.has_batch:
         metric = curvature.metric(state.statistics, *step.batch[:3])
+        whole = tree.zeros_where(~taken[0], taken[1])
         square = tree.inner(whole, metric.mv(whole)).astype(dtype)
         return _quadratic_shrinkage(rate**2 * square, radius * _labels(step))
     divergence, labels = curvature.divergence_from(params, inputs)
     radius = radius * jnp.asarray(labels, dtype)
 
     def along(t):
-        candidate = optax.apply_updates(params, _scaled(-t * rate, whole))
+        # Cleared here, in what is computed anyway: before the loop it would be a copy.
+        move = _scaled(-t * rate, tree.zeros_where(~taken[0], taken[1]))
+        candidate = optax.apply_updates(params, move)
         return divergence(candidate).astype(dtype)
 
     if square is not None:
@@ -243,7 +249,8 @@ def longest_within(
     one = jnp.ones_like(radius)
 
     def attempt(tried, number):
-        inside, outside = tried
+        # Both in one array, of which a turn is compiled once, not number by number.
+        inside, outside = (_Tried(*row) for row in tried)
         done = (inside.length > 0) & (inside.found >= radius / 4)
         going = ~(done | (inside.length == 1))
 
@@ -256,15 +263,14 @@ def longest_within(
             power = jnp.clip(jnp.log(fell) / jnp.log(shrank), 1, 8)
             point = _Tried(length, new, jnp.where(known, power, outside.power))
             good = new <= bound  # NaN is outside
-            longer = tree.where(good & going, point, inside)
-            return longer, tree.where(~good & going, point, outside)
+            place = jnp.arange(2)[:, None] == jnp.where(good, 0, 1)
+            return jnp.where(place & going, jnp.stack(point)[None], tried)
 
         return jax.lax.cond(any_over_vmap(going), again, lambda: tried), None
 
-    nothing = _Tried(0 * one, 0 * one, 2 * one)
-    start = nothing, _Tried(one, jnp.inf * one, 2 * one)
-    (inside, _), _ = jax.lax.scan(attempt, start, jnp.arange(TRIES))
-    return inside.length, inside.found
+    start = one * jnp.array([[0, 0, 2], [1, jnp.inf, 2]], one.dtype)
+    found, _ = jax.lax.scan(attempt, start, jnp.arange(TRIES))
+    return found[0, 0], found[0, 1]
 
 
 def _next(inside: _Tried, outside: _Tried, radius: Array) -> Array:

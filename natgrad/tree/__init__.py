@@ -16,6 +16,7 @@ from natgrad.tree.layout import (
 )
 from natgrad.tree.sums import (
     all_finite,
+    any_nonzero,
     increment,
     inner,
     raw_key,
@@ -24,11 +25,13 @@ from natgrad.tree.sums import (
     varying_like,
     where,
     zeros_of,
+    zeros_where,
 )
 
 __all__ = [
     "Layout",
     "all_finite",
+    "any_nonzero",
     "check_kept",
     "check_params",
     "check_sharding",
@@ -45,4 +48,5 @@ __all__ = [
     "where",
     "working_dtype",
     "zeros_of",
+    "zeros_where",
 ]

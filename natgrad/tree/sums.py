@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jaxtyping import Bool, Float, Integer, UInt
 
 from natgrad.tree.layout import working_dtype
 from natgrad.typing import Array, Key
+
+_SMALL = 4096
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
@@ -22,12 +25,26 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     # The sum is finite if all entries are, since they cannot overflow together when
     # scaled down by more than there are of them: one reading of memory, and the least
     # to compile.
-    sums = [
-        jnp.sum(2.0**-66 * leaf.astype(working_dtype(leaf)))
-        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
+    leaves = _gathered(
+        [
+            leaf.astype(working_dtype(leaf))
+            for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+    )
+    sums = [jnp.sum(2.0**-66 * leaf) for leaf in leaves]
     return jnp.isfinite(sum(sums)) if sums else jnp.array(True)
+
+
+def any_nonzero(tree: Any) -> Bool[Array, ""]:
+    """Is some entry other than 0, as NaN is?
+
+    Args:
+        tree: a tree of floating arrays.
+    """
+    # By a count, as sums are at hand where other reductions are compiled.
+    leaves = _gathered(jax.tree.leaves(tree))
+    return sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in leaves) > 0
 
 
 def increment(
@@ -55,7 +72,21 @@ def where(condition: Bool[Array, ""], tree: Any, other: Any) -> Any:
         tree: what is taken where it holds.
         other: what is taken elsewhere, with leaves of the same shapes.
     """
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+    def chosen(a, b):
+        return a if a is b else jnp.where(condition, a, b)
+
+    return jax.tree.map(chosen, tree, other)
+
+
+def zeros_where(condition: Bool[Array, ""], tree: Any) -> Any:
+    """Zeros where the condition holds, else the tree.
+
+    Args:
+        condition: a boolean scalar.
+        tree: a tree of arrays; a copy, unless it is read entry by entry.
+    """
+    return where(condition, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
 def inner(tree: Any, other: Any) -> Float[Array, ""]:
@@ -66,14 +97,38 @@ def inner(tree: Any, other: Any) -> Float[Array, ""]:
         other: one with leaves of the same shapes.
     """
     dtype = working_dtype(tree, other)
-    products = jax.tree.map(
-        lambda a, b: jnp.vdot(
-            a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST
-        ),
-        tree,
-        other,
+    leaves, structure = jax.tree.flatten(tree)
+    ones, others = (
+        _gathered([leaf.astype(dtype) for leaf in each])
+        for each in (leaves, structure.flatten_up_to(other))
     )
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+    products = map(functools.partial(jnp.vdot, precision="highest"), ones, others)
+    return sum(products, start=jnp.zeros((), dtype))
+
+
+def _gathered(leaves: Sequence[Array]) -> list[Array]:
+    """The leaves, small ones in one vector with zeros, for the same sums.
+
+    XLA compiles the sum of a small array into three functions of its own, which cost
+    far more than a copy; from `_SMALL` entries on it has one at hand. Sharded leaves
+    stay as they are.
+    """
+    small = [
+        leaf.size < _SMALL and not any(jax.typeof(leaf).sharding.spec)
+        for leaf in leaves
+    ]
+    rest = [leaf for leaf, is_small in zip(leaves, small, strict=True) if not is_small]
+    flat = [
+        leaf.reshape(-1)
+        for leaf, is_small in zip(leaves, small, strict=True)
+        if is_small
+    ]
+    if not flat:
+        return rest
+    dtype = working_dtype(flat)
+    missing = max(0, _SMALL - sum(leaf.size for leaf in flat))
+    pieces = [leaf.astype(dtype) for leaf in flat] + [jnp.zeros(missing, dtype)]
+    return [jnp.concatenate(pieces), *rest]
 
 
 def raw_key(key: Key) -> UInt[Array, " n"]:

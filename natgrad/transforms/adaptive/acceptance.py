@@ -126,14 +126,9 @@ def judge_last_step(
 
 def moves(batch: BatchLoss, step: Params) -> Array:
     """Does the step move anything, or does it start where the gradient is 0?"""
-    return any_nonzero(step) | ~any_nonzero(batch.gradient)
+    return tree.any_nonzero(step) | ~tree.any_nonzero(batch.gradient)
 
 
 def scaled(length: Array, step: Params) -> Params:
     """A part of a step, in its dtypes."""
     return jax.tree.map(lambda d: length.astype(d.dtype) * d, step)
-
-
-def any_nonzero(values: Params) -> Bool[Array, ""]:
-    """Is some entry other than 0, as NaN is?"""
-    return jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(values)]))

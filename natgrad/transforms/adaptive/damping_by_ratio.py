@@ -31,7 +31,6 @@ from natgrad.control_flow import any_over_vmap
 from natgrad.curvature.labels import Labels
 from natgrad.transforms.adaptive.acceptance import (
     Decision,
-    any_nonzero,
     judge_last_step,
 )
 from natgrad.transforms.adaptive.batch_loss import BatchLoss
@@ -216,7 +215,7 @@ class DampingByRatio:
         overflows = strength**2 < tree.inner(gradient, gradient) / largest
         rounding = decision.comparison.rounding
         gains = ~(jnp.abs(ratio.decrease) <= rounding)  # NaN is no rounding
-        at_fault = jnp.where(any_nonzero(decision.full_step), gains, overflows)
+        at_fault = jnp.where(tree.any_nonzero(decision.full_step), gains, overflows)
         blamed = batch.finite & decision.fell_short & at_fault
         raised, growth = self.rule.rejected(strength, damping.growth)
         unblamed_growth = jnp.where(decision.accepted, 2, damping.growth)
