@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.metrics.base import Metric
+from natgrad.metrics.functions import damped_noise
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
@@ -94,14 +95,10 @@ class GramMetric(Metric):
 
     def sample(self, key: Key, damping: ArrayLike) -> Params:
         """(F + λI)⁻¹ (Bᵀ ε + √λ ε') for normal ε [M], ε' [P]; see `Metric.sample`."""
-        layout, root = self.layout, jnp.sqrt(jnp.asarray(damping, self.layout.dtype))
-        rows, parameters = jax.random.split(key)
-        pulled = self.jacobian.pull(
-            jax.random.normal(rows, (self.jacobian.size,), layout.dtype)
-        )
-        noise = jax.random.normal(parameters, (layout.size,), layout.dtype)
-        total = layout.unravel(layout.ravel(pulled) + root * noise)
-        return self.solve(total, damping)
+        rows, rest = jax.random.split(key)
+        noise = jax.random.normal(rows, (self.jacobian.size,), self.layout.dtype)
+        pulled = self.jacobian.pull(noise)
+        return self.solve(damped_noise(self.layout, pulled, rest, damping), damping)
 
     def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
         """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P.

@@ -71,8 +71,7 @@ class DenseMetric(Metric):
 
     def diagonal_of(self, f: Spectral) -> Params:
         """(U ∘ U) f(s); see `Metric.diagonal_of`."""
-        found = matrix_functions.diagonal(f, self._factors())
-        return self.layout.split(found[:, 0])
+        return self.layout.split(matrix_functions.diagonal(f, self._factors()))
 
     def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
@@ -151,9 +150,7 @@ class BlockDiagonalMetric(Metric):
 
     def diagonal_of(self, f: Spectral) -> Params:
         """(U ∘ U) f(s) of each block; see `Metric.diagonal_of`."""
-        parts = [
-            matrix_functions.diagonal(f, [factor])[:, 0] for factor in self._factors()
-        ]
+        parts = [matrix_functions.diagonal(f, [factor]) for factor in self._factors()]
         return self.layout.split(self._vector(parts))
 
     def logdet(self, damping: ArrayLike = 0.0) -> Float[Array, ""]:
