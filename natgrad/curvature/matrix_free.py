@@ -28,6 +28,7 @@ from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.preconditioners import Identity, Preconditioner, Product
 from natgrad.metrics.base import Metric
+from natgrad.metrics.functions import damped_noise
 from natgrad.model.batch import Batch
 from natgrad.model.weights import trailing
 from natgrad.solvers.base import Solution, StatefulSolver
@@ -229,12 +230,10 @@ class MatrixFreeMetric(Metric):
 
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε'), Bᵀ B = F; see `Metric.sample`."""
-        layout, root = self.layout, jnp.sqrt(entries(damping, self))
-        rows, parameters = jax.random.split(key)
+        rows, rest = jax.random.split(key)
         pulled = self.curvature.pulled_noise(self._batch(), rows)
-        noise = jax.random.normal(parameters, (layout.size,), layout.dtype)
-        total = layout.unravel(layout.ravel(pulled) + root * noise)
-        return self.solve(total, damping)
+        noise = damped_noise(self.layout, pulled, rest, entries(damping, self))
+        return self.solve(noise, damping)
 
     def _batch(self) -> Batch:
         return Batch(self.params, self.inputs, self.targets, self.statistics.key)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
-from natgrad.solvers.lanczos import function_of_operator, ritz
+from natgrad.solvers.lanczos import function_of_operator, largest_eigenvalue
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout
 from natgrad.typing import Array, Key, Params
@@ -42,6 +42,22 @@ class Estimate(NamedTuple):
 
     value: Params
     standard_error: Params
+
+
+def damped_noise(layout: Layout, of_f: Params, key: Key, damping: Array) -> Params:
+    """A draw of N(0, F + Λ), of which (F + Λ)⁻¹ makes one of N(0, (F + Λ)⁻¹).
+
+    Args:
+        layout: of the parameters.
+        of_f: a draw of N(0, F), a tree like the parameters.
+        key: a random key for the rest.
+        damping: λ >= 0, in the units of F; or the diagonal of Λ, [P].
+
+    Returns:
+        A tree like the parameters, in their dtypes.
+    """
+    noise = jax.random.normal(key, (layout.size,), layout.dtype)
+    return layout.unravel(layout.ravel(of_f) + jnp.sqrt(damping) * noise)
 
 
 class OperatorFunctions(abc.ABC):
@@ -160,12 +176,11 @@ class OperatorFunctions(abc.ABC):
 
     @final
     def largest_eigenvalue(self) -> Float[Array, ""]:
-        """max s, a bound from inside by Lanczos's method from a fixed random vector."""
+        """max s, from inside, by Lanczos's method from a fixed random vector."""
         start = jax.random.normal(
             jax.random.PRNGKey(0), (self.layout.size,), self.layout.dtype
         )
-        count = min(self.lanczos_iterations, self.layout.size)
-        return ritz(self.operator(), start, count).values[-1]
+        return largest_eigenvalue(self.operator(), start, self.lanczos_iterations)
 
     @final
     def estimate_of_trace(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.metrics.base import Metric
+from natgrad.metrics.functions import damped_noise
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
@@ -114,13 +115,10 @@ class GramMetric(Metric):
 
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε') for normal ε [M], ε' [P]; see `Metric.sample`."""
-        layout, root = self.layout, jnp.sqrt(entries(damping, self))
-        rows, parameters = jax.random.split(key)
-        pulled = self.jacobian.pull(
-            jax.random.normal(rows, (self.jacobian.size,), layout.dtype)
-        )
-        noise = jax.random.normal(parameters, (layout.size,), layout.dtype)
-        total = layout.unravel(layout.ravel(pulled) + root * noise)
+        rows, rest = jax.random.split(key)
+        noise = jax.random.normal(rows, (self.jacobian.size,), self.layout.dtype)
+        pulled = self.jacobian.pull(noise)
+        total = damped_noise(self.layout, pulled, rest, entries(damping, self))
         return self.solve(total, damping)
 
     def inverse_diagonal(self, damping: DampingLike) -> Params:

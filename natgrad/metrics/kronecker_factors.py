@@ -125,10 +125,10 @@ def of_products(
 
         def of_row(a, *row):
             columns = [each[:, None] for each in row]
-            return kernel(lambda g: f(a * g), [Factor(outputs, *right)], *columns)
+            found = kernel(lambda g: f(a * g), [Factor(outputs, *right)], *columns)
+            return found.reshape(found.shape[:1])
 
-        found = jax.vmap(of_row)(inputs, *v)
-        return found[..., 0] if found.ndim > 1 else found
+        return jax.vmap(of_row)(inputs, *v)
 
     function = by_row if block.left[1] is None else whole
     for _ in range(block.outputs.ndim - 2):

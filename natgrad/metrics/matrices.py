@@ -74,7 +74,7 @@ class DenseMetric(Metric):
     def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """(U ∘ U) f(s); see `Metric.diagonal_of`."""
         found = matrix_functions.diagonal(f, self._factors(damping))
-        return self.layout.split(found[:, 0])
+        return self.layout.split(found)
 
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
@@ -156,7 +156,7 @@ class BlockDiagonalMetric(Metric):
     def diagonal_of(self, f: Spectral, damping: DampingLike = 0.0) -> Params:
         """(U ∘ U) f(s) of each block; see `Metric.diagonal_of`."""
         factors = self._factors(damping)
-        parts = [matrix_functions.diagonal(f, [factor])[:, 0] for factor in factors]
+        parts = [matrix_functions.diagonal(f, [factor]) for factor in factors]
         return self.layout.split(self._vector(parts))
 
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:

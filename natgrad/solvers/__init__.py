@@ -20,11 +20,16 @@ from natgrad.solvers.dense import (
     pseudo_inverse,
     spectral_solution,
 )
+from natgrad.solvers.filters import Filter, HardCutoff, RobustDamping, SmoothCutoff
 
 __all__ = [
     "CachedSolver",
     "DampedOperator",
+    "Filter",
+    "HardCutoff",
     "Remainder",
+    "RobustDamping",
+    "SmoothCutoff",
     "Solution",
     "Solver",
     "StatefulSolver",

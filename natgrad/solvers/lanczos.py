@@ -13,6 +13,7 @@ Calculation of Gauss quadrature rules.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad import tree
+from natgrad.control_flow import lifted
+from natgrad.solvers.chains import Chain, contraction, missing
+from natgrad.solvers.divided_differences import divided_difference, quotient
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import HIGHEST, eigh
 from natgrad.typing import Array
@@ -85,11 +90,88 @@ def function_of_operator(
 ) -> Float[Array, " P"]:
     """f(F) v, as far as k products get.
 
+    Derivatives are those of f(F) v, of any order in v and in what f closes over, and of
+    the first order in F: forwards in k² products, backwards in 2 k.
+
     Args:
         f: of an array of eigenvalues, elementwise.
         operator: x -> F x, F symmetric positive semi-definite.
         v: [P].
         iterations: k; P at most.
     """
-    values, vectors, weights = ritz(operator, v, min(iterations, v.size))
-    return jnp.matmul(f(values) * weights, vectors, precision=HIGHEST)
+    product, arrays = lifted(operator, v)
+    run, constants = lifted(f, jnp.zeros((), v.dtype))
+    evaluate = functools.partial(_evaluate, product, min(iterations, v.size))
+    chain = Chain(evaluate, run, (0,), ((),))
+    return contraction(chain, (arrays,), (), tuple(constants), (None, v))
+
+
+def largest_eigenvalue(
+    operator: Callable[[Array], Array], start: Float[Array, " P"], iterations: int
+) -> Float[Array, ""]:
+    """⟨x, F x⟩ of the last Ritz vector x, from inside; to first order in F exact.
+
+    Args:
+        operator: x -> F x, F symmetric positive semi-definite.
+        start: [P].
+        iterations: k; P at most.
+    """
+    product, arrays = lifted(operator, start)
+    fixed = jax.lax.stop_gradient(arrays)
+    count = min(iterations, start.size)
+    x = ritz(lambda x: product(*fixed, x)[0], start, count).vectors[-1]
+    return jnp.vdot(x, operator(x), precision=HIGHEST)
+
+
+def _evaluate(product, iterations, chain, arrays, bases, constants, operands):
+    """See `natgrad.solvers.chains.contraction`: W, perhaps a direction of F, and V."""
+    del bases
+    (arrays,), f, left_out = arrays, chain.f(constants), missing(operands)
+    if chain.counts[0] > 1:
+        raise NotImplementedError(
+            "Functions f(F) of a metric that is known by its products have first "
+            "derivatives in F, and this is a second one. Take a metric that is "
+            "written out, such as that of Dense or Gram, or hold F constant with "
+            "natgrad.curvature.Constant."
+        )
+
+    def of(x):
+        return ritz(lambda x: product(*arrays, x)[0], x, iterations)
+
+    def moved(direction, x):
+        """E x."""
+
+        def image(values):
+            return product(*(values.get(i, a) for i, a in enumerate(arrays)), x)[0]
+
+        primal = {i: arrays[i] for i in chain.moving[0]}
+        return jax.jvp(image, (primal,), (direction,))[1]
+
+    if chain.counts[0] == 0:
+        found = of(operands[1 - left_out])
+        return jnp.matmul(
+            f(found.values) * found.weights, found.vectors, precision=HIGHEST
+        )
+    right = of(operands[0] if left_out == 2 else operands[2])
+    if left_out == 1:
+        left = of(operands[0])
+        pairs = divided_difference(
+            f, jnp.broadcast_arrays(left.values[:, None], right.values[None])
+        )
+        scaled = left.weights[:, None] * pairs * right.weights[None]
+        images = jnp.matmul(scaled.T, left.vectors, precision=HIGHEST)
+        zero = {i: jnp.zeros_like(arrays[i]) for i in chain.moving[0]}
+
+        def pulled(pair):
+            x, image = jax.tree.map(lambda leaf: leaf[0], pair)
+            return jax.vjp(lambda direction: moved(direction, x), zero)[1](image)[0]
+
+        return tree.sum_over_chunks(pulled, (right.vectors, images), 1)
+
+    def term(pair):
+        value, weight, x = jax.tree.map(lambda leaf: leaf[0], pair)
+        found = of(weight * moved(operands[1], x))
+        slopes = quotient(f, found.values, jnp.full_like(found.values, value))
+        return jnp.matmul(slopes * found.weights, found.vectors, precision=HIGHEST)
+
+    return tree.sum_over_chunks(term, (right.values, right.weights, right.vectors), 1)
