@@ -104,7 +104,7 @@ class Jacobian:
         Args:
             v: a tree like the parameters, constant in each leaf.
         """
-        pieces = map(_scaled, self.pieces, self._parts(v))
+        pieces = map(_scaled, self.pieces, self.parts(v))
         return dataclasses.replace(self, pieces=tuple(pieces))
 
     def diagonal(self) -> Params:
