@@ -198,12 +198,6 @@ def backwards(function, arguments, directions):
     )
 
 
-def forwards(function, arguments, directions):
-    """A directional derivative of the gradient."""
-    every = tuple(range(len(arguments)))
-    return jax.jvp(jax.grad(function, every), arguments, directions)[1]
-
-
 def errors(given, expected):
     pairs = zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True)
     return max(relative_error(*pair) for pair in pairs)
@@ -219,34 +213,25 @@ def by_solving(matrix, v, damping):
     return cubed + jnp.linalg.solve(matrix + damping * jnp.eye(len(v)), v)
 
 
-@pytest.mark.parametrize(
-    ("law", "order"),
-    [("function", backwards), ("function", forwards), ("trace", backwards)],
-)
-def test_second_derivatives_of_a_matrix_are_exact_where_eigenvalues_repeat(law, order):
+def test_second_derivatives_of_a_matrix_are_exact_where_eigenvalues_repeat():
     basis = jnp.linalg.qr(normal(0, 6, 6))[0]
     v, w = normal(1, 6), normal(2, 6)
     directions = (normal(3, 6, 6), jnp.asarray(0.3))
 
     def by_function(matrix, damping):
         metric = DenseMetric(LAYOUT, matrix)
-        if law == "function":
-            return w @ metric.function(rational(damping), {"x": v})["x"]
-        diagonal = metric.diagonal_of(rational(damping))["x"]
-        return metric.trace_of(rational(damping)) + w @ diagonal
+        return w @ metric.function(rational(damping), {"x": v})["x"]
 
     def oracle(matrix, damping):
-        matrix = (matrix + matrix.T) / 2
-        if law == "function":
-            return w @ by_solving(matrix, v, damping)
-        whole = by_solving(matrix, jnp.eye(6), damping)
-        return jnp.trace(whole) + w @ jnp.diagonal(whole)
+        return w @ by_solving((matrix + matrix.T) / 2, v, damping)
 
     @jax.jit
     @jax.vmap
     def run(spectrum):
         arguments = basis * spectrum[None] @ basis.T, jnp.asarray(0.4)
-        return [order(each, arguments, directions) for each in (by_function, oracle)]
+        return [
+            backwards(each, arguments, directions) for each in (by_function, oracle)
+        ]
 
     assert errors(*run(SPECTRA)) < 1e-9
 
@@ -380,14 +365,14 @@ def test_float32_at_the_width_of_images():
     )
 
     @jax.jit
-    def run(params, v):
+    def run(params, x, v):
         metric = ng.curvature.KFAC(model).at(params, x)
         closed = lambda s: (s + 1e-3) ** -0.5
         said = metric.function(closed, v), metric.diagonal_of(closed)
         return metric.inputs[0], metric.outputs[0], said, metric.trace_of(closed)
 
     v = jax.tree.map(lambda leaf: jax.random.normal(KEY, leaf.shape), params)
-    a, g, (product, diagonal), trace = run(params, v)
+    a, g, (product, diagonal), trace = run(params, x, v)
     (a, left), (g, right) = (np.linalg.eigh(np.asarray(m, "float64")) for m in (a, g))
     values = (np.maximum(a, 0)[:, None] * np.maximum(g, 0)[None] + 1e-3) ** -0.5
     matrix = np.concatenate([v["w"], v["b"][None]]).astype("float64")
