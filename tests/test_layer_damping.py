@@ -64,7 +64,7 @@ def entries_of(values, params):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_metric_solves_as_its_matrix_does(kind):
-    """Solution, log det, their gradients in the λs, and λ_b = c tr F_b / P_b."""
+    """Solution, log det, their gradients in the λs, diagonal, λ_b = c tr F_b / P_b."""
     curvature, every_leaf, blocks = KINDS[kind]
     model, params, x, y = problem()
     v = jax.tree.map(lambda leaf: leaf + 0.3, params)
@@ -79,18 +79,27 @@ def test_each_metric_solves_as_its_matrix_does(kind):
         def functional(values):
             damping = tree_of(values)
             solution = ravel(metric.solve(v, damping))
-            logdet = metric.logdet(damping)
-            return solution @ w + logdet, (solution, logdet)
+            if kind == "matrix_free":  # from as many probes as parameters: exact
+                exactly = {"num_probes": w.size, "damping": damping}
+                logdet = metric.estimate_of_trace(jnp.log, KEY, **exactly).value
+                diagonal = metric.estimate_of_diagonal(jnp.reciprocal, KEY, **exactly)
+                diagonal = diagonal.value
+            else:
+                logdet = metric.logdet(damping)
+                diagonal = metric.inverse_diagonal(damping)
+            return solution @ w + logdet, (solution, logdet, ravel(diagonal))
 
         relative = resolve_damping(ng.Relative(0.2), metric)
         relative = jnp.stack(jax.tree.leaves(by_leaf(relative, params)))
         return metric.dense(), jax.grad(functional, has_aux=True)(values), relative
 
-    dense, (gradient, (solution, logdet)), relative = given(values, params, x, y)
+    dense, (gradient, found), relative = given(values, params, x, y)
+    solution, logdet, diagonal = found
     inverse = np.linalg.inv(dense + np.diag(entries_of(values[index], params)))
     expected = inverse @ ravel(v)
     assert relative_error(solution, expected) < 1e-10
     assert relative_error(logdet, -np.linalg.slogdet(inverse)[1]) < 1e-10
+    assert relative_error(diagonal, np.diag(inverse)) < 1e-9
     rates = np.diag(inverse) - (inverse @ w) * expected
     slots = entries_of(index, params)
     assert relative_error(gradient, np.bincount(slots, rates)) < 1e-9

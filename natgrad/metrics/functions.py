@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
 from natgrad.solvers.lanczos import function_of_operator, largest_eigenvalue
-from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.matrix_functions import Spectral, shifted
 from natgrad.tree import Layout
 from natgrad.typing import Array, Key, Params
 
@@ -97,10 +97,15 @@ class OperatorFunctions(abc.ABC):
         Returns:
             A tree like the parameters, in their dtypes.
         """
-        product, own = self.operator(), entries(damping, self)
+        product, found = self.operator(), resolve_damping(damping, self)
+        # What all directions have is in f: where Lanczos's method ends early it reads
+        # f at λ, and not at 0.
+        by_layer = isinstance(found, LeafDamping)
+        least = jnp.min(found.values) if by_layer else found
+        rest = entries(found, self) - least
         vector = function_of_operator(
-            f,
-            lambda x: product(x) + own * x,
+            shifted(f, least),
+            (lambda x: product(x) + rest * x) if by_layer else product,
             self.layout.ravel(v),
             self.lanczos_iterations,
         )
