@@ -6,7 +6,7 @@ when an example's weight in (1/N) Σ_n w_n ℓ_n goes from 1 to 0; the 1/N stays
 the example helps.
 """
 
-from natgrad.attribution.influence import influence
+from natgrad.attribution.influence_functions import influence
 from natgrad.attribution.retraining import (
     metagradient,
     rank_correlation,
