@@ -78,7 +78,11 @@ CURVATURES = {
     "empirical_kfac": KFAC(MODEL, Empirical()),
     "wrapped": wrapped(MODEL),
 }
-NAMES = [name for name, each in CURVATURES.items() if not each.requires_batch]
+NAMES = [
+    name
+    for name, each in CURVATURES.items()
+    if not (each.requires_batch or name == "kfoc")
+]
 
 
 def matrix_of(curvature, params):
@@ -219,6 +223,8 @@ def test_what_cannot_be_averaged_says_what_to_do():
             ValueError, match=r"no statistics.*Over a data set use Dense"
         ):
             curvature.over(PARAMS, batches())
+    with pytest.raises(ValueError, match="give all of the data as one batch"):
+        CURVATURES["kfoc"].over(PARAMS, batches())
     with pytest.raises(ValueError, match="leave it out, and give batches"):
         Constant(KFAC(MODEL, axis_name="data")).over(PARAMS, batches())
     model = model_of(lambda p, x: x @ p, ng.families.Unnormalized())

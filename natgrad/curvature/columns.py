@@ -9,12 +9,14 @@ for a batch; but each of them is known from its label alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
+from natgrad import tree
 from natgrad.model import Model
 from natgrad.model.weights import trailing
 from natgrad.typing import Array
@@ -132,3 +134,20 @@ class BatchColumns:
             return root(columns.weights[k]) * score(self.model, columns, k, z)
 
         return jax.vmap(of_example)(self.columns, self.z)
+
+
+def summed_over(pull: Callable[[Any], Any], count: int) -> Any:
+    """Σ_k pull(k), k < K; one is traced, whatever K is.
+
+    Args:
+        pull: k -> a tree of arrays.
+        count: K.
+    """
+    if count == 1:
+        return pull(0)
+
+    def add(total, k):
+        return jax.tree.map(jnp.add, total, pull(k)), None
+
+    zeros = tree.zeros_of(jax.eval_shape(pull, 0))
+    return jax.lax.scan(add, zeros, jnp.arange(count))[0]

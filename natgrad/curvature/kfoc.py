@@ -47,7 +47,7 @@ from natgrad.solvers.jacobian_blocks import (
     product,
 )
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, Params, Statistics
 
 
 @final
@@ -68,6 +68,22 @@ class KFOC(LayerCurvature):
     def init(self, params: Params) -> KroneckerFactors:
         """Zero factors; needs `example_inputs` in the model to know the layers."""
         return KFAC(self.model, self.labels, self.declared).init(params)
+
+    def moments(self, given: Batch) -> Statistics:
+        """None: the nearest product of a data set is no mean of those of batches.
+
+        Args:
+            given: a batch.
+
+        Raises:
+            ValueError: always.
+        """
+        del given
+        raise ValueError(
+            "KFOC over a data set is no average of the products that are nearest to "
+            "its batches: give all of the data as one batch, "
+            "curvature.at(params, inputs), or take KFAC or EKFAC."
+        )
 
     def layer_statistics(self, captured: CapturedBatch) -> NearestFactors:
         """The rows of every block, and the power method on them."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.columns import BatchColumns, law_of_outputs
+from natgrad.curvature.columns import BatchColumns, law_of_outputs, summed_over
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.layers.captured import StatisticRequest
@@ -187,14 +187,7 @@ class LayerCurvature(SummedCurvature):
             pull: k -> the answers to score column k.
             count: K.
         """
-        if count == 1:
-            return pull(0)
-
-        def add(total, k):
-            return jax.tree.map(jnp.add, total, pull(k)), None
-
-        zeros = tree.zeros_of(jax.eval_shape(pull, 0))
-        return jax.lax.scan(add, zeros, jnp.arange(count))[0]
+        return summed_over(pull, count)
 
     def means(self, statistics: LayerStatistics, captured: CapturedBatch) -> tuple:
         """`sums` over Σ_n ω_n, block by block; of the same arguments."""
