@@ -22,6 +22,7 @@ generalization with influence functions, for EKFAC; Park et al. (2023), TRAK, fo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,39 +71,41 @@ def influence(
     Returns:
         [Q, N] in nats; N, or Σ_n ω_n for a model with weights, counts all batches.
     """
-    if solver is None:
-        exact = isinstance(metric, KroneckerMetric)
-        solver = Eigenbasis() if exact else type(metric).solve
-    kept = ()
-    if isinstance(solver, CachedSolver):
-        kept = solver.factorize(metric, damping, range(solver.num_blocks(metric)))
+    default = (
+        Eigenbasis() if isinstance(metric, KroneckerMetric) else type(metric).solve
+    )
+    chosen: Any = solver or default
+    cached, kept = isinstance(chosen, CachedSolver), ()
+    if cached:
+        kept = chosen.factorize(metric, damping, range(chosen.num_blocks(metric)))
 
     def solution(metric, kept, rows, pick):
         v = rows.layout.unravel(rows.layout.ravel(rows.pull(pick)))
-        if isinstance(solver, CachedSolver):
-            return solver.solve(metric, kept, v, damping).value
-        return solver(metric, v, damping)
+        if cached:
+            return chosen.solve(metric, kept, v, damping).value
+        return chosen(metric, v, damping)
 
     @jax.jit
     def products(params, operands, directions, x, y):
         found, scale, total = _rows(model, params, x, y)
         metric, kept, rows = operands
-        if isinstance(solver, FactoredTikhonov) and _match(metric, rows, found):
+        if isinstance(chosen, FactoredTikhonov) and _match(metric, rows, found):
             terms = map(_factored, kept, rows.pieces, found.pieces)
             return jnp.matmul(directions, sum(terms)) * scale[None], total
 
         def of_one(direction):
-            return found.push(solution(*operands, direction) if again else direction)
+            v = solution(metric, kept, rows, direction) if again else direction
+            return found.push(v)
 
         at_once = max(1, min(rows.size, ELEMENTS // rows.layout.size))
         scores = jax.lax.map(of_one, directions, batch_size=at_once)
         return scores * scale[None], total
 
     rows, scale, _ = _rows(model, params, *query)
-    operands, directions = (metric, kept, rows), jnp.diag(scale)
-    again = isinstance(metric, BlockwiseMetric)
+    again, directions = isinstance(metric, BlockwiseMetric), jnp.diag(scale)
+    operands = (metric, kept, rows) if again else (None, None, rows)
     if not again:
-        directions = jax.vmap(lambda pick: solution(*operands, pick))(directions)
+        directions = jax.vmap(lambda v: solution(metric, kept, rows, v))(directions)
     batches = [train] if isinstance(train, tuple) else train
     found = [products(params, operands, directions, x, y) for x, y in batches]
     scores, totals = zip(*found, strict=True)
@@ -111,7 +114,8 @@ def influence(
 
 def _rows(model: Model, params, x, y) -> tuple[Jacobian, Array, Array]:
     """Rows b_n of the examples, the numbers [N] that make ∇ℓ_n of them, and Σ_n ω_n."""
-    rows = Gram(model, Empirical()).at(params, x, jnp.asarray(y)).jacobian
+    gram, y = Gram(model, Empirical()), jnp.asarray(y)
+    rows = gram.metric(gram.estimate(params, x, y), params, x, y).jacobian
     examples, total = model.examples(params, x)
     weights = jnp.max(examples.weights.reshape(examples.weights.shape[0], -1), axis=1)
     return rows, -jnp.sqrt(weights * total).astype(rows.layout.dtype), total
