@@ -129,7 +129,8 @@ def each(names):
         pytest.param(name, marks=pytest.mark.slow if name in slow else ())
         for name in names
     ]
-    return pytest.mark.parametrize("name", cases)
+    # By law: its tests share programs, and so go to one worker, one after the other.
+    return pytest.mark.parametrize("name", cases, scope="module")
 
 
 def ordinary(name, kind="float64"):

@@ -13,12 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import EXPONENTIAL, LAWS, known, parameters
+from laws import EXPONENTIAL, LAWS, QUICK, known, parameters
 
 import natgrad.families as nf
 
+# The tests of a case share its program: all are slow, or none.
 EVERY = pytest.mark.parametrize(
-    ("name", "kind"), [(n, k) for n in LAWS for k in ("float32", "float64")]
+    ("name", "kind"),
+    [
+        pytest.param(n, k, marks=pytest.mark.slow if n not in QUICK else ())
+        for n in LAWS
+        for k in ("float32", "float64")
+    ],
+    scope="module",
 )
 RTOL = {"float32": 1e-4, "float64": 1e-9}
 

@@ -29,44 +29,64 @@ every = each(NAMES)
 every_exponential = each(EXPONENTIAL)
 
 
-def definitions(family, z):
-    """The Fisher information as it is given, as E[s sᵀ], and as the Hessian of KL."""
+def nodes_of(family, z):
+    """E[s sᵀ], and what it is made of: the nodes, their weights and their scores."""
     ys, weights = family.score_nodes(z)
     scores = jax.vmap(family.score, (None, 0))(z, ys).reshape(weights.shape[0], -1)
-    matrices = {
-        "fisher": family.fisher(z),
-        "nodes": jnp.einsum("k,ki,kj->ij", weights, scores, scores),
-        "kl": jax.hessian(lambda z2: family.kl(z, z2))(z),
-    }
-    return {how: f.reshape(z.size, z.size) for how, f in matrices.items()}
+    fisher = jnp.einsum("k,ki,kj->ij", weights, scores, scores)
+    return fisher, (ys, weights, scores)
+
+
+def hessian_of_kl(family, z):
+    """The Hessian of KL in its second argument at z, and the gradient."""
+    both = lambda z2: (jax.grad(family.kl, 1)(z, z2),) * 2
+    matrix, gradient = jax.jacfwd(both, has_aux=True)(z)
+    return matrix.reshape(z.size, z.size), gradient
 
 
 def quantities(family, z, z2):
-    """What the tests look at, at one point z, or at a pair of points."""
+    """What the tests look at, at one point z, or at a pair of points.
+
+    What is large, such as a divergence with its derivatives, is written down once, for
+    all the points where it is wanted.
+    """
     v = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)
-    matrices, slopes = jax.jvp(lambda z: definitions(family, z), (z,), (v,))
-    ys, weights = family.score_nodes(z)
-    scores = jax.vmap(family.score, (None, 0))(z, ys).reshape(weights.shape[0], -1)
-    gradients = jax.grad(family.kl, (0, 1))
     move = (v, 0.7 * v)
     beside = lambda x, u: jnp.stack([x + STEP * u, x - STEP * u])
-    out = matrices | {
-        "slopes": slopes,
-        "fisher beside": jax.vmap(family.fisher)(beside(z, v)),
+    along = lambda f, x: jax.jvp(f, (x,), (v,))
+    fishers, slopes = jax.vmap(functools.partial(along, family.fisher))(
+        jnp.concatenate([z[None], beside(z, v)])
+    )
+    (by_nodes, (ys, weights, scores)), (nodes_slope, _) = along(
+        functools.partial(nodes_of, family), z
+    )
+    by_kl, kl_slope = along(lambda z: hessian_of_kl(family, z)[0], z)
+    with_gradients = jax.value_and_grad(family.kl, (0, 1))
+    # At the pair, at z twice, and on both sides of the pair.
+    (divergence, gradients), (_, second) = jax.vmap(
+        lambda *pair: jax.jvp(with_gradients, pair, move)
+    )(
+        jnp.concatenate([z[None], z[None], beside(z, v)]),
+        jnp.concatenate([z2[None], z[None], beside(z2, move[1])]),
+    )
+    flat = lambda matrix: matrix.reshape(z.size, z.size)
+    out = {
+        "fisher": flat(fishers[0]),
+        "nodes": by_nodes,
+        "kl": by_kl,
+        "slopes": {"fisher": flat(slopes[0]), "nodes": nodes_slope, "kl": kl_slope},
+        "fisher beside": fishers[1:],
         "product": family.fisher_product(z, v).ravel(),
         "mean score": weights @ scores,
         "weights": weights,
         "score, log_prob": (
-            family.score(z, ys[0]),
+            scores[0].reshape(z.shape),
             jax.grad(family.log_prob)(z, ys[0]),
         ),
-        "divergence": jax.vmap(family.kl, (None, 0))(z, jnp.stack([z2, z])),
-        "gradients": jax.vmap(gradients)(
-            jnp.concatenate([z[None], beside(z, v)]),
-            jnp.concatenate([z[None], beside(z2, move[1])]),
-        ),
-        "second": jax.jvp(gradients, (z, z2), move)[1],
-        "second, reversed": jax.vjp(gradients, z, z2)[1](move),
+        "divergence": divergence[:2],
+        "gradients": [side[1:] for side in gradients],
+        "second": [side[0] for side in second],
+        "second, reversed": jax.vjp(jax.grad(family.kl, (0, 1)), z, z2)[1](move),
     }
     return out | (of_exponential(family, z, z2) if is_exponential(family) else {})
 
@@ -77,15 +97,19 @@ def is_exponential(family):
 
 def of_exponential(family, z, z2):
     mu = family.mean(z)
+    normalizer, gradient = jax.value_and_grad(family.log_normalizer)(z)
+    natural, pull = jax.vjp(family.natural, mu)
+    rows = jax.vmap(pull)(jnp.eye(z.size, dtype=z.dtype).reshape(-1, *z.shape))[0]
+    conjugate, slope = jax.value_and_grad(family.conjugate)(mu)
     out = {
         "mean": mu,
-        "gradient of A": jax.grad(family.log_normalizer)(z),
-        "A": family.log_normalizer(z),
-        "natural": family.natural(mu),
-        "jacobian of natural": jax.jacrev(family.natural)(mu).reshape(z.size, z.size),
-        "conjugate": family.conjugate(mu),
-        "gradient of conjugate": jax.grad(family.conjugate)(mu),
-        "bregman": (family.bregman(z2, z), family.bregman(z, z2)),
+        "gradient of A": gradient,
+        "A": normalizer,
+        "natural": natural,
+        "jacobian of natural": rows.reshape(z.size, z.size),
+        "conjugate": conjugate,
+        "gradient of conjugate": slope,
+        "bregman": jax.vmap(family.bregman)(jnp.stack([z2, z]), jnp.stack([z, z2])),
     }
     if hasattr(family, "mean_complement"):
         complement = family.mean_complement(z)
@@ -107,7 +131,13 @@ def in_single_precision(name):
     family = LAWS[name].family
 
     def at(z):
-        return definitions(family, z), family.kl(z, z), jax.grad(family.kl, 1)(z, z)
+        by_kl, gradient = hessian_of_kl(family, z)
+        matrices = {
+            "fisher": family.fisher(z).reshape(z.size, z.size),
+            "nodes": nodes_of(family, z)[0],
+            "kl": by_kl,
+        }
+        return matrices, family.kl(z, z), gradient
 
     return jax.device_get(jax.jit(jax.vmap(at))(ordinary(name, "float32")))
 
@@ -249,6 +279,6 @@ def test_the_conjugate_is_the_legendre_transform(name, tolerance):
 @every_exponential
 def test_kl_is_the_bregman_divergence_with_its_arguments_swapped(name, tolerance):
     values = computed(name)
-    kl, (swapped, straight) = values["divergence"][:, 0], values["bregman"]
+    kl, (swapped, straight) = values["divergence"][:, 0], values["bregman"].T
     np.testing.assert_allclose(swapped[:3], kl[:3], tolerance("oracle"))
     assert np.any(np.abs(straight - kl)[:3] > 1e-4 * kl[:3])

@@ -184,8 +184,12 @@ def dirichlet_divergence(z: Array, z2: Array) -> Array:
     rest = -jnp.sum(others, axis=-1, keepdims=True)
     excess = jnp.where(largest, rest, others)
     proportions = jnp.sum(entropy_remainder(scaled, c, excess), axis=-1)
-    shapes = jnp.sum(log_gamma_excess_gap(a, c, step), axis=-1)
-    return proportions + shapes - log_gamma_excess_gap(total, total2, change)
+    # Of the totals too, by the same operations: they are most of what is compiled.
+    with_total = lambda x, x0: jnp.concatenate([x, x0[..., None]], axis=-1)
+    gaps = log_gamma_excess_gap(
+        with_total(a, total), with_total(c, total2), with_total(step, change)
+    )
+    return proportions + jnp.sum(gaps[..., :-1], axis=-1) - gaps[..., -1]
 
 
 def dirichlet_slope(family: ExponentialFamily, z: Array, z2: Array) -> Array:
