@@ -21,6 +21,7 @@ OLD_EMITTERS = version("jaxlib").startswith("0.10.") and platform.machine() in (
 FLAGS = (
     "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
 ) + OLD_EMITTERS * " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
 
 # The same options as XLA has them by default, for `jax.jit(..., compiler_options=)`.
@@ -28,6 +29,7 @@ DEFAULTS = {
     "xla_cpu_multi_thread_eigen": True,
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_parallel_codegen_split_count": 32,
 } | (
     {"xla_cpu_use_fusion_emitters": True, "xla_cpu_max_isa": ""} if OLD_EMITTERS else {}
 )
