@@ -3,7 +3,9 @@
 `durations.json` holds the CPU seconds of every case that takes more than a moment. A
 case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
 `LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one at
-least of those that are not slow; the other cases are slow too. Measure again with
+least of those that are not slow; the other cases are slow too. Cases of one name in one
+file often share what they compile, which the first of them pays: each counts as the
+dearest. Measure again with
 
     python -m pytest -n auto -m "" --measure
 
@@ -32,6 +34,12 @@ def law_of(nodeid):
     return nodeid.split("[")[0]
 
 
+def shared(nodeid):
+    """What a case has in common with those of the same name in the same file."""
+    law, bracket, case = nodeid.partition("[")
+    return (law.split("::")[0], case) if bracket else nodeid
+
+
 def slow_cases(nodeids, seconds=None, longest=math.inf):
     """The node ids, of these, that the fast run leaves out.
 
@@ -42,15 +50,17 @@ def slow_cases(nodeids, seconds=None, longest=math.inf):
             a law has no other.
     """
     seconds = read() if seconds is None else seconds
-    laws = defaultdict(list)
+    laws, prices = defaultdict(list), defaultdict(float)
     for nodeid in nodeids:
         laws[law_of(nodeid)].append(nodeid)
+        prices[shared(nodeid)] = max(prices[shared(nodeid)], seconds.get(nodeid, 0.0))
     slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
+    price = lambda case: (case in slow, prices[shared(case)])
     for cases in laws.values():
-        quickest, *others = sorted(cases, key=lambda case: seconds.get(case, 0.0))
-        spent = seconds.get(quickest, 0.0)
+        quickest, *others = sorted(cases, key=price)
+        spent = prices[shared(quickest)]
         for case in others:
-            spent += seconds.get(case, 0.0)
+            spent += prices[shared(case)]
             if spent > LAW_SECONDS:
                 slow.add(case)
     return slow

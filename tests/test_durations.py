@@ -18,6 +18,19 @@ def test_every_law_has_a_case_however_slow():
     assert durations.slow_cases(cases, seconds, longest=20.0) == {cases[0], cases[1]}
 
 
+def test_a_case_counts_as_the_dearest_of_its_name_in_its_file():
+    cases = [f"t.py::{law}[{case}]" for law in ("law", "cached") for case in "ab"]
+    others = ["t.py::other", "u.py::law[a]", "u.py::law[b]"]
+    seconds = {"t.py::law[a]": 3.0, "t.py::law[b]": 0.9, "t.py::other": 0.3}
+    assert durations.slow_cases(cases + others, seconds) == {cases[0], cases[2]}
+    # One that is too slow by itself is not the case that a law keeps.
+    seconds = {"t.py::law[a]": 1.0, "t.py::law[b]": 2.5, "t.py::cached[a]": 4.0}
+    assert durations.slow_cases(cases, seconds, longest=2.0) == {
+        cases[1],
+        cases[2],
+    }
+
+
 def test_new_cases_are_quick_until_they_are_measured():
     assert durations.slow_cases(["t.py::law[new]", "t.py::law[newer]"], {}) == set()
 
