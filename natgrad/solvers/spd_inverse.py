@@ -53,7 +53,7 @@ def inverses(
 
     Args:
         matrices: symmetric. Near sizes are inverted together: a smaller matrix is
-            enlarged by the identity to the size of its neighbours.
+            enlarged by a diagonal to the size of its neighbours.
         floors: δ >= 0 of each matrix, of which M − δI is positive semi-definite.
 
     Returns:
