@@ -34,8 +34,8 @@ STOP_GRADIENT = {
     "which gives the derivative of the solution",
     "natgrad.solvers.matrix_functions": "decomposes a constant inside functions whose "
     "derivative is by divided differences",
-    "natgrad.solvers.lanczos": "takes the largest eigenvalue at the vector that it "
-    "found, whose own derivative does not count",
+    "natgrad.solvers.lanczos": "finds a vector of the largest eigenvalue, whose "
+    "derivative does not change that of the eigenvalue",
     "natgrad.metrics.kronecker_factors": "solves inside lax.custom_linear_solve by "
     "eigenbases of constant factors",
     "natgrad.solvers.gram": "the same, by Gram matrices of constant rows",

@@ -18,7 +18,7 @@ MODULES = {
     "jacobian": ("solvers.score_jacobian",),
     "kronecker": ("metrics.kronecker",),
     "krylov": ("solvers.conjugate_gradients",),
-    "metric": ("metrics.base", "tree"),
+    "metric": ("metrics.base", "metrics.matrices", "tree"),
     "mirror": ("transforms.mirror_descent",),
     "observation": ("transforms.observation",),
     "pieces": ("solvers.jacobian_blocks",),
