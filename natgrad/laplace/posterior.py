@@ -12,7 +12,6 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Float
 
 from natgrad.laplace import predictive
@@ -68,8 +67,8 @@ class Posterior:
         """
         noise = self.metric.sample(key, self.damping)
         scale = jnp.sqrt(jnp.asarray(self.examples, self.metric.layout.dtype))
-        return optax.apply_updates(
-            self.params, jax.tree.map(lambda e: e / scale.astype(e.dtype), noise)
+        return jax.tree.map(
+            lambda p, e: p + (e / scale).astype(p.dtype), self.params, noise
         )
 
     def variance(self) -> Params:
@@ -112,4 +111,9 @@ class Posterior:
         Returns:
             Means and covariances of the outputs; see `Outputs`.
         """
-        return predictive.linearised(self, inputs)
+
+        def covariance(row):
+            solved = self.metric.solve(row, self.damping)
+            return jax.tree.map(lambda leaf: leaf / self.examples, solved)
+
+        return predictive.linearised(self.model, self.params, covariance, inputs)

@@ -15,7 +15,8 @@ networks, for probit.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, final
+from collections.abc import Callable
+from typing import final
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,9 @@ from jaxtyping import Float
 
 from natgrad.families import Bernoulli, Categorical
 from natgrad.families.base import ExponentialFamily, Family
-from natgrad.model import batch
+from natgrad.model import Model, batch
 from natgrad.tree import metric_pytree
-from natgrad.typing import Array, ArrayLike, Inputs, Key
-
-if TYPE_CHECKING:
-    from natgrad.laplace.posterior import Posterior
+from natgrad.typing import Array, ArrayLike, Inputs, Key, Params
 
 
 @final
@@ -116,14 +114,20 @@ class Outputs:
         return jax.vmap(self.family.mean)(self.mean / scale)
 
 
-def linearised(posterior: Posterior, inputs: Inputs) -> Outputs:
+def linearised(
+    model: Model,
+    params: Params,
+    covariance: Callable[[Params], Params],
+    inputs: Inputs,
+) -> Outputs:
     """The law of the outputs, one example after another.
 
     Args:
-        posterior: of the parameters.
+        model: whose outputs.
+        params: θ.
+        covariance: v -> C v, of the parameters.
         inputs: a batch of inputs.
     """
-    model, params, metric = posterior.model, posterior.params, posterior.metric
     batched, rebuild = batch.split_inputs(inputs, model.in_axes)
 
     def of_one(example):
@@ -133,7 +137,7 @@ def linearised(posterior: Posterior, inputs: Inputs) -> Outputs:
         z, pull_back = jax.vjp(outputs, params)
         units = jnp.eye(z.size, dtype=z.dtype).reshape(-1, *z.shape)
         (rows,) = jax.vmap(pull_back)(units)  # leaves [C, ...]
-        solved = jax.vmap(lambda row: metric.solve(row, posterior.damping))(rows)
+        solved = jax.vmap(covariance)(rows)
         products = jax.tree.map(
             lambda a, b: jnp.matmul(
                 a.reshape(z.size, -1),
@@ -144,7 +148,7 @@ def linearised(posterior: Posterior, inputs: Inputs) -> Outputs:
             solved,
         )
         total = functools.reduce(jnp.add, jax.tree.leaves(products))
-        return z, (total + total.T) / (2 * posterior.examples)
+        return z, (total + total.T) / 2
 
     mean, covariance = jax.lax.map(of_one, batched)
     return Outputs(model.family, mean, covariance)
