@@ -106,4 +106,9 @@ LABELS = {"exact": Exact(), "sampled": Sampled(3), "empirical": Empirical()}
 
 def dense_of(curvature, *batch):
     """The matrix of a curvature at a batch, compiled."""
-    return jax.jit(lambda *batch: curvature.at(*batch).dense())(*batch)
+    return dense_of_each([curvature], *batch)[0]
+
+
+def dense_of_each(curvatures, *batch):
+    """The matrices of several curvatures at a batch, by one program."""
+    return jax.jit(lambda *batch: [c.at(*batch).dense() for c in curvatures])(*batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -93,11 +94,23 @@ CALLS = {
 }
 
 
+def traced(test):
+    """The test by shapes alone: tracing computes nothing."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        jax.eval_shape(lambda: test(*args, **kwargs))
+
+    return run
+
+
 @pytest.mark.parametrize("name", CALLS)
+@traced
 def test_shapes_of_a_function_hold_on_a_call(name):
     check_call(*CALLS[name]())
 
 
+@traced
 def test_shapes_of_the_score_jacobian_hold_on_calls():
     b, params, model, x, y = jacobian()
     rows = normal(0, b.size)
@@ -116,12 +129,14 @@ def test_shapes_of_the_score_jacobian_hold_on_calls():
     check_call(batch.example_keys, jax.random.key(0), 3)
 
 
+@traced
 def test_a_wrong_shape_is_seen():
     with pytest.raises(AssertionError, match="v: "):
         check_call(dense.direct_solution, spd(0, 5), normal(1, 4), 0.1)
 
 
 @pytest.mark.parametrize("metric", ["Dense", "KFAC", "EKFAC", "Diagonal", "Gram"])
+@traced
 def test_shapes_of_metrics_hold_on_calls(metric):
     model, params, x, y = CASES["categorical"].problem()
     value = getattr(ng.curvature, metric)(model).at(params, x, y)

@@ -169,8 +169,8 @@ def charts_agree(
     bound = bound_of(point.coordinates, tolerance)
     others = list(charts(point.family).values()) if others is None else others
     checks = []
-    for chart in others:
-        trip, worst = jax.jit(_there_and_back, static_argnums=1)(point, chart)
+    trips = jax.jit(lambda point: [_there_and_back(point, c) for c in others])(point)
+    for chart, (trip, worst) in zip(others, trips, strict=True):
         checks.append(Check(f"round trip by {chart.name}", float(trip), 0, bound))
         checks.append(Check(f"⟨v, v⟩ in {chart.name}", float(worst), 0, bound))
     if charts(point.family)["natural"].gauge is None:
