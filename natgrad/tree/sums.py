@@ -44,7 +44,8 @@ def any_nonzero(tree: Any) -> Bool[Array, ""]:
     """
     # By a count, as sums are at hand where other reductions are compiled.
     leaves = _gathered(jax.tree.leaves(tree))
-    return sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in leaves) > 0
+    counts = (jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in leaves)
+    return jnp.asarray(sum(counts)) > 0
 
 
 def increment(
