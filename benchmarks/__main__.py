@@ -25,6 +25,7 @@ from benchmarks import (
     attribution,
     conjugate_gradients,
     convergence,
+    laplace,
     memory,
     peers,
     sample_space,
@@ -59,6 +60,7 @@ SUITE = {
     "conjugate_gradients": (conjugate_gradients, None),
     "peers": (peers, None),
     "attribution": (attribution, None),
+    "laplace": (laplace, None),
 }
 # These write one file where they are told to, and no Markdown.
 ONE_FILE = ("step_cost", "solvers", "sample_space", "conjugate_gradients")
