@@ -150,5 +150,5 @@ def linearised(
         total = functools.reduce(jnp.add, jax.tree.leaves(products))
         return z, (total + total.T) / 2
 
-    mean, covariance = jax.lax.map(of_one, batched)
-    return Outputs(model.family, mean, covariance)
+    mean, found = jax.lax.map(of_one, batched)
+    return Outputs(model.family, mean, found)
