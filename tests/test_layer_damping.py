@@ -39,6 +39,7 @@ KINDS = {
     "kfac": (curvatures.KFAC, False, LAYERS),
     "ekfac": (curvatures.EKFAC, False, LAYERS),
     "gram": (curvatures.Gram, True, [range(5)]),
+    "gram_blocks": (curvatures.GramBlocks, True, LAYERS),
     "matrix_free": (curvatures.MatrixFree, True, [range(5)]),
 }
 

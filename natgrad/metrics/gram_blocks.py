@@ -145,6 +145,12 @@ class GramBlocksMetric(Metric):
         """The number of parameters in no block."""
         return self.layout.size - sum(block.layout.size for block in self.blocks)
 
+    def _groups(self) -> Sequence[Sequence[int]]:
+        blocks = self.jacobian.blocks
+        if blocks is None:
+            return [[leaf] for leaf in range(len(self.layout.shapes))]
+        return [block.leaves for block in blocks]
+
     def _ones(self) -> Params:
         return self.layout.split(jnp.ones(self.layout.size, self.layout.dtype))
 
