@@ -14,6 +14,8 @@ For a linear model it is statsmodels' `OLS(...).fit(cov_type="HC0")`.
     White's formula (HC0)      0.06566   0.10104
     spread of 2000 fits        0.06567   0.10950
 
+statsmodels 0.15.0 says 0.06566 and 0.10104 (HC0), 0.06677 and 0.06556 (nonrobust).
+
 Source: White (1980), A heteroskedasticity-consistent covariance matrix estimator; White
 (1982), Maximum likelihood estimation of misspecified models.
 """
