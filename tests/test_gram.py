@@ -133,7 +133,7 @@ def test_it_equals_the_dense_fisher_for_every_other_law(name):
     width = points[0].size
 
     def apply(params, inputs):
-        scale = 1 - 0.02 * jax.nn.sigmoid(inputs["x"] @ params["w"] + params["b"][None])
+        scale = 1 - 0.01 * jax.nn.sigmoid(inputs["x"] @ params["w"] + params["b"][None])
         return inputs["point"] * scale.reshape(inputs["point"].shape)
 
     params = {"w": np.cos(np.arange(3.0 * width)).reshape(3, -1), "b": np.ones(width)}
