@@ -7,7 +7,7 @@ import durations
 
 def test_a_law_has_its_quickest_cases_until_its_time_is_spent():
     cases = ["t.py::law[a]", "t.py::law[b]", "t.py::law[c]", "t.py::law[d]"]
-    seconds = dict(zip(cases, [0.7, 0.3, 9.0, 0.4], strict=True))
+    seconds = dict(zip(cases, [0.25, 0.1, 9.0, 0.15], strict=True))
     assert durations.slow_cases(cases, seconds) == {cases[0], cases[2]}
 
 
