@@ -36,11 +36,13 @@ class Entry(NamedTuple):
         grid: settings, each a tuple of numbers.
         make: (model, *setting) -> optax's.
         rows: is the gradient given as rows too, where layers are wide?
+        evaluated: (optax's state, parameters) -> the parameters whose loss counts.
     """
 
     grid: tuple[tuple[float, ...], ...]
     make: Callable[..., optax.GradientTransformation]
     rows: bool = False
+    evaluated: Callable[[Any, Any], Any] = lambda _, params: params
 
 
 def rates(*values: float) -> tuple[tuple[float, ...], ...]:

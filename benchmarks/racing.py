@@ -41,7 +41,7 @@ class Local:
 
     def __init__(self, problem: Problem, entry: Entry, measured):
         self.problem, self.measured, self.setting = problem, measured, entry.grid[0]
-        self.rows = entry.rows
+        self.rows, self.evaluated = entry.rows, entry.evaluated
         self.make = lambda hyper: optax.with_extra_args_support(
             entry.make(problem.model, *hyper)
         )
@@ -104,7 +104,7 @@ class Local:
         jax.block_until_ready((params, state))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.carry = hyper, params, state
-        return wall, cpu, self.measured(params)
+        return wall, cpu, self.measured(self.evaluated(state, params))
 
 
 def measure(problem: Problem):

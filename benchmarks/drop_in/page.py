@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.drop_in import profile
 from benchmarks.drop_in.card import (
     CLASSES,
     FOLDER,
@@ -22,8 +23,10 @@ from benchmarks.drop_in.card import (
 from benchmarks.drop_in.picture import picture
 from benchmarks.drop_in.problems import PROBLEMS
 from benchmarks.drop_in.running import (
+    EVERY,
     MATRIX,
     NATURAL,
+    SHOWN_RATE,
     TUNED,
     Cell,
     extra_arguments,
@@ -32,7 +35,6 @@ from benchmarks.drop_in.running import (
 from benchmarks.report import about, table
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-SHOWN_RATE = 0.3  # of the tables: the default of every optimizer that has a rate
 
 HEAD = """# Report card
 
@@ -48,12 +50,22 @@ model goes below, over that of tuned Adam: 0.5 is half of Adam's after as many s
 under Adam. *Unfinished*: the steps took longer than the limit that stands below, or too
 much memory.
 """
+PROFILE = """Tuned optimizers with the best of five rates and this library's as they
+come, batches of {batch}: on how many problems does each reach the last loss of tuned
+Adam, where does it need the least of all, and where at most one and a half times that?
+Looks at the loss are {every} steps apart. Dolan and Moré (2002) draw the same for every
+factor: the share of problems on which an optimizer needs at most so many times the
+best.
+
+![Share of problems over the factor](images/performance_profiles.png)
+"""
 RUN = """## What was run
 
 Problems, floors and networks are described in `benchmarks/drop_in/problems.py`; nothing
-is downloaded. Adam and Muon (`optax.contrib.muon`) have the best of the rates 0.001,
-0.003, 0.01, 0.03 and 0.1 on each problem and batch size, chosen by the figure itself.
-One seed, the same start and batches for all. With the XLA flags below, where any stand
+is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW have the best of the
+rates 0.001, 0.003, 0.01, 0.03 and 0.1 on each problem and batch size, chosen by the
+figure itself; L-BFGS searches steps up to a hundred times these, on each batch. One
+seed, the same start and batches for all. With the XLA flags below, where any stand
 there, programs compile in half the time and steps are slower; the table of costs is
 measured without them.
 """
@@ -84,6 +96,9 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     records = json.loads(stress.read_text()) if stress.exists() else []
     (docs / "images").mkdir(parents=True, exist_ok=True)
     picture(sides).savefig(docs / "images" / "report_card.png", dpi=160)
+    newest = next(iter(sides.values()))
+    profiles = profile.picture(newest, profile.largest_batch(newest))
+    profiles.savefig(docs / "images" / "performance_profiles.png", dpi=160)
     timed = sheets(folder / "costs") or next(iter(sides.values()))
     text = page(sides, timed, records)
     (docs / "report_card.md").write_text(text)
@@ -104,6 +119,9 @@ def page(
         parts.append("Figures at the learning rate 0.3; **bold**: at most Adam's.")
         parts.append(at_one_rate(sides[side], batch, momentum))
     newest = next(iter(sides.values()))
+    batch = profile.largest_batch(newest)
+    parts += ["## Performance profiles", PROFILE.format(batch=batch, every=EVERY)]
+    parts.append(profile.summary(newest, batch))
     parts.append("## What a step costs")
     commit = next(iter(timed.values())).about["environment"]["commit"]
     parts.append(
@@ -173,15 +191,16 @@ def at_one_rate(found: dict[str, Sheet], batch: int, momentum: float) -> str:
     rows = []
     for problem in rows_of(found, batch, momentum):
         sheet = found[problem]
-        adam, muon = (sheet.best(name, batch, 1) for name in ("adam", "muon"))
+        adam, *others = (sheet.best(name, batch, 1) for name in TUNED)
         row = [problem, adam and adam.loss[-1] - sheet.floor]
-        row.append(ratio_text(sheet.ratio(muon)) if muon else "")
+        row += [ratio_text(sheet.ratio(cell)) if cell else "" for cell in others]
         for name in names:
             cells = cells_of(sheet, name, batch, momentum)
             shown = [c for c in cells if c.rate in (SHOWN_RATE, None)]
             row.append(cell_text(sheet, shown[0]) if shown else "")
         rows.append(row)
-    heads = ("problem", "Adam, nats", "Muon", *(f"`{name}`" for name in names))
+    _, *others = TUNED
+    heads = ("problem", "Adam, nats", *others, *(f"`{name}`" for name in names))
     return table(heads, rows)
 
 

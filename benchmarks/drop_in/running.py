@@ -17,14 +17,25 @@ import optax
 from optax import contrib
 
 import natgrad as ng
-from benchmarks.optimizers import Entry
+from benchmarks.optimizers import Entry, lbfgs, rates
 from benchmarks.racing import Local
 from benchmarks.training import Problem
 
-TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam and Muon, which are tuned
-TUNED: dict[str, Callable] = {"adam": optax.adam}
-if hasattr(contrib, "muon"):
-    TUNED["muon"] = contrib.muon
+TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of those that are tuned
+# Each with its rate; L-BFGS tries steps up to so many times a hundred.
+TUNED: dict[str, Entry] = {
+    "adam": Entry(rates(*TUNED_RATES), lambda _, rate: optax.adam(rate)),
+    "muon": Entry(rates(*TUNED_RATES), lambda _, rate: contrib.muon(rate)),
+    "sophia": Entry(
+        rates(*TUNED_RATES), lambda _, rate: contrib.sophia(rate, weight_decay=0.0)
+    ),
+    "schedule_free": Entry(
+        rates(*TUNED_RATES),
+        lambda _, rate: contrib.schedule_free_adamw(rate),
+        evaluated=contrib.schedule_free_eval_params,
+    ),
+    "lbfgs": Entry(rates(*TUNED_RATES), lambda model, rate: lbfgs(model, 100 * rate)),
+}
 NATURAL: dict[str, Callable] = {
     "natural_gradient": ng.natural_gradient,
     "gram": ng.gram,
@@ -45,6 +56,7 @@ MATRIX = {
     "momentum": [0.0, 0.9],
 }
 EVERY = 20  # steps between two looks at the loss
+SHOWN_RATE = 0.3  # of the tables: the default of every optimizer that has a rate
 
 Rate = float | str | None  # a number, "default", or None where there is none to give
 
@@ -88,8 +100,8 @@ class Limits(NamedTuple):
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that an optimizer has."""
-    return dict(inspect.signature((TUNED | NATURAL)[name]).parameters)
+    """The arguments that an optimizer of this library has."""
+    return dict(inspect.signature(NATURAL[name]).parameters)
 
 
 def extra_arguments(name: str, momentum: float) -> dict[str, float] | None:
@@ -103,7 +115,7 @@ def extra_arguments(name: str, momentum: float) -> dict[str, float] | None:
 def settings(name: str, rates: list[float | str]) -> list[tuple[Rate, tuple]]:
     """[(rate as asked for, arguments of the program)]."""
     if name in TUNED:
-        return [(rate, (rate,)) for rate in TUNED_RATES]
+        return [(setting[0], setting) for setting in TUNED[name].grid]
     if "learning_rate" not in parameters(name):
         return [(None, ())]
     default = parameters(name)["learning_rate"].default
@@ -114,7 +126,7 @@ def settings(name: str, rates: list[float | str]) -> list[tuple[Rate, tuple]]:
 def entry(name: str, extra: dict[str, float]) -> Entry:
     """The optimizer with its rate as an argument."""
     if name in TUNED:
-        return Entry(((0.01,),), lambda _, rate: TUNED[name](rate))
+        return TUNED[name]
     make = NATURAL[name]
     if "learning_rate" not in parameters(name):
         return Entry(((),), lambda model: make(model=model, **extra))
