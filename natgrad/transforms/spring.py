@@ -8,7 +8,10 @@ is the solution of the regularised problem pulled towards μ φ_{k−1} rather t
 
 so what one batch does not see is remembered from those before, and what it does see is
 solved afresh. μ = 0 is the plain step. The published method has F = B Bᵀ in sample
-space; this form of it needs (F + λI)⁻¹ alone.
+space; this form of it needs (F + λI)⁻¹ alone. With a filter f in its place
+(`natgrad.solvers.filters`) it is φ_k = μ φ_{k−1} + f(F_k) (g_k − μ F_k φ_{k−1}), so
+that directions which f drops keep what is remembered. μ may be a rule:
+`natgrad.PrincipalRange`.
 
 Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to accelerate
 the optimization of neural network wavefunctions.
@@ -16,7 +19,8 @@ the optimization of neural network wavefunctions.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +29,9 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
+from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
-from natgrad.solvers.damping import by_leaf, damping_of_step
+from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -36,9 +41,11 @@ from natgrad.transforms.damping import (
     known_value,
 )
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
+from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
-from natgrad.transforms.validation import transformation
+from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
+from natgrad.tree import Layout
 from natgrad.typing import ArrayLike, Params
 
 
@@ -49,18 +56,20 @@ class SpringState(NamedTuple):
         direction: φ of the last step that was not skipped, like the gradient.
         momentum: μ.
         solve: the state of `scale_by_curvature`, whose health is that of the solve.
+        principal: what `PrincipalRange` remembers; () of a number.
     """
 
     direction: Params
     momentum: jax.Array
     solve: ScaleByCurvatureState
+    principal: Any = ()
 
 
 def scale_by_spring(
     curvature: Curvature,
     *,
     damping: DampingLike | Damping = 1e-3,
-    momentum: ArrayLike = 0.99,
+    momentum: ArrayLike | PrincipalRange = 0.99,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
@@ -74,9 +83,9 @@ def scale_by_spring(
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0 in the units of F, or a schedule of it; by layer too, but for
-            `Relative`: it is needed before F is known.
-        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
+        damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
+        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades. Or
+            `natgrad.PrincipalRange()`, which finds it in each step.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
@@ -87,10 +96,9 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
-    check_number("momentum", momentum)
-    known = known_value(momentum)
-    if known is not None and not 0 <= known <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    adaptive = momentum if isinstance(momentum, PrincipalRange) else None
+    fixed = 0 if isinstance(momentum, PrincipalRange) else momentum
+    _check_momentum(fixed)
     if trust_region and (trust_region.momentum, trust_region.weight_decay) != (None, 0):
         raise ValueError(f"spring has its own momentum, and no decay: {trust_region}.")
     rule = as_damping(damping)
@@ -107,7 +115,10 @@ def scale_by_spring(
         state = cast(ScaleByCurvatureState, inner.init(params))
         dtype = state.health.damping.dtype
         return SpringState(
-            jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
+            jax.tree.map(jnp.zeros_like, params),
+            jnp.asarray(fixed, dtype),
+            state,
+            () if adaptive is None else adaptive.init(Layout.of(params)),
         )
 
     def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
@@ -118,23 +129,56 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         dtype = state.solve.health.damping.dtype
-        layout = tree.Layout.of(updates)
+        layout = Layout.of(updates)
         strength = damping_of_step(call(rule, state.solve.count), damping, layout)
-        pull = jax.tree.map(lambda own: own * jnp.asarray(momentum, dtype), strength)
-        pulled = jax.tree.map(
-            lambda g, d, pull: g + pull.astype(g.dtype) * d.astype(g.dtype),
-            updates,
-            state.direction,
-            by_leaf(pull, updates),
-        )
+        principal = state.principal
+        mu = jnp.asarray(fixed, dtype)
+        if adaptive is not None:
+            metric = _metric_of_batch(curvature, state.solve, params, extra_args)
+            mu, principal = adaptive.update(metric, principal)
         direction, solve = inner.update(
-            pulled, state.solve, params, damping=strength, **extra_args
+            updates,
+            state.solve,
+            params,
+            damping=strength,
+            anchor=jax.tree.map(lambda d: mu.astype(d.dtype) * d, state.direction),
+            **extra_args,
         )
         solve = cast(ScaleByCurvatureState, solve)
-        kept = tree.where(solve.health.skipped, state.direction, direction)
-        return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
+        kept, principal = tree.where(
+            solve.health.skipped,
+            (state.direction, state.principal),
+            (direction, principal),
+        )
+        return direction, SpringState(kept, mu, solve, principal)
 
     return transformation(init, update)
+
+
+def _check_momentum(momentum: ArrayLike) -> None:
+    """Raise a ValueError for an impossible μ."""
+    check_number("momentum", momentum)
+    known = known_value(momentum)
+    if known is not None and not 0 <= known <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+
+
+def _metric_of_batch(
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    params: Params | None,
+    extra_args: Mapping[str, Any],
+) -> Metric:
+    """F of the batch, with the labels that the step draws."""
+    inputs = extra_args.get("inputs", MISSING)
+    if inputs is MISSING or params is None:
+        raise ValueError(
+            "PrincipalRange() reads the spectrum of F of each batch: call "
+            "update(gradient, state, params, inputs=x)."
+        )
+    own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
+    _, key = jax.random.split(state.key)
+    return own.at(params, inputs, extra_args.get("targets"), key)
 
 
 def scale_by_norm_constraint(

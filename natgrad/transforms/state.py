@@ -33,6 +33,11 @@ class Health(NamedTuple):
         scale: α in [0, 1], by which the trust region shortened the step; 1 for none.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
+        condition: (max s + λ)/(min s + λ) over the eigenvalues s of F. It and the next
+            two come of solves by eigenvalues (filters, `Diagonal`, the exact inverse of
+            `KFAC`, `EKFAC`), and are NaN of others, and where the step was skipped.
+        rank: how many s are above rounding.
+        effective_rank: Σ s/(s + λ), the directions that F determines beside λ.
         reason: why the last step was skipped, a number of
             `natgrad.transforms.health.REASONS`; `natgrad.check_health(state)` raises
             with the reason in words.
@@ -48,6 +53,9 @@ class Health(NamedTuple):
     skipped: Array
     skips: Array
     reason: Array
+    condition: Array
+    rank: Array
+    effective_rank: Array
 
 
 class ScaleByCurvatureState(NamedTuple):
@@ -104,7 +112,7 @@ def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState
 
 
 def unknown_health(dtype: jnp.dtype) -> Health:
-    """The health before the first step, in zeros.
+    """The health before the first step, in zeros, and NaN for what may stay unknown.
 
     Args:
         dtype: of damping, residual, ratio and predicted decrease and scale.
@@ -112,6 +120,9 @@ def unknown_health(dtype: jnp.dtype) -> Health:
 
     def zero(dtype):  # a buffer for each, so that they can be donated
         return jnp.zeros((), dtype)
+
+    def unknown():
+        return jnp.full((), jnp.nan, dtype)
 
     return Health(
         damping=zero(dtype),
@@ -124,4 +135,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         skipped=zero(bool),
         skips=zero(jnp.int32),
         reason=zero(jnp.int32),
+        condition=unknown(),
+        rank=unknown(),
+        effective_rank=unknown(),
     )
