@@ -472,12 +472,12 @@ def test_march_is_the_update_of_its_paper(form):
         variance_decay=decay,
     )
     updates, _, matrices, variances = path(
-        tx, model, params, x, y, lambda state: state.variance
+        tx, model, params, x, y, lambda state: ravel(state.variance)
     )
     step, variance = np.zeros(matrices.shape[2]), np.ones(matrices.shape[2])
     for k, rows in enumerate(matrices):
         e = np.ones(len(rows)) / np.sqrt(len(rows))
-        phi, inverse = MOMENTUM * step, 1 / np.sqrt(variance + 1e-8)
+        phi, inverse = MOMENTUM * step, 1 / np.maximum(np.sqrt(variance), 1e-8)
         kernel = rows * inverse @ rows.T + strength * np.eye(len(rows))
         new = phi + inverse * (rows.T @ np.linalg.solve(kernel, e - rows @ phi))
         variance = decay * variance + (new - step) ** 2

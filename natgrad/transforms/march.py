@@ -1,6 +1,6 @@
 """MARCH: SPRING whose damping is by the variance of the steps so far.
 
-    φ_k = (F_k + λ D_k)⁻¹ (g_k + λ μ D_k φ_{k−1}),     D_k = √(v_{k−1} + ε)
+    φ_k = (F_k + λ D_k)⁻¹ (g_k + λ μ D_k φ_{k−1}),     D_k = max(√v_{k−1}, ε)
     v_k = β v_{k−1} + (φ_k − φ_{k−1})²,                v_0 = 1
 
 entry by entry, which minimises |B φ − e|²/λ + |D^½ (φ − μ φ_{k−1})|² for F = Bᵀ B and
@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
@@ -37,9 +37,9 @@ from natgrad.transforms.damping import (
 from natgrad.transforms.spring import SpringState, scale_by_spring
 from natgrad.transforms.validation import transformation
 from natgrad.tree import Layout
-from natgrad.typing import Array, ArrayLike
+from natgrad.typing import ArrayLike, Params
 
-# ε.
+# ε; its square is above 0 in float32.
 _LEAST = 1e-8
 
 
@@ -47,11 +47,11 @@ class MarchState(NamedTuple):
     """State of `scale_by_march`.
 
     Attributes:
-        variance: v, [P].
+        variance: v, like the parameters.
         spring: φ of the last step, μ, and the state of the solve.
     """
 
-    variance: Float[Array, " P"]
+    variance: Params
     spring: SpringState
 
 
@@ -91,21 +91,27 @@ def scale_by_march(
     )
 
     def init(params):
-        layout = Layout.of(params)
-        ones = jnp.ones(layout.size, layout.dtype)
+        ones = jax.tree.map(jnp.ones_like, params)
         return MarchState(ones, cast(SpringState, inner.init(params)))
 
     def update(updates, state, params=None, *, damping=None, **extra_args):
         variance, spring = state
         layout = Layout.of(updates)
         number = call(rule, spring.solve.count) if damping is None else damping
-        scale = jnp.asarray(number, variance.dtype) * jnp.sqrt(variance + _LEAST)
+        root = jnp.sqrt(jnp.maximum(layout.ravel(variance), _LEAST**2))
+        scale = jnp.asarray(number, layout.dtype) * root
         direction, new = inner.update(
             updates, spring, params, damping=EntryDamping(scale), **extra_args
         )
         new = cast(SpringState, new)
-        change = layout.ravel(new.direction) - layout.ravel(spring.direction)
-        moved = jnp.asarray(variance_decay, variance.dtype) * variance + change**2
+        moved = jax.tree.map(
+            lambda v, new, old: (
+                jnp.asarray(variance_decay, v.dtype) * v + (new - old) ** 2
+            ).astype(v.dtype),
+            variance,
+            new.direction,
+            spring.direction,
+        )
         kept = tree.where(new.solve.health.skipped, variance, moved)
         return direction, MarchState(kept, new)
 

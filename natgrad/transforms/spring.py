@@ -118,7 +118,9 @@ def scale_by_spring(
             jax.tree.map(jnp.zeros_like, params),
             jnp.asarray(fixed, dtype),
             state,
-            () if adaptive is None else adaptive.init(Layout.of(params)),
+            adaptive.init(Layout.of(params))
+            if adaptive is not None and jax.tree.leaves(params)
+            else (),
         )
 
     def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
