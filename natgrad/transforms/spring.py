@@ -20,7 +20,7 @@ the optimization of neural network wavefunctions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,6 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
-from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.damping import (
@@ -46,7 +45,7 @@ from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
 from natgrad.tree import Layout
-from natgrad.typing import ArrayLike, Params
+from natgrad.typing import Array, ArrayLike, Params
 
 
 class SpringState(NamedTuple):
@@ -96,9 +95,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
-    adaptive = momentum if isinstance(momentum, PrincipalRange) else None
-    fixed = 0 if isinstance(momentum, PrincipalRange) else momentum
-    _check_momentum(fixed)
+    _check_momentum(momentum)
     if trust_region and (trust_region.momentum, trust_region.weight_decay) != (None, 0):
         raise ValueError(f"spring has its own momentum, and no decay: {trust_region}.")
     rule = as_damping(damping)
@@ -116,10 +113,10 @@ def scale_by_spring(
         dtype = state.health.damping.dtype
         return SpringState(
             jax.tree.map(jnp.zeros_like, params),
-            jnp.asarray(fixed, dtype),
+            jnp.asarray(0 if _is_found(momentum) else momentum, dtype),
             state,
-            adaptive.init(Layout.of(params))
-            if adaptive is not None and jax.tree.leaves(params)
+            momentum.init(Layout.of(params))
+            if _is_found(momentum) and jax.tree.leaves(params)
             else (),
         )
 
@@ -130,48 +127,48 @@ def scale_by_spring(
                 "gradient g alone: leave them out."
             )
         tree.check_kept(state.direction, updates)
-        dtype = state.solve.health.damping.dtype
-        layout = Layout.of(updates)
-        strength = damping_of_step(call(rule, state.solve.count), damping, layout)
-        principal = state.principal
-        mu = jnp.asarray(fixed, dtype)
-        if adaptive is not None:
-            metric = _metric_of_batch(curvature, state.solve, params, extra_args)
-            mu, principal = adaptive.update(metric, principal)
+        own, layout = call(rule, state.solve.count), Layout.of(updates)
+        mu, principal = _momentum(momentum, curvature, state, params, extra_args)
         direction, solve = inner.update(
             updates,
             state.solve,
             params,
-            damping=strength,
+            damping=damping_of_step(own, damping, layout),
             anchor=jax.tree.map(lambda d: mu.astype(d.dtype) * d, state.direction),
             **extra_args,
         )
         solve = cast(ScaleByCurvatureState, solve)
-        kept, principal = tree.where(
-            solve.health.skipped,
-            (state.direction, state.principal),
-            (direction, principal),
-        )
+        last, found = (state.direction, state.principal), (direction, principal)
+        kept, principal = tree.where(solve.health.skipped, last, found)
         return direction, SpringState(kept, mu, solve, principal)
 
     return transformation(init, update)
 
 
-def _check_momentum(momentum: ArrayLike) -> None:
+def _is_found(momentum: ArrayLike | PrincipalRange) -> TypeGuard[PrincipalRange]:
+    return isinstance(momentum, PrincipalRange)
+
+
+def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
     """Raise a ValueError for an impossible μ."""
+    if isinstance(momentum, PrincipalRange):
+        return
     check_number("momentum", momentum)
     known = known_value(momentum)
     if known is not None and not 0 <= known <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
 
 
-def _metric_of_batch(
+def _momentum(
+    momentum: ArrayLike | PrincipalRange,
     curvature: Curvature,
-    state: ScaleByCurvatureState,
+    state: SpringState,
     params: Params | None,
     extra_args: Mapping[str, Any],
-) -> Metric:
-    """F of the batch, with the labels that the step draws."""
+) -> tuple[Array, Any]:
+    """(μ, what is remembered of its spectrum), from F with the labels of the step."""
+    if not isinstance(momentum, PrincipalRange):
+        return jnp.asarray(momentum, state.momentum.dtype), state.principal
     inputs = extra_args.get("inputs", MISSING)
     if inputs is MISSING or params is None:
         raise ValueError(
@@ -179,8 +176,9 @@ def _metric_of_batch(
             "update(gradient, state, params, inputs=x)."
         )
     own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
-    _, key = jax.random.split(state.key)
-    return own.at(params, inputs, extra_args.get("targets"), key)
+    _, key = jax.random.split(state.solve.key)
+    metric = own.at(params, inputs, extra_args.get("targets"), key)
+    return momentum.update(metric, state.principal)
 
 
 def scale_by_norm_constraint(
