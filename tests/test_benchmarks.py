@@ -9,8 +9,8 @@ import jax
 
 from benchmarks import (
     conjugate_gradients,
-    problems,
     momentum,
+    problems,
     sample_space,
     solvers,
     stages,
