@@ -26,7 +26,7 @@ class Remainder(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """What the eigenvalues s of F say of F + λI; scalars, NaN where they are not known.
+    """What the eigenvalues s of F say of F + λI; scalars.
 
     Attributes:
         condition: (max s + λ)/(min s + λ) over all parameters.

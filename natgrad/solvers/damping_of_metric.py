@@ -99,9 +99,8 @@ class ConditionNumber(OfMetric):
 class ScaleInvariant(OfMetric):
     """Λ = c diag F.
 
-    Refused where F + Λ cannot be solved as F + λI is: by `KFAC` and `EKFAC`, whose
-    eigenbases it does not share, and by functions f(F + Λ) of `Gram` only in that they
-    form F. `Gram` writes out the rows of B, M·P numbers, where λI needs none.
+    `KFAC` and `EKFAC` refuse it: their eigenbases are not those of F + Λ. `Gram` writes
+    out the rows of B for it, M·P numbers, and for functions f(F + Λ) forms F.
 
     Attributes:
         scale: c >= 0, a number without units.

@@ -74,7 +74,7 @@ def compute_health(
         last: the health of the step before.
     """
     scale, skipped = bounded.scale, ~solved.usable
-    unknown = Spectrum(*[jnp.full_like(last.condition, jnp.nan)] * 3)
+    unknown = Spectrum(*[jnp.zeros_like(last.condition)] * 3)
     spectrum = unknown
     if solved.spectrum is not None:
         spectrum = tree.where(skipped, unknown, solved.spectrum)

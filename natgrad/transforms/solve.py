@@ -21,6 +21,7 @@ from natgrad.solvers.damping import (
     DampingLike,
     EntryDamping,
     LeafDamping,
+    OfMetric,
     Resolved,
     by_leaf,
     mean_damping,
@@ -92,6 +93,9 @@ def solve(
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
     kept = isinstance(state.inverse, InverseCache)
+    if isinstance(step.damping, OfMetric) and not isinstance(solver, StatefulSolver):
+        found = resolve_damping(step.safe_damping, metric)  # once: it may take products
+        step = step._replace(damping=found, safe_damping=found)
     step = _anchored(step, metric)
     # A kept inverse reads each entry once, which can be cleared there; what else there
     # is reads gradient and solution again and again.

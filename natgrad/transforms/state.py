@@ -35,7 +35,8 @@ class Health(NamedTuple):
         skips: how many steps were skipped so far.
         condition: (max s + λ)/(min s + λ) over the eigenvalues s of F. It and the next
             two come of solves by eigenvalues (filters, `Diagonal`, the exact inverse of
-            `KFAC`, `EKFAC`), and are NaN of others, and where the step was skipped.
+            `KFAC`, `EKFAC`). Of others, and of skipped steps, they are not known, and
+            all three are 0, which no condition number is.
         rank: how many s are above rounding.
         effective_rank: Σ s/(s + λ), the directions that F determines beside λ.
         reason: why the last step was skipped, a number of
@@ -112,7 +113,7 @@ def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState
 
 
 def unknown_health(dtype: jnp.dtype) -> Health:
-    """The health before the first step, in zeros, and NaN for what may stay unknown.
+    """The health before the first step, in zeros.
 
     Args:
         dtype: of damping, residual, ratio and predicted decrease and scale.
@@ -120,9 +121,6 @@ def unknown_health(dtype: jnp.dtype) -> Health:
 
     def zero(dtype):  # a buffer for each, so that they can be donated
         return jnp.zeros((), dtype)
-
-    def unknown():
-        return jnp.full((), jnp.nan, dtype)
 
     return Health(
         damping=zero(dtype),
@@ -135,7 +133,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         skipped=zero(bool),
         skips=zero(jnp.int32),
         reason=zero(jnp.int32),
-        condition=unknown(),
-        rank=unknown(),
-        effective_rank=unknown(),
+        condition=zero(dtype),
+        rank=zero(dtype),
+        effective_rank=zero(dtype),
     )
