@@ -27,6 +27,7 @@ from benchmarks import (
     convergence,
     laplace,
     memory,
+    momentum,
     peers,
     sample_space,
     scaling,
@@ -61,6 +62,7 @@ SUITE = {
     "peers": (peers, None),
     "attribution": (attribution, None),
     "laplace": (laplace, None),
+    "momentum": (momentum, None),
 }
 # These write one file where they are told to, and no Markdown.
 ONE_FILE = ("step_cost", "solvers", "sample_space", "conjugate_gradients")

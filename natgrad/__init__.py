@@ -56,12 +56,14 @@ from natgrad.optimizers import (
     gram_blocks,
     kfac,
     kfac_adaptive,
+    march,
     matrix_free,
     natural_gradient,
     spring,
 )
 from natgrad.solvers import conjugate_gradients as krylov
 from natgrad.solvers.damping import ByPath, Relative
+from natgrad.solvers.damping_of_metric import ConditionNumber, ScaleInvariant
 from natgrad.transforms import adaptive, damping, scaling
 from natgrad.transforms import distributed_inverse as spread
 from natgrad.transforms.adaptive import (
@@ -73,12 +75,14 @@ from natgrad.transforms.adaptive import (
 )
 from natgrad.transforms.health import check_health
 from natgrad.transforms.inverse_cache import Refresh
+from natgrad.transforms.march import scale_by_march
 from natgrad.transforms.mirror_descent import (
     dual_mirror_descent,
     mirror_descent,
     scale_by_dual,
 )
 from natgrad.transforms.observation import observe
+from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.transforms.state import Health
@@ -88,10 +92,13 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "CURVATURES",
     "ByPath",
+    "ConditionNumber",
     "Health",
     "Model",
+    "PrincipalRange",
     "Refresh",
     "Relative",
+    "ScaleInvariant",
     "__version__",
     "adaptive",
     "attribution",
@@ -122,6 +129,7 @@ __all__ = [
     "layers",
     "levenberg_marquardt",
     "load",
+    "march",
     "matrix_free",
     "metrics",
     "mirror_descent",
@@ -132,6 +140,7 @@ __all__ = [
     "scale_by_dual",
     "scale_by_factored_curvature",
     "scale_by_kl_trust_region",
+    "scale_by_march",
     "scale_by_norm_constraint",
     "scale_by_quadratic_model",
     "scale_by_spring",

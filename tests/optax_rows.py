@@ -52,6 +52,7 @@ ROWS = {
     "gram": Row(ng.gram, RATED),
     "gram_blocks": Row(ng.gram_blocks, RATED),
     "spring": Row(ng.spring, RATED),
+    "march": Row(ng.march, RATED),
     "matrix_free": Row(ng.matrix_free, RATED),
     "kfac_adaptive": Row(ng.kfac_adaptive, lambda model: {"model": model}, SEARCH),
     "levenberg_marquardt": Row(
@@ -72,6 +73,7 @@ ROWS = {
     ),
     "scale_by_curvature": Row(ng.scale_by_curvature, OF_DENSE),
     "scale_by_spring": Row(ng.scale_by_spring, OF_DENSE),
+    "scale_by_march": Row(ng.scale_by_march, OF_DENSE),
     "scale_by_factored_curvature": Row(
         ng.scale_by_factored_curvature,
         lambda model: {"curvature": ng.curvature.KFAC(model)},
@@ -98,12 +100,13 @@ ROWS = {
 # Copies of the parameters in the state: what a partition spec of theirs is for.
 COPIES = {"kfac_adaptive": 2, "ivon": 2}
 COPIES |= dict.fromkeys(["spring", "scale_by_spring", "levenberg_marquardt"], 1)
+COPIES |= dict.fromkeys(["march", "scale_by_march"], 2)
 COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_model"], 1)
 # They trace the model's layers when the state is made.
 LAYERWISE = {"kfac", "ekfac", "kfac_adaptive", "scale_by_factored_curvature"}
 # They need the batch in `update`, which lookahead passes no extra arguments to.
 NOT_OBSERVED = dict.fromkeys(
-    ["gram", "gram_blocks", "spring", "matrix_free"], "keeps no matrix"
+    ["gram", "gram_blocks", "spring", "march", "matrix_free"], "keeps no matrix"
 )
 NOT_OBSERVED |= dict.fromkeys(
     [

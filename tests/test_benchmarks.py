@@ -9,6 +9,7 @@ import jax
 
 from benchmarks import (
     conjugate_gradients,
+    momentum,
     problems,
     sample_space,
     solvers,
@@ -79,6 +80,17 @@ def test_conjugate_gradients_count_iterations(tmp_path):
     assert row["difference"] < 0.1  # both stop at a residual of 1e-4
     assert row["kronecker"] > 0
     assert 0 < row["nystrom"] < row["identity"] / 2
+
+
+def test_momentum_counts_steps_to_the_energy(tmp_path):
+    """One step is too few for any rule, and 200 of all configurations are enough."""
+    arguments = ["--settings", "sampled 64", "--seeds", "1", "--grid", "0.9"]
+    report = momentum.main([*arguments, "--steps", "1", "--output", str(tmp_path)])
+    (found,) = report["settings"].values()
+    assert set(found) == {"μ = 0.9", "rows", "parameters", "march"}
+    assert all(v["steps"] == [float("inf")] for v in found.values())
+    page = (tmp_path / "momentum.md").read_text()
+    assert "| rows | – | – | – | – |" in page
 
 
 def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):

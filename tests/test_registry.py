@@ -49,7 +49,7 @@ def test_every_concrete_curvature_is_registered():
 def test_every_optimizer_with_a_learning_rate_meets_the_contract():
     """The table is read off signatures: were it empty, its tests would be skipped."""
     found = {"natural_gradient", "gram", "spring", "matrix_free", "kfac", "ekfac"}
-    found |= {"diagonal_fisher", "empirical_fisher", "gram_blocks"}
+    found |= {"diagonal_fisher", "empirical_fisher", "gram_blocks", "march"}
     assert set(contract.ALIASES) == found
 
 

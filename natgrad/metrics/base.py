@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.metrics.functions import OperatorFunctions
+from natgrad.metrics.functions import Decomposition, OperatorFunctions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.conjugate_gradients import RelativeResidual, conjugate_gradients
-from natgrad.solvers.damping import DampingLike, entries, relative_to, resolve_damping
+from natgrad.solvers.damping import DampingLike, entries, resolve_damping
+from natgrad.solvers.damping_of_metric import relative_to
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, inner, metric_pytree
 from natgrad.typing import Array, ArrayLike, Key, Params
@@ -94,11 +95,15 @@ class Metric(OperatorFunctions):
         Args:
             scale: c.
         """
-        return relative_to(self._groups(), self.diagonal(), scale)
+        return relative_to(self.leaf_groups(), self.diagonal(), scale)
 
-    def _groups(self) -> Sequence[Sequence[int]]:
-        """The leaves of each block of F."""
+    def leaf_groups(self) -> Sequence[Sequence[int]]:
+        """The numbers of the leaves of each block of F."""
         return [range(len(self.layout.shapes))]
+
+    def largest_eigenvalues(self) -> Sequence[Float[Array, ""]]:
+        """Max s of each block of `leaf_groups`, by Lanczos's method."""
+        return [self.largest_eigenvalue()]
 
     @final
     def __add__(self, other: Metric) -> SumMetric:
@@ -191,8 +196,23 @@ class ScaledMetric(Metric):
         found = resolve_damping(damping, self)
         return jax.tree.map(lambda own: own / self.scale, found)
 
-    def _groups(self) -> Sequence[Sequence[int]]:
-        return self.metric._groups()
+    def leaf_groups(self) -> Sequence[Sequence[int]]:
+        """Those of F."""
+        return self.metric.leaf_groups()
+
+    def largest_eigenvalues(self) -> Sequence[Float[Array, ""]]:
+        """a times those of F."""
+        return [self.scale * each for each in self.metric.largest_eigenvalues()]
+
+    def decomposed(self) -> Decomposition:
+        """That of F, times a; see `Metric.decomposed`."""
+        found = self.metric.decomposed()
+        values = found.values and [self.scale * each for each in found.values]
+
+        def function(f, v):
+            return found.function(lambda s: f(self.scale * s), v)
+
+        return Decomposition(values, found.outside, function)
 
     def _times(self, scale: Array, tree: Params) -> Params:
         return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), tree)

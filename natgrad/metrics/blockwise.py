@@ -18,14 +18,17 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.layers import Block
 from natgrad.metrics.base import Metric
+from natgrad.solvers.base import Spectrum
 from natgrad.solvers.damping import (
     DampingLike,
+    EntryDamping,
     LeafDamping,
+    Resolved,
     by_leaf,
     resolve_damping,
 )
 from natgrad.solvers.matrix_functions import Spectral, shifted
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.spectral import HIGHEST, spectrum
 from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -97,6 +100,14 @@ class BlockwiseMetric(Metric):
         )
         return fs, list(map(f, leaves))
 
+    def spectrum(
+        self, values: Sequence[Array], damping: Array | LeafDamping
+    ) -> Spectrum:
+        """What the eigenvalues of each block say of F + Λ, a resolved damping."""
+        pairs = list(zip(values, self.block_dampings(damping), strict=True))
+        outer = [(jnp.zeros(count), own) for own, count in self._outer(damping)]
+        return spectrum(pairs + [(zeros, own) for zeros, own in outer if zeros.size])
+
     def blockwise(
         self,
         v: Params,
@@ -124,7 +135,7 @@ class BlockwiseMetric(Metric):
         ]
         return jax.tree.unflatten(self.layout.treedef, cast)
 
-    def block_dampings(self, damping: Array | LeafDamping) -> list[Array]:
+    def block_dampings(self, damping: Resolved) -> list[Array]:
         """The λ of each block.
 
         Args:
@@ -133,6 +144,12 @@ class BlockwiseMetric(Metric):
         Raises:
             ValueError: leaves of one block have several.
         """
+        if isinstance(damping, EntryDamping):
+            raise ValueError(
+                "F + Λ has the eigenbasis of each layer only where Λ is one number a "
+                "layer; here every parameter has its own, as by ScaleInvariant: damp "
+                "by natgrad.Relative, or take Dense, BlockDiagonal, Gram or MatrixFree."
+            )
         if not isinstance(damping, LeafDamping):
             return [damping] * len(self.blocks)
         for block in self.blocks:
@@ -212,7 +229,8 @@ class BlockwiseMetric(Metric):
             counts[damping.index[block.leaves[0]]] -= block.size
         return list(zip(damping.values, map(int, counts), strict=True))
 
-    def _groups(self) -> list[tuple[int, ...]]:
+    def leaf_groups(self) -> list[tuple[int, ...]]:
+        """The leaves of each block."""
         return [block.leaves for block in self.blocks]
 
     def _places(self) -> list[np.ndarray]:

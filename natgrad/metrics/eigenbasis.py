@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric
+from natgrad.metrics.functions import Decomposition
 from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
@@ -75,7 +76,8 @@ class EigenbasisMetric(BlockwiseMetric):
         outside, singular = self.outer_inverse(found)
         inverse = self._through([reciprocal for reciprocal, _ in pairs])
         fallback = functools.reduce(jnp.logical_or, [d for _, d in pairs], singular)
-        return Solution(self.blockwise(v, inverse, outside), fallback)
+        value = self.blockwise(v, inverse, outside)
+        return Solution(value, fallback, spectrum=self.spectrum(self.scales, found))
 
     def dense(self) -> Float[Array, "P P"]:
         """U diag(s) Uᵀ of each block at its parameters' places, zero elsewhere."""
@@ -97,6 +99,15 @@ class EigenbasisMetric(BlockwiseMetric):
     def diagonal(self) -> Params:
         """(U_A ∘ U_A) s (U_G ∘ U_G)ᵀ for each block."""
         return self.diagonal_of(lambda s: s)
+
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """Max s of each block."""
+        return list(map(jnp.max, self.scales))
+
+    def decomposed(self) -> Decomposition:
+        """s itself; see `Metric.decomposed`."""
+        values = [jnp.maximum(s, 0) for s in self.scales]
+        return Decomposition(values, self.outside, self.function)
 
     def functions(self, fs: Sequence[Spectral]) -> list[Callable[[Array], Array]]:
         """V -> U_A [f(s) ∘ (U_Aᵀ V U_G)] U_Gᵀ; see `BlockwiseMetric.functions`."""

@@ -15,14 +15,20 @@ estimator for the diagonal of a matrix.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.solvers.damping import DampingLike, LeafDamping, entries, resolve_damping
+from natgrad.solvers.damping import (
+    DampingLike,
+    EntryDamping,
+    LeafDamping,
+    entries,
+    resolve_damping,
+)
 from natgrad.solvers.lanczos import function_of_operator, largest_eigenvalue
 from natgrad.solvers.matrix_functions import Spectral, shifted
 from natgrad.tree import Layout
@@ -42,6 +48,21 @@ class Estimate(NamedTuple):
 
     value: Params
     standard_error: Params
+
+
+class Decomposition(NamedTuple):
+    """F by its eigenvalues, found once for what needs both them and f(F).
+
+    Attributes:
+        values: arrays of them, those below 0 as 0; None where F is known by products.
+            Derivatives hold them constant.
+        outside: how many parameters have the eigenvalue 0 beside these.
+        function: (f, v) -> f(F) v, as `OperatorFunctions.function`.
+    """
+
+    values: Sequence[Array] | None
+    outside: int
+    function: Callable[[Spectral, Params], Params]
 
 
 def damped_noise(layout: Layout, of_f: Params, key: Key, damping: Array) -> Params:
@@ -100,7 +121,7 @@ class OperatorFunctions(abc.ABC):
         product, found = self.operator(), resolve_damping(damping, self)
         # What all directions have is in f: where Lanczos's method ends early it reads
         # f at λ, and not at 0.
-        by_layer = isinstance(found, LeafDamping)
+        by_layer = isinstance(found, LeafDamping | EntryDamping)
         least = jnp.min(found.values) if by_layer else found
         rest = entries(found, self) - least
         vector = function_of_operator(
@@ -110,6 +131,10 @@ class OperatorFunctions(abc.ABC):
             self.lanczos_iterations,
         )
         return self.layout.unravel(vector)
+
+    def decomposed(self) -> Decomposition:
+        """Eigenvalues, and f(F) from the same decomposition; no values here."""
+        return Decomposition(None, 0, self.function)
 
     def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """tr f(F + Λ); of an operator `estimate_of_trace` with a fixed key.
@@ -166,7 +191,7 @@ class OperatorFunctions(abc.ABC):
             damping: λ > 0, in the units of F.
         """
         found = resolve_damping(damping, self)
-        if not isinstance(found, LeafDamping):
+        if not isinstance(found, LeafDamping | EntryDamping):
             return self.trace_of(lambda s: s / (s + found))
         inverse = self.layout.ravel(self.inverse_diagonal(found))
         return jnp.sum(1 - entries(found, self) * inverse)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TypeGuard
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.metrics.base import Metric
-from natgrad.metrics.functions import damped_noise
+from natgrad.metrics.functions import Decomposition, damped_noise
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import (
     DampingLike,
+    EntryDamping,
     LeafDamping,
+    Resolved,
     entries,
     resolve_damping,
 )
 from natgrad.solvers.dense import logdet
 from natgrad.solvers.gram import sample_space_solution
+from natgrad.solvers.lanczos import largest_of_matrix
 from natgrad.solvers.matrix_functions import Factor, Spectral, from_zero, shifted
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST
@@ -57,7 +63,7 @@ class GramMetric(Metric):
         if self.jacobian.size > self.layout.size:
             return self._written_out().solution(v, damping)
         found = resolve_damping(damping, self)
-        if isinstance(found, LeafDamping):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
+        if _by_parameter(found):  # Λ^-½ (B'ᵀ B' + I)⁻¹ Λ^-½ v
             jacobian, root = self._scaled(found)
             right = jax.tree.map(jnp.multiply, root, v)
             solution = sample_space_solution(jacobian, right, 1.0)
@@ -80,9 +86,25 @@ class GramMetric(Metric):
         found = resolve_damping(damping, self)
         if self._is_written_out(found):
             return self._written_out().function(f, v, damping)
-        f = shifted(f, found)
+        return self._function(self._factors(), shifted(f, found), v)
+
+    def decomposed(self) -> Decomposition:
+        """By one eigendecomposition of K, or of F; see `Metric.decomposed`."""
+        outside = self.layout.size - self.jacobian.size
+        if outside < 0:
+            return self._written_out().decomposed()
+        factors = self._factors()
+        function = functools.partial(self._function, factors)
+        return Decomposition([factors[0].values], outside, function)
+
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """By products with B Bᵀ or Bᵀ B, whichever is smaller."""
+        few = self.jacobian.size <= self.layout.size
+        return [largest_of_matrix(self.jacobian.gram() if few else self.dense())]
+
+    def _function(self, factors: list[Factor], f: Spectral, v: Params) -> Params:
         pushed = self.jacobian.push(v)[:, None]
-        inside = matrix_functions.apply(from_zero(f), self._factors(), pushed)[:, 0]
+        inside = matrix_functions.apply(from_zero(f), factors, pushed)[:, 0]
         outside = f(jnp.zeros((), self.layout.dtype))
         product = jax.tree.map(
             lambda p, leaf: outside * leaf.astype(p.dtype) + p,
@@ -124,7 +146,7 @@ class GramMetric(Metric):
     def inverse_diagonal(self, damping: DampingLike) -> Params:
         """(1 − diag Bᵀ (K + λI)⁻¹ B)/λ; see `Metric.inverse_diagonal`."""
         found = resolve_damping(damping, self)
-        if not isinstance(found, LeafDamping):
+        if not _by_parameter(found):
             return super().inverse_diagonal(found)
         if self.jacobian.size > self.layout.size:
             return self._written_out().inverse_diagonal(found)
@@ -142,14 +164,19 @@ class GramMetric(Metric):
         if outside < 0:
             return self._written_out().logdet(damping)
         found = resolve_damping(damping, self)
-        if isinstance(found, LeafDamping):
+        if _by_parameter(found):
             logs = jnp.sum(jnp.log(entries(found, self)))
             return logs + logdet(self._scaled(found)[0].gram(), jnp.ones_like(logs))
         total = logdet(self.jacobian.gram(), found)
         return total + outside * jnp.log(found) if outside else total
 
-    def _scaled(self, damping: LeafDamping) -> tuple[Jacobian, Params]:
+    def _scaled(self, damping: LeafDamping | EntryDamping) -> tuple[Jacobian, Params]:
         """B' = B Λ^-½, and the diagonal of Λ^-½ as a tree."""
+        if isinstance(damping, EntryDamping):
+            positive = damping.values > 0  # elsewhere B is 0 too
+            safe = jnp.where(positive, damping.values, 1)
+            entries = jnp.where(positive, 1 / jnp.sqrt(safe), 0)
+            return self.jacobian.written_out(entries), self.layout.split(entries)
         if damping.zeros:
             raise ValueError(
                 "Gram divides by the damping of each parameter, and that of some is 0: "
@@ -162,10 +189,9 @@ class GramMetric(Metric):
         root = jax.tree.unflatten(self.layout.treedef, roots)
         return self.jacobian.scaled(root), root
 
-    def _is_written_out(self, damping: Array | LeafDamping) -> bool:
+    def _is_written_out(self, damping: Resolved) -> bool:
         """Are functions those of the matrix [P, P]? Where M > P, and by layer."""
-        more = self.jacobian.size > self.layout.size
-        return more or isinstance(damping, LeafDamping)
+        return self.jacobian.size > self.layout.size or _by_parameter(damping)
 
     def _written_out(self) -> DenseMetric:
         return DenseMetric(self.layout, self.dense())
@@ -177,6 +203,10 @@ class GramMetric(Metric):
         """‖F‖_F², from B Bᵀ or Bᵀ B, whichever is smaller."""
         few = self.jacobian.size <= self.layout.size
         return jnp.sum((self.jacobian.gram() if few else self.dense()) ** 2)
+
+
+def _by_parameter(damping: Resolved) -> TypeGuard[LeafDamping | EntryDamping]:
+    return isinstance(damping, LeafDamping | EntryDamping)
 
 
 def like_params(layout: Layout, tree: Params) -> Params:

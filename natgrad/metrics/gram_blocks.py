@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from natgrad.metrics.base import Metric
+from natgrad.metrics.functions import Decomposition
 from natgrad.metrics.gram import GramMetric, like_params
 from natgrad.solvers.base import Remainder, Solution
 from natgrad.solvers.damping import (
     DampingLike,
+    EntryDamping,
     LeafDamping,
     by_leaf,
     resolve_damping,
@@ -66,9 +68,10 @@ class GramBlocksMetric(Metric):
             damping: λ >= 0, in the units of F.
         """
         found = self._each(GramMetric.solution, damping, self.jacobian.parts(v))
-        values, fallbacks, left, _ = zip(*found, strict=True)
+        values, fallbacks, left, *_ = zip(*found, strict=True)
         dampings = by_leaf(resolve_damping(damping, self), v)
-        singular = jnp.any(jnp.stack(jax.tree.leaves(dampings)) == 0)
+        zeros = [jnp.any(own == 0) for own in jax.tree.leaves(dampings)]
+        singular = functools.reduce(jnp.logical_or, zeros)
         singular &= self._outside > 0
         remainder = None
         if None not in left:
@@ -145,7 +148,25 @@ class GramBlocksMetric(Metric):
         """The number of parameters in no block."""
         return self.layout.size - sum(block.layout.size for block in self.blocks)
 
-    def _groups(self) -> Sequence[Sequence[int]]:
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """Of each block as of `GramMetric`."""
+        return [block.largest_eigenvalues()[0] for block in self.blocks]
+
+    def decomposed(self) -> Decomposition:
+        """Each block as of `GramMetric`; see `Metric.decomposed`."""
+        found = [block.decomposed() for block in self.blocks]
+        values = [each for one in found for each in one.values or ()]
+        outside = self._outside + sum(one.outside for one in found)
+
+        def function(f, v):
+            pairs = zip(found, self.jacobian.parts(v), strict=True)
+            parts = [one.function(f, part) for one, part in pairs]
+            return self._joined(parts, f, 0.0, v)
+
+        return Decomposition(values, outside, function)
+
+    def leaf_groups(self) -> Sequence[Sequence[int]]:
+        """The leaves of each block."""
         blocks = self.jacobian.blocks
         if blocks is None:
             return [[leaf] for leaf in range(len(self.layout.shapes))]
@@ -157,12 +178,13 @@ class GramBlocksMetric(Metric):
     def _dampings(self, damping: DampingLike) -> list[Any]:
         """λ of each block; by layer one for each of its parts."""
         found = resolve_damping(damping, self)
-        if not isinstance(found, LeafDamping):
+        if not isinstance(found, LeafDamping | EntryDamping):
             return [found] * len(self.blocks)
         full = jax.tree.map(jnp.multiply, self._ones(), by_leaf(found, self._ones()))
-        return [
-            [part.ravel()[0] for part in parts] for parts in self.jacobian.parts(full)
-        ]
+        own = self.jacobian.parts(full)
+        if isinstance(found, EntryDamping):
+            return [EntryDamping(jnp.concatenate(list(map(jnp.ravel, p)))) for p in own]
+        return [[part.ravel()[0] for part in parts] for parts in own]
 
     def _each(self, function: Callable, damping: DampingLike, operands: list) -> list:
         """function(block, its operand, its damping) of each block."""

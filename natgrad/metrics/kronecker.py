@@ -34,6 +34,7 @@ from jaxtyping import Float
 
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric, kron_matvec, kron_matvec_low_rank
+from natgrad.metrics.functions import Decomposition
 from natgrad.metrics.kronecker_factors import (
     Decomposed,
     Factors,
@@ -41,8 +42,11 @@ from natgrad.metrics.kronecker_factors import (
     decompose,
     diagonal_of,
     eigen_solve,
+    functions_of,
     invert_damped,
+    largest_of_factor,
     of_products,
+    products,
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
@@ -111,10 +115,25 @@ class KroneckerMetric(BlockwiseMetric):
 
     def functions(self, fs: Sequence[Spectral]) -> list[Callable[[Array], Array]]:
         """In the eigenbases of both factors; see `BlockwiseMetric.functions`."""
+        return functions_of(fs, self._decomposed())
+
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """Max a times max g, by products with the factors."""
         return [
-            functools.partial(of_products, matrix_functions.apply, f, block)
-            for f, block in zip(fs, self._decomposed(), strict=True)
+            jnp.max(largest_of_factor(a, g) * largest_of_factor(g, g))
+            for a, g in zip(self.inputs, self.outputs, strict=True)
         ]
+
+    def decomposed(self) -> Decomposition:
+        """By one eigendecomposition of each factor; see `Metric.decomposed`."""
+        blocks = self._decomposed()
+
+        def function(f, v):
+            zero = f(jnp.zeros((), self.layout.dtype))
+            rest = [functools.partial(jnp.multiply, zero)] * len(self.layout.shapes)
+            return self.blockwise(v, functions_of([f] * len(blocks), blocks), rest)
+
+        return Decomposition(list(map(products, blocks)), self.outside, function)
 
     def traces(self, fs: Sequence[Spectral]) -> list[Float[Array, "..."]]:
         """Σ_ij f(a_i g_j); see `BlockwiseMetric.traces`."""
@@ -191,7 +210,8 @@ class Eigenbasis(CachedSolver):
         outside, singular = metric.outer_inverse(found)
         fallback = functools.reduce(jnp.logical_or, [s for _, s in solves], singular)
         value = metric.blockwise(v, [function for function, _ in solves], outside)
-        return Solution(value, fallback)
+        spectrum = metric.spectrum(list(map(products, factorizations)), found)
+        return Solution(value, fallback, spectrum=spectrum)
 
 
 @final

@@ -7,6 +7,7 @@ what the two inverses are.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from jaxtyping import Bool, Float
 
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
+from natgrad.solvers import matrix_functions
+from natgrad.solvers.lanczos import largest_of_matrix
 from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
@@ -84,10 +87,9 @@ def eigen_solve(
         block: its factors, decomposed.
         damping: λ >= 0, in the units of A ⊗ G.
     """
-    (left_values, left), (right_values, right) = block.left, block.right
-    products = left_values[..., :, None] * right_values[..., None, :]
+    (_, left), (_, right) = block.left, block.right
     fixed = jax.lax.stop_gradient(damping)
-    inverse, singular = damped_reciprocal(products, fixed, (-2, -1))
+    inverse, singular = damped_reciprocal(products(block), fixed, (-2, -1))
     forward = kron_matvec(block.inputs, block.outputs)
     left_back, right_back = (None if u is None else u.mT for u in (left, right))
 
@@ -100,6 +102,45 @@ def eigen_solve(
         )
 
     return solution, singular
+
+
+def products(block: Decomposed) -> Float[Array, "*lead I O"]:
+    """The eigenvalues a_i g_j of A ⊗ G.
+
+    Args:
+        block: its factors, decomposed.
+    """
+    return block.left[0][..., :, None] * block.right[0][..., None, :]
+
+
+def functions_of(
+    fs: Sequence[Spectral], blocks: Sequence[Decomposed]
+) -> list[Callable[[Array], Array]]:
+    """For each block V -> the matrix of f(A ⊗ G) vec V.
+
+    Args:
+        fs: f of each block.
+        blocks: their factors, decomposed.
+    """
+    return [
+        functools.partial(of_products, matrix_functions.apply, f, block)
+        for f, block in zip(fs, blocks, strict=True)
+    ]
+
+
+def largest_of_factor(factor: Array, g: Array) -> Float[Array, "*lead"]:
+    """Its largest eigenvalue, by products with it.
+
+    Args:
+        factor: A or G of a block.
+        g: G, which has more axes than an A that is a diagonal.
+    """
+    if factor.ndim < g.ndim:
+        return jnp.max(factor, axis=-1)
+    function = largest_of_matrix
+    for _ in range(factor.ndim - 2):
+        function = jax.vmap(function)
+    return function(factor)
 
 
 def of_products(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from natgrad.metrics.base import Metric
+from natgrad.metrics.functions import Decomposition
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import DampingLike, entries, resolve_damping
 from natgrad.solvers.dense import damped, diagonal_solution, direct_solution, logdet
+from natgrad.solvers.lanczos import largest_of_matrix
 from natgrad.solvers.matrix_functions import Factor, Spectral
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.spectral import HIGHEST, spectrum
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
@@ -62,10 +65,13 @@ class DenseMetric(Metric):
 
     def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """By eigendecomposition; see `Metric.function`."""
-        vector = self.layout.ravel(v)[:, None]
-        return self.layout.unravel(
-            matrix_functions.apply(f, self._factors(damping), vector)[:, 0]
-        )
+        return self._function(self._factors(damping), f, v)
+
+    def decomposed(self) -> Decomposition:
+        """By one eigendecomposition; see `Metric.decomposed`."""
+        factors = self._factors(0.0)
+        function = functools.partial(self._function, factors)
+        return Decomposition([factors[0].values], 0, function)
 
     def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(s); see `Metric.trace_of`."""
@@ -79,6 +85,10 @@ class DenseMetric(Metric):
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
         return logdet(self.matrix, entries(damping, self))
+
+    def _function(self, factors: list[Factor], f: Spectral, v: Params) -> Params:
+        vector = self.layout.ravel(v)[:, None]
+        return self.layout.unravel(matrix_functions.apply(f, factors, vector)[:, 0])
 
     def _factors(self, damping: DampingLike) -> list[Factor]:
         return matrix_functions.decomposed(
@@ -140,12 +150,17 @@ class BlockDiagonalMetric(Metric):
 
     def function(self, f: Spectral, v: Params, damping: DampingLike = 0.0) -> Params:
         """Each block by eigendecomposition; see `Metric.function`."""
-        factors = self._factors(damping)
-        products = [
-            matrix_functions.apply(f, [factor], vector[:, None])[:, 0]
-            for factor, vector in zip(factors, self._vectors(v), strict=True)
-        ]
-        return self._params(products)
+        return self._function(self._factors(damping), f, v)
+
+    def decomposed(self) -> Decomposition:
+        """Each block by one eigendecomposition; see `Metric.decomposed`."""
+        factors = self._factors(0.0)
+        function = functools.partial(self._function, factors)
+        return Decomposition([each.values for each in factors], 0, function)
+
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """Of each block, by products with it."""
+        return list(map(largest_of_matrix, self.blocks))
 
     def trace_of(self, f: Spectral, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ f(s) over all blocks; see `Metric.trace_of`."""
@@ -168,8 +183,16 @@ class BlockDiagonalMetric(Metric):
         terms = list(map(logdet, self.blocks, self._dampings(damping)))
         return functools.reduce(jnp.add, terms)
 
-    def _groups(self) -> Sequence[Sequence[int]]:
+    def leaf_groups(self) -> Sequence[Sequence[int]]:
+        """Those of the blocks."""
         return self.groups
+
+    def _function(self, factors: list[Factor], f: Spectral, v: Params) -> Params:
+        products = [
+            matrix_functions.apply(f, [factor], vector[:, None])[:, 0]
+            for factor, vector in zip(factors, self._vectors(v), strict=True)
+        ]
+        return self._params(products)
 
     def _dampings(self, damping: DampingLike) -> list[Array]:
         found = resolve_damping(damping, self)
@@ -227,7 +250,10 @@ class DiagonalMetric(Metric):
         """
         vector, damping = self.layout.ravel(v), entries(damping, self)
         solution = diagonal_solution(self.entries, vector, damping)
-        return solution._replace(value=self.layout.unravel(solution.value))
+        return solution._replace(
+            value=self.layout.unravel(solution.value),
+            spectrum=spectrum([(self.entries, damping)]),
+        )
 
     def dense(self) -> Float[Array, "P P"]:
         """The matrix with this diagonal."""
@@ -252,5 +278,14 @@ class DiagonalMetric(Metric):
     def _damped(self, damping: DampingLike) -> Array:
         return self.entries + entries(damping, self)
 
-    def _groups(self) -> Sequence[Sequence[int]]:
+    def leaf_groups(self) -> Sequence[Sequence[int]]:
+        """Each leaf by itself."""
         return [[leaf] for leaf in range(len(self.layout.shapes))]
+
+    def largest_eigenvalues(self) -> list[Float[Array, ""]]:
+        """The largest entry of each leaf."""
+        return list(map(jnp.max, jax.tree.leaves(self.diagonal())))
+
+    def decomposed(self) -> Decomposition:
+        """The diagonal itself; see `Metric.decomposed`."""
+        return Decomposition([jnp.maximum(self.entries, 0)], 0, self.function)

@@ -22,7 +22,7 @@ from natgrad.optimizers.approximate import (
     gram_blocks,
     kfac,
 )
-from natgrad.optimizers.exact import gram, matrix_free, natural_gradient, spring
+from natgrad.optimizers.exact import gram, march, matrix_free, natural_gradient, spring
 
 __all__ = [
     "diagonal_fisher",
@@ -32,6 +32,7 @@ __all__ = [
     "gram_blocks",
     "kfac",
     "kfac_adaptive",
+    "march",
     "matrix_free",
     "natural_gradient",
     "spring",

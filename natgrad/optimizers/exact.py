@@ -26,8 +26,11 @@ from natgrad.optimizers.chains import (
     curvature_of,
     descend,
 )
+from natgrad.solvers.base import Solver
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
 from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
+from natgrad.transforms.march import scale_by_march
+from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
@@ -43,6 +46,7 @@ def natural_gradient(
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
     curvature: Callable[[Model], Curvature] | None = None,
+    solver: Solver | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
@@ -58,12 +62,16 @@ def natural_gradient(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule. By layer: a tree of numbers like the parameters, or a
-            prefix of it; `natgrad.ByPath({"layers/0": 1e-2, "": 1e-3})`; or
-            `natgrad.Relative(c)`, c times the mean of the diagonal of F.
+            prefix of it; or `natgrad.ByPath({"layers/0": 1e-2, "": 1e-3})`. By F:
+            `natgrad.Relative(c)`, c times the mean of its diagonal;
+            `natgrad.ConditionNumber(cap)`; `natgrad.ScaleInvariant(c)`, c diag F.
         decay: of the moving average of F; 0 uses the current batch alone. More needs a
             matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
             MatrixFree of `natgrad.curvature`; None for Automatic.
+        solver: (metric, gradient, damping) -> direction in place of (F + λI)⁻¹ g, such
+            as a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping;
+            None for that of the metric.
         trust_region: δ, in nats a label; a step of a larger KL divergence, momentum and
             weight decay included, is shortened to it. None for no bound.
         momentum: β in [0, 1) of v = d + β v_before; None for none.
@@ -80,7 +88,8 @@ def natural_gradient(
     """
     form = Automatic if curvature is None else curvature
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    return descend(curvature_of(form, model), applied, damping=damping, decay=decay)
+    chosen = curvature_of(form, model)
+    return descend(chosen, applied, damping=damping, decay=decay, solver=solver)
 
 
 def gram(
@@ -89,6 +98,7 @@ def gram(
     *,
     damping: DampingLike | Damping = 1e-2,
     labels: Labels = ONE_SAMPLE,
+    solver: Solver | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
@@ -105,6 +115,7 @@ def gram(
             directions, which 1/λ stretches: take more than with the exact F.
         labels: over which labels; `Exact()` has as many columns an example as the
             model has outputs.
+        solver: as for `natural_gradient`.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
         weight_decay: as for `natural_gradient`.
@@ -119,7 +130,7 @@ def gram(
     gradient methods for training neural networks.
     """
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    return descend(Gram(model, labels), applied, damping=damping)
+    return descend(Gram(model, labels), applied, damping=damping, solver=solver)
 
 
 def spring(
@@ -127,9 +138,10 @@ def spring(
     model: Model = REQUIRED,
     *,
     damping: DampingLike | Damping = 1e-3,
-    momentum: ArrayLike = 0.99,
+    momentum: ArrayLike | PrincipalRange = 0.99,
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
+    solver: Solver | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
 ) -> optax.GradientTransformationExtraArgs:
     """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), within a trust region.
@@ -137,12 +149,15 @@ def spring(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule; by layer too, but for `natgrad.Relative`.
-        momentum: μ in [0, 1].
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
+        momentum: μ in [0, 1]; or `natgrad.PrincipalRange()`, which finds it in each
+            step from the spectrum of F (PRIME-SR).
         constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
             the paper has in place of a trust region; None for none.
         curvature: model -> curvature; None for Gram with `Exact` labels. A function
             such as lambda m: Gram(m, Sampled(1)) chooses the labels too.
+        solver: as for `natural_gradient`; what a filter drops stays as it is in
+            μ φ_before.
         trust_region: as for `natural_gradient`; φ is remembered as it was shortened.
 
     Returns:
@@ -159,12 +174,67 @@ def spring(
         curvature_of(form, model),
         damping=damping,
         momentum=momentum,
+        solver=solver,
         trust_region=TrustRegion(trust_region, learning_rate),
     )
-    limit = None
-    if constraint is not None:
-        limit = scale_by_norm_constraint(learning_rate, constraint)
-    return chain(direction, limit, learning_rate=learning_rate)
+    return chain(
+        direction, _limit(learning_rate, constraint), learning_rate=learning_rate
+    )
+
+
+def march(
+    learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
+    model: Model = REQUIRED,
+    *,
+    damping: ArrayLike | Damping = 1e-3,
+    momentum: ArrayLike = 0.95,
+    variance_decay: ArrayLike = 0.995,
+    constraint: ArrayLike | None = None,
+    curvature: Callable[[Model], Curvature] | None = None,
+    trust_region: ArrayLike | Damping | None = RADIUS,
+) -> optax.GradientTransformationExtraArgs:
+    """`spring` whose damping λ √v is by the variance v of each parameter's steps.
+
+    φ = (F + λ √v)⁻¹ (g + λ μ √v φ_before), v = β v_before + (φ − φ_before)², v_0 = 1.
+    `Gram` writes out the rows of B for it, M·P numbers.
+
+    Args:
+        learning_rate: η, or an optax schedule.
+        model: the statistical model.
+        damping: λ, or a schedule; one number.
+        momentum: μ in [0, 1].
+        variance_decay: β in [0, 1].
+        constraint: as for `spring`.
+        curvature: as for `spring`; not KFAC or EKFAC.
+        trust_region: as for `spring`.
+
+    Returns:
+        The optimizer; its update is to be added to the parameters as it is.
+
+    Raises:
+        ValueError: for impossible arguments, here, in `init` or in `update`.
+
+    Source: Gu et al. (2025), Solving the Hubbard model with neural quantum states.
+    """
+    form = Gram if curvature is None else curvature
+    direction = scale_by_march(
+        curvature_of(form, model),
+        damping=damping,
+        momentum=momentum,
+        variance_decay=variance_decay,
+        trust_region=TrustRegion(trust_region, learning_rate),
+    )
+    return chain(
+        direction, _limit(learning_rate, constraint), learning_rate=learning_rate
+    )
+
+
+def _limit(
+    learning_rate: optax.ScalarOrSchedule, constraint: ArrayLike | None
+) -> optax.GradientTransformation | None:
+    if constraint is None:
+        return None
+    return scale_by_norm_constraint(learning_rate, constraint)
 
 
 def matrix_free(

@@ -25,6 +25,20 @@ class Remainder(NamedTuple):
     inner: Float[Array, ""]
 
 
+class Spectrum(NamedTuple):
+    """What the eigenvalues s of F say of F + λI; scalars.
+
+    Attributes:
+        condition: (max s + λ)/(min s + λ) over all parameters.
+        rank: how many s are above rounding, P ε max s.
+        effective_rank: Σ s/(s + λ), the directions that F determines beside λ.
+    """
+
+    condition: Float[Array, ""]
+    rank: Float[Array, ""]
+    effective_rank: Float[Array, ""]
+
+
 class Solution(NamedTuple):
     """What a solve gave.
 
@@ -34,12 +48,14 @@ class Solution(NamedTuple):
         remainder: of the residual, where the solver knows it, so that nobody needs to
             form F x for it; None where it does not.
         iterations: how many were made; 0 by a direct solver.
+        spectrum: where eigenvalues were found for it; None where they were not.
     """
 
     value: Params
     fallback: Bool[Array, ""]
     remainder: Remainder | None = None
     iterations: Integer[Array, ""] | int = 0
+    spectrum: Spectrum | None = None
 
 
 class DampedOperator(Protocol):

@@ -5,12 +5,15 @@
                                            for a part of their tree (a prefix of it)
     ByPath({"layers/0": 1e-3, "": 1e-2})   by the beginning of a leaf's path
     Relative(1e-2)                         λ_b = c tr F_b / P_b of each block b of F
+    ConditionNumber(1e6), ScaleInvariant(1e-2)      `natgrad.solvers.damping_of_metric`
 
-Inside, one number for all stays a number, and anything else is a `LeafDamping`.
+Inside, one number for all stays a number; anything else is a `LeafDamping`, or an
+`EntryDamping` where each parameter has its own λ.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, final
@@ -43,9 +46,21 @@ class ByPath:
     values: Mapping[str, ArrayLike]
 
 
+class OfMetric(abc.ABC):
+    """A damping that F decides. As a tree it is one number, which multiplies it."""
+
+    @abc.abstractmethod
+    def of(self, metric: Any) -> Any:
+        """λ, shape (), or what else `resolve_damping` gives.
+
+        Args:
+            metric: F.
+        """
+
+
 @final
 @metric_pytree()
-class Relative:
+class Relative(OfMetric):
     """λ_b = c tr F_b / P_b: c times the mean of the diagonal of each block of F.
 
     Blocks are the layers of Kronecker-factored metrics, the groups of leaves of
@@ -58,6 +73,10 @@ class Relative:
     """
 
     scale: ArrayLike
+
+    def of(self, metric: Any) -> Any:
+        """c tr F_b / P_b of each block; see `OfMetric.of`."""
+        return metric.relative_damping(self.scale)
 
 
 @final
@@ -76,30 +95,49 @@ class LeafDamping:
     zeros: tuple[int, ...] = ()
 
 
+@final
+@metric_pytree()
+class EntryDamping:
+    """Λ with a λ for each parameter.
+
+    Attributes:
+        values: the diagonal of Λ, [P], in `ravel_pytree` order, in the units of F. 0 is
+            for parameters whose row of F is 0 too.
+    """
+
+    values: Float[Array, " P"]
+
+
 # What `damping=` may be.
-DampingLike: TypeAlias = ArrayLike | ByPath | Relative | LeafDamping | PyTree
+DampingLike: TypeAlias = (
+    ArrayLike | ByPath | OfMetric | LeafDamping | EntryDamping | PyTree
+)
+
+
+# What it is inside.
+Resolved: TypeAlias = Array | LeafDamping | EntryDamping
 
 
 def resolve_damping(damping: DampingLike, of: Any) -> Any:
-    """λ, shape (), or a `LeafDamping`.
+    """λ, shape (), or a `LeafDamping` or `EntryDamping`.
 
     Args:
         damping: what was given.
-        of: the metric F that is damped; or the layout of the parameters, for which a
-            `Relative` stays what it is.
+        of: the metric F that is damped; or the layout of the parameters, for which an
+            `OfMetric` stays what it is.
 
     Raises:
         ValueError: a λ is no scalar, or is known and negative or not finite; a leaf has
             no λ, or a λ no leaf.
     """
     layout = getattr(of, "layout", of)
-    if not (jax.tree_util.all_leaves([damping]) or isinstance(damping, LeafDamping)):
+    done = isinstance(damping, LeafDamping | EntryDamping)
+    if not (jax.tree_util.all_leaves([damping]) or done):
         numbers = _numbers(damping)
-        if not isinstance(damping, Relative):
+        if not isinstance(damping, OfMetric):
             damping = _by_leaf(numbers, layout)
     found = jax.tree.map(lambda number: jnp.asarray(number, layout.dtype), damping)
-    relative = isinstance(found, Relative) and of is not layout
-    return of.relative_damping(found.scale) if relative else found
+    return found.of(of) if isinstance(found, OfMetric) and of is not layout else found
 
 
 def damping_of_step(own: DampingLike, given: DampingLike | None, layout: Layout) -> Any:
@@ -130,6 +168,11 @@ def entries(
         leaves: their numbers, in the order of the diagonal; None for all.
     """
     found = _known(resolve_damping(damping, of))
+    if isinstance(found, EntryDamping) and leaves is not None:
+        layout = getattr(of, "layout", of)
+        return found.values[np.concatenate([layout.positions(i) for i in leaves])]
+    if isinstance(found, EntryDamping):
+        return found.values
     if not isinstance(found, LeafDamping):
         return found
     leaves = range(len(found.index)) if leaves is None else leaves
@@ -140,60 +183,41 @@ def entries(
     return jnp.concatenate(parts)
 
 
-def by_leaf(damping: Array | LeafDamping, like: PyTree) -> PyTree[Array]:
-    """A tree with the λ of each leaf.
+def by_leaf(damping: Resolved, like: PyTree) -> PyTree[Array]:
+    """A tree with the λ of each leaf, or those of its entries.
 
     Args:
         damping: as `resolve_damping` gives it.
         like: a tree like the parameters.
     """
     structure, damping = jax.tree.structure(like), _known(damping)
+    if isinstance(damping, EntryDamping):
+        return Layout.of(like).split(damping.values)
     if not isinstance(damping, LeafDamping):
         return structure.unflatten([damping] * structure.num_leaves)
     return structure.unflatten([damping.values[i] for i in damping.index])
 
 
-def mean_damping(damping: Array | LeafDamping, layout: Layout) -> Float[Array, ""]:
+def mean_damping(damping: Resolved, layout: Layout) -> Float[Array, ""]:
     """tr Λ / P.
 
     Args:
         damping: as `resolve_damping` gives it.
         layout: of the parameters.
     """
+    if isinstance(damping, EntryDamping):
+        return jnp.mean(damping.values)
     if not isinstance(damping, LeafDamping):
         return damping
     shares = np.bincount(damping.index, layout.sizes) / layout.size
     return jnp.sum(jnp.asarray(shares, layout.dtype) * damping.values)
 
 
-def relative_to(
-    groups: Sequence[Sequence[int]], diagonal: PyTree[Array], scale: Array
-) -> Array | LeafDamping:
-    """`Relative(scale)` for blocks that are groups of leaves.
-
-    Args:
-        groups: the numbers of the leaves of each block.
-        diagonal: of F, a tree like the parameters.
-        scale: c.
-    """
-    leaves = jax.tree.leaves(diagonal)
-    owner = list(range(len(leaves)))
-    for group in groups:
-        joined = {owner[leaf] for leaf in group}
-        owner = [min(joined) if each in joined else each for each in owner]
-    sums, sizes = jnp.stack(list(map(jnp.sum, leaves))), [leaf.size for leaf in leaves]
-    firsts, index = np.unique(owner, return_inverse=True)
-    traces = jnp.zeros(len(firsts), scale.dtype).at[index].add(sums.astype(scale.dtype))
-    means = traces / np.bincount(index, sizes).astype(scale.dtype)
-    values = scale * jnp.where(traces > 0, means, jnp.sum(traces) / sum(sizes))
-    return LeafDamping(values, tuple(map(int, index))) if len(firsts) > 1 else values[0]
-
-
 def _known(damping: Any) -> Any:
-    if isinstance(damping, Relative):
+    if isinstance(damping, OfMetric):
         raise ValueError(
-            "natgrad.Relative is relative to F, and here λ has to be known without F: "
-            "give numbers, in a tree or in natgrad.ByPath."
+            f"natgrad.{type(damping).__name__} is relative to F, and here λ has to be "
+            "known without F: give numbers, in a tree or in natgrad.ByPath."
         )
     return damping
 

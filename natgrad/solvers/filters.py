@@ -6,7 +6,10 @@
 
 Each is a solver (metric, v, damping) -> x for any metric, and `of` gives the function
 of eigenvalues that `Metric.function`, `trace_of` and `diagonal_of` take. Max s is that
-of `Metric.largest_eigenvalue`.
+of the decomposition which the filter is applied by; of a metric that is known by its
+products, that of `Metric.largest_eigenvalue`. Derivatives hold the first constant.
+
+λ is one number: f(F + Λ) of a Λ by layer would not have the eigenvalues s + λ.
 
 Source: Medvidović & Carleo (2020), Classical variational simulation of the quantum
 approximate optimization algorithm, and Schmitt & Heyl (2020), Quantum many-body
@@ -19,9 +22,13 @@ import abc
 import dataclasses
 from typing import Any, final
 
+import jax
 import jax.numpy as jnp
 
+from natgrad.solvers.base import Solution
+from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.spectral import spectrum
 from natgrad.typing import Array, ArrayLike, Params
 
 
@@ -37,7 +44,8 @@ class Filter(abc.ABC):
             damping: λ >= 0, in the units of F.
         """
 
-    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
+    @final
+    def __call__(self, metric: Any, v: Params, damping: DampingLike) -> Params:
         """f(F) v.
 
         Args:
@@ -48,7 +56,61 @@ class Filter(abc.ABC):
         Returns:
             A tree like the parameters, in their dtypes.
         """
-        return metric.function(self.of(metric.largest_eigenvalue(), damping), v)
+        return self.solution(metric, v, damping).value
+
+    @final
+    def solution(
+        self,
+        metric: Any,
+        v: Params,
+        damping: DampingLike,
+        anchor: Params | None = None,
+    ) -> Solution:
+        """f(F) v, and what the eigenvalues say.
+
+        With an anchor a it is a + f(F) (v − (F + λI) a): where f drops a direction a
+        stays as it is, and where f is 1/(s + λ) nothing changes.
+
+        Args:
+            metric: F.
+            v: a tree like the parameters.
+            damping: λ >= 0, in the units of F.
+            anchor: a, a tree like the parameters; None for 0.
+
+        Raises:
+            ValueError: layers or parameters have dampings of their own.
+        """
+        found = resolve_damping(damping, metric)
+        if not isinstance(found, jax.Array):
+            raise ValueError(
+                f"{self!r} weighs the eigenvalues of F with one λ for all parameters; "
+                f"got one by {'layer' if hasattr(found, 'index') else 'parameter'}: "
+                "give a number, or leave solver= out."
+            )
+        if anchor is None:
+            return self._weighted(metric, v, found)
+        left = jax.tree.map(
+            lambda v, f, a: (v - f - found * a).astype(v.dtype),
+            v,
+            metric.mv(anchor),
+            anchor,
+        )
+        step = self._weighted(metric, left, found)
+        value = jax.tree.map(lambda a, x: (a + x).astype(x.dtype), anchor, step.value)
+        return step._replace(value=value)
+
+    def _weighted(self, metric: Any, v: Params, damping: Array) -> Solution:
+        """f(F) v by the decomposition of F."""
+        found, known = metric.decomposed(), None
+        if found.values is None:
+            largest = metric.largest_eigenvalue()
+        else:
+            largest = jnp.max(jnp.stack([jnp.max(each) for each in found.values]))
+            outside = jnp.zeros(found.outside, largest.dtype)
+            parts = [*found.values, *([outside] if found.outside else [])]
+            known = spectrum([(values, damping) for values in parts])
+        value = found.function(self.of(largest, damping), v)
+        return Solution(value, jnp.zeros((), bool), spectrum=known)
 
 
 @final
@@ -102,7 +164,8 @@ class SmoothCutoff(Filter):
 class RobustDamping(Filter):
     """Damping whose step is shorter than (F + λI)⁻¹ v where s is far below λ.
 
-    With γ = 1/λ it is (F + λI)⁻¹ v, with γ = 0 directions of s = 0 are dropped.
+    With γ = 1/λ it is (F + λI)⁻¹ v, with γ = 0 directions of s = 0 are dropped. It is
+    a − λ (1 − γ λ) (F + λI)⁻¹ a, a = (F + λI)⁻¹ v: two of the metric's solves.
 
     Attributes:
         gamma: γ, 0 <= γ <= 1/λ, in the units of 1/F.
@@ -120,23 +183,13 @@ class RobustDamping(Filter):
 
         return f
 
-    def __call__(self, metric: Any, v: Params, damping: ArrayLike) -> Params:
-        """a − λ (1 − γ λ) (F + λI)⁻¹ a, a = (F + λI)⁻¹ v: two of the metric's solves.
-
-        Args:
-            metric: F.
-            v: a tree like the parameters.
-            damping: λ >= 0, in the units of F.
-
-        Returns:
-            A tree like the parameters, in their dtypes.
-        """
+    def _weighted(self, metric: Any, v: Params, damping: Array) -> Solution:
         layout = metric.layout
-        damping = jnp.asarray(damping, layout.dtype)
-        once = metric.solve(v, damping)
-        twice = layout.ravel(metric.solve(once, damping))
+        once = metric.solution(v, damping)
+        twice = layout.ravel(metric.solve(once.value, damping))
         share = damping * (1 - self.gamma * damping)
-        return layout.unravel(layout.ravel(once) - share * twice)
+        value = layout.unravel(layout.ravel(once.value) - share * twice)
+        return once._replace(value=value, remainder=None)
 
 
 def _reciprocal(total: Array) -> Array:

@@ -29,6 +29,9 @@ from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import HIGHEST, eigh
 from natgrad.typing import Array
 
+# With a matrix, for its largest eigenvalue.
+_PRODUCTS = 100
+
 
 class Ritz(NamedTuple):
     """What k products with F know of v: v = Σ c_i x_i, F x_i ≈ θ_i x_i.
@@ -121,6 +124,18 @@ def largest_eigenvalue(
     count = min(iterations, start.size)
     x = ritz(lambda x: product(*fixed, x)[0], start, count).vectors[-1]
     return jnp.vdot(x, operator(x), precision=HIGHEST)
+
+
+def largest_of_matrix(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Max s of a symmetric matrix by 100 products, from inside.
+
+    Args:
+        matrix: symmetric positive semi-definite.
+    """
+    start = jax.random.normal(jax.random.PRNGKey(0), matrix.shape[:1], matrix.dtype)
+    return largest_eigenvalue(
+        lambda x: jnp.matmul(matrix, x, precision=HIGHEST), start, _PRODUCTS
+    )
 
 
 def _evaluate(product, iterations, chain, arrays, bases, constants, operands):

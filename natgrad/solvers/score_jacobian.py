@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +107,17 @@ class Jacobian:
         """
         pieces = map(_scaled, self.pieces, self.parts(v))
         return dataclasses.replace(self, pieces=tuple(pieces))
+
+    def written_out(self, entries: Float[Array, " P"]) -> Jacobian:
+        """B diag(d) by its rows, M·P numbers.
+
+        Args:
+            entries: d, any numbers.
+        """
+        rows = (self.explicit() * entries[None]).reshape((*self.columns, 1, 1, -1))
+        ends = list(itertools.accumulate(self.layout.sizes))[:-1]
+        pieces = tuple(DenseRows((leaf,)) for leaf in jnp.split(rows, ends, axis=4))
+        return Jacobian(self.layout, None, pieces, None)
 
     def diagonal(self) -> Params:
         """The diagonal of Bᵀ B, a tree in the working dtype."""

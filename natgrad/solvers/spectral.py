@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float
 
+from natgrad.solvers.base import Spectrum
 from natgrad.typing import Array, ArrayLike
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -54,6 +55,34 @@ def damped_reciprocal(
     drop = (damping == 0) & (positive <= cutoff)
     total = jnp.where(drop, 1, positive + damping)
     return jnp.where(drop, 0, 1 / total), jnp.any(drop)
+
+
+def spectrum(pairs: Sequence[tuple[Array, Array]]) -> Spectrum:
+    """What is known of F + Λ.
+
+    Args:
+        pairs: eigenvalues of parts of F, of any shape, and the λ of each part; zeros
+            stand for parameters that no part reads.
+    """
+    parts = [(jnp.maximum(values, 0), damping) for values, damping in pairs]
+    size = sum(values.size for values, _ in parts)
+    largest = jnp.max(jnp.stack([jnp.max(values) for values, _ in parts]))
+    cutoff = size * jnp.finfo(largest.dtype).eps * largest
+
+    def total(count):
+        return jnp.sum(jnp.stack([jnp.sum(count(*each)) for each in parts]))
+
+    def extreme(which):
+        return which(jnp.stack([which(values + damping) for values, damping in parts]))
+
+    def share(values, damping):
+        counts = (values > cutoff) | (damping > 0)
+        return jnp.where(counts, values / jnp.where(counts, values + damping, 1), 0)
+
+    least, most = extreme(jnp.min), extreme(jnp.max)
+    condition = jnp.where(least > 0, most / jnp.where(least > 0, least, 1), jnp.inf)
+    rank = total(lambda values, _: values > cutoff)
+    return Spectrum(condition, rank.astype(largest.dtype), total(share))
 
 
 @custom_vmap

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
+from natgrad.solvers.base import Spectrum
 from natgrad.transforms.solve import Solved
 from natgrad.transforms.state import Health
 from natgrad.transforms.trust_region import BoundedStep
@@ -73,6 +74,10 @@ def compute_health(
         last: the health of the step before.
     """
     scale, skipped = bounded.scale, ~solved.usable
+    unknown = Spectrum(*[jnp.zeros_like(last.condition)] * 3)
+    spectrum = unknown
+    if solved.spectrum is not None:
+        spectrum = tree.where(skipped, unknown, solved.spectrum)
     decrease = scale * solved.slope - scale**2 * solved.square / 2
     return Health(
         damping=solved.damping,
@@ -85,6 +90,10 @@ def compute_health(
         skipped=skipped,
         skips=tree.increment(last.skips, skipped),
         reason=first_failure(step.finite, step.damped, usable, solved.usable),
+        **{
+            name: value.astype(last.condition.dtype)
+            for name, value in spectrum._asdict().items()
+        },
     )
 
 

@@ -10,14 +10,24 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap, zeros_unless
 from natgrad.metrics.base import Metric
-from natgrad.solvers.base import CachedSolver, Solution, Solver, StatefulSolver
+from natgrad.solvers.base import (
+    CachedSolver,
+    Solution,
+    Solver,
+    Spectrum,
+    StatefulSolver,
+)
 from natgrad.solvers.damping import (
     DampingLike,
+    EntryDamping,
     LeafDamping,
+    OfMetric,
+    Resolved,
     by_leaf,
     mean_damping,
     resolve_damping,
 )
+from natgrad.solvers.filters import Filter
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.state import Health, ScaleByCurvatureState
 from natgrad.transforms.validation import Step
@@ -38,6 +48,7 @@ class Solved(NamedTuple):
         square: ⟨d, F d⟩.
         damping: λ; tr Λ / P where leaves have several.
         inverse: what is kept for the next step.
+        spectrum: of F, where the solver found it.
     """
 
     direction: Params
@@ -50,6 +61,7 @@ class Solved(NamedTuple):
     square: Array
     damping: Array
     inverse: Any
+    spectrum: Spectrum | None
 
 
 def solve(
@@ -59,7 +71,9 @@ def solve(
     state: ScaleByCurvatureState,
     usable: Array,
 ) -> Solved:
-    """(F + λI)⁻¹ g by the solver, with the cached inverse where there is one.
+    """(F + Λ)⁻¹ g by the solver, with the cached inverse where there is one.
+
+    With an anchor a it is (F + Λ)⁻¹ (g + Λ a), and g below stands for g + Λ a.
 
     With inverses kept over several steps, the product F d that residual and ratio need
     is formed once a period, when the inverses are oldest. In between they are those of
@@ -79,12 +93,16 @@ def solve(
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
     kept = isinstance(state.inverse, InverseCache)
+    if isinstance(step.damping, OfMetric) and not isinstance(solver, StatefulSolver):
+        found = resolve_damping(step.safe_damping, metric)  # once: it may take products
+        step = step._replace(damping=found, safe_damping=found)
+    step = _anchored(step, metric)
     # A kept inverse reads each entry once, which can be cleared there; what else there
     # is reads gradient and solution again and again.
     clear = _cleared if kept else zeros_unless
     gradient = clear(usable, step.gradient)
     solution, inverse = _solution(
-        refresh, solver, metric, state.inverse, gradient, step.safe_damping
+        refresh, solver, metric, state.inverse, gradient, step
     )
     usable = usable & tree.all_finite(solution.value)
     if not kept:
@@ -122,7 +140,22 @@ def solve(
         square=ratio * slope,
         damping=mean_damping(damping, step.layout),
         inverse=inverse,
+        spectrum=solution.spectrum,
     )
+
+
+def _anchored(step: Step, metric: Metric) -> Step:
+    """The step with g + Λ a as its gradient, where it has an anchor a."""
+    if step.anchor is None:
+        return step
+    own = by_leaf(resolve_damping(step.safe_damping, metric), step.gradient)
+    gradient = jax.tree.map(
+        lambda g, own, a: g + own.astype(g.dtype) * a.astype(g.dtype),
+        step.gradient,
+        own,
+        step.anchor,
+    )
+    return step._replace(gradient=gradient)
 
 
 def _cleared(usable: Array, values: Params) -> Params:
@@ -136,9 +169,10 @@ def _solution(
     metric: Metric,
     inverse: Any,
     gradient: Params,
-    damping: DampingLike,
+    step: Step,
 ) -> tuple[Solution, Any]:
     """(solution, what a solver with a state remembers of it)."""
+    damping: DampingLike = step.safe_damping
     if isinstance(solver, StatefulSolver):
         tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
         return solver.solution(metric, gradient, damping, inverse)
@@ -146,6 +180,8 @@ def _solution(
         solution = solver.solve(metric, inverse.pieces, gradient, damping)
     elif solver is None:
         solution = metric.solution(gradient, damping)
+    elif isinstance(solver, Filter):
+        solution = solver.solution(metric, gradient, damping, step.anchor)
     else:
         value = solver(metric, gradient, resolve_damping(damping, metric))
         solution = Solution(value, jnp.zeros((), bool))
@@ -174,7 +210,7 @@ def _measure(
     gradient: Params,
     solution: Solution,
     slope: Array,
-    damping: Array | LeafDamping,
+    damping: Resolved,
     usable: Array,
 ) -> tuple[Array, Array]:
     """(|(F + λI) d − g| / |g|, ⟨d, F d⟩ / ⟨g, d⟩); 0 for 0."""
@@ -192,7 +228,7 @@ def _measure(
         )
         error = tree.inner(rest, rest)
     else:
-        if isinstance(damping, LeafDamping):
+        if isinstance(damping, LeafDamping | EntryDamping):
             length = tree.inner(direction, jax.tree.map(jnp.multiply, own, direction))
         else:
             length = damping * tree.inner(direction, direction)

@@ -8,7 +8,10 @@ is the solution of the regularised problem pulled towards μ φ_{k−1} rather t
 
 so what one batch does not see is remembered from those before, and what it does see is
 solved afresh. μ = 0 is the plain step. The published method has F = B Bᵀ in sample
-space; this form of it needs (F + λI)⁻¹ alone.
+space; this form of it needs (F + λI)⁻¹ alone. With a filter f in its place
+(`natgrad.solvers.filters`) it is φ_k = μ φ_{k−1} + f(F_k) (g_k − μ F_k φ_{k−1}), so
+that directions which f drops keep what is remembered. μ may be a rule:
+`natgrad.PrincipalRange`.
 
 Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to accelerate
 the optimization of neural network wavefunctions.
@@ -16,7 +19,8 @@ the optimization of neural network wavefunctions.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +30,7 @@ from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.base import Solver
-from natgrad.solvers.damping import by_leaf, damping_of_step
+from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -36,10 +40,12 @@ from natgrad.transforms.damping import (
     known_value,
 )
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
+from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
-from natgrad.transforms.validation import transformation
-from natgrad.typing import ArrayLike, Params
+from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
+from natgrad.tree import Layout
+from natgrad.typing import Array, ArrayLike, Params
 
 
 class SpringState(NamedTuple):
@@ -49,18 +55,20 @@ class SpringState(NamedTuple):
         direction: φ of the last step that was not skipped, like the gradient.
         momentum: μ.
         solve: the state of `scale_by_curvature`, whose health is that of the solve.
+        principal: what `PrincipalRange` remembers; () of a number.
     """
 
     direction: Params
     momentum: jax.Array
     solve: ScaleByCurvatureState
+    principal: Any = ()
 
 
 def scale_by_spring(
     curvature: Curvature,
     *,
     damping: DampingLike | Damping = 1e-3,
-    momentum: ArrayLike = 0.99,
+    momentum: ArrayLike | PrincipalRange = 0.99,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
@@ -74,9 +82,9 @@ def scale_by_spring(
 
     Args:
         curvature: the approximation of the Fisher information.
-        damping: λ >= 0 in the units of F, or a schedule of it; by layer too, but for
-            `Relative`: it is needed before F is known.
-        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades.
+        damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
+        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades. Or
+            `natgrad.PrincipalRange()`, which finds it in each step.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
@@ -87,10 +95,7 @@ def scale_by_spring(
     Raises:
         ValueError: for impossible arguments; at the first `update` for `rows=`.
     """
-    check_number("momentum", momentum)
-    known = known_value(momentum)
-    if known is not None and not 0 <= known <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    _check_momentum(momentum)
     if trust_region and (trust_region.momentum, trust_region.weight_decay) != (None, 0):
         raise ValueError(f"spring has its own momentum, and no decay: {trust_region}.")
     rule = as_damping(damping)
@@ -107,7 +112,12 @@ def scale_by_spring(
         state = cast(ScaleByCurvatureState, inner.init(params))
         dtype = state.health.damping.dtype
         return SpringState(
-            jax.tree.map(jnp.zeros_like, params), jnp.asarray(momentum, dtype), state
+            jax.tree.map(jnp.zeros_like, params),
+            jnp.asarray(0 if _is_found(momentum) else momentum, dtype),
+            state,
+            momentum.init(Layout.of(params))
+            if _is_found(momentum) and jax.tree.leaves(params)
+            else (),
         )
 
     def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
@@ -117,24 +127,58 @@ def scale_by_spring(
                 "gradient g alone: leave them out."
             )
         tree.check_kept(state.direction, updates)
-        dtype = state.solve.health.damping.dtype
-        layout = tree.Layout.of(updates)
-        strength = damping_of_step(call(rule, state.solve.count), damping, layout)
-        pull = jax.tree.map(lambda own: own * jnp.asarray(momentum, dtype), strength)
-        pulled = jax.tree.map(
-            lambda g, d, pull: g + pull.astype(g.dtype) * d.astype(g.dtype),
-            updates,
-            state.direction,
-            by_leaf(pull, updates),
-        )
+        own, layout = call(rule, state.solve.count), Layout.of(updates)
+        mu, principal = _momentum(momentum, curvature, state, params, extra_args)
         direction, solve = inner.update(
-            pulled, state.solve, params, damping=strength, **extra_args
+            updates,
+            state.solve,
+            params,
+            damping=damping_of_step(own, damping, layout),
+            anchor=jax.tree.map(lambda d: mu.astype(d.dtype) * d, state.direction),
+            **extra_args,
         )
         solve = cast(ScaleByCurvatureState, solve)
-        kept = tree.where(solve.health.skipped, state.direction, direction)
-        return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
+        last, found = (state.direction, state.principal), (direction, principal)
+        kept, principal = tree.where(solve.health.skipped, last, found)
+        return direction, SpringState(kept, mu, solve, principal)
 
     return transformation(init, update)
+
+
+def _is_found(momentum: ArrayLike | PrincipalRange) -> TypeGuard[PrincipalRange]:
+    return isinstance(momentum, PrincipalRange)
+
+
+def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
+    """Raise a ValueError for an impossible μ."""
+    if isinstance(momentum, PrincipalRange):
+        return
+    check_number("momentum", momentum)
+    known = known_value(momentum)
+    if known is not None and not 0 <= known <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+
+
+def _momentum(
+    momentum: ArrayLike | PrincipalRange,
+    curvature: Curvature,
+    state: SpringState,
+    params: Params | None,
+    extra_args: Mapping[str, Any],
+) -> tuple[Array, Any]:
+    """(μ, what is remembered of its spectrum), from F with the labels of the step."""
+    if not isinstance(momentum, PrincipalRange):
+        return jnp.asarray(momentum, state.momentum.dtype), state.principal
+    inputs = extra_args.get("inputs", MISSING)
+    if inputs is MISSING or params is None:
+        raise ValueError(
+            "PrincipalRange() reads the spectrum of F of each batch: call "
+            "update(gradient, state, params, inputs=x)."
+        )
+    own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
+    _, key = jax.random.split(state.solve.key)
+    metric = own.at(params, inputs, extra_args.get("targets"), key)
+    return momentum.update(metric, state.principal)
 
 
 def scale_by_norm_constraint(

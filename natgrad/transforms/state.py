@@ -33,6 +33,12 @@ class Health(NamedTuple):
         scale: α in [0, 1], by which the trust region shortened the step; 1 for none.
         skipped: was the step skipped?
         skips: how many steps were skipped so far.
+        condition: (max s + λ)/(min s + λ) over the eigenvalues s of F. It and the next
+            two come of solves by eigenvalues (filters, `Diagonal`, the exact inverse of
+            `KFAC`, `EKFAC`). Of others, and of skipped steps, they are not known, and
+            all three are 0, which no condition number is.
+        rank: how many s are above rounding.
+        effective_rank: Σ s/(s + λ), the directions that F determines beside λ.
         reason: why the last step was skipped, a number of
             `natgrad.transforms.health.REASONS`; `natgrad.check_health(state)` raises
             with the reason in words.
@@ -48,6 +54,9 @@ class Health(NamedTuple):
     skipped: Array
     skips: Array
     reason: Array
+    condition: Array
+    rank: Array
+    effective_rank: Array
 
 
 class ScaleByCurvatureState(NamedTuple):
@@ -124,4 +133,7 @@ def unknown_health(dtype: jnp.dtype) -> Health:
         skipped=zero(bool),
         skips=zero(jnp.int32),
         reason=zero(jnp.int32),
+        condition=zero(dtype),
+        rank=zero(dtype),
+        effective_rank=zero(dtype),
     )

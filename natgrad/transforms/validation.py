@@ -35,9 +35,10 @@ class Step(NamedTuple):
             None where no batch was given.
         has_batch: was a batch given?
         statistics: of this batch, where the caller computed them; else None.
+        anchor: what the solution is drawn to, like the parameters; None for 0.
         rows: the gradient as rows of each layer, for solvers that use them; or None.
         gradient: g, like the parameters.
-        damping: λ as given, shape (); a `LeafDamping` or a `Relative` by layer.
+        damping: λ as given, shape (); what else `resolve_damping` gives.
         safe_damping: the same; 1 where the step cannot be taken.
         finite: is the gradient finite? Shape ().
         damped: is λ finite and at least 0? Shape ().
@@ -50,6 +51,7 @@ class Step(NamedTuple):
     batch: Batch
     has_batch: bool
     statistics: Statistics | None
+    anchor: Params | None
     rows: Any
     gradient: Params
     damping: Any
@@ -109,7 +111,7 @@ def validate_step(
         state: of the transformation.
         params: θ.
         extra_args: of `update`: `inputs`, `targets`, `statistics`, `rows`,
-            `model_params` and `damping`. Others belong to other transformations.
+            `model_params`, `damping` and `anchor`. Others belong to others.
 
     Raises:
         ValueError: an argument is missing, or does not fit the others.
@@ -142,6 +144,7 @@ def validate_step(
         ),
         has_batch=has_batch,
         statistics=statistics,
+        anchor=extra_args.get("anchor"),
         rows=rows,
         gradient=updates,
         damping=damping,
