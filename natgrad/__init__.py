@@ -56,8 +56,10 @@ from natgrad.optimizers import (
     gram_blocks,
     kfac,
     kfac_adaptive,
+    kl_shampoo,
     matrix_free,
     natural_gradient,
+    soap,
     spring,
 )
 from natgrad.solvers import conjugate_gradients as krylov
@@ -116,6 +118,7 @@ __all__ = [
     "integrations",
     "kfac",
     "kfac_adaptive",
+    "kl_shampoo",
     "kronecker",
     "krylov",
     "laplace",
@@ -136,6 +139,7 @@ __all__ = [
     "scale_by_quadratic_model",
     "scale_by_spring",
     "scaling",
+    "soap",
     "solvers",
     "spread",
     "spring",

@@ -21,10 +21,13 @@ from benchmarks.optimizers import Entry
 from benchmarks.racing import Local
 from benchmarks.training import Problem
 
-TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam and Muon, which are tuned
+TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of those that are tuned
 TUNED: dict[str, Callable] = {"adam": optax.adam}
 if hasattr(contrib, "muon"):
     TUNED["muon"] = contrib.muon
+# Beside every other optimizer; of the tuned ones below only where they are named.
+ALWAYS = tuple(TUNED)
+TUNED |= {"soap": ng.soap, "kl_shampoo": ng.kl_shampoo}
 NATURAL: dict[str, Callable] = {
     "natural_gradient": ng.natural_gradient,
     "gram": ng.gram,
