@@ -12,16 +12,18 @@ for its start, and a bar a moving average with 1 − β₂. In bases Q of the fa
 
 The eigenvalues λ of S are averaged in bases that are up to a period old; so v is in
 SOAP. The first gradient that is not 0 is as if all its entries had their mean square c:
-d = Ĝ/(√c + ε). It chooses the bases, and S_i starts from c^{1/k} I and it. From then on
-both are equivariant: G turned to U G Vᵀ turns d so.
+d = Ĝ/(√c + ε). It chooses the bases; λ_i starts from c^{1/k}, the averages from 0. Both
+are equivariant: G turned to U G Vᵀ turns d so.
 
-Coordinates whose mean square is that of rounding (inputs that are always 0 have such)
-are not moved. A parameter without factored axes has Adam's direction.
+Coordinates whose mean square is that of rounding are not moved, and neither are slices
+of a parameter whose gradients were always 0, such as the rows of inputs that are 0: a
+basis of what no gradient has reached yet mixes these with others. A parameter without
+factored axes has Adam's direction.
 
 Source: Vyas et al. (2024), SOAP: improving and stabilizing Shampoo using Adam,
 algorithm 3; Lin et al. (2025), Understanding and improving Shampoo and SOAP via
 Kullback-Leibler minimization, section 4, for the averages and for λ̄; Kingma & Ba
-(2015), Adam. Their authors' programs take no first step, and start S from 0.
+(2015), Adam. The authors' programs take no first step, and start λ from a constant.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from jaxtyping import Float
 
 from natgrad.metrics import tensor_factors
 from natgrad.metrics.tensor_factors import Axes
+from natgrad.solvers.spd_inverse import diagonal
 from natgrad.typing import Array, ArrayLike
 
 
@@ -66,6 +69,18 @@ class LeafGradient(NamedTuple):
     def largest(self) -> int:
         """The size of the largest axis with a basis; 0 where none has one."""
         return max((len(basis) for basis in self.bases if basis is not None), default=0)
+
+    def back(self, direction: Array, factors: Axes) -> Array:
+        """A direction in the bases as one of the parameter.
+
+        Args:
+            direction: in the bases.
+            factors: S_i with this gradient, whose diagonals say what was always 0.
+        """
+        seen = _each(lambda factor: diagonal(factor) > 0, factors)
+        return tensor_factors.times(
+            tensor_factors.from_bases(direction, self.bases), seen
+        )
 
 
 class LeafStep(NamedTuple):
@@ -191,8 +206,7 @@ class Soap(Rule):
             return self.averaged(factor, tensor_factors.moment(leaf.gradient, axis))
 
         factors = _each(new_factor, leaf.factors, range(leaf.gradient.ndim))
-        back = tensor_factors.from_bases(direction, leaf.bases)
-        return LeafStep(back, factors, square)
+        return LeafStep(leaf.back(direction, factors), factors, square)
 
 
 @final
@@ -219,12 +233,15 @@ class KLShampoo(Rule):
         return packed
 
     def rebased(self, scale: Any, factors: Axes, bases: Axes, first: Array) -> Any:
-        """The first bases are eigenvectors, so λ are the eigenvalues."""
+        """The first bases are eigenvectors, and λ the eigenvalues and the start."""
         if not isinstance(scale, tuple):
             return scale
 
         def following(own, factor, basis):
-            return jnp.where(first, _diagonal(factor, basis), own)
+            half = jnp.matmul(factor, basis, precision=tensor_factors.HIGHEST)
+            values = jnp.sum(basis * half, 0)
+            # The traces are those before: what λ has more is of the start.
+            return jnp.where(first, values + jnp.mean(own) - jnp.mean(values), own)
 
         return _each(following, scale, factors, bases)
 
@@ -242,8 +259,7 @@ class KLShampoo(Rule):
             )
             half = tensor_factors.times(half, tensor_factors.without(roots, axis))
             mean = tensor_factors.moment(half, axis) * (len(factor) / gradient.size)
-            prior = start * jnp.eye(len(factor), dtype=factor.dtype)
-            return self.averaged(jnp.where(begins, prior, factor), mean)
+            return self.averaged(factor, mean)
 
         def new_values(values, axis):
             others = tensor_factors.without(roots, axis)
@@ -259,8 +275,7 @@ class KLShampoo(Rule):
         )
         mean = tensor_factors.to_bases(leaf.mean, leaf.bases)
         direction = mean * (inverse / (1 + self.eps * inverse))
-        back = tensor_factors.from_bases(direction, leaf.bases)
-        return LeafStep(back, factors, scale)
+        return LeafStep(leaf.back(direction, factors), factors, scale)
 
 
 def _each(function: Any, *axes: Sequence[Any]) -> tuple[Any, ...]:
@@ -288,9 +303,3 @@ def _inverse_root(values: Float[Array, " d"]) -> Float[Array, " d"]:
     """1/√λ; 0 where λ is rounding."""
     moves = tensor_factors.above_rounding(values, math.prod(values.shape))
     return jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, values, 1)), 0)
-
-
-def _diagonal(factor: Array, basis: Array) -> Array:
-    """The diagonal of Qᵀ S Q."""
-    half = jnp.matmul(factor, basis, precision=tensor_factors.HIGHEST)
-    return jnp.sum(basis * half, 0)
