@@ -10,8 +10,10 @@ from natgrad.transforms.gradient_rules import KLShampoo, Soap
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
-# They take steps of Adam's length, so the rate is Adam's: there is no trust region.
-RATE = 3e-3
+# Their steps are of Adam's length, so the rate is Adam's: there is no trust region. At
+# 0.01 both train the problems of `benchmarks.drop_in` in 200 steps; for long runs of
+# language models the authors take 0.003.
+RATE = 1e-2
 EVERY_TENTH = Refresh(inverses=10)
 MAX_DIMENSION = 4096
 
@@ -34,7 +36,7 @@ def soap(
     first step is η G over its root mean square. Memory 2 P + 2 Σ d² over axes.
 
     Args:
-        learning_rate: η, or an optax schedule. Of Adam's size: 0.3, the default of the
+        learning_rate: η, or an optax schedule; of Adam's size. 0.3, the default of the
             optimizers with a trust region, is far too large here.
         b1: β₁ of the average of the gradients.
         b2: β₂ of the averages of their squares and of the factors.
@@ -65,8 +67,8 @@ def soap(
 def kl_shampoo(
     learning_rate: optax.ScalarOrSchedule = RATE,
     *,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.98,
+    b1: ArrayLike = 0.95,
+    b2: ArrayLike = 0.95,
     eps: ArrayLike = 1e-8,
     refresh: Refresh = EVERY_TENTH,
     max_dimension: int = MAX_DIMENSION,
