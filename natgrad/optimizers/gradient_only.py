@@ -5,8 +5,9 @@ from __future__ import annotations
 import optax
 
 from natgrad.optimizers.chains import chain
-from natgrad.transforms.gradient_factors import scale_by_gradient_factors
-from natgrad.transforms.gradient_rules import KLShampoo, Soap
+from natgrad.transforms.gradients.adam_in_bases import Soap
+from natgrad.transforms.gradients.kl_factors import KLShampoo
+from natgrad.transforms.gradients.transformation import scale_by_gradient_factors
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 

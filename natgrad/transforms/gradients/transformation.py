@@ -16,43 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.control_flow import cond_in_place
-from natgrad.metrics.tensor_factors import factored_axes, renewed_bases
+from natgrad.metrics.tensor_factors import factored_axes
 from natgrad.transforms.damping import check_number, known_value
-from natgrad.transforms.gradient_rules import LeafGradient, LeafStep, Rule
+from natgrad.transforms.gradients.bases import GradientFactorsState, renew_bases
+from natgrad.transforms.gradients.rule import LeafGradient, LeafStep, Rule
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.transforms.validation import transformation
 from natgrad.typing import Array, ArrayLike, Params
-
-
-class GradientFactorsState(NamedTuple):
-    """State of `soap` and `kl_shampoo`.
-
-    Attributes:
-        count: steps that were not skipped.
-        momentum: the average of the gradients, from 0, like the parameters.
-        scales: SOAP's v, like the parameters; KL-Shampoo's λ_i, for each parameter.
-        ages: for each parameter, the gradients since the first that was not 0.
-        factors: S_i of each axis, for each parameter; None for the identity.
-        bases: Q_i of each axis, for each parameter.
-        health: why the last step was skipped, for `natgrad.check_health`.
-    """
-
-    count: Array
-    momentum: Params
-    scales: Any
-    ages: tuple[Array, ...]
-    factors: tuple[tuple[Array | None, ...], ...]
-    bases: tuple[tuple[Array | None, ...], ...]
-    health: Undone
-
-
-class _Kept(NamedTuple):
-    """What new bases change, for each parameter."""
-
-    bases: tuple
-    scales: tuple
 
 
 def scale_by_gradient_factors(
@@ -170,7 +141,7 @@ class _Method:
         usable = reason == 0
         after = _learned(self.rule, averaged, steps, state)
         after = tree.where(usable, after, state)
-        after = _renewed(self.rule, self.refresh, after, state)
+        after = renew_bases(self.rule, self.refresh, after, state)
         health = Undone(reason, tree.increment(state.health.times, ~usable))
         direction = self.decayed(direction, params)
         like = updates if params is None else params
@@ -256,50 +227,3 @@ def _learned(
         ages=averaged.ages,
         factors=tuple(step.factors for step in steps),
     )
-
-
-def _renewed(
-    rule: Rule, refresh: Refresh, state: GradientFactorsState, before: Any
-) -> GradientFactorsState:
-    """The state with new bases, where they are due.
-
-    Args:
-        rule: of the scales.
-        refresh: how often.
-        state: after the step.
-        before: the state before it, whose count is the same if it was skipped.
-    """
-    due = refresh.renews_inverses(state.count) & (state.count != before.count)
-    ages = zip(state.ages, before.ages, strict=True)
-    first = [(now == 1) & (old == 0) for now, old in ages]
-    factors = {
-        (leaf, axis): factor
-        for leaf, axes in enumerate(state.factors)
-        for axis, factor in enumerate(axes)
-        if factor is not None
-    }
-    if not factors:
-        return state
-
-    def renew(kept: _Kept) -> _Kept:
-        new = renewed_bases(
-            list(factors.values()),
-            [kept.bases[leaf][axis] for leaf, axis in factors],
-            [due | first[leaf] for leaf, _ in factors],
-            [first[leaf] for leaf, _ in factors],
-        )
-        found = dict(zip(factors, new, strict=True))
-        bases = tuple(
-            tuple(found.get((leaf, axis)) for axis in range(len(axes)))
-            for leaf, axes in enumerate(state.factors)
-        )
-        scales = map(rule.rebased, kept.scales, state.factors, bases, first)
-        return _Kept(bases, tuple(scales))
-
-    some = due
-    for each in first:
-        some = some | each
-    kept = _Kept(state.bases, tuple(rule.unpack(state.scales)))
-    kept = cond_in_place(some, renew, kept)
-    scales = rule.pack(kept.scales, jax.tree.structure(state.momentum))
-    return state._replace(bases=kept.bases, scales=scales)

@@ -30,13 +30,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from natgrad.metrics import tensor_factors
 from natgrad.metrics.tensor_factors import Axes
@@ -77,7 +74,7 @@ class LeafGradient(NamedTuple):
             direction: in the bases.
             factors: S_i with this gradient, whose diagonals say what was always 0.
         """
-        seen = _each(lambda factor: diagonal(factor) > 0, factors)
+        seen = each(lambda factor: diagonal(factor) > 0, factors)
         return tensor_factors.times(
             tensor_factors.from_bases(direction, self.bases), seen
         )
@@ -173,133 +170,25 @@ class Rule(abc.ABC):
         return mean / (jnp.sqrt(corrected) + self.eps)
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class Soap(Rule):
-    """Adam in the bases of the factors; the scale is v, like the parameter."""
+def each(function: Any, *axes: Sequence[Any]) -> tuple[Any, ...]:
+    """The function of each axis that has a first entry; None of the others.
 
-    def init(self, zeros: Array, factored: Sequence[bool]) -> Array:
-        """v = 0."""
-        del factored
-        return zeros
-
-    def pack(self, scales: Sequence[Any], structure: Any) -> Any:
-        """A tree like the parameters."""
-        return jax.tree.unflatten(structure, scales)
-
-    def unpack(self, packed: Any) -> Sequence[Any]:
-        """Its leaves."""
-        return jax.tree.leaves(packed)
-
-    def factored_step(self, leaf: LeafGradient) -> LeafStep:
-        """Adam's step in the bases; the first is by the mean square."""
-        turned = tensor_factors.to_bases(leaf.gradient, leaf.bases)
-        mean = tensor_factors.to_bases(leaf.mean, leaf.bases)
-        begins = leaf.age <= 1
-        square = jnp.where(begins, 0, self.averaged(leaf.scale, turned**2))
-        moves = tensor_factors.above_rounding(square, leaf.largest)
-        direction = self.adam(mean, square, jnp.maximum(leaf.age - 1, 1))
-        first = mean / (_root_mean_square(leaf.gradient) + self.eps)
-        direction = jnp.where(begins, first, jnp.where(moves, direction, 0))
-
-        def new_factor(factor, axis):
-            return self.averaged(factor, tensor_factors.moment(leaf.gradient, axis))
-
-        factors = _each(new_factor, leaf.factors, range(leaf.gradient.ndim))
-        return LeafStep(leaf.back(direction, factors), factors, square)
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class KLShampoo(Rule):
-    """The factors' inverse square roots; the scale is λ_i of each axis."""
-
-    def init(self, zeros: Array, factored: Sequence[bool]) -> Any:
-        """λ = 0; v = 0 for a parameter without factors."""
-        if not any(factored):
-            return zeros
-        return tuple(
-            jnp.zeros(size, zeros.dtype) if own else None
-            for size, own in zip(zeros.shape, factored, strict=True)
-        )
-
-    def pack(self, scales: Sequence[Any], structure: Any) -> Any:
-        """One after the other."""
-        del structure
-        return tuple(scales)
-
-    def unpack(self, packed: Any) -> Sequence[Any]:
-        """As they are."""
-        return packed
-
-    def rebased(self, scale: Any, factors: Axes, bases: Axes, first: Array) -> Any:
-        """The first bases are eigenvectors, and λ the eigenvalues and the start."""
-        if not isinstance(scale, tuple):
-            return scale
-
-        def following(own, factor, basis):
-            half = jnp.matmul(factor, basis, precision=tensor_factors.HIGHEST)
-            values = jnp.sum(basis * half, 0)
-            # The traces are those before: what λ has more is of the start.
-            return jnp.where(first, values + jnp.mean(own) - jnp.mean(values), own)
-
-        return _each(following, scale, factors, bases)
-
-    def factored_step(self, leaf: LeafGradient) -> LeafStep:
-        """S and λ with this gradient, and its direction by λ."""
-        gradient, begins = leaf.gradient, leaf.age <= 1
-        start = _start(gradient, sum(basis is not None for basis in leaf.bases))
-        old = _each(lambda own: jnp.where(begins, start, own), leaf.scale)
-        roots = _each(_inverse_root, old)
-        turned = tensor_factors.to_bases(gradient, leaf.bases)
-
-        def new_factor(factor, axis):
-            half = tensor_factors.to_bases(
-                gradient, tensor_factors.without(leaf.bases, axis)
-            )
-            half = tensor_factors.times(half, tensor_factors.without(roots, axis))
-            mean = tensor_factors.moment(half, axis) * (len(factor) / gradient.size)
-            return self.averaged(factor, mean)
-
-        def new_values(values, axis):
-            others = tensor_factors.without(roots, axis)
-            half = tensor_factors.times(turned, others)
-            return self.averaged(values, tensor_factors.mean_square(half, axis))
-
-        axes = range(gradient.ndim)
-        factors = _each(new_factor, leaf.factors, axes)
-        scale = _each(new_values, old, axes)
-        used = _each(lambda a, b: jnp.where(begins, a, b), old, scale)
-        inverse = tensor_factors.times(
-            jnp.ones_like(gradient), _each(_inverse_root, used)
-        )
-        mean = tensor_factors.to_bases(leaf.mean, leaf.bases)
-        direction = mean * (inverse / (1 + self.eps * inverse))
-        return LeafStep(leaf.back(direction, factors), factors, scale)
-
-
-def _each(function: Any, *axes: Sequence[Any]) -> tuple[Any, ...]:
-    """The function of each axis that has a first entry."""
+    Args:
+        function: of one entry of each of `axes`.
+        axes: one entry an axis.
+    """
     return tuple(
         None if entries[0] is None else function(*entries)
         for entries in zip(*axes, strict=True)
     )
 
 
-def _root_mean_square(tensor: Array) -> Array:
-    """√c, without underflow."""
+def root_mean_square(tensor: Array) -> Array:
+    """√c, without underflow.
+
+    Args:
+        tensor: G.
+    """
     largest = jnp.max(jnp.abs(tensor))
     safe = jnp.where(largest > 0, largest, 1)
     return largest * jnp.sqrt(jnp.mean((tensor / safe) ** 2))
-
-
-def _start(gradient: Array, count: int) -> Array:
-    """c^{1/k}."""
-    root = _root_mean_square(gradient)
-    return jnp.where(root > 0, jnp.where(root > 0, root, 1) ** (2 / count), 0)
-
-
-def _inverse_root(values: Float[Array, " d"]) -> Float[Array, " d"]:
-    """1/√λ; 0 where λ is rounding."""
-    moves = tensor_factors.above_rounding(values, math.prod(values.shape))
-    return jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, values, 1)), 0)
