@@ -5,6 +5,7 @@ from __future__ import annotations
 import optax
 
 from natgrad.optimizers.chains import chain
+from natgrad.transforms.distributed_inverse import Devices
 from natgrad.transforms.gradients.adam_in_bases import Soap
 from natgrad.transforms.gradients.kl_factors import KLShampoo
 from natgrad.transforms.gradients.transformation import scale_by_gradient_factors
@@ -28,6 +29,7 @@ def soap(
     refresh: Refresh = EVERY_TENTH,
     max_dimension: int = MAX_DIMENSION,
     weight_decay: ArrayLike = 0.0,
+    devices: Devices | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP: Adam in the eigenbases of Shampoo's factors.
 
@@ -46,6 +48,8 @@ def soap(
             `natgrad.Refresh(inverses=10)`; `warm_up` for more of it at the start.
         max_dimension: of an axis with a factor.
         weight_decay: ω, decoupled: η ω θ is taken off the parameters.
+        devices: `natgrad.spread.Devices(mesh, "data")` to share the bases out over
+            devices that have the same gradients; None: each computes all of them.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -61,6 +65,7 @@ def soap(
         refresh=refresh,
         max_dimension=max_dimension,
         weight_decay=weight_decay,
+        devices=devices,
     )
     return chain(direction, learning_rate=learning_rate)
 
@@ -74,6 +79,7 @@ def kl_shampoo(
     refresh: Refresh = EVERY_TENTH,
     max_dimension: int = MAX_DIMENSION,
     weight_decay: ArrayLike = 0.0,
+    devices: Devices | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """KL-Shampoo: −η S_a^{-½} G S_b^{-½}, with S_a ⊗ S_b nearest to E[g gᵀ] in KL.
 
@@ -89,6 +95,7 @@ def kl_shampoo(
         refresh: as for `soap`.
         max_dimension: as for `soap`.
         weight_decay: as for `soap`.
+        devices: as for `soap`.
 
     Returns:
         The optimizer; its update is to be added to the parameters as it is.
@@ -105,5 +112,6 @@ def kl_shampoo(
         refresh=refresh,
         max_dimension=max_dimension,
         weight_decay=weight_decay,
+        devices=devices,
     )
     return chain(direction, learning_rate=learning_rate)

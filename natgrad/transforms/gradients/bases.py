@@ -8,6 +8,7 @@ import jax
 
 from natgrad.control_flow import cond_in_place
 from natgrad.metrics.tensor_factors import renewed_bases
+from natgrad.transforms.distributed_inverse import Devices
 from natgrad.transforms.gradients.rule import Rule
 from natgrad.transforms.health import Undone
 from natgrad.transforms.inverse_cache import Refresh
@@ -46,6 +47,7 @@ class _Kept(NamedTuple):
 def renew_bases(
     rule: Rule,
     refresh: Refresh,
+    devices: Devices | None,
     state: GradientFactorsState,
     before: GradientFactorsState,
 ) -> GradientFactorsState:
@@ -54,6 +56,7 @@ def renew_bases(
     Args:
         rule: of the scales.
         refresh: how often.
+        devices: that share out the bases; None where each computes all.
         state: after the step.
         before: the state before it, whose count is the same if it was skipped.
     """
@@ -69,13 +72,19 @@ def renew_bases(
     if not factors:
         return state
 
+    def some_of(operands, which):
+        return renewed_bases(*([each[i] for i in which] for each in operands))
+
     def renew(kept: _Kept) -> _Kept:
-        new = renewed_bases(
+        operands = (
             list(factors.values()),
             [kept.bases[leaf][axis] for leaf, axis in factors],
             [due | first[leaf] for leaf, _ in factors],
             [first[leaf] for leaf, _ in factors],
         )
+        which = range(len(factors))
+        make = devices.made if devices else lambda make, *given: make(*given)
+        new = make(some_of, operands, which)
         found = dict(zip(factors, new, strict=True))
         bases = tuple(
             tuple(found.get((leaf, axis)) for axis in range(len(axes)))

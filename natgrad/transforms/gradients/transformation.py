@@ -18,6 +18,7 @@ import optax
 from natgrad import tree
 from natgrad.metrics.tensor_factors import factored_axes
 from natgrad.transforms.damping import check_number, known_value
+from natgrad.transforms.distributed_inverse import Devices
 from natgrad.transforms.gradients.bases import GradientFactorsState, renew_bases
 from natgrad.transforms.gradients.rule import LeafGradient, LeafStep, Rule
 from natgrad.transforms.health import Undone, first_failure
@@ -33,6 +34,7 @@ def scale_by_gradient_factors(
     refresh: Refresh,
     max_dimension: int,
     weight_decay: ArrayLike,
+    devices: Devices | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient by the direction of a rule, plus ω θ.
 
@@ -42,11 +44,12 @@ def scale_by_gradient_factors(
         refresh: how often bases are renewed.
         max_dimension: of an axis with a factor.
         weight_decay: ω >= 0, decoupled.
+        devices: that share out the bases; None where each computes all.
 
     Raises:
         ValueError: for impossible arguments, here or in `update`.
     """
-    method = _Method(rule, b1, refresh, max_dimension, weight_decay)
+    method = _Method(rule, b1, refresh, max_dimension, weight_decay, devices)
     method.check()
     return transformation(method.init, method.update)
 
@@ -60,6 +63,7 @@ class _Method:
     refresh: Refresh
     max_dimension: int
     weight_decay: ArrayLike
+    devices: Devices | None
 
     def check(self) -> None:
         """Raise a ValueError for impossible arguments."""
@@ -141,7 +145,7 @@ class _Method:
         usable = reason == 0
         after = _learned(self.rule, averaged, steps, state)
         after = tree.where(usable, after, state)
-        after = renew_bases(self.rule, self.refresh, after, state)
+        after = renew_bases(self.rule, self.refresh, self.devices, after, state)
         health = Undone(reason, tree.increment(state.health.times, ~usable))
         direction = self.decayed(direction, params)
         like = updates if params is None else params
