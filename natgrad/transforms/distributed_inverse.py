@@ -157,11 +157,13 @@ class DistributedInverse(CachedSolver):
             damping: λ >= 0, in the units of F.
             which: numbers of the pieces.
         """
-        return self._devices.made(
-            lambda operands, mine: self.solver.factorize(*operands, mine),
-            (metric, resolve_damping(damping, metric)),
-            which,
-        )
+
+        def factorized(operands, mine):
+            metric, damping = operands
+            return self.solver.factorize(metric, damping, mine)
+
+        operands = metric, resolve_damping(damping, metric)
+        return self._devices.made(factorized, operands, which)
 
     def solve(
         self,
