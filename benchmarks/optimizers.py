@@ -4,7 +4,7 @@ Every grid has six settings, the most likely ones first, but for `kfac_adaptive`
 runs as it comes. What is not in a grid is the optimizer's default: no momentum for
 K-FAC and EKFAC, whose trust region bounds each step; 0.9 or so for Adam and Muon.
 
-    adam, sgd (momentum 0.9), muon, sophia    learning rate
+    adam, sgd (momentum 0.9), muon, sophia, soap, kl_shampoo    learning rate
     lbfgs      the largest step of optax's zoom line search, at most ten evaluations
     others     learning rate and damping
 """
@@ -86,6 +86,8 @@ OPTIMIZERS = {
     "sophia": Entry(
         rates(*ADAM_RATES), lambda _, rate: contrib.sophia(rate, weight_decay=0.0)
     ),
+    "soap": Entry(rates(*ADAM_RATES), lambda _, rate: ng.soap(rate)),
+    "kl_shampoo": Entry(rates(*ADAM_RATES), lambda _, rate: ng.kl_shampoo(rate)),
     "lbfgs": Entry(rates(1.0, 0.3, 3.0, 0.1, 0.03, 10.0), lbfgs),
     "kfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), kfac, rows=True),
     "ekfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), ekfac),

@@ -56,9 +56,11 @@ from natgrad.optimizers import (
     gram_blocks,
     kfac,
     kfac_adaptive,
+    kl_shampoo,
     march,
     matrix_free,
     natural_gradient,
+    soap,
     spring,
 )
 from natgrad.solvers import conjugate_gradients as krylov
@@ -123,6 +125,7 @@ __all__ = [
     "integrations",
     "kfac",
     "kfac_adaptive",
+    "kl_shampoo",
     "kronecker",
     "krylov",
     "laplace",
@@ -145,6 +148,7 @@ __all__ = [
     "scale_by_quadratic_model",
     "scale_by_spring",
     "scaling",
+    "soap",
     "solvers",
     "spread",
     "spring",

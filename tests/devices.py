@@ -304,6 +304,45 @@ def shares(mesh):
     }
 
 
+def gradient_only(mesh):
+    """Steps of SOAP and KL-Shampoo on sharded batches beside those on one device.
+
+    Factors of the shorter axes alone, whose gradients have full rank: in a null space
+    rounding chooses the basis, and so the steps.
+    """
+    start, x, y = problem("float64")
+    loss = model("float64").loss
+    split = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    devices, report = ng.spread.Devices(mesh, mesh.axis_names), {}
+
+    def trained(make, data, devices):
+        every = ng.Refresh(inverses=2)
+        tx = make(0.1, refresh=every, max_dimension=5, devices=devices)
+
+        @jax.jit
+        def step(params, state, x, y):
+            grads = jax.grad(loss)(params, x, y)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        carry = start, tx.init(start)
+        text = step.lower(*carry, *data).compile().as_text()
+        for _ in range(STEPS):
+            carry = step(*carry, *data)
+        return carry[0], re.findall(rf" ({KINDS})(?:-start)?\(", text)
+
+    for make in (ng.soap, ng.kl_shampoo):
+        expected, _ = trained(make, (x, y), None)
+        found, calls = trained(make, split, devices)
+        gaps = [np.max(np.abs(found[k] - expected[k])) for k in expected]
+        changes = [np.max(np.abs(start[k] - expected[k])) for k in expected]
+        report[make.__name__] = {
+            "difference": max(gaps) / max(changes),
+            "calls": collections.Counter(calls),
+        }
+    return report
+
+
 def main(arguments):
     jax.config.update("jax_enable_x64", True)
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
@@ -316,7 +355,7 @@ def main(arguments):
         shape, names = (8,), ("data",)
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     report = {name: check(mesh, *name.split(":")) for name in arguments if ":" in name}
-    for function in (draws, shares, over):
+    for function in (draws, shares, over, gradient_only):
         if function.__name__ in arguments:
             report[function.__name__] = function(mesh)
     print(json.dumps(report | {"devices": jax.device_count()}, default=float))

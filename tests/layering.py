@@ -54,6 +54,7 @@ OPTAX = {
     "natgrad.inference.online_newton": "is an optimizer of optax",
     "natgrad.laplace.prior": "fits priors by optimizers of optax",
     "natgrad.attribution.retraining": "trains with optimizers of optax",
+    "natgrad.layers.muon": "says which axes of a weight optax's Muon takes for what",
     "natgrad.tree.layout": "sees what optax.masked leaves behind",
     "natgrad.compare": "trains with SGD and Adam beside the natural gradient",
     "natgrad.cli": "trains with Adam up to where it compares",

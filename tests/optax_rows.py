@@ -41,6 +41,7 @@ def dense(model, damping=LAMBDA):
 
 RATED = lambda model: {"learning_rate": RATE, "model": model, "damping": LAMBDA}
 OF_FAMILY = lambda model: {"learning_rate": RATE, "family": POISSON}
+OF_GRADIENTS = lambda model: {"learning_rate": RATE}
 OF_DENSE = lambda model: {"curvature": ng.curvature.Dense(model), "damping": LAMBDA}
 SEARCH = "inputs", "targets", "value", "value_fn"
 ROWS = {
@@ -64,6 +65,8 @@ ROWS = {
         SEARCH,
         static=("halvings",),
     ),
+    "soap": Row(ng.soap, OF_GRADIENTS, (), static=("max_dimension",)),
+    "kl_shampoo": Row(ng.kl_shampoo, OF_GRADIENTS, (), static=("max_dimension",)),
     "mirror_descent": Row(ng.mirror_descent, OF_FAMILY, ()),
     "dual_mirror_descent": Row(ng.dual_mirror_descent, OF_FAMILY, ()),
     "ivon": Row(
@@ -98,7 +101,7 @@ ROWS = {
     ),
 }
 # Copies of the parameters in the state: what a partition spec of theirs is for.
-COPIES = {"kfac_adaptive": 2, "ivon": 2}
+COPIES = {"kfac_adaptive": 2, "ivon": 2, "soap": 2, "kl_shampoo": 1}
 COPIES |= dict.fromkeys(["spring", "scale_by_spring", "levenberg_marquardt"], 1)
 COPIES |= dict.fromkeys(["march", "scale_by_march"], 2)
 COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_model"], 1)

@@ -88,7 +88,7 @@ SLOW = {
 
 @pytest.fixture(scope="module")
 def report():
-    return reported(launch(8, "draws", "shares", "over", *QUICK))
+    return reported(launch(8, "draws", "shares", "over", "gradient_only", *QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,12 @@ def test_labels_do_not_depend_on_the_number_of_devices(report):
 def test_every_piece_is_factorised_on_one_device_only(report):
     assert report["shares"]["made"] == [[0, 1], [1, 1]]
     assert report["shares"]["derivative"] < LIMIT["float64"]
+
+
+@pytest.mark.parametrize("name", ["soap", "kl_shampoo"])
+def test_bases_of_gradients_are_shared_out(report, name):
+    assert report["gradient_only"][name]["difference"] < LIMIT["float64"]
+    assert report["gradient_only"][name]["calls"] == GATHERED
 
 
 def test_statistics_of_sharded_batches_are_those_of_one_device(report):

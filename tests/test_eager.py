@@ -30,6 +30,8 @@ OPTIMIZERS = [
     "diagonal_fisher",
     "empirical_fisher",
     "kfac_adaptive",
+    "soap",
+    "kl_shampoo",
     "scale_by_curvature",
     "scale_by_spring",
 ]

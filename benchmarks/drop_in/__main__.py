@@ -8,7 +8,9 @@ r"""`python -m benchmarks.drop_in`: the report card, every optimizer as it comes
     python -m benchmarks.drop_in --write      # docs/report_card.md, running nothing
 
 Each line is an optimizer on a problem: by rate, the last loss of all data over that of
-Adam, which has the best of five rates; see `benchmarks.drop_in.problems` for floors.
+Adam, which has the best of five rates, as have Muon and, where they are named, the
+other tuned ones of `benchmarks.drop_in.running`; `benchmarks.drop_in.problems` has the
+floors.
 Adam's runs are read from `--output`, or from benchmarks/results/drop_in/after, where
 they are there with as many steps. Losses are kept in `--output`, a file a problem; with
 none nothing is written.
@@ -25,7 +27,7 @@ import jax
 
 from benchmarks.drop_in import card, page, running, stress
 from benchmarks.drop_in.problems import PROBLEMS, Small
-from benchmarks.drop_in.running import MATRIX, NATURAL, TUNED, Cell, Limits
+from benchmarks.drop_in.running import ALWAYS, MATRIX, NATURAL, TUNED, Cell, Limits
 from benchmarks.report import finite
 from benchmarks.timing import environment
 
@@ -126,8 +128,9 @@ def of_problem(name: str, options: argparse.Namespace) -> None:
     limits = Limits(options.steps, options.limit)
     for batch in options.batches:
         problem = found.problem._replace(batch=batch)
-        tuned = [(name, 0.0) for name in TUNED]
-        wanted = tuned + [(n, m) for n in options.optimizers for m in options.momentum]
+        tuned = [(n, 0.0) for n in TUNED if n in (*ALWAYS, *options.optimizers)]
+        natural = [n for n in options.optimizers if n in NATURAL]
+        wanted = tuned + [(n, m) for n in natural for m in options.momentum]
         for optimizer, momentum in wanted:
             known = any(c[:3] == (optimizer, batch, momentum) for c in sheet.cells)
             if known and (options.keep or optimizer in TUNED):

@@ -62,12 +62,12 @@ best.
 RUN = """## What was run
 
 Problems, floors and networks are described in `benchmarks/drop_in/problems.py`; nothing
-is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW have the best of the
-rates 0.001, 0.003, 0.01, 0.03 and 0.1 on each problem and batch size, chosen by the
-figure itself; L-BFGS searches steps up to a hundred times these, on each batch. One
-seed, the same start and batches for all. With the XLA flags below, where any stand
-there, programs compile in half the time and steps are slower; the table of costs is
-measured without them.
+is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW, and `soap` and
+`kl_shampoo`, have the best of the rates 0.001, 0.003, 0.01, 0.03 and 0.1 on each
+problem and batch size, chosen by the figure itself; L-BFGS searches steps up to a
+hundred times these, on each batch. One seed, the same start and batches for all. With
+the XLA flags below, where any stand there, programs compile in half the time and steps
+are slower; the table of costs is measured without them.
 """
 STRESS = """How many problems diverged: the last loss is not finite, or more than twice
 as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials."""

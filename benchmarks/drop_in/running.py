@@ -34,8 +34,12 @@ TUNED: dict[str, Entry] = {
         lambda _, rate: contrib.schedule_free_adamw(rate),
         evaluated=contrib.schedule_free_eval_params,
     ),
+    "soap": Entry(rates(*TUNED_RATES), lambda _, rate: ng.soap(rate)),
+    "kl_shampoo": Entry(rates(*TUNED_RATES), lambda _, rate: ng.kl_shampoo(rate)),
     "lbfgs": Entry(rates(*TUNED_RATES), lambda model, rate: lbfgs(model, 100 * rate)),
 }
+# Beside every other optimizer; other tuned ones only where they are named.
+ALWAYS = ("adam", "muon")
 NATURAL: dict[str, Callable] = {
     "natural_gradient": ng.natural_gradient,
     "gram": ng.gram,

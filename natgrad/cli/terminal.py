@@ -73,7 +73,7 @@ class Report:
             "chosen by training loss."
         )
         self._table(columns.RACE, race.entries)
-        baselines = "sgd and adam are optax's"
+        baselines = "sgd and adam are optax's, soap and kl_shampoo know no curvature"
         self._legend(
             [
                 (

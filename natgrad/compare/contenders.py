@@ -16,7 +16,7 @@ import optax
 
 from natgrad.curvature import CURVATURES, choose
 from natgrad.model import Model
-from natgrad.optimizers.exact import natural_gradient
+from natgrad.optimizers import kl_shampoo, natural_gradient, soap
 from natgrad.typing import ArrayLike
 
 Make = Callable[[ArrayLike], optax.GradientTransformationExtraArgs]
@@ -44,10 +44,12 @@ class Contender:
         return tuple(_half_decade(first + index) for index in range(count))
 
 
-# (optimizer, middle of its grid)
-BASELINES: dict[str, tuple[Callable, int]] = {
-    "sgd": (optax.sgd, 7),
-    "adam": (optax.adam, 3),
+# (optimizer, middle of its grid, where it comes from)
+BASELINES: dict[str, tuple[Callable, int, str]] = {
+    "sgd": (optax.sgd, 7, "optax"),
+    "adam": (optax.adam, 3, "optax"),
+    "soap": (soap, 3, "ng"),
+    "kl_shampoo": (kl_shampoo, 3, "ng"),
 }
 
 # The middle of the grid of every curvature: 0.3. One step of 1 is Newton's.
@@ -62,7 +64,7 @@ def contender(name: str, model: Model, damping: float) -> Contender:
     """
     choose({**CURVATURES, **BASELINES}, name, "optimizer")
     if name in BASELINES:
-        optimizer, middle = BASELINES[name]
+        optimizer, middle, _ = BASELINES[name]
 
         def make(rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
             return optax.with_extra_args_support(optimizer(rate))
@@ -85,7 +87,7 @@ def line(name: str, rate: float, damping: float) -> str:
         damping: λ, which baselines have none of.
     """
     if name in BASELINES:
-        return f"optax.{name}({rate:g})"
+        return f"{BASELINES[name][2]}.{name}({rate:g})"
     form = CURVATURES[name]
     where = f"curvature.{form.__name__}" if isinstance(form, type) else ""
     where = where or f'CURVATURES["{name}"]'

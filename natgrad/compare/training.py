@@ -167,7 +167,8 @@ def race(
         train: (inputs, targets), arrays or trees of arrays with a leading axis.
         test: (inputs, targets).
         score: (outputs, targets) -> a number, the higher the better.
-        names: contenders: names in `natgrad.CURVATURES`, "sgd", "adam".
+        names: contenders: names in `natgrad.CURVATURES`, "sgd", "adam", "soap",
+            "kl_shampoo".
         settings: steps, batches, learning rates and damping of all.
         on_run: called after each run with the contender's entry so far, which is
             finished when it has `settings.rates` runs.

@@ -38,13 +38,26 @@ def report(
     Raises:
         ValueError: the model cannot be captured.
     """
+    with verify():
+        return table(captured_of(model, params, inputs, declared), params)
+
+
+def captured_of(
+    model: Any, params: Params, inputs: Inputs, declared: Declared | None
+) -> Captured:
+    """The capture of a model or of a function.
+
+    Args:
+        model: as for `report`.
+        params: the parameters, arrays or shapes.
+        inputs: as for `report`.
+        declared: as for `capture`.
+    """
     apply = getattr(model, "apply", model)
     if inputs is None:
         inputs = getattr(model, "example_inputs", None)
     in_axes = getattr(model, "in_axes", 0)
-    with verify():
-        captured = capture(apply, params, inputs, in_axes=in_axes, declared=declared)
-    return table(captured, params)
+    return capture(apply, params, inputs, in_axes=in_axes, declared=declared)
 
 
 def table(captured: Captured, params: Params) -> str:

@@ -9,7 +9,8 @@ All of them minimise `model.loss` (or it plus what the user adds) and are used a
     params = optax.apply_updates(params, updates)
 
 (`empirical_fisher` also needs `targets=y`, and `kfac_adaptive` `value=` and `value_fn=`
-besides.) For other labels, solvers or momentum, compose `scale_by_curvature` with
+besides; `soap` and `kl_shampoo` see gradients alone, and need no model and no extra
+argument.) For other labels, solvers or momentum, compose `scale_by_curvature` with
 optax's own pieces, as these functions do. They also skip a step that is not finite
 after the learning rate.
 """
@@ -23,6 +24,7 @@ from natgrad.optimizers.approximate import (
     kfac,
 )
 from natgrad.optimizers.exact import gram, march, matrix_free, natural_gradient, spring
+from natgrad.optimizers.gradient_only import kl_shampoo, soap
 
 __all__ = [
     "diagonal_fisher",
@@ -32,8 +34,10 @@ __all__ = [
     "gram_blocks",
     "kfac",
     "kfac_adaptive",
+    "kl_shampoo",
     "march",
     "matrix_free",
     "natural_gradient",
+    "soap",
     "spring",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import jax
@@ -25,6 +25,89 @@ from natgrad import tree
 from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.typing import Array, Params
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Devices that hold the same operands and share out what is made of them.
+
+    Attributes:
+        mesh: the devices, a `jax.sharding.Mesh`.
+        axis_name: the axis of the mesh, or axes, over which the operands are replicated
+            and the work shall be shared out.
+    """
+
+    mesh: jax.sharding.Mesh
+    axis_name: str | tuple[str, ...] = "data"
+
+    def __post_init__(self):
+        unknown = [name for name in self._axes if name not in self.mesh.shape]
+        if unknown:
+            raise ValueError(
+                f"axis_name= names axes of the mesh, {tuple(self.mesh.shape)}; got "
+                f"{unknown}."
+            )
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        name = self.axis_name
+        return name if isinstance(name, tuple) else (name,)
+
+    def made(self, make: Callable, operands: Any, which: Sequence[int]) -> list[Any]:
+        """The pieces of `which`, each made on one device.
+
+        Args:
+            make: (operands, numbers of pieces) -> those pieces, each a tree of arrays.
+            operands: a tree of arrays, the same on all devices.
+            which: numbers of the pieces.
+        """
+        if not len(which):
+            return []
+        shapes = [
+            jax.eval_shape(lambda x, i=i: make(x, [i])[0], operands) for i in which
+        ]
+        devices = math.prod(self.mesh.shape[name] for name in self._axes)
+        shares = assign_greedily([_cost(shape) for shape in shapes], devices)
+        length = max(sum(_size(shapes[k]) for k in share) for share in shares)
+        dtype = jnp.result_type(*jax.tree.leaves(shapes))
+
+        def branch(share):
+            def made(operands):
+                mine = [which[k] for k in share]
+                pieces = make(operands, mine) if mine else ()
+                whole = jnp.concatenate(
+                    [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(pieces)]
+                    or [jnp.zeros(0, dtype)]
+                )
+                whole = jnp.pad(whole, (0, length - whole.size))
+                return tree.varying_like(whole, operands)
+
+            return made
+
+        def gathered(operands):
+            device = jax.lax.axis_index(self.axis_name)
+            # Where JAX follows what differs between devices, say that each reads the
+            # operands for itself (or derivatives would not be summed over devices), and
+            # that the result is the same on all.
+            given = tree.varying_like(operands, device)
+            mine = jax.lax.switch(device, [branch(share) for share in shares], given)
+            to = "invarying" if tree.varying(device) else "varying"
+            return jax.lax.all_gather(mine, self.axis_name, to=to)
+
+        inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+        if not inside:
+            everywhere = jax.sharding.PartitionSpec()
+            gathered = jax.shard_map(
+                gathered, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere
+            )
+        rows = gathered(operands)
+        found: list = [None] * len(shapes)
+        for row, share in zip(rows, shares, strict=True):
+            start = 0
+            for k in share:
+                found[k], start = _cut(shapes[k], row, start)
+        return found
 
 
 @final
@@ -50,17 +133,11 @@ class DistributedInverse(CachedSolver):
                 "DistributedInverse shares out what a CachedSolver factorises, such as "
                 f"natgrad.kronecker.FactoredTikhonov(), got {self.solver!r}."
             )
-        unknown = [name for name in self._axes if name not in self.mesh.shape]
-        if unknown:
-            raise ValueError(
-                f"DistributedInverse(axis_name=...) names axes of its mesh, "
-                f"{tuple(self.mesh.shape)}; got {unknown}."
-            )
+        _ = self._devices  # checks the axes
 
     @property
-    def _axes(self) -> tuple[str, ...]:
-        name = self.axis_name
-        return name if isinstance(name, tuple) else (name,)
+    def _devices(self) -> Devices:
+        return Devices(self.mesh, self.axis_name)
 
     def num_blocks(self, metric: Any) -> int:
         """As many as the solver's.
@@ -80,52 +157,13 @@ class DistributedInverse(CachedSolver):
             damping: λ >= 0, in the units of F.
             which: numbers of the pieces.
         """
-        if not len(which):
-            return []
-        damping = resolve_damping(damping, metric)
-        one = lambda i: lambda m, d: self.solver.factorize(m, d, [i])[0]
-        shapes = [jax.eval_shape(one(i), metric, damping) for i in which]
-        devices = math.prod(self.mesh.shape[name] for name in self._axes)
-        shares = assign_greedily([_cost(shape) for shape in shapes], devices)
-        length = max(sum(_size(shapes[k]) for k in share) for share in shares)
-        dtype = jnp.result_type(*jax.tree.leaves(shapes))
 
-        def branch(share):
-            def make(metric, damping):
-                mine = [which[k] for k in share]
-                made = self.solver.factorize(metric, damping, mine) if mine else ()
-                whole = jnp.concatenate(
-                    [leaf.astype(dtype).reshape(-1) for leaf in jax.tree.leaves(made)]
-                    or [jnp.zeros(0, dtype)]
-                )
-                whole = jnp.pad(whole, (0, length - whole.size))
-                return tree.varying_like(whole, metric)
+        def factorized(operands, mine):
+            metric, damping = operands
+            return self.solver.factorize(metric, damping, mine)
 
-            return make
-
-        def gathered(metric, damping):
-            device = jax.lax.axis_index(self.axis_name)
-            # Where JAX follows what differs between devices, say that each reads the
-            # factors for itself (or derivatives would not be summed over devices), and
-            # that the result is the same on all.
-            given = tree.varying_like((metric, damping), device)
-            mine = jax.lax.switch(device, [branch(share) for share in shares], *given)
-            to = "invarying" if tree.varying(device) else "varying"
-            return jax.lax.all_gather(mine, self.axis_name, to=to)
-
-        inside = set(self._axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
-        if not inside:
-            everywhere = jax.sharding.PartitionSpec()
-            gathered = jax.shard_map(
-                gathered, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere
-            )
-        rows = gathered(metric, damping)
-        found: list = [None] * len(shapes)
-        for row, share in zip(rows, shares, strict=True):
-            start = 0
-            for k in share:
-                found[k], start = _cut(shapes[k], row, start)
-        return found
+        operands = metric, resolve_damping(damping, metric)
+        return self._devices.made(factorized, operands, which)
 
     def solve(
         self,

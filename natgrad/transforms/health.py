@@ -120,10 +120,14 @@ def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:
         reason: a number of `REASONS`.
     """
     late = failed
-    for health in _nodes(state, Health):
-        late = late & ~health.skipped
+    for health in _nodes(state, (Health, Undone)):
+        late = late & (health.reason == 0)
 
     def told(node):
+        if isinstance(node, Undone):
+            return Undone(
+                jnp.where(late, reason, node.reason), tree.increment(node.times, late)
+            )
         if not isinstance(node, Health):
             return node
         return node._replace(
@@ -132,7 +136,9 @@ def noted(state: Any, failed: Array, reason: ArrayLike) -> Any:
             reason=jnp.where(late, reason, node.reason),
         )
 
-    return jax.tree.map(told, state, is_leaf=lambda node: isinstance(node, Health))
+    return jax.tree.map(
+        told, state, is_leaf=lambda node: isinstance(node, (Health, Undone))
+    )
 
 
 def check_health(state: Any) -> None:

@@ -1,0 +1,1 @@
+"""Transformations that see gradients alone, by Kronecker factors of them."""
