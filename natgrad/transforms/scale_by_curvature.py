@@ -24,6 +24,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
+from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -145,7 +146,7 @@ def scale_by_curvature(
             velocity=bounded.velocity,
         )
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:

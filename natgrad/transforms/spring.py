@@ -27,6 +27,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import by_leaf, damping_of_step
+from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -134,7 +135,7 @@ def scale_by_spring(
         kept = tree.where(solve.health.skipped, state.direction, direction)
         return direction, SpringState(kept, jnp.asarray(momentum, dtype), solve)
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def scale_by_norm_constraint(
@@ -171,4 +172,4 @@ def scale_by_norm_constraint(
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(tree.increment(state.count))
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))

@@ -42,6 +42,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     of_successive_blocks,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum
+from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
@@ -111,7 +112,7 @@ def scale_by_factored_curvature(
     solve = scale_by_curvature(curvature, decay=decay, seed=seed)
     schedule = FactorSchedule(refresh, trials)
     method = _Method(curvature, solve, rule, weight_decay, schedule, groups)
-    return transformation(method.init, method.update)
+    return transformation(*of_pairs(method.init, method.update))
 
 
 @dataclasses.dataclass(frozen=True)
