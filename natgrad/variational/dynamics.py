@@ -71,7 +71,9 @@ def real_time(
     damping: ArrayLike = 0.0,
     solver: Solver | None = None,
 ) -> Params:
-    """dθ/dt = (S + λI)⁻¹ Im⟨(O − Ō)* E_loc⟩, for ħ = 1; conserves E as λ -> 0.
+    """dθ/dt = (S + λI)⁻¹ Im⟨(O − Ō)* E_loc⟩, for ħ = 1.
+
+    For a ψ that is holomorphic in its parameters full sums and λ = 0 conserve E.
 
     Args:
         curvature: as for `imaginary_time`, of a ψ with a phase.

@@ -21,7 +21,6 @@ from jaxtyping import Float, Num
 from natgrad.families import Unnormalized
 from natgrad.families.unnormalized import is_amplitude
 from natgrad.model import Model
-from natgrad.tree import join_complex, split_complex
 from natgrad.typing import Array, Inputs, Params
 
 
@@ -75,9 +74,8 @@ def _mean_and_force(model, params, inputs, values) -> tuple[Array, Params]:
             "Local energies belong to a wave function: a Model with the family "
             f"natgrad.families.Unnormalized(), got {model.family!r}."
         )
-    pairs = split_complex(params)
-    z, pull = jax.vjp(lambda pairs: model.outputs(pairs, inputs), pairs)
-    examples, total = model.examples(pairs, inputs)
+    z, pull = jax.vjp(lambda params: model.outputs(params, inputs), params)
+    examples, total = model.examples(params, inputs)
     values, weights = jnp.asarray(values), examples.weights
     if values.shape != weights.shape:
         raise ValueError(
@@ -90,4 +88,5 @@ def _mean_and_force(model, params, inputs, values) -> tuple[Array, Params]:
     real, imag = jnp.real(shares), jnp.imag(shares)
     # Of z = 2 log ψ, O is half the derivative.
     columns = jnp.stack([real, imag], -1) if is_amplitude(z[0]) else real / 2
-    return jnp.real(mean), join_complex(pull(columns.astype(z.dtype))[0])
+    (pulled,) = pull(columns.astype(z.dtype))  # ∂/∂x − i ∂/∂y
+    return jnp.real(mean), jax.tree.map(jnp.conj, pulled)
