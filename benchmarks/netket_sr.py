@@ -130,11 +130,15 @@ def their_evolution(state: Any) -> list:
         ),
         linear_solver=nk.optimizer.solver.cholesky,
     )
-    found = [state.parameters]
-    for _ in range(STEPS):
-        driver.advance(TIME)
-        found.append(state.parameters)
-    return found
+    found = []
+
+    def note(_, __, driver):
+        found.append(driver.state.parameters)
+        return True
+
+    # Half a step more, since the last one ends where the time does.
+    driver.run((STEPS + 0.5) * TIME, out=None, callback=note, show_progress=False)
+    return found[: STEPS + 1]
 
 
 def our_evolution(network: Any, params: Any) -> list:
