@@ -24,7 +24,6 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -50,7 +49,7 @@ from natgrad.transforms.state import (
 from natgrad.transforms.statistics_update import update_statistics_and_inverse
 from natgrad.transforms.trust_region import TrustRegion, apply_trust_region
 from natgrad.transforms.validation import transformation, validate_step
-from natgrad.tree import Layout
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import ArrayLike
 
 

@@ -27,7 +27,6 @@ from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import by_leaf, damping_of_step
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -40,6 +39,7 @@ from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import ArrayLike, Params
 
 

@@ -7,6 +7,7 @@ from natgrad.tree.complex_leaves import (
     Pair,
     has_complex,
     join_complex,
+    of_pairs,
     split_complex,
 )
 from natgrad.tree.layout import (
@@ -49,6 +50,7 @@ __all__ = [
     "is_placeholder",
     "join_complex",
     "metric_pytree",
+    "of_pairs",
     "paths",
     "raw_key",
     "split_complex",

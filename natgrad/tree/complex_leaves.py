@@ -2,17 +2,22 @@
 
 A complex parameter w = x + i y is two real ones, x and y. A function of pairs has the
 derivatives ∂/∂x and ∂/∂y, which as one complex number are ∂/∂x + i ∂/∂y: the gradient
-that optax descends along, and the conjugate of what `jax.grad` gives.
+that optax descends along, and the conjugate of what `jax.grad` gives. So gradients come
+to a transformation, and updates go; its state has the pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.typing import Array
+
+# Extra arguments of `update` that are trees like the parameters.
+_TREES = ("grad", "model_params")
 
 
 class Pair(NamedTuple):
@@ -61,3 +66,29 @@ def join_complex(tree: Any) -> Any:
         return jax.lax.complex(*node) if is_pair(node) else node
 
     return jax.tree.map(join, tree, is_leaf=is_pair)
+
+
+def of_pairs(init: Callable, update: Callable) -> tuple[Callable, Callable]:
+    """(init, update) of a transformation of real parameters, for complex ones too.
+
+    Args:
+        init: params -> state.
+        update: (updates, state, params, **extra_args) -> (updates, state).
+
+    Returns:
+        The same of trees with complex leaves; trees of real ones pass as they are.
+    """
+
+    def init_pairs(params):
+        return init(split_complex(params))
+
+    def update_pairs(updates, state, params=None, **extra_args):
+        if not has_complex((updates, params)):
+            return update(updates, state, params, **extra_args)
+        given = {name: extra_args[name] for name in _TREES if name in extra_args}
+        extra_args |= split_complex(given)
+        pairs = split_complex(updates), state, split_complex(params)
+        updates, state = update(*pairs, **extra_args)
+        return join_complex(updates), state
+
+    return init_pairs, update_pairs

@@ -42,13 +42,13 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     of_successive_blocks,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import Health
 from natgrad.transforms.validation import MISSING, Step, transformation, validate_step
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 # (step, the decrease of M in nats) -> (the part of the step to return, is it taken?)

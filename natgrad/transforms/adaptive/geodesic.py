@@ -32,8 +32,8 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     part,
 )
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Inputs, Params
 
 

@@ -38,9 +38,9 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     part,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 # The largest count is followed by one so many lower, as parts of a batch take turns.

@@ -52,10 +52,10 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     part,
 )
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import Damping, as_damping, check_scalar, known_value
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()

@@ -36,9 +36,9 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     fisher_forms,
     part,
 )
-from natgrad.transforms.complex_leaves import of_pairs
 from natgrad.transforms.damping import check_scalar, known_value, longest_within
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike
 
 
