@@ -43,6 +43,7 @@ from natgrad import (
     solvers,
     transforms,
     tree,
+    variational,
 )
 from natgrad.curvature import CURVATURES, load, save
 from natgrad.integrations import from_equinox, from_linen, from_nnx
@@ -154,6 +155,7 @@ __all__ = [
     "spring",
     "transforms",
     "tree",
+    "variational",
 ]
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ LAYERS = (
     {"transforms"},
     {"optimizers"},
     {"inference"},
-    {"attribution", "laplace"},
+    {"attribution", "laplace", "variational"},
     {"compare"},
     {"_deprecated"},
     {"__init__"},

@@ -33,8 +33,9 @@ def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_pas
         lambda p, x: x @ jnp.exp(p["w"]),
         lambda p, x: x @ (p["w"] - jnp.mean(p["w"], axis=0, keepdims=True)),
         lambda p, x: (x @ p["w"]) * jnp.sum(x[:, None] * p["w"].T[None], axis=2),
+        lambda p, x: jnp.abs((x + 1j * x**2) @ p["w"].astype(complex)),
     ],
-    ids=["exp", "standardised", "in both orders"],
+    ids=["exp", "standardised", "in both orders", "complex"],
 )
 def test_a_small_weight_that_is_not_understood_is_an_exact_block_by_name(apply):
     p = {"w": zoo.normal(0, 3, 2)}

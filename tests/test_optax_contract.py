@@ -22,6 +22,8 @@ from optax_rows import COPIES, LAYERWISE, NOT_OBSERVED, RATE, ROWS, of_batch
 import natgrad as ng
 
 EVERY = pytest.mark.parametrize("name", ROWS)
+# Complex parameters mean nothing to them.
+REAL = {"mirror_descent", "dual_mirror_descent", "scale_by_dual", "ivon"}
 HALF, HIDDEN = {"w": True, "b": False}, optax.MaskedNode()
 
 
@@ -70,9 +72,27 @@ def test_no_parameters_have_a_state_and_no_update(name):
 
 
 @EVERY
-def test_complex_parameters_are_refused(name):
-    with pytest.raises(ValueError, match=r"real floating array.*complex"):
-        ROWS[name].tx().init({"w": jnp.ones((2, 3), complex)})
+def test_complex_parameters_have_complex_updates_or_are_refused(name):
+    """test_complex_parameters.py has the values."""
+    split = lambda p: {"w": p["w"].real + p["w"].imag ** 2, "b": p["b"]}
+    model = ng.Model(
+        lambda p, x: MODEL.apply(split(p), x), MODEL.family, example_inputs=X[:1]
+    )
+    tx, params = ROWS[name].tx(model), start() | {"w": start()["w"] * (1 + 1j)}
+    if name in REAL:
+        with pytest.raises(ValueError, match=r"real floating array.*complex"):
+            tx.init(params)
+        return
+
+    def step(params):
+        arguments = of_batch(params, ROWS[name].needs, model)
+        state = tx.init(params)
+        updates, after = tx.update(params, state, params, **arguments)
+        assert describe(after) == describe(state)
+        return updates
+
+    given = jax.eval_shape(step, params)
+    assert describe(given) == describe(params)
 
 
 class Mixed(NamedTuple):

@@ -68,7 +68,8 @@ def test_integer_parameters_are_refused_by_their_name():
     refused(lambda: TX.init(params), *words)
     refused(lambda: TX.update(params, None, params, inputs=X), *words)
     refused(lambda: DENSE.init({}), "no array leaves")
-    refused(lambda: TX.init(jnp.ones(3, complex)), "real floating", "complex")
+    complex_params = {"w": jnp.ones((2, 3), complex)}
+    refused(lambda: DENSE.init(complex_params), "['w']", "complex", "split_complex")
 
 
 def test_a_state_of_no_parameters_is_refused_where_there_are_some():

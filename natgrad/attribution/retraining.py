@@ -79,7 +79,8 @@ def training(
         def step(carry, _):
             params, state = carry
             batch = {"inputs": (x, weights), "targets": y}
-            updates, state = tx.update(jax.grad(loss)(params), state, params, **batch)
+            gradient = jax.tree.map(jnp.conj, jax.grad(loss)(params))  # as optax has it
+            updates, state = tx.update(gradient, state, params, **batch)
             return (optax.apply_updates(params, updates), state), None
 
         carry: Any = (start, tx.init(start))

@@ -87,7 +87,7 @@ def check_batch(
         )
     examples, _ = model.examples(params, inputs, targets)
     weights = np.asarray(examples.weights)
-    dependence = layers.dependence(model.apply, params, inputs, model.in_axes)
+    dependence = layers.dependence(model.apply_real, params, inputs, model.in_axes)
     scale, notes = _scales(floating)
     return BatchFigures(
         examples=len(weights),

@@ -39,7 +39,7 @@ def recombination(
         return None
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     matrices = {block.name: _regular(block.inputs, draw) for block in blocks}
-    return Recombined(model.apply, matrices, read.blocks, model.in_axes)
+    return Recombined(model.apply_real, matrices, read.blocks, model.in_axes)
 
 
 def _regular(size: int, draw: np.random.Generator) -> Array:

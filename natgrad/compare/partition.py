@@ -38,7 +38,7 @@ class Part:
 def captured(model: Model, params: Params, inputs: Inputs) -> Captured | None:
     """The layers of the model, None where it cannot be read."""
     try:
-        return layers.capture(model.apply, params, inputs, in_axes=model.in_axes)
+        return layers.capture(model.apply_real, params, inputs, in_axes=model.in_axes)
     except NotCapturedError:
         return None
 

@@ -92,7 +92,8 @@ def captured_blocks(
         return KFAC(model, Sampled(1)).estimate(params, inputs, key=key)
 
     try:
-        captured = layers.capture(model.apply, params, inputs, in_axes=model.in_axes)
+        apply, axes = model.apply_real, model.in_axes
+        captured = layers.capture(apply, params, inputs, in_axes=axes)
     except NotCapturedError as error:
         return (), str(error)
     try:

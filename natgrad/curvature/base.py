@@ -138,8 +138,12 @@ class Curvature(abc.ABC):
     def loss_and_gradient(
         self, params: Params, inputs: Inputs, targets: Array
     ) -> tuple[Array, Params]:
-        """(loss, gradient) of one batch, with the parts of it on all devices."""
-        return jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        """(loss, gradient) of one batch, with the parts of it on all devices.
+
+        The gradient of a complex leaf is ∂/∂x + i ∂/∂y, as optax has it.
+        """
+        loss, gradient = jax.value_and_grad(self.model.loss)(params, inputs, targets)
+        return loss, jax.tree.map(jnp.conj, gradient)
 
     def specialize(self, params: Params) -> Curvature:
         """The curvature for parameters of these shapes: itself, unless it chooses."""

@@ -1,4 +1,4 @@
-"""Scores of an unnormalised log-density at its own draws, less their mean."""
+"""Scores of an unnormalised log-density, or of a wave function, less their mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import dataclasses
 import jax.numpy as jnp
 
 from natgrad.curvature.labels import Labels, ScoreColumns
+from natgrad.families.unnormalized import Unnormalized, is_amplitude
 from natgrad.model import Model
 from natgrad.model.batch import Example
+from natgrad.model.weights import trailing
 from natgrad.typing import Array
 
 
@@ -21,38 +23,47 @@ class Centred(Labels):
 
         F = (1/N) Σ_n (J_n − J̄)(J_n − J̄)ᵀ,      J̄ = (1/N) Σ_n J_n.
 
-    With weights ω_n ∝ p(x_n) over all x it is exact. Four times this is the quantum
-    geometric tensor's real part for log ψ = z/2 (stochastic reconfiguration). For
-    models of one scalar an example; see `natgrad.families.Unnormalized`.
+    With weights ω_n ∝ p(x_n) over all x it is exact. For a wave function z = log ψ,
+    complex or as (log |ψ|, phase), and examples drawn from |ψ|² it is
+
+        F = S = Re⟨(O − Ō)* (O − Ō)ᵀ⟩,      O = ∂ log ψ/∂θ,
+
+    two columns an example, each less its mean: the real part of the quantum geometric
+    tensor. See `natgrad.families.Unnormalized` for the factor of 4 between them.
 
     Source: Sorella (1998), Green function Monte Carlo with stochastic reconfiguration.
     """
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
-        """∂z/∂z = 1, before the mean is taken off."""
-        del model
-        if z.ndim:
+        """∂z/∂z, the identity, before the means are taken off."""
+        amplitude = is_amplitude(z) and isinstance(model.family, Unnormalized)
+        if z.ndim and not amplitude:
             raise ValueError(
-                "Centred() labels are for models of one number an example, the "
-                "unnormalised log-density z [N]; got z of shape "
-                f"[N, {', '.join(map(str, z.shape))}]."
+                "Centred() labels are for models of one number an example: an "
+                "unnormalised log-density z [N] or, with families.Unnormalized(), log "
+                "ψ, complex [N] or real [N, 2]; got z of shape "
+                f"[N, {', '.join(map(str, z.shape))}] with {model.family}."
             )
-        return ScoreColumns(jnp.ones((1,), z.dtype), example.weights[None])
+        count = max(z.size, 1)
+        scores = jnp.eye(count, dtype=z.dtype).reshape((count, *z.shape))
+        return ScoreColumns(scores, jnp.broadcast_to(example.weights, (count,)))
 
     def products(
         self, model: Model, z: Array, examples: Example, total: Array, v: Array
     ) -> Array:
-        """ω_n (v_n − v̄), [N]."""
+        """ω_n (v_n − v̄), [N] or [N, 2]."""
         each = super().products(model, z, examples, total, v)
-        return each - examples.weights * jnp.sum(each) / total
+        mean = jnp.sum(each, axis=0) / total
+        return each - trailing(examples.weights, each) * mean[None]
 
     def mean_divergence(
         self, model: Model, z: Array, examples: Example, total: Array, z2: Array
     ) -> Array:
-        """Half the variance of z2 − z."""
+        """Half the variance of z2 − z, of both its columns where it has two."""
         whole = super().mean_divergence(model, z, examples, total, z2)
-        mean = jnp.sum(examples.weights * (z2 - z)) / total
-        return whole - 0.5 * mean**2
+        weights = trailing(examples.weights, z)
+        mean = jnp.sum(weights * (z2 - z), axis=0) / total
+        return whole - 0.5 * jnp.sum(mean**2)
 
     @property
     def centred(self) -> bool:

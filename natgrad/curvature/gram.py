@@ -109,15 +109,16 @@ class RowCurvature(Curvature):
     def _layers(self, batch: Batch, program: Any) -> layers.Captured | None:
         """The layers; None where they cannot give every example's gradient."""
         model, params, inputs = self.model, batch.params, batch.inputs
-        found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
+        apply, axes = model.apply_real, model.in_axes
+        found = layers.dependence(apply, params, inputs, axes, program)
         if found is layers.Dependence.OTHERS:
             return None
         try:
             captured = layers.capture(
-                model.apply,
+                apply,
                 params,
                 inputs,
-                in_axes=model.in_axes,
+                in_axes=axes,
                 declared=self.declared,
                 program=program,
             )
@@ -180,7 +181,7 @@ class RowCurvature(Curvature):
         )
 
     def _centre(self, roots: Array, total: Array) -> Array | None:
-        """√(ω_n / Σω), [N], for centred labels, whose one score is 1."""
+        """√(ω_n / Σω), [N], for centred labels, whose scores are unit vectors."""
         return roots / jnp.sqrt(total) if self.labels.centred else None
 
 

@@ -221,7 +221,8 @@ class LayerCurvature(SummedCurvature):
 
     def _check_examples(self, local: Batch, program: Any) -> None:
         """Raise unless each row of a layer belongs to one example."""
-        apply, axes, shape = self.model.apply, self.model.in_axes, program.shape.shape
+        apply, axes = self.model.apply_real, self.model.in_axes
+        shape = program.shape.shape
         if batch.input_count(local.inputs, axes) is None and shape[0] > 1:
             raise ValueError(
                 f"{type(self).__name__} must know which rows of a layer belong to "
@@ -265,7 +266,7 @@ class LayerCurvature(SummedCurvature):
         if tree.has_placeholders(params):
             self._check_part(params, inputs)
         return layers.capture(
-            self.model.apply,
+            self.model.apply_real,
             params,
             inputs,
             in_axes=self.model.in_axes,

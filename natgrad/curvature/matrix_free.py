@@ -138,9 +138,10 @@ class MatrixFree(Curvature):
             return cotangent + trailing(noise, z) * columns.column(k).astype(z.dtype)
 
         cotangent = jax.lax.fori_loop(0, columns.count, add, jnp.zeros_like(z))
-        if self.labels.centred:  # z [N], and the rows are less their weighted mean
-            mean = jnp.sum(cotangent) / total
-            cotangent = cotangent - (columns.roots(0) ** 2 * mean).astype(z.dtype)
+        if self.labels.centred:  # and the rows are less their weighted mean
+            mean = jnp.sum(cotangent, axis=0) / total
+            weights = trailing(columns.roots(0) ** 2, z)
+            cotangent = cotangent - (weights * mean[None]).astype(z.dtype)
         return pullback(cotangent / jnp.sqrt(total))[0]
 
 

@@ -74,7 +74,7 @@ class SubBatch(Wrapper):
     def _part(self, given: Batch) -> Batch:
         """Some examples of the batch, the first drawn where there is a key."""
         params, inputs, targets, key = given
-        apply, axes = self.model.apply, self.model.in_axes
+        apply, axes = self.model.apply_real, self.model.in_axes
         found = layers.dependence(apply, params, inputs, axes)
         if self.every > 1 and found is layers.Dependence.OTHERS:
             raise ValueError(

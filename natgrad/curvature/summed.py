@@ -84,7 +84,7 @@ class SummedCurvature(Curvature):
                 "these inputs have no axis of examples: "
                 f"{jax.tree.map(jnp.shape, inputs)}."
             )
-        apply, axes = self.model.apply, self.model.in_axes
+        apply, axes = self.model.apply_real, self.model.in_axes
         if exchanges(apply, params, inputs, axes, self.axis_name):
             raise ValueError(
                 f"{type(self).__name__} takes derivatives on each device alone, and "
@@ -197,29 +197,30 @@ class PullbackCurvature(SummedCurvature):
         local = self.to_device_local(given)
         jax.eval_shape(self.init, local.params)  # may it be formed at all?
         examples = visits(self.model, self.labels, local)
-        sums = examples.fold_columns(self._collect(Layout.of(local.params)), beside)
+        collect = self._collect(Layout.of(local.params), examples.columns)
+        sums = examples.fold_columns(collect, beside)
         _, sums, total = self.psum_over_devices((), sums, examples.total, local)
         return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), sums)
 
-    def _collect(self, layout: Layout) -> Callable[[Array, Array], tuple]:
-        """`outer` of a chunk and, for centred labels, Σ w g: g [M, P], w [M]."""
+    def _collect(self, layout: Layout, count: int) -> Callable[[Array, Array], tuple]:
+        """`outer` of a chunk, and for centred labels Σ_n w_nk g_nk, [K, P]."""
 
         def collect(g, weights):
             weights = weights.astype(layout.dtype)
             sums = self.outer(layout, g, weights)
             if not self.labels.centred:
                 return sums, ()
-            return sums, jnp.matmul(weights, g, precision=HIGHEST)
+            each = g.reshape(-1, count, layout.size)
+            shares = weights.reshape(-1, count)
+            return sums, jnp.einsum("nk,nkp->kp", shares, each, precision=HIGHEST)
 
         return collect
 
     def from_moments(self, params: Params, moments: Statistics) -> Statistics:
-        """The mean of outer products, less the outer product of the mean."""
-        statistics, mean = moments
+        """The mean of outer products, less the outer products of the means."""
+        statistics, means = moments
         if not self.labels.centred:
             return statistics
         layout = Layout.of(params)
-        one = jnp.ones(1, layout.dtype)
-        return jax.tree.map(
-            jnp.subtract, statistics, self.outer(layout, mean[None], one)
-        )
+        ones = jnp.ones(means.shape[0], layout.dtype)
+        return jax.tree.map(jnp.subtract, statistics, self.outer(layout, means, ones))

@@ -105,6 +105,8 @@ class Visits:
         """
         chunk = self.chunk(self.columns * self.pulled)
         at_once = min(self.columns, max(1, ELEMENTS // (chunk * self.pulled)))
+        if self.labels.centred:  # means are taken column by column
+            at_once = self.columns
         ks = jnp.arange(self.columns)
 
         def of_columns(ks, examples, beside):
@@ -157,7 +159,7 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
     law = law_of_outputs(model)
     examples, total = law.examples(program.shape, inputs, targets, key)
     columns = labels.count(model, program.shape, examples)
-    found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
+    found = layers.dependence(model.apply_real, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
         source = _alone(model, params, inputs, examples)
     else:
@@ -198,8 +200,7 @@ def _alone(
         rows, example = each
 
         def output(params):
-            with batch.traceable():
-                z = model.apply(params, rebuild(rows))[0]
+            z = model.apply_real(params, rebuild(rows))[0]
             return z.astype(tree.working_dtype(z))
 
         z, vjp = jax.vjp(output, params)

@@ -18,6 +18,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from natgrad.layers.jaxprs import Equation
 
 REPEATED = -1
@@ -244,10 +246,13 @@ def follow(
         is not a structural op.
 
     Raises:
-        NotUnderstoodError: the op is structural, but cuts across the view's axes.
+        NotUnderstoodError: the op is structural, but cuts across the view's axes or
+            makes complex numbers, whose x gᵀ is no gradient.
     """
     params, name = equation.params, equation.primitive.name
     if name in IDENTITIES:
+        if np.issubdtype(equation.outvars[0].aval.dtype, np.complexfloating):
+            raise NotUnderstoodError("a cast to complex numbers")
         return [view]
     if name == "optimization_barrier":
         return [view if i == operand else None for i in range(len(equation.outvars))]

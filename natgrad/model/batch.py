@@ -113,7 +113,8 @@ def check_outputs(z: Any, count: int | None, family: Family) -> Float[Array, "N 
     if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
         raise ValueError(
             "apply(params, inputs) must return one real floating array z [N, ...], "
-            f"got {jax.tree.map(jnp.result_type, z)}."
+            f"got {jax.tree.map(jnp.result_type, z)}. Complex z = log ψ are for "
+            "natgrad.families.Unnormalized()."
         )
     lowest = 1 + (family.parameter_ndim or 0)
     if z.ndim < lowest:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from jaxtyping import Float
 from natgrad import tree
 from natgrad.eager import call
 from natgrad.families.base import Family
+from natgrad.families.unnormalized import Unnormalized, as_columns
 from natgrad.model import batch, placeholders
 from natgrad.model import targets as labels
 from natgrad.model import weights as weighting
@@ -69,6 +71,12 @@ class Model:
         z = self.raw_outputs(params, inputs)
         return z.astype(tree.working_dtype(z))
 
+    def apply_real(self, params: Params, inputs: Inputs) -> Array:
+        """`apply` in real numbers: complex parameters as `tree.Pair`, z as columns."""
+        with batch.traceable():
+            z = call(self.apply, tree.join_complex(params), inputs)
+        return as_columns(z) if isinstance(self.family, Unnormalized) else z
+
     def raw_outputs(self, params: Params, inputs: Inputs) -> Float[Array, "N ..."]:
         """z [N, factors..., parameters...] as apply gives it; [1, ...] without inputs.
 
@@ -80,9 +88,7 @@ class Model:
             ValueError: for an empty batch, and outputs of a wrong shape or type.
         """
         count = batch.input_count(inputs, self.in_axes)
-        with batch.traceable():
-            z = call(self.apply, params, inputs)
-        return batch.check_outputs(z, count, self.family)
+        return batch.check_outputs(self.apply_real(params, inputs), count, self.family)
 
     def log_prob(
         self, params: Params, inputs: Inputs, targets: ArrayLike
@@ -104,9 +110,8 @@ class Model:
             targets: its labels, [N, ...] as the family has them.
 
         Raises:
-            ValueError: for labels of a wrong shape and, where values are known (not
-                under jit, where the loss is NaN), for impossible labels and negative
-                weights. All weights 0 are an error too, and under jit the loss is 0.
+            ValueError: for labels of a wrong shape; for impossible ones, and weights
+                that are negative or all 0, where they are known (else NaN, or 0).
         """
         z, weights, y = self._batch(params, inputs, targets)
         weighting.check_some_count(weights)
@@ -116,10 +121,8 @@ class Model:
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Float[Array, ""]:
         """The mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), in nats.
 
-        By draws that are fixed for each example, where the family must draw.
-
         Args:
-            params: θ of the first law, under which the expectation is.
+            params: θ of the first law, under which the expectation is, or fixed draws.
             other: θ of the second.
             inputs: of a batch.
         """
@@ -164,15 +167,14 @@ class Model:
     def with_frozen(self, model_params: Params) -> Model:
         """This model as a function of a part of its parameters, the rest held fixed.
 
-        The part has `optax.MaskedNode` in place of what is fixed, as in `optax.masked`.
-
         Args:
-            model_params: the whole tree of parameters.
+            model_params: all of them; the part has `optax.MaskedNode` for the others.
         """
+        whole = tree.join_complex(model_params)
 
         def apply(part, inputs):
-            params = placeholders.fill_placeholders(part, model_params)
-            return call(self.apply, params, inputs)
+            filled = placeholders.fill_placeholders(part, whole)
+            return call(self.apply, filled, inputs)
 
         return dataclasses.replace(self, apply=apply)
 
@@ -192,8 +194,7 @@ class Model:
             key: a random key, for what draws.
 
         Returns:
-            (outputs, examples, total): θ -> z [N, ...]; the examples, with a leading
-            axis N; and Σ_n max_t w_nt.
+            θ -> z [N, ...]; the examples, arrays [N, ...]; and Σ_n max_t w_nt.
         """
         examples, total = self.examples(params, inputs, targets, key)
         count = examples.weights.shape[0]
@@ -241,11 +242,8 @@ class Model:
         Args:
             function: of one factor's arrays; gives a scalar.
         """
-
-        def summed(weights, *arrays):
-            return jnp.sum(weights * self.at_each_factor(function, weights, *arrays))
-
-        return summed
+        each = partial(self.at_each_factor, function)
+        return lambda weights, *arrays: jnp.sum(weights * each(weights, *arrays))
 
     def at_each_factor(
         self, function: Callable[..., Any], weights: Array, *arrays: Array | None

@@ -2,8 +2,8 @@
 
     F = Bᵀ B,     row m = (k, n) of B:   √(w_nk / Σω) J_nᵀ s_nk              [M, P]
 
-with M = K·N. Centred rows are (I − q qᵀ) B for the unit vector q = √(ω_n / Σω): each
-row less the weighted mean of all.
+with M = K·N. Centred rows are (I − q qᵀ) B for each k and the unit vector
+q = √(ω_n / Σω): each row less the weighted mean of all of its score column.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Jacobian:
         blocks: the captured blocks, one for each of `pieces`; None where the leaves, in
             their order, are the parts of the pieces, but for their shapes.
         pieces: the columns of B that belong to each block.
-        centre: a unit vector q [M] to which rows of B are made orthogonal,
-            (I − q qᵀ) B; None for none.
+        centre: a unit vector q [N] to which the rows of each score column are made
+            orthogonal, (I − q qᵀ) B_k; None for none.
     """
 
     layout: Layout
     blocks: tuple[Block, ...] | None
     pieces: tuple[JacobianBlock, ...]
-    centre: Float[Array, " M"] | None
+    centre: Float[Array, " N"] | None
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -124,8 +124,10 @@ class Jacobian:
         squares = self.params([piece.squares() for piece in self.pieces])
         if self.centre is None:
             return squares
-        mean = dataclasses.replace(self, centre=None).pull(self.centre)
-        return jax.tree.map(lambda s, m: s - m**2, squares, mean)
+        plain, units = dataclasses.replace(self, centre=None), jnp.eye(self.columns[0])
+        each = jnp.einsum("kj,n->kjn", units, self.centre).reshape(-1, self.size)
+        means = jax.vmap(plain.pull)(each.astype(self.layout.dtype))
+        return jax.tree.map(lambda s, m: s - jnp.sum(m**2, axis=0), squares, means)
 
     def apart(self) -> list[Jacobian]:
         """The columns of each piece by themselves, a map from lists of its parts."""
@@ -175,7 +177,9 @@ class Jacobian:
     def _centred(self, u: Array) -> Array:
         if self.centre is None:
             return u
-        return u - self.centre * jnp.vdot(self.centre, u, precision=HIGHEST)
+        rows = u.reshape(self.columns)
+        means = jnp.matmul(rows, self.centre, precision=HIGHEST)
+        return (rows - means[:, None] * self.centre[None]).reshape(u.shape)
 
 
 def _scaled(piece: Any, v: Parts) -> JacobianBlock:

@@ -36,7 +36,7 @@ from natgrad.transforms.damping import (
 )
 from natgrad.transforms.spring import SpringState, scale_by_spring
 from natgrad.transforms.validation import transformation
-from natgrad.tree import Layout
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import ArrayLike, Params
 
 # ε; its square is above 0 in float32.
@@ -115,4 +115,4 @@ def scale_by_march(
         kept = tree.where(new.solve.health.skipped, variance, moved)
         return direction, MarchState(kept, new)
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))

@@ -92,10 +92,11 @@ def observe(
             parameters, if it cannot be told which part does, or if the curvature
             keeps no matrix.
     """
+    given, params = params, tree.split_complex(params)
     if isinstance(transformation, Curvature):
         uses = [_Use(transformation, params)]
     else:
-        uses = _uses_in(transformation, params)
+        uses = _uses_in(transformation, given)
     by_name: dict[str, list[_Use]] = {}
     for use in uses:
         by_name.setdefault(_name(*use), []).append(use)

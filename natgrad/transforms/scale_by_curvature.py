@@ -49,7 +49,7 @@ from natgrad.transforms.state import (
 from natgrad.transforms.statistics_update import update_statistics_and_inverse
 from natgrad.transforms.trust_region import TrustRegion, apply_trust_region
 from natgrad.transforms.validation import transformation, validate_step
-from natgrad.tree import Layout
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import ArrayLike
 
 
@@ -145,7 +145,7 @@ def scale_by_curvature(
             velocity=bounded.velocity,
         )
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:

@@ -44,7 +44,7 @@ from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
-from natgrad.tree import Layout
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 
@@ -142,7 +142,7 @@ def scale_by_spring(
         kept, principal = tree.where(solve.health.skipped, last, found)
         return direction, SpringState(kept, mu, solve, principal)
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def _is_found(momentum: ArrayLike | PrincipalRange) -> TypeGuard[PrincipalRange]:
@@ -215,4 +215,4 @@ def scale_by_norm_constraint(
         updates = jax.tree.map(lambda u: shrink.astype(u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(tree.increment(state.count))
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))

@@ -186,6 +186,7 @@ def validate_update(
         )
     model = curvature.model
     whole = params if model_params is None else model_params
+    whole = tree.join_complex(whole)
     note_read(model.apply, whole, None if inputs is MISSING else inputs)
     specialized = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")

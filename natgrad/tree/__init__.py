@@ -3,6 +3,13 @@
 Only what `jax.tree` and `optax.tree` lack.
 """
 
+from natgrad.tree.complex_leaves import (
+    Pair,
+    has_complex,
+    join_complex,
+    of_pairs,
+    split_complex,
+)
 from natgrad.tree.layout import (
     Layout,
     check_kept,
@@ -30,18 +37,23 @@ from natgrad.tree.sums import (
 
 __all__ = [
     "Layout",
+    "Pair",
     "all_finite",
     "any_nonzero",
     "check_kept",
     "check_params",
     "check_sharding",
+    "has_complex",
     "has_placeholders",
     "increment",
     "inner",
     "is_placeholder",
+    "join_complex",
     "metric_pytree",
+    "of_pairs",
     "paths",
     "raw_key",
+    "split_complex",
     "sum_over_chunks",
     "varying",
     "varying_like",

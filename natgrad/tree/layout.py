@@ -217,10 +217,19 @@ def check_params(params: Params) -> None:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = jax.tree_util.keystr(path) or "params"
+            mend = (
+                "Cast it to a floating dtype, or keep what is not trained out of "
+                "params: it can travel in inputs (see Model.in_axes)."
+            )
+            if jnp.issubdtype(dtype, jnp.complexfloating):
+                mend = (
+                    "Curvatures take natgrad.tree.split_complex(params), and "
+                    "natgrad.tree.join_complex undoes it; scale_by_curvature and what "
+                    "is made of it take complex parameters as they are."
+                )
             raise ValueError(
                 f"Every parameter must be a real floating array, but {where} has "
-                f"dtype {dtype}. Cast it to a floating dtype, or keep what is not "
-                "trained out of params: it can travel in inputs (see Model.in_axes)."
+                f"dtype {dtype}. {mend}"
             )
         if isinstance(leaf, jax.Array):
             where = jax.tree_util.keystr(path) or "params"

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from natgrad import tree
 from natgrad.control_flow import any_over_vmap
 from natgrad.model import Model, placeholders
 from natgrad.typing import Array, Params
@@ -154,6 +155,7 @@ def call_with_known(
         What `value_fn` returns.
     """
     names = list(inspect.signature(value_fn).parameters)[1:]
+    params = tree.join_complex(params)
     return value_fn(params, **{name: known[name] for name in names if name in known})
 
 

@@ -48,6 +48,7 @@ from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.state import Health
 from natgrad.transforms.validation import MISSING, Step, transformation, validate_step
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 # (step, the decrease of M in nats) -> (the part of the step to return, is it taken?)
@@ -111,7 +112,7 @@ def scale_by_factored_curvature(
     solve = scale_by_curvature(curvature, decay=decay, seed=seed)
     schedule = FactorSchedule(refresh, trials)
     method = _Method(curvature, solve, rule, weight_decay, schedule, groups)
-    return transformation(method.init, method.update)
+    return transformation(*of_pairs(method.init, method.update))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     part,
 )
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Inputs, Params
 
 
@@ -107,7 +108,7 @@ def geodesic_acceleration(
             ratio.astype(state.ratio.dtype), inner_state
         )
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def _accelerated(

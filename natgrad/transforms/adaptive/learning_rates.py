@@ -40,6 +40,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
 from natgrad.transforms.damping import Damping, as_damping, check_scalar
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 # The largest count is followed by one so many lower, as parts of a batch take turns.
@@ -138,7 +139,7 @@ def scale_by_quadratic_model(
         minimum = quadratic.minimum(updates, state.update)
         return minimum.step, advance(state, minimum, minimum.usable, jnp.array(True))
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def no_step_yet(params: Params, groups: int) -> QuadraticModelState:

@@ -55,6 +55,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
 from natgrad.transforms.damping import Damping, as_damping, check_scalar, known_value
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()
@@ -120,7 +121,7 @@ def levenberg_marquardt(
         DampingByRatio(rule, floor, weight_decay, labels),
         halvings,
     )
-    return transformation(method.init, method.update)
+    return transformation(*of_pairs(method.init, method.update))
 
 
 @dataclasses.dataclass(frozen=True)

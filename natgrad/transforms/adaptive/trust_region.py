@@ -38,6 +38,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
 )
 from natgrad.transforms.damping import check_scalar, known_value, longest_within
 from natgrad.transforms.validation import MISSING, transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike
 
 
@@ -130,7 +131,7 @@ def scale_by_kl_trust_region(
             tree.increment(state.count), length.astype(dtype), reached.astype(dtype)
         )
 
-    return transformation(init, update)
+    return transformation(*of_pairs(init, update))
 
 
 def _first_length(square: Array, bound: Array) -> Array:

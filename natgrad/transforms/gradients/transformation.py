@@ -24,6 +24,7 @@ from natgrad.transforms.gradients.rule import LeafGradient, LeafStep, Rule
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.transforms.validation import transformation
+from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 
@@ -51,7 +52,7 @@ def scale_by_gradient_factors(
     """
     method = _Method(rule, b1, refresh, max_dimension, weight_decay, devices)
     method.check()
-    return transformation(method.init, method.update)
+    return transformation(*of_pairs(method.init, method.update))
 
 
 @dataclasses.dataclass(frozen=True)
