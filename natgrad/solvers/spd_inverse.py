@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from natgrad.control_flow import any_over_vmap
+from natgrad.control_flow import any_over_vmap, one_by_one_on_cpu
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.typing import Array
 
@@ -145,9 +145,7 @@ def diagonal(matrix: Float[Array, "*lead d d"]) -> Float[Array, "*lead d"]:
 def together(function: Callable, *operands: Sequence[Array]) -> list[Any]:
     """The function of each matrix, those of equal sizes by one program.
 
-    These are stacked and walked one matrix at a time: batched LAPACK calls share XLA's
-    thread pool with the rest of the program, and on CPUs with few threads they can wait
-    for each other for ever.
+    These are stacked; see `one_by_one_on_cpu`.
 
     Args:
         function: of one matrix [d, d], and of its further operands; gives a tree of
@@ -176,7 +174,7 @@ def together(function: Callable, *operands: Sequence[Array]) -> list[Any]:
             for each in given
         ]
         stacks = [jnp.concatenate(each) for each in flat]
-        stacked, start = jax.lax.map(lambda one: function(*one), stacks), 0
+        stacked, start = one_by_one_on_cpu(function, *stacks), 0
         for i, lead in zip(members, leads, strict=True):
             end = start + math.prod(lead)
             results[i] = jax.tree.map(

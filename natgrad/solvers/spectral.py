@@ -9,10 +9,11 @@ pseudo-inverse of λ = 0 has to say which eigenvalues are 0: those at or below t
 rounding of n numbers as large as the largest.
 
 In floating point an eigenvalue is known to within about ε max s, and where λ is below
-that, 1/(s + λ) is noise. So eigenvalues of float32 matrices are found in float64, in
-every precision that JAX is set to, and rounded then: the result is that of the float32
-matrix to a few digits less than float32 has, however ill conditioned F + λI is. (TPUs
-have no such decomposition, and find them in float32.)
+that, 1/(s + λ) is noise. So on CPUs eigenvalues of float32 matrices are found in
+float64, in every precision that JAX is set to, and rounded then: the result is that of
+the float32 matrix to a few digits less than float32 has, however ill conditioned F + λI
+is. Accelerators, which do float64 slowly or not at all, find them in float32: there
+λ should not be far below ε max s, or JAX be set to float64.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def eigh(
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
-    They are computed in float64 and given in the matrix's own dtype, at about twice the
-    time of a decomposition in float32. They have no derivative.
+    On CPUs they are computed in float64 and given in the matrix's own dtype, at about
+    twice the time of a decomposition in float32. They have no derivative.
 
     Args:
         matrix: symmetric.
@@ -74,17 +75,22 @@ def eigh(
             wide = jax.lax.convert_element_type(matrix, jnp.float64)
             return tuple(leaf.astype(matrix.dtype) for leaf in jnp.linalg.eigh(wide))
 
-    def plain(matrix):
-        return tuple(jnp.linalg.eigh(matrix))
-
-    return jax.lax.platform_dependent(matrix, tpu=plain, default=doubled)
+    return jax.lax.platform_dependent(matrix, cpu=doubled, default=_eigh)
 
 
 @eigh.def_vmap
 def _eigh_vmap(axis_size, in_batched, matrices):
-    # One by one: the rules of JAX that would batch it see the precision set outside.
+    # On CPUs one by one: JAX's rules for batches see the precision set outside.
     del axis_size, in_batched
-    return jax.lax.map(eigh, matrices), (True, True)
+
+    def walk(matrices):
+        return jax.lax.map(eigh, matrices)
+
+    return jax.lax.platform_dependent(matrices, cpu=walk, default=_eigh), (True, True)
+
+
+def _eigh(matrices: Array) -> tuple[Array, Array]:
+    return tuple(jnp.linalg.eigh(matrices))
 
 
 def equilibration(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:
