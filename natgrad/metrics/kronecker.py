@@ -46,6 +46,7 @@ from natgrad.metrics.kronecker_factors import (
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
+from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.tree import Layout, metric_pytree
@@ -206,9 +207,13 @@ class FactoredTikhonov(CachedSolver):
     Attributes:
         rows: block's name -> its gradient as rows, V = Xᵀ C, which is then not read
             from the gradient: see `natgrad.curvature.KFAC.value_grad_and_rows`.
+        rule: how a factor is inverted: `natgrad.solvers.BlockElimination()`, or by
+            products alone `natgrad.solvers.NewtonSchulz()`. Where the rule fails,
+            eigenvalues take over, and `health.fallback` says so.
     """
 
     rows: Mapping[str, Mapping[str, Array]] | None = None
+    rule: InverseRule = ELIMINATION
 
     def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block.
@@ -229,7 +234,7 @@ class FactoredTikhonov(CachedSolver):
             which: numbers of the blocks.
         """
         own = metric.block_dampings(resolve_damping(damping, metric))
-        return invert_damped(metric.factors(which), [own[i] for i in which])
+        return invert_damped(metric.factors(which), [own[i] for i in which], self.rule)
 
     def solve(
         self,

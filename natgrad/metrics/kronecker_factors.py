@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
+from natgrad.solvers.block_elimination import InverseRule
 from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
@@ -52,7 +53,7 @@ class Inverted(NamedTuple):
     Attributes:
         inputs: (A + π√λ I)⁻¹, a matrix, or a diagonal where A is one.
         outputs: (G + √λ/π I)⁻¹.
-        fallback: boolean scalar: did elimination fail, or λ = 0 meet a singular factor?
+        fallback: boolean scalar: did the rule fail, or λ = 0 meet a singular factor?
     """
 
     inputs: Float[Array, "*A"]
@@ -137,13 +138,16 @@ def of_products(
 
 
 def invert_damped(
-    factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
+    factors: Sequence[Factors],
+    dampings: Sequence[Float[Array, ""]],
+    rule: InverseRule,
 ) -> list[Inverted]:
     """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of several blocks, for λ = 0 A⁺ and G⁺.
 
     Args:
         factors: A and G of each block.
         dampings: λ >= 0 of each block, in the units of A ⊗ G.
+        rule: how a matrix is inverted.
     """
     shares = _damping_shares(factors, dampings)
     full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
@@ -154,6 +158,7 @@ def invert_damped(
             for (_, g), (_, d) in zip(factors, shares, strict=True)
         ],
         [shares[i][0] for i in full] + [d for _, d in shares],
+        rule,
     )
     lefts, rights = iter(results[: len(full)]), iter(results[len(full) :])
     inverted = []
