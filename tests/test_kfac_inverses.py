@@ -29,7 +29,12 @@ def test_every_exact_inverse_is_the_dense_solve(tolerance):
     metric, v = kronecker_problem()
     matrix = metric.dense() + LAMBDA * jnp.eye(metric.layout.size)
     expected = jnp.linalg.solve(matrix, ravel(v))
-    for given in (metric.solve(v, LAMBDA), Eigenbasis()(metric, v, LAMBDA)):
+    rotated = Eigenbasis(ng.solvers.JacobiRotations())
+    for given in (
+        metric.solve(v, LAMBDA),
+        Eigenbasis()(metric, v, LAMBDA),
+        rotated(metric, v, LAMBDA),
+    ):
         assert relative_error(ravel(given), expected) < tolerance("identity")
 
 

@@ -5,6 +5,8 @@ Nothing is compiled: what is held is what the programs consist of.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax_rows
@@ -47,6 +49,12 @@ OTHERS = {
         ng.curvature.KFAC,
         solver=ng.kronecker.Eigenbasis(),
         refresh=ng.Refresh(inverses=4, staggered=True),
+    ),
+    "jacobi": of_curvature(
+        functools.partial(
+            ng.curvature.EKFAC, decomposition=ng.solvers.JacobiRotations()
+        ),
+        refresh=ng.Refresh(statistics=2),
     ),
     "newton_schulz": of_curvature(
         ng.curvature.KFAC,
@@ -110,6 +118,20 @@ def test_every_factorisation_of_equal_factors_is_one_call(single_precision):
         assert {each.name for each in found} == expected
         assert len(found) == len(expected)
         assert all(stack in each.types for each in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"), [("eigenbasis", 0), ("ekfac", 0), ("jacobi", 2)]
+)
+def test_eigenbases_are_found_by_the_algorithm_asked_for(
+    name, algorithm, single_precision
+):
+    """cuSOLVER's default is 0, Jacobi's rotations are 2."""
+    lowered = traced(OPTIMIZERS[name]()).lower(lowering_platforms=("cuda",))
+    calls = [found.operation for found in operations(lowered) if found.factorises]
+    chosen = [str(call.attributes["mhlo.backend_config"]) for call in calls]
+    assert calls
+    assert all(f"algorithm = {algorithm} :" in config for config in chosen)
 
 
 def test_the_search_finds_what_it_looks_for(single_precision):

@@ -49,6 +49,7 @@ from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.spectral import Eigendecomposition, eigh
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
@@ -149,7 +150,13 @@ class Eigenbasis(CachedSolver):
     """The exact damped inverse of the factors that were decomposed last.
 
     λ may change between refreshes: the decomposition does not contain it.
+
+    Attributes:
+        decomposition: what finds a factor's eigenvalues and eigenvectors:
+            `natgrad.solvers.spectral.eigh`, or `natgrad.solvers.JacobiRotations()`.
     """
+
+    decomposition: Eigendecomposition = eigh
 
     def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block.
@@ -170,7 +177,7 @@ class Eigenbasis(CachedSolver):
             which: numbers of the blocks.
         """
         del damping
-        return decompose(metric.factors(which))
+        return decompose(metric.factors(which), self.decomposition)
 
     def solve(
         self,

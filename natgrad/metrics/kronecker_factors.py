@@ -22,7 +22,7 @@ from natgrad.solvers.block_elimination import InverseRule
 from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
-from natgrad.solvers.spectral import damped_reciprocal, eigh
+from natgrad.solvers.spectral import Eigendecomposition, damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # A and G of one block.
@@ -61,14 +61,18 @@ class Inverted(NamedTuple):
     fallback: Bool[Array, ""]
 
 
-def decompose(factors: Sequence[Factors]) -> list[Decomposed]:
+def decompose(
+    factors: Sequence[Factors], decomposition: Eigendecomposition = eigh
+) -> list[Decomposed]:
     """The eigendecompositions of the factors of several blocks.
 
     Args:
         factors: A and G of each block.
+        decomposition: what finds eigenvalues and eigenvectors of a factor.
     """
     fixed = jax.lax.stop_gradient(list(factors))  # implicit: see `eigen_solve`
-    pairs = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
+    matrices = [a for a, _ in fixed] + [g for _, g in fixed]
+    pairs = eigenbases(matrices, decomposition)
     lefts, rights = pairs[: len(fixed)], pairs[len(fixed) :]
     return [
         Decomposed(a, g, left, right)

@@ -23,14 +23,17 @@ from natgrad.solvers.dense import (
 )
 from natgrad.solvers.filters import Filter, HardCutoff, RobustDamping, SmoothCutoff
 from natgrad.solvers.newton_schulz import NewtonSchulz
+from natgrad.solvers.spectral import Eigendecomposition, JacobiRotations
 
 __all__ = [
     "BlockElimination",
     "CachedSolver",
     "DampedOperator",
+    "Eigendecomposition",
     "Filter",
     "HardCutoff",
     "InverseRule",
+    "JacobiRotations",
     "NewtonSchulz",
     "Remainder",
     "RobustDamping",

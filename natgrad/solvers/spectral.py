@@ -18,7 +18,9 @@ is. Accelerators, which do float64 slowly or not at all, find them in float32: t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Protocol, final
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,46 @@ def _eigh_vmap(axis_size, in_batched, matrices):
 
 def _eigh(matrices: Array) -> tuple[Array, Array]:
     return tuple(jnp.linalg.eigh(matrices))
+
+
+class Eigendecomposition(Protocol):
+    """Eigenvalues, ascending, and eigenvectors: as `eigh` or `JacobiRotations()`."""
+
+    def __call__(
+        self, matrix: Float[Array, "n n"], /
+    ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+        """Eigenvalues and eigenvectors.
+
+        Args:
+            matrix: symmetric.
+        """
+        ...
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class JacobiRotations(Eigendecomposition):
+    """By Jacobi's rotations on GPUs and TPUs; on CPUs, which have none, by `eigh`.
+
+    For many matrices of some ten or hundred rows. By itself JAX takes QR on GPUs, and
+    on TPUs rotations up to 256 rows and QDWH beyond.
+    """
+
+    def __call__(
+        self, matrix: Float[Array, "n n"], /
+    ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+        """Eigenvalues, ascending, and eigenvectors.
+
+        Args:
+            matrix: symmetric.
+        """
+
+        def rotated(matrix):
+            by = jax.lax.linalg.EighImplementation.JACOBI
+            vectors, values = jax.lax.linalg.eigh(matrix, implementation=by)
+            return values, vectors
+
+        return jax.lax.platform_dependent(matrix, cpu=eigh, default=rotated)
 
 
 def equilibration(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:
