@@ -61,7 +61,7 @@ SUITE = {
     "scaling": (
         scaling,
         "--widths 128 256 512 --batches 64 256 --rounds 3",
-        "--widths 16 32 --batches 8 16 --rounds 1",
+        "--optimizers adam kfac --widths 16 --batches 8 16 --rounds 1",
     ),
     "solvers": (
         solvers,

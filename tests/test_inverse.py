@@ -30,7 +30,7 @@ def with_floors(given):
 @pytest.fixture
 def halves(monkeypatch):
     """LAPACK up to 16 rows only, so that small matrices are halved more than once."""
-    monkeypatch.setattr(elimination, "_SMALL", 16)
+    monkeypatch.setattr(elimination, "SMALL", 16)
 
 
 def test_many_sizes_are_inverted_together(halves):
@@ -52,7 +52,7 @@ def test_equal_and_near_sizes_share_one_program():
 
 def test_large_matrices_are_inverted_as_precisely_as_by_cholesky():
     """In float32, at a condition of 10⁴, at the size at which halving begins."""
-    matrix = matrices(0, elimination._SMALL + 6, condition=1e4).astype(np.float32)
+    matrix = matrices(0, elimination.SMALL + 6, condition=1e4).astype(np.float32)
     exact = np.linalg.inv(matrix.astype(np.float64))
     error = lambda m: np.linalg.norm(m - exact) / np.linalg.norm(exact)
     halved = jax.jit(elimination.spd_inverse)(matrix)

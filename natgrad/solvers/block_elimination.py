@@ -26,7 +26,7 @@ from natgrad.solvers.spectral import HIGHEST
 from natgrad.typing import Array
 
 # Up to this size LAPACK inverts: smaller blocks run faster, but take longer to compile.
-_SMALL = 320
+SMALL = 320
 
 
 class InverseRule(Protocol):
@@ -71,7 +71,7 @@ def spd_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     Args:
         matrix: M, symmetric; its lower half is read.
     """
-    if matrix.shape[0] <= _SMALL:
+    if matrix.shape[0] <= SMALL:
         root = _inverse_root(matrix)
         return product(root.T, root)
     blocks = _eliminate(matrix)
@@ -80,7 +80,7 @@ def spd_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 def _inverse_and_root(matrix: Array) -> tuple[Array, Array]:
     """M⁻¹, and the inverse of M's Cholesky factor."""
-    if matrix.shape[0] <= _SMALL:
+    if matrix.shape[0] <= SMALL:
         root = _inverse_root(matrix)
         return product(root.T, root), root
     blocks = _eliminate(matrix)
@@ -155,6 +155,6 @@ def halvable(size: int) -> int:
     Args:
         size: of a matrix, d.
     """
-    halvings = max(0, math.ceil(math.log2(size / _SMALL)))
+    halvings = max(0, math.ceil(math.log2(size / SMALL)))
     unit = 4 * 2**halvings if halvings else 1
     return -(-size // unit) * unit
