@@ -3,6 +3,7 @@
     python -m benchmarks                         # a subset: two minutes on two cores
     python -m benchmarks --full                  # everything
     python -m benchmarks --device gpu --full     # the suite of an accelerator
+    python -m benchmarks --toy --output /tmp/toy # all of it at toy size: a rehearsal
     python -m benchmarks --only memory scaling --output results
 
 Each NAME leaves NAME.json (figures with versions and device), NAME.md (tables) and
@@ -14,6 +15,7 @@ error is in the list, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 import traceback
 from pathlib import Path
@@ -37,32 +39,50 @@ from benchmarks import (
 from benchmarks.report import RESULTS, cell, table, write
 from benchmarks.timing import environment
 
-# name -> (module, arguments of the subset or None where it has no part in it)
+# name -> (module, arguments of the subset, of toy size), as one would type them; None
+# where it has no part in it. An environment of the peers alone is a gigabyte.
 SUITE = {
-    "memory": (memory, ["--models", "classifier", "transformer"]),
+    "memory": (
+        memory,
+        "--models classifier transformer",
+        "--models classifier --optimizers adam kfac",
+    ),
     "step_cost": (
         step_cost,
-        ["--models", "classifier", "--against", "kfac", "kfac rows", "--rounds", "3"],
+        "--models classifier --against kfac 'kfac rows' --rounds 3",
+        "--models classifier --against kfac --rounds 1",
     ),
     "convergence": (
         convergence,
-        [
-            *("--problems", "logistic", "classifier", "--steps", "60", "--every", "5"),
-            *("--settings", "2", "--optimizers"),
-            *("adam", "muon", "kfac", "natural_gradient"),
-        ],
+        "--problems logistic classifier --steps 60 --every 5 --settings 2 "
+        "--optimizers adam muon kfac natural_gradient",
+        "--problems linear classifier --steps 4 --every 2 --settings 1 --seeds 1 "
+        "--optimizers adam kfac natural_gradient",
     ),
     "scaling": (
         scaling,
-        ["--widths", "128", "256", "512", "--batches", "64", "256", "--rounds", "3"],
+        "--widths 128 256 512 --batches 64 256 --rounds 3",
+        "--optimizers adam kfac --widths 16 --batches 8 16 --rounds 1",
     ),
-    "solvers": (solvers, ["--sizes", "500", "1000", "--rounds", "3"]),
-    "sample_space": (sample_space, None),
-    "conjugate_gradients": (conjugate_gradients, None),
-    "peers": (peers, None),
-    "attribution": (attribution, None),
-    "laplace": (laplace, None),
-    "momentum": (momentum, None),
+    "solvers": (
+        solvers,
+        "--sizes 500 1000 --rounds 3",
+        "--sizes 200 400 --rounds 1 --batch 8 8",
+    ),
+    "sample_space": (sample_space, None, "--scale 0.05 --rounds 1"),
+    "conjugate_gradients": (
+        conjugate_gradients,
+        None,
+        "--models classifier --steps 0 2 --dampings 0.1",
+    ),
+    "peers": (peers, None, None),
+    "attribution": (
+        attribution,
+        None,
+        "--seeds 1 --training 20 --steps 10 --width 16 --examples 16",
+    ),
+    "laplace": (laplace, None, "--seeds 1 --data 'breast cancer'"),
+    "momentum": (momentum, None, "--seeds 1 --grid 0.9 --settings sampled 64"),
 }
 # These write one file where they are told to, and no Markdown.
 ONE_FILE = ("step_cost", "solvers", "sample_space", "conjugate_gradients")
@@ -71,7 +91,9 @@ ONE_FILE = ("step_cost", "solvers", "sample_space", "conjugate_gradients")
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--full", action="store_true", help="all, at full size")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="all, at full size")
+    size.add_argument("--toy", action="store_true", help="all, at toy size")
     parser.add_argument("--only", nargs="+", choices=SUITE, default=[*SUITE])
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
@@ -79,13 +101,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     options.output.mkdir(parents=True, exist_ok=True)
     done = []
     for name in options.only:
-        module, arguments = SUITE[name]
-        if options.full:
-            arguments = []
-        if arguments is None:
+        module, subset, toy = SUITE[name]
+        typed = "" if options.full else toy if options.toy else subset
+        if typed is None:
             continue
         print(f"== {name}", flush=True)
-        done.append(finished(name, module, arguments, options.output))
+        done.append(finished(name, module, shlex.split(typed), options.output))
         index(done, options.output)
     return done
 

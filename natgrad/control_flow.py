@@ -136,6 +136,28 @@ def _any_over_vmap_rule(axis_size, in_batched, predicate):
     return any_over_vmap(predicate), False
 
 
+def one_by_one_on_cpu(function: Callable, *stacks: Any) -> Any:
+    """The function of each member of the stacks: a loop on CPUs, else one batched call.
+
+    XLA's batched LAPACK calls share a CPU's thread pool with the rest of the program,
+    and where there are few threads they can wait for each other for ever. On other
+    devices a batch is as fast as its largest member, and a loop as slow as their sum.
+    Which of the two a program contains is decided when it is lowered.
+
+    Args:
+        function: of one member of each stack; gives a tree of arrays.
+        stacks: arrays [B, ...].
+
+    Returns:
+        The tree, its arrays with a leading axis [B].
+    """
+
+    def walk(*stacks):
+        return jax.lax.map(lambda members: function(*members), stacks)
+
+    return jax.lax.platform_dependent(*stacks, cpu=walk, default=jax.vmap(function))
+
+
 def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
     """A function with what it closes over as arguments.
 

@@ -99,14 +99,15 @@ def test_memory_is_explained_by_factors(tmp_path):
 
 
 def test_the_suite_runs_scaling_and_reports_what_failed(tmp_path, monkeypatch):
-    toy = ["--sections", "examples", "--optimizers", "adam", "--widths", "4"]
-    toy += ["--batches", "2", "4", "--rounds", "1"]
-    broken = ["--models", "none such"]
-    monkeypatch.setattr(
-        suite, "SUITE", {"memory": (memory, broken), "scaling": (scaling, toy)}
-    )
+    toy = "--sections examples --optimizers adam --widths 4 --batches 2 4 --rounds 1"
+    runs = {
+        "memory": (memory, None, "--models 'none such'"),
+        "scaling": (scaling, None, toy),
+        "peers": (peers, "", None),
+    }
+    monkeypatch.setattr(suite, "SUITE", runs)
     with jax.numpy_rank_promotion("allow"):
-        memory_run, scaling_run = suite.main(["--output", str(tmp_path)])
+        memory_run, scaling_run = suite.main(["--toy", "--output", str(tmp_path)])
     assert memory_run["error"].startswith("SystemExit")
     assert scaling_run["error"] is None
     found = json.loads((tmp_path / "scaling.json").read_text())["examples"]

@@ -29,11 +29,19 @@ def test_every_exact_inverse_is_the_dense_solve(tolerance):
     metric, v = kronecker_problem()
     matrix = metric.dense() + LAMBDA * jnp.eye(metric.layout.size)
     expected = jnp.linalg.solve(matrix, ravel(v))
-    for given in (metric.solve(v, LAMBDA), Eigenbasis()(metric, v, LAMBDA)):
+    rotated = Eigenbasis(ng.solvers.JacobiRotations())
+    for given in (
+        metric.solve(v, LAMBDA),
+        Eigenbasis()(metric, v, LAMBDA),
+        rotated(metric, v, LAMBDA),
+    ):
         assert relative_error(ravel(given), expected) < tolerance("identity")
 
 
-def test_factored_tikhonov_inverts_the_damped_factors(tolerance):
+@pytest.mark.parametrize(
+    "rule", [ng.solvers.BlockElimination(), ng.solvers.NewtonSchulz()]
+)
+def test_factored_tikhonov_inverts_the_damped_factors(rule, tolerance):
     """(A + π√λ I) ⊗ (G + √λ/π I) = F + λI + √λ (A ⊗ I/π + π I ⊗ G)."""
     metric, v = kronecker_problem()
     damped, cross = [], []
@@ -43,7 +51,7 @@ def test_factored_tikhonov_inverts_the_damped_factors(tolerance):
         damped.append(jnp.kron(a + pi * root * eye_a, g + root / pi * eye_g))
         cross.append(root * (jnp.kron(a, eye_g) / pi + pi * jnp.kron(eye_a, g)))
     damped, cross = metric.placed(damped), metric.placed(cross)
-    given = ravel(FactoredTikhonov()(metric, v, LAMBDA))
+    given = ravel(FactoredTikhonov(rule=rule)(metric, v, LAMBDA))
     expected = jnp.linalg.solve(damped, ravel(v))
     assert relative_error(given, expected) < tolerance("identity")
     exact = metric.dense() + LAMBDA * jnp.eye(metric.layout.size)
@@ -99,8 +107,9 @@ def _with(metric, inputs=None, outputs=None):
     )
 
 
-def test_factors_of_one_size_are_decomposed_by_one_call():
-    """Six equal layers: one eigh for A and one for G in the whole program."""
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_factors_of_one_size_are_decomposed_by_one_call(platform):
+    """Six equal layers: one call for all A and G, in a loop or of a batch."""
     params = [normal(i, 4, 4) for i in range(6)]
 
     def apply(params, x):
@@ -111,12 +120,18 @@ def test_factors_of_one_size_are_decomposed_by_one_call():
     x = normal(9, 5, 4)
     model = ng.Model(apply, ng.families.NormalMean(), example_inputs=x)
     metric = KFAC(model).at(params, x)
-    text = str(jax.make_jaxpr(lambda m, v: m.solve(v, 0.1))(metric, params))
-    assert text.count("= eigh[") == 1
-    text = str(
-        jax.make_jaxpr(lambda m, v: FactoredTikhonov()(m, v, 0.1))(metric, params)
-    )
-    assert text.count("= cholesky") == 1
+    for solve, names in (
+        (lambda m, v: m.solve(v, 0.1), ["lapack_dsyevd", "cusolver_syevd"]),
+        (
+            lambda m, v: FactoredTikhonov()(m, v, 0.1),
+            ["lapack_dpotrf", "cusolver_potrf"],
+        ),
+    ):
+        traced = jax.jit(solve).trace(metric, params)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert sum(text.count(f"@{name}_ffi") for name in names) == 1
+        assert "12x4x4" in text
+        assert ("stablehlo.while" in text) == (platform == "cpu")
 
 
 def test_the_derivative_of_an_eigenbasis_is_finite_and_right():

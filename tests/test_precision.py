@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kfac_problems import normal
+from lowering import operations
 
 import natgrad as ng
 from natgrad.curvature import EKFAC, KFAC, Dense, Gram, LayerDiagonal, Sampled
@@ -19,7 +20,7 @@ KEY = jax.random.PRNGKey(0)
 
 def apply(params, x):
     """A convolution, a weight used twice, heads, attention to itself, a dense layer."""
-    names = ("NHWC", "HWIO", "NHWC")
+    names, x = ("NHWC", "HWIO", "NHWC"), x.astype(params["conv"].dtype)
     x = jnp.tanh(
         jax.lax.conv_general_dilated(
             x, params["conv"], (1, 1), "SAME", dimension_numbers=names, precision=HIGH
@@ -75,6 +76,34 @@ def test_no_product_of_a_step_has_default_precision(name):
     found = list(precisions(jax.make_jaxpr(step)(PARAMS, state, PARAMS)))
     assert len(found) > 12
     assert None not in found
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_products_of_a_bfloat16_model_s_step_are_of_float32(name, single_precision):
+    """Lowered for CUDA: all but the model's own have float32 operands, and no TF32."""
+    curvature, solver = FORMS[name]
+    tx = ng.scale_by_curvature(curvature, solver=solver)
+    x, params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (X, PARAMS))
+    state = jax.eval_shape(tx.init, params)
+    step = lambda g, s, p: tx.update(g, s, p, inputs=x)
+    lowered = jax.jit(step).trace(params, state, params)
+    lowered = lowered.lower(lowering_platforms=("cuda",))
+    products = {"stablehlo.dot_general", "stablehlo.convolution"}
+    own, others = 0, 0
+    for found in operations(lowered):
+        if found.name not in products:
+            continue
+        precision = str(found.operation.attributes["precision_config"])
+        if "HIGH>" in precision:
+            own += 1
+            continue
+        others += 1
+        # JAX extracts patches by kernels of zeros and ones, exact in any precision.
+        exact = found.name == "stablehlo.convolution" and "DEFAULT>]" in precision
+        assert precision.count("HIGHEST") == 2 - exact
+        assert not [kind for kind in found.types if "bf16" in kind]
+    assert own > 5
+    assert others > 5
 
 
 def test_the_search_finds_a_product_of_default_precision():

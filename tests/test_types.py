@@ -17,7 +17,15 @@ from problems import CASES
 import natgrad as ng
 from natgrad.metrics import kronecker_factors
 from natgrad.model import batch, weights
-from natgrad.solvers import conjugate_gradients, dense, gram, spd_inverse, spectral
+from natgrad.solvers import (
+    NewtonSchulz,
+    block_elimination,
+    conjugate_gradients,
+    dense,
+    gram,
+    spd_inverse,
+    spectral,
+)
 
 ANNOTATED = ("tree", "control_flow", "model", "solvers", "metrics", "typing")
 
@@ -69,7 +77,8 @@ CALLS = {
         [spd(0, 4)],
         [jnp.asarray(0.0)],
     ),
-    "spd_inverse": lambda: (spd_inverse.spd_inverse, spd(2, 6)),
+    "spd_inverse": lambda: (block_elimination.spd_inverse, spd(2, 6)),
+    "newton_schulz": lambda: (NewtonSchulz().__call__, spd(2, 6), jnp.array(1e-3)),
     "eigh": lambda: (spectral.eigh, spd(3, 4)),
     "spectral_root": lambda: (spectral.spectral_root, spd(3, 4), jnp.asarray(0.1)),
     "conjugate_gradients": lambda: (

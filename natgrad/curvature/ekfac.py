@@ -34,10 +34,16 @@ from natgrad.control_flow import any_over_vmap, cond_in_place
 from natgrad.curvature.kfac import KFAC, FactorStatistics, KroneckerFactors
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Expand, ProjectedSquares, Statistic
-from natgrad.metrics.eigenbasis import EigenbasisMetric, eigenbases, rotate
+from natgrad.metrics.eigenbasis import (
+    EigenbasisMetric,
+    eigenbases,
+    eigh,
+    plain_eigh,
+    rotate,
+)
 from natgrad.model.batch import Batch
 from natgrad.solvers.base import stagger
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.spectral import HIGHEST, Eigendecomposition
 from natgrad.tree import Layout, increment
 from natgrad.typing import Array, Params, Statistics
 
@@ -82,12 +88,15 @@ class EKFAC(LayerCurvature):
         axis_name: as for `KFAC`.
         sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.
         period: estimates between two refreshes of a layer's basis.
+        decomposition: what finds the basis of a factor; also
+            `natgrad.solvers.JacobiRotations()`.
         previous: the average that the next estimate continues from, as
             `with_previous` sets it.
     """
 
     sharing: Expand = Expand()  # noqa: RUF009 (frozen, without state)
     period: int = 1
+    decomposition: Eigendecomposition = plain_eigh
     previous: EigenStatistics | None = None
 
     passes: ClassVar[int] = 2
@@ -115,7 +124,8 @@ class EKFAC(LayerCurvature):
         factors = self._kfac().layer_statistics(captured)
 
         def own_bases():
-            return bases_of(factors.finalize(*self.sums(factors, captured)))
+            of_batch = factors.finalize(*self.sums(factors, captured))
+            return self._bases_of(of_batch)
 
         if self.previous is None:
             bases = own_bases()
@@ -141,7 +151,7 @@ class EKFAC(LayerCurvature):
         """Factors and their bases; then the scales in these bases."""
         if self.previous is None:
             factors = self._kfac().from_moments(params, moments)
-            return EigenStatistics(factors, bases_of(factors), (), jnp.int32(0))
+            return EigenStatistics(factors, self._bases_of(factors), (), jnp.int32(0))
         scales = tuple(answers["squares"] for answers in moments)
         return self.previous._replace(scales=scales, age=jnp.int32(1))
 
@@ -176,17 +186,32 @@ class EKFAC(LayerCurvature):
 
     def from_factors(self, factors: KroneckerFactors) -> EigenStatistics:
         """K-FAC's own matrix: the factors' eigenbasis, with the scales s = a gᵀ."""
-        found = eigenbases([*factors.inputs, *factors.outputs])
+        found = self._eigenbases(factors)
         count = len(factors.inputs)
         scales = tuple(
             a[..., :, None] * g[..., None, :]
             for (a, _), (g, _) in zip(found[:count], found[count:], strict=True)
         )
         age = jnp.ones((), jnp.int32)
-        return EigenStatistics(factors, bases_of(factors), scales, age)
+        return EigenStatistics(factors, self._bases_of(factors), scales, age)
 
     def _kfac(self) -> KFAC:
         return KFAC(self.model, self.labels, self.declared, self.sharing)
+
+    def _eigenbases(self, factors: KroneckerFactors) -> list:
+        """(eigenvalues, eigenvectors) of all A, then of all G."""
+
+        def decompose(matrix):
+            return eigh(matrix, self.decomposition)
+
+        return eigenbases([*factors.inputs, *factors.outputs], decompose)
+
+    def _bases_of(self, factors: KroneckerFactors) -> Bases:
+        """The eigenbases of the factors, block by block."""
+        pairs = self._eigenbases(factors)
+        count = len(factors.inputs)
+        right = tuple(vectors for _, vectors in pairs[count:] if vectors is not None)
+        return Bases(tuple(vectors for _, vectors in pairs[:count]), right)
 
     def _renewed_bases(self, previous: EigenStatistics) -> Bases:
         """The previous bases, those whose turn it is made anew from the factors."""
@@ -199,7 +224,7 @@ class EKFAC(LayerCurvature):
             )
             old = Bases(tuple(left[i] for i in group), tuple(right[i] for i in group))
             due = (age > 0) & (age % self.period == turn)
-            new = cond_in_place(due, lambda _, of=of_group: bases_of(of), old)
+            new = cond_in_place(due, lambda _, of=of_group: self._bases_of(of), old)
             for i, u_a, u_g in zip(group, *new, strict=True):
                 left[i], right[i] = u_a, u_g
         return Bases(tuple(left), tuple(right))
@@ -240,14 +265,6 @@ class EigenStatisticsRequest:
         assert self.factors is not None
         factors = self.factors.finalize(sums, total)
         return EigenStatistics(factors, self.bases, scales, jnp.ones((), jnp.int32))
-
-
-def bases_of(factors: KroneckerFactors) -> Bases:
-    """The eigenbases of the factors, block by block."""
-    pairs = eigenbases([*factors.inputs, *factors.outputs])
-    count = len(factors.inputs)
-    right = tuple(vectors for _, vectors in pairs[count:] if vectors is not None)
-    return Bases(tuple(vectors for _, vectors in pairs[:count]), right)
 
 
 def _carried(scales: Array, old: Sequence, new: Sequence) -> Array:

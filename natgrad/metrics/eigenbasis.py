@@ -31,7 +31,11 @@ from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spd_inverse import together
-from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
+from natgrad.solvers.spectral import (
+    HIGHEST,
+    Eigendecomposition,
+    damped_reciprocal,
+)
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
@@ -155,11 +159,10 @@ def rotate(
     return v if left is None else jnp.matmul(left.mT, v, precision=HIGHEST)
 
 
-@jax.custom_jvp
-def eigh(
-    matrix: Float[Array, "*lead d d"],
-) -> tuple[Float[Array, "*lead d"], Float[Array, "*lead d d"]]:
-    """Eigenvalues, ascending, and eigenvectors; see the module for derivatives.
+def plain_eigh(
+    matrix: Float[Array, "n n"], /
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues, ascending, and eigenvectors, as JAX finds them.
 
     Args:
         matrix: symmetric.
@@ -168,9 +171,22 @@ def eigh(
     return values, vectors
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def eigh(
+    matrix: Float[Array, "d d"], decomposition: Eigendecomposition = plain_eigh
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Eigenvalues, ascending, and eigenvectors; see the module for derivatives.
+
+    Args:
+        matrix: symmetric.
+        decomposition: what finds them.
+    """
+    return decomposition(matrix)
+
+
 @eigh.defjvp
-def _eigh_jvp(primals, tangents):
-    values, vectors = eigh(*primals)
+def _eigh_jvp(decomposition, primals, tangents):
+    values, vectors = eigh(*primals, decomposition)
     inner = rotate(tangents[0], vectors, vectors)
     gaps = values[..., None, :] - values[..., :, None]
     size, largest = values.shape[-1], jnp.max(jnp.abs(values), -1)[..., None, None]

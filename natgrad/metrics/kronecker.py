@@ -50,8 +50,10 @@ from natgrad.metrics.kronecker_factors import (
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
+from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.spectral import Eigendecomposition, eigh
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
@@ -167,7 +169,13 @@ class Eigenbasis(CachedSolver):
     """The exact damped inverse of the factors that were decomposed last.
 
     λ may change between refreshes: the decomposition does not contain it.
+
+    Attributes:
+        decomposition: what finds a factor's eigenvalues and eigenvectors:
+            `natgrad.solvers.spectral.eigh`, or `natgrad.solvers.JacobiRotations()`.
     """
+
+    decomposition: Eigendecomposition = eigh
 
     def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block.
@@ -188,7 +196,7 @@ class Eigenbasis(CachedSolver):
             which: numbers of the blocks.
         """
         del damping
-        return decompose(metric.factors(which))
+        return decompose(metric.factors(which), self.decomposition)
 
     def solve(
         self,
@@ -226,9 +234,13 @@ class FactoredTikhonov(CachedSolver):
     Attributes:
         rows: block's name -> its gradient as rows, V = Xᵀ C, which is then not read
             from the gradient: see `natgrad.curvature.KFAC.value_grad_and_rows`.
+        rule: how a factor is inverted: `natgrad.solvers.BlockElimination()`, or by
+            products alone `natgrad.solvers.NewtonSchulz()`. Where the rule fails,
+            eigenvalues take over, and `health.fallback` says so.
     """
 
     rows: Mapping[str, Mapping[str, Array]] | None = None
+    rule: InverseRule = ELIMINATION
 
     def num_blocks(self, metric: KroneckerMetric) -> int:
         """One a block.
@@ -249,7 +261,7 @@ class FactoredTikhonov(CachedSolver):
             which: numbers of the blocks.
         """
         own = metric.block_dampings(resolve_damping(damping, metric))
-        return invert_damped(metric.factors(which), [own[i] for i in which])
+        return invert_damped(metric.factors(which), [own[i] for i in which], self.rule)
 
     def solve(
         self,

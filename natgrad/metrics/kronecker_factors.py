@@ -20,11 +20,12 @@ from jaxtyping import Bool, Float
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
 from natgrad.solvers import matrix_functions
+from natgrad.solvers.block_elimination import InverseRule
 from natgrad.solvers.lanczos import largest_of_matrix
 from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
-from natgrad.solvers.spectral import damped_reciprocal, eigh
+from natgrad.solvers.spectral import Eigendecomposition, damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # A and G of one block.
@@ -55,7 +56,7 @@ class Inverted(NamedTuple):
     Attributes:
         inputs: (A + π√λ I)⁻¹, a matrix, or a diagonal where A is one.
         outputs: (G + √λ/π I)⁻¹.
-        fallback: boolean scalar: did elimination fail, or λ = 0 meet a singular factor?
+        fallback: boolean scalar: did the rule fail, or λ = 0 meet a singular factor?
     """
 
     inputs: Float[Array, "*A"]
@@ -63,14 +64,18 @@ class Inverted(NamedTuple):
     fallback: Bool[Array, ""]
 
 
-def decompose(factors: Sequence[Factors]) -> list[Decomposed]:
+def decompose(
+    factors: Sequence[Factors], decomposition: Eigendecomposition = eigh
+) -> list[Decomposed]:
     """The eigendecompositions of the factors of several blocks.
 
     Args:
         factors: A and G of each block.
+        decomposition: what finds eigenvalues and eigenvectors of a factor.
     """
     fixed = jax.lax.stop_gradient(list(factors))  # implicit: see `eigen_solve`
-    pairs = eigenbases([a for a, _ in fixed] + [g for _, g in fixed], eigh)
+    matrices = [a for a, _ in fixed] + [g for _, g in fixed]
+    pairs = eigenbases(matrices, decomposition)
     lefts, rights = pairs[: len(fixed)], pairs[len(fixed) :]
     return [
         Decomposed(a, g, left, right)
@@ -178,13 +183,16 @@ def of_products(
 
 
 def invert_damped(
-    factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
+    factors: Sequence[Factors],
+    dampings: Sequence[Float[Array, ""]],
+    rule: InverseRule,
 ) -> list[Inverted]:
     """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of several blocks, for λ = 0 A⁺ and G⁺.
 
     Args:
         factors: A and G of each block.
         dampings: λ >= 0 of each block, in the units of A ⊗ G.
+        rule: how a matrix is inverted.
     """
     shares = _damping_shares(factors, dampings)
     full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
@@ -195,6 +203,7 @@ def invert_damped(
             for (_, g), (_, d) in zip(factors, shares, strict=True)
         ],
         [shares[i][0] for i in full] + [d for _, d in shares],
+        rule,
     )
     lefts, rights = iter(results[: len(full)]), iter(results[len(full) :])
     inverted = []

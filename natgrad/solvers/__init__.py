@@ -12,6 +12,7 @@ from natgrad.solvers.base import (
     Solver,
     StatefulSolver,
 )
+from natgrad.solvers.block_elimination import BlockElimination, InverseRule
 from natgrad.solvers.conjugate_gradients import cg
 from natgrad.solvers.dense import (
     cholesky,
@@ -21,12 +22,19 @@ from natgrad.solvers.dense import (
     spectral_solution,
 )
 from natgrad.solvers.filters import Filter, HardCutoff, RobustDamping, SmoothCutoff
+from natgrad.solvers.newton_schulz import NewtonSchulz
+from natgrad.solvers.spectral import Eigendecomposition, JacobiRotations
 
 __all__ = [
+    "BlockElimination",
     "CachedSolver",
     "DampedOperator",
+    "Eigendecomposition",
     "Filter",
     "HardCutoff",
+    "InverseRule",
+    "JacobiRotations",
+    "NewtonSchulz",
     "Remainder",
     "RobustDamping",
     "SmoothCutoff",

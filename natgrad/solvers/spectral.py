@@ -9,15 +9,18 @@ pseudo-inverse of λ = 0 has to say which eigenvalues are 0: those at or below t
 rounding of n numbers as large as the largest.
 
 In floating point an eigenvalue is known to within about ε max s, and where λ is below
-that, 1/(s + λ) is noise. So eigenvalues of float32 matrices are found in float64, in
-every precision that JAX is set to, and rounded then: the result is that of the float32
-matrix to a few digits less than float32 has, however ill conditioned F + λI is. (TPUs
-have no such decomposition, and find them in float32.)
+that, 1/(s + λ) is noise. So on CPUs eigenvalues of float32 matrices are found in
+float64, in every precision that JAX is set to, and rounded then: the result is that of
+the float32 matrix to a few digits less than float32 has, however ill conditioned F + λI
+is. Accelerators, which do float64 slowly or not at all, find them in float32: there
+λ should not be far below ε max s, or JAX be set to float64.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Protocol, final
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +94,8 @@ def eigh(
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
-    They are computed in float64 and given in the matrix's own dtype, at about twice the
-    time of a decomposition in float32. They have no derivative.
+    On CPUs they are computed in float64 and given in the matrix's own dtype, at about
+    twice the time of a decomposition in float32. They have no derivative.
 
     Args:
         matrix: symmetric.
@@ -103,17 +106,62 @@ def eigh(
             wide = jax.lax.convert_element_type(matrix, jnp.float64)
             return tuple(leaf.astype(matrix.dtype) for leaf in jnp.linalg.eigh(wide))
 
-    def plain(matrix):
-        return tuple(jnp.linalg.eigh(matrix))
-
-    return jax.lax.platform_dependent(matrix, tpu=plain, default=doubled)
+    return jax.lax.platform_dependent(matrix, cpu=doubled, default=_eigh)
 
 
 @eigh.def_vmap
 def _eigh_vmap(axis_size, in_batched, matrices):
-    # One by one: the rules of JAX that would batch it see the precision set outside.
+    # On CPUs one by one: JAX's rules for batches see the precision set outside.
     del axis_size, in_batched
-    return jax.lax.map(eigh, matrices), (True, True)
+
+    def walk(matrices):
+        return jax.lax.map(eigh, matrices)
+
+    return jax.lax.platform_dependent(matrices, cpu=walk, default=_eigh), (True, True)
+
+
+def _eigh(matrices: Array) -> tuple[Array, Array]:
+    return tuple(jnp.linalg.eigh(matrices))
+
+
+class Eigendecomposition(Protocol):
+    """Eigenvalues, ascending, and eigenvectors: as `eigh` or `JacobiRotations()`."""
+
+    def __call__(
+        self, matrix: Float[Array, "n n"], /
+    ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+        """Eigenvalues and eigenvectors.
+
+        Args:
+            matrix: symmetric.
+        """
+        ...
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class JacobiRotations(Eigendecomposition):
+    """By Jacobi's rotations on GPUs and TPUs; on CPUs, which have none, by `eigh`.
+
+    For many matrices of some ten or hundred rows. By itself JAX takes QR on GPUs, and
+    on TPUs rotations up to 256 rows and QDWH beyond.
+    """
+
+    def __call__(
+        self, matrix: Float[Array, "n n"], /
+    ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+        """Eigenvalues, ascending, and eigenvectors.
+
+        Args:
+            matrix: symmetric.
+        """
+
+        def rotated(matrix):
+            by = jax.lax.linalg.EighImplementation.JACOBI
+            vectors, values = jax.lax.linalg.eigh(matrix, implementation=by)
+            return values, vectors
+
+        return jax.lax.platform_dependent(matrix, cpu=eigh, default=rotated)
 
 
 def equilibration(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:

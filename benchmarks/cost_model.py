@@ -1,0 +1,254 @@
+"""What a K-FAC step costs by layer sizes, devices and refresh policy, on paper.
+
+For dense layers of I inputs (i = I + 1 with the bias) and O outputs, n rows of the
+batch on each of D devices, statistics every s steps of every q-th example, inverses
+every k steps, their factors shared out over E devices:
+
+    gradient     6 n I O, and 2 n I O less for the first layer
+    statistics   [4 n I O, 2 for the first, + 2 n (i² + O²)] / (q s)
+    inverse      [e(i) + e(O)] / (k E), e(d) products of the elimination, and LAPACK's
+    apply        2 i² O + 2 i O²
+
+operations a device and step. Bytes between devices: the gradient's 4 i O in each step,
+the factors' 4 (i² + O²) every s, and where inverses are shared out the same every k.
+Kept: parameters, factors, inverses. Not in it: what is elementwise, labels, the trust
+region's forward passes, momentum. A device's rows are taken as its share of the batch,
+and inverses as if they could be shared out evenly.
+
+`--check` holds each stage against XLA's count for a program of a small network: of
+operations, per device, and of the bytes that its all-reduces hand round.
+
+    python -m benchmarks.cost_model --layers 784 1000 500 --batch 256 --devices 8
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+        python -m benchmarks.cost_model --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from benchmarks.problems import classified, dense_apply, dense_layers
+from benchmarks.report import table
+from natgrad.curvature import KFAC, Sampled
+from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.solvers import block_elimination
+
+WORD = 4  # bytes of a float32
+
+
+class Layer(NamedTuple):
+    """A dense layer with a bias.
+
+    Attributes:
+        inputs: I.
+        outputs: O.
+    """
+
+    inputs: int
+    outputs: int
+
+    @property
+    def entries(self) -> int:
+        """Of its parameters."""
+        return (self.inputs + 1) * self.outputs
+
+    @property
+    def factor_entries(self) -> int:
+        """Of A and G."""
+        return (self.inputs + 1) ** 2 + self.outputs**2
+
+
+class Policy(NamedTuple):
+    """How often what is renewed, and where.
+
+    Attributes:
+        devices: D, among which the batch is divided.
+        statistics: s, in steps.
+        inverses: k, in steps.
+        sub_batch: q.
+        inverters: E.
+    """
+
+    devices: int = 1
+    statistics: int = 5
+    inverses: int = 10
+    sub_batch: int = 1
+    inverters: int = 1
+
+
+class Cost(NamedTuple):
+    """Of a stage, in one step on one device, averaged over the steps.
+
+    Attributes:
+        operations: multiplications and additions.
+        communicated: bytes that are reduced over devices or gathered from them.
+    """
+
+    operations: float
+    communicated: float = 0.0
+
+
+def step(layers: Sequence[Layer], batch: int, policy: Policy) -> dict[str, Cost]:
+    """Stage -> its cost.
+
+    Args:
+        layers: in their order.
+        batch: rows: examples times positions.
+        policy: of the optimizer.
+    """
+    rows = batch / policy.devices
+    reduced = policy.devices > 1
+    products = [2 * rows * layer.inputs * layer.outputs for layer in layers]
+    factors = sum(layer.factor_entries for layer in layers)
+    back = 2 * sum(products) - products[0]  # the forward pass and one to the first
+    moments = 2 * rows * factors
+    inverses = sum(
+        elimination(layer.inputs + 1) + elimination(layer.outputs) for layer in layers
+    )
+    shared = policy.inverters > 1
+    return {
+        "gradient": Cost(
+            back + sum(products),
+            WORD * reduced * sum(layer.entries for layer in layers),
+        ),
+        "statistics": Cost(
+            (back + moments) / (policy.sub_batch * policy.statistics),
+            WORD * reduced * factors / policy.statistics,
+        ),
+        "inverse": Cost(
+            inverses / (policy.inverses * policy.inverters),
+            WORD * shared * factors / policy.inverses,
+        ),
+        "apply": Cost(
+            sum(
+                2 * layer.entries * (layer.inputs + 1 + layer.outputs)
+                for layer in layers
+            )
+        ),
+    }
+
+
+def kept(layers: Sequence[Layer]) -> int:
+    """Bytes on every device: parameters, factors and inverses.
+
+    Args:
+        layers: in their order.
+    """
+    return WORD * sum(layer.entries + 2 * layer.factor_entries for layer in layers)
+
+
+def elimination(size: int, lapack: float = 4 / 3) -> float:
+    """Operations of the inverse of a factor, with those of LAPACK for small blocks.
+
+    Args:
+        size: d.
+        lapack: operations over d³ of a Cholesky factorisation (1/3) and of the inverse
+            of the factor (1, as XLA takes it, without use of zeros); 0 leaves them out.
+    """
+    return _eliminated(size, lapack, root=False)
+
+
+def _eliminated(size: int, lapack: float, root: bool) -> float:
+    """As `natgrad.solvers.block_elimination`, product by product."""
+    if size <= block_elimination.SMALL:
+        return (2 + lapack) * size**3
+    half = math.ceil(size / 2)
+    rest = size - half
+    wide, narrow = 2 * rest * half * half, 2 * rest * rest * half
+    own = 2 * wide + narrow  # V, S, T
+    own += narrow + wide  # the corner and the first block
+    own += narrow * root
+    return own + _eliminated(half, lapack, True) + _eliminated(rest, lapack, root)
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[784, 512, 512, 10])
+    parser.add_argument("--batch", type=int, default=256)
+    for field, default in Policy._field_defaults.items():
+        option = "--" + field.replace("_", "-")
+        parser.add_argument(option, type=int, default=default)
+    parser.add_argument("--check", action="store_true", help="against XLA's counts")
+    options = parser.parse_args(argv)
+    if options.check:
+        found = check([64, 96, 48, 10], 512)
+        heads = ("stage", "model", "XLA", "model / XLA")
+        rows = [
+            (name, f"{ours:.4g}", f"{theirs:.4g}", f"{ours / theirs:.3f}")
+            for name, (ours, theirs) in found.items()
+        ]
+        print(f"{jax.device_count()} devices\n\n{table(heads, rows)}")
+        return found
+    layers = [Layer(*pair) for pair in itertools.pairwise(options.layers)]
+    policy = Policy(*(getattr(options, field) for field in Policy._fields))
+    costs = step(layers, options.batch, policy)
+    rows = [
+        (n, f"{c.operations:.3e}", f"{c.communicated:.3e}") for n, c in costs.items()
+    ]
+    print(table(("stage", "operations", "bytes between devices"), rows))
+    print(f"\nkept on every device: {kept(layers):.3e} bytes")
+    return {name: cost._asdict() for name, cost in costs.items()}
+
+
+def check(sizes: Sequence[int], batch: int) -> dict[str, tuple[float, float]]:
+    """What the model and XLA say of the stages, on all devices that there are.
+
+    Args:
+        sizes: of the layers, none beyond what LAPACK inverts.
+        batch: a multiple of the devices.
+    """
+    devices = jax.device_count()
+    layers = [Layer(*pair) for pair in itertools.pairwise(sizes)]
+    costs = step(layers, batch, Policy(devices, 1, 1))
+    x = jax.random.normal(jax.random.PRNGKey(1), (batch, sizes[0]))
+    model, params, x, y = classified(dense_apply, dense_layers(sizes), x)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    x, y = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec("data")))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    curvature, solver = KFAC(model, Sampled(1)), FactoredTikhonov()
+    key, damping = jax.random.PRNGKey(0), jnp.float32(1e-2)
+    metric = jax.jit(curvature.at)(params, x, None, key)
+    pieces = range(solver.num_blocks(metric))
+    inverses = jax.jit(lambda m: tuple(solver.factorize(m, damping, pieces)))
+    applied = jax.jit(lambda m, kept, v: solver.solve(m, kept, v, damping).value)
+    gradient = jax.jit(jax.grad(model.loss))
+    estimated = jax.jit(lambda p, x: curvature.estimate(p, x, None, key))
+    programs = {
+        "gradient": gradient.lower(params, x, y),
+        "statistics": estimated.lower(params, x),
+        "apply": applied.lower(metric, inverses(metric), params),
+    }
+    found = {}
+    for name, lowered in programs.items():
+        program = lowered.compile()
+        theirs = float(program.cost_analysis()["flops"])
+        found[name] = (costs[name].operations, theirs)
+        if costs[name].communicated:
+            bytes_reduced = reduced(program.as_text())
+            found[f"{name}, bytes"] = (costs[name].communicated, bytes_reduced)
+    return found
+
+
+def reduced(text: str) -> float:
+    """The bytes of the results of all all-reduces of a compiled program.
+
+    Args:
+        text: the program.
+    """
+    found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    shapes = re.findall(r"[fs]32\[([\d,]*)\]", " ".join(found))
+    sizes = [[int(n) for n in shape.split(",") if n] for shape in shapes]
+    return float(WORD * sum(math.prod(size) for size in sizes))
+
+
+if __name__ == "__main__":
+    main()
