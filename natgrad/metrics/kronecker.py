@@ -43,6 +43,7 @@ from natgrad.metrics.kronecker_factors import (
     eigen_solve,
     invert_damped,
     of_products,
+    renew_damped,
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
@@ -230,6 +231,30 @@ class FactoredTikhonov(CachedSolver):
         """
         own = metric.block_dampings(resolve_damping(damping, metric))
         return invert_damped(metric.factors(which), [own[i] for i in which])
+
+    def renew(
+        self,
+        metric: KroneckerMetric,
+        damping: DampingLike,
+        due: Sequence[Array],
+        old: Sequence[Inverted],
+        first: Array,
+    ) -> tuple[tuple[Inverted, ...], Array]:
+        """The inverses of the blocks that are due, one at a time, over the old ones.
+
+        Args:
+            metric: F.
+            damping: λ >= 0, in the units of F.
+            due: of each block, a boolean scalar.
+            old: of each block; a factor whose inverse is not finite keeps its old one.
+            first: are there no old ones?
+
+        Returns:
+            The inverses, and how many factors were inverted.
+        """
+        own = metric.block_dampings(resolve_damping(damping, metric))
+        factors = metric.factors(range(len(old)))
+        return renew_damped(factors, own, due, old, first)
 
     def solve(
         self,

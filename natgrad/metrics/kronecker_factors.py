@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from natgrad import tree
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
 from natgrad.solvers.matrix_functions import Factor, Spectral
+from natgrad.solvers.renewed_inverses import Kept, renewed_inverses
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
 from natgrad.solvers.spectral import damped_reciprocal, eigh
@@ -164,6 +166,52 @@ def invert_damped(
             inverse, dropped = damped_reciprocal(a, share[..., None])
         inverted.append(Inverted(inverse, next(rights), failed | dropped))
     return inverted
+
+
+def renew_damped(
+    factors: Sequence[Factors],
+    dampings: Sequence[Float[Array, ""]],
+    due: Sequence[Bool[Array, ""]],
+    old: Sequence[Inverted],
+    first: Bool[Array, ""],
+) -> tuple[tuple[Inverted, ...], Array]:
+    """As `invert_damped` for the blocks that are due, the others as they were.
+
+    Args:
+        factors: A and G of each block.
+        dampings: λ >= 0 of each block, in the units of A ⊗ G.
+        due: of each block.
+        old: its inverses so far.
+        first: are these none yet? Else an inverse that is not finite replaces none.
+
+    Returns:
+        The inverses, and how many were renewed.
+    """
+    shares = _damping_shares(factors, dampings)
+    full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
+    lefts = [Kept(factors[i][0], shares[i][0], due[i], old[i].inputs) for i in full]
+    rights = [
+        Kept(g, share, now, before.outputs)
+        for (_, g), (_, share), now, before in zip(
+            factors, shares, due, old, strict=True
+        )
+    ]
+    results, failed, count = renewed_inverses(lefts + rights, first)
+    of_left = dict(zip(full, zip(results, failed, strict=False), strict=False))
+    of_right = zip(results[len(full) :], failed[len(full) :], strict=True)
+    renewed = []
+    for i, (outputs, failure) in enumerate(of_right):
+        if i in of_left:
+            inputs, other = of_left[i]
+            fallback = jnp.maximum(failure, other) > 0
+        else:
+            inverse, dropped = damped_reciprocal(factors[i][0], shares[i][0][..., None])
+            taken = due[i] & (first | tree.all_finite(inverse))
+            inputs = jnp.where(taken, inverse, old[i].inputs)
+            fallback = (failure > 0) | dropped
+        fallback = jnp.where(due[i], fallback, old[i].fallback)
+        renewed.append(Inverted(inputs, outputs, fallback))
+    return tuple(renewed), count
 
 
 def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from natgrad.control_flow import any_over_vmap
+from natgrad.control_flow import cond_in_place
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.typing import Array
 
@@ -68,16 +68,9 @@ def _inverses(
     matrices: Sequence[Array], floors: Sequence[Array]
 ) -> tuple[list[Array], Array]:
     """The same, failure as the number 1: a boolean's derivative has no device axes."""
-    sizes = sorted({matrix.shape[-1] for matrix in matrices}, reverse=True)
-    shared: dict[int, int] = {}
-    for size in sizes:
-        top = min(shared.values(), default=size)
-        near = top - size <= max(_NEAR, _NEARLY * top)
-        shared[size] = top if near else size
-    shared = {size: _halvable(top) for size, top in shared.items()}
-    mixed = {top for size, top in shared.items() if size < top}
+    shared, mixed = shared_sizes([matrix.shape[-1] for matrix in matrices])
     found = together(
-        functools.partial(_guarded_inverse, mixed),
+        functools.partial(guarded_inverse, mixed),
         [_enlarged(m, shared[m.shape[-1]]) for m in matrices],
         floors,
         [jnp.full(m.shape[:-2], m.shape[-1], jnp.int32) for m in matrices],
@@ -90,6 +83,22 @@ def _inverses(
     return results, functools.reduce(jnp.maximum, failed, jnp.zeros(()))
 
 
+def shared_sizes(sizes: Sequence[int]) -> tuple[dict[int, int], frozenset[int]]:
+    """Which sizes share a program.
+
+    Args:
+        sizes: of matrices. Given back are size -> to which it is enlarged, and those
+            that several sizes share.
+    """
+    found: dict[int, int] = {}
+    for size in sorted(set(sizes), reverse=True):
+        top = min(found.values(), default=size)
+        near = top - size <= max(_NEAR, _NEARLY * top)
+        found[size] = top if near else size
+    found = {size: _halvable(top) for size, top in found.items()}
+    return found, frozenset(top for size, top in found.items() if size < top)
+
+
 @_inverses.defjvp
 def _inverses_jvp(primals, tangents):
     results, failed = _inverses(*primals)
@@ -100,30 +109,33 @@ def _inverses_jvp(primals, tangents):
     return (results, failed), (changes, jnp.zeros_like(failed))
 
 
-def _guarded_inverse(
-    mixed: set[int], matrix: Array, floor: Array, size: Array
+def guarded_inverse(
+    mixed: frozenset[int], matrix: Array, floor: Array, size: Array
 ) -> tuple[Array, Array]:
     """The inverse by either rule, and 1 where elimination failed or directions fell.
 
-    `size` rows are the matrix's own; those of `mixed` sizes may have more.
+    Args:
+        mixed: sizes of which some matrices were enlarged.
+        matrix: M, enlarged by zeros where its size is a mixed one.
+        floor: δ, as for `inverses`.
+        size: how many rows are M's own.
     """
     if matrix.shape[0] in mixed:
         matrix = _completed(matrix, size)
     eliminated = spd_inverse(matrix)
     sound = _bounded(eliminated, floor)
 
-    def spectral():
+    def spectral(carried):
+        eliminated, _ = carried
         values, vectors = eigh(matrix)
         reciprocal, dropped = damped_reciprocal(values - floor, floor, size=size)
-        other = _product(vectors * reciprocal[None], vectors.T)
+        root = vectors * jnp.sqrt(reciprocal)[None]
         failed = dropped | ~(sound | (floor == 0))
-        return jnp.where(sound, eliminated, other), failed.astype(float)
+        other = jnp.where(sound, eliminated, _product(root, root.T))
+        return other, failed.astype(float)
 
-    return jax.lax.cond(
-        any_over_vmap(~sound),
-        spectral,
-        lambda: (eliminated, jnp.zeros_like(sound, float)),
-    )
+    start = (eliminated, jnp.zeros_like(sound, float))
+    return cond_in_place(~sound, spectral, start)
 
 
 def _bounded(inverse: Array, floor: Array) -> Array:

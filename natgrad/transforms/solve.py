@@ -86,6 +86,8 @@ def solve(
     solution, inverse = _solution(
         refresh, solver, metric, state.inverse, gradient, step.safe_damping
     )
+    if kept:  # its leaves are slices of the blocks' matrices, which are not needed now
+        solution = solution._replace(value=jax.lax.optimization_barrier(solution.value))
     usable = usable & tree.all_finite(solution.value)
     if not kept:
         solution = solution._replace(value=zeros_unless(usable, solution.value))

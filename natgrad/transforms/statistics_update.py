@@ -126,16 +126,14 @@ def _with_inverse(
         ripe = average.usable & (left == 1)
         metric = step.curvature.metric(average.statistics, *step.batch[:3])
 
-        def factorize(group, old):
-            new = tuple(solver.factorize(metric, step.safe_damping, group))
-            return tree.where((cache.age < 0) | tree.all_finite(new), new, old)
-
-        for turn, group in groups:
-            old = tuple(pieces[i] for i in group)
-            renew = functools.partial(factorize, group)
-            new = iter(cond_in_place(ripe & turn, renew, old))
-            pieces = tuple(next(new) if i in group else p for i, p in enumerate(pieces))
-        own_turn = left == jnp.where(opening, 2, 1)
+        turns = [(ripe & turn, group) for turn, group in groups]
+        due = [now for i in range(len(pieces)) for now, group in turns if i in group]
+        pieces, renewals = solver.renew(
+            metric, step.safe_damping, due, pieces, cache.age < 0
+        )
+        # Always so; but XLA has to know that statistics are read before they change,
+        # or it copies all of them first.
+        own_turn = (left == jnp.where(opening, 2, 1)) & (renewals >= 0)
         return left - 1, _accumulated(state, average, estimate, own_turn), pieces
 
     _, average, pieces = repeat_in_place(
