@@ -79,6 +79,7 @@ from natgrad.transforms.mirror_descent import (
     scale_by_dual,
 )
 from natgrad.transforms.observation import observe
+from natgrad.transforms.renewal import WhenStale
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.transforms.state import Health
@@ -92,6 +93,7 @@ __all__ = [
     "Model",
     "Refresh",
     "Relative",
+    "WhenStale",
     "__version__",
     "adaptive",
     "attribution",

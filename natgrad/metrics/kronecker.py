@@ -44,6 +44,7 @@ from natgrad.metrics.kronecker_factors import (
     invert_damped,
     of_products,
     renew_damped,
+    staleness,
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
@@ -284,6 +285,17 @@ class FactoredTikhonov(CachedSolver):
         fallbacks = [inverse.fallback for inverse in factorizations]
         value = metric.blockwise(v, functions, outside)
         return Solution(value, functools.reduce(jnp.logical_or, fallbacks, singular))
+
+    def residuals(
+        self,
+        metric: KroneckerMetric,
+        factorizations: Sequence[Inverted],
+        damping: DampingLike,
+    ) -> Float[Array, " blocks"]:
+        """Of the inverses of both damped factors; see `CachedSolver.residuals`."""
+        own = metric.block_dampings(resolve_damping(damping, metric))
+        factors = metric.factors(range(len(factorizations)))
+        return staleness(factors, own, factorizations)
 
     def with_row_factors(
         self, rows: Mapping[str, Mapping[str, Array]]

@@ -23,7 +23,7 @@ from natgrad.solvers.matrix_functions import Factor, Spectral
 from natgrad.solvers.renewed_inverses import Kept, renewed_inverses
 from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spd_inverse import inverses as spd_inverses
-from natgrad.solvers.spectral import damped_reciprocal, eigh
+from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # A and G of one block.
@@ -212,6 +212,46 @@ def renew_damped(
         fallback = jnp.where(due[i], fallback, old[i].fallback)
         renewed.append(Inverted(inputs, outputs, fallback))
     return tuple(renewed), count
+
+
+def staleness(
+    factors: Sequence[Factors],
+    dampings: Sequence[Float[Array, ""]],
+    kept: Sequence[Inverted],
+) -> Float[Array, " blocks"]:
+    """|M⁻¹ M' v − v| / |v| for a vector v of signs, the larger of both factors.
+
+    Args:
+        factors: A and G of each block.
+        dampings: λ >= 0 of each block, in the units of A ⊗ G.
+        kept: M⁻¹, the inverses of earlier damped factors. M' is today's.
+
+    Returns:
+        One number a block; of a stack of matrices the largest.
+    """
+    longest = max(g.shape[-1] for pair in factors for g in pair)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], longest)
+
+    def residual(inverse, matrix, share, full):
+        v = jnp.asarray(signs[: matrix.shape[-1]], matrix.dtype)
+        if full:
+            moved = jnp.matmul(matrix, v, precision=HIGHEST) + share[..., None] * v
+            moved = jnp.matmul(inverse, moved[..., None], precision=HIGHEST)[..., 0]
+        else:
+            moved = inverse * (matrix + share[..., None]) * v
+        square = jnp.max(jnp.sum((moved - v) ** 2, -1))
+        return jnp.sqrt(square / matrix.shape[-1])
+
+    found = [
+        jnp.maximum(
+            residual(inverse.inputs, a, left, a.ndim == g.ndim),
+            residual(inverse.outputs, g, right, True),
+        )
+        for (a, g), inverse, (left, right) in zip(
+            factors, kept, _damping_shares(factors, dampings), strict=True
+        )
+    ]
+    return jnp.stack(found)
 
 
 def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:

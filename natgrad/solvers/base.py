@@ -154,6 +154,29 @@ class CachedSolver(abc.ABC):
                 pieces[i] = piece
         return tuple(pieces), count
 
+    def residuals(
+        self, metric: Any, factorizations: Sequence[Any], damping: DampingLike
+    ) -> Float[Array, " blocks"]:
+        """How far old factorisations are from inverting F + λI, on a vector of signs.
+
+        Args:
+            metric: F.
+            factorizations: of all blocks.
+            damping: λ >= 0, in the units of F.
+
+        Returns:
+            |M⁻¹ M' v − v| / |v| of each block, for its factorisation M⁻¹ and M' of F.
+
+        Raises:
+            ValueError: it does not measure.
+        """
+        del metric, factorizations, damping
+        raise ValueError(
+            f"{self!r} does not measure how stale its inverses are: renew them by count, "
+            "Refresh(inverses=10), or take "
+            "solver=natgrad.kronecker.FactoredTikhonov() with KFAC."
+        )
+
     def with_row_factors(self, rows: Any) -> CachedSolver:
         """This solver for gradients that are given as rows too.
 

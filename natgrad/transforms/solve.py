@@ -106,8 +106,8 @@ def solve(
         return _measure(metric, given, found, slope, damping, usable)
 
     if kept:
-        age = tree.increment(state.inverse.age, usable, refresh.inverses)
-        due = usable & (age % refresh.inverses == 0)
+        age = tree.increment(state.inverse.age, usable, refresh.period)
+        due = usable & (age % refresh.period == 0)
         inverse = state.inverse._replace(age=age)
         residual, ratio = _measure_if(due, measure, state.health)
     else:
@@ -144,7 +144,7 @@ def _solution(
     if isinstance(solver, StatefulSolver):
         tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
         return solver.solution(metric, gradient, damping, inverse)
-    if refresh.inverses > 1 and isinstance(solver, CachedSolver):
+    if refresh.period > 1 and isinstance(solver, CachedSolver):
         solution = solver.solve(metric, inverse.pieces, gradient, damping)
     elif solver is None:
         solution = metric.solution(gradient, damping)

@@ -42,7 +42,7 @@ class FactorSchedule:
     def period(self) -> int:
         """Steps after which all that is due comes round again."""
         refresh = self.refresh
-        return math.lcm(refresh.statistics, refresh.inverses, self.trials.period)
+        return math.lcm(refresh.statistics, refresh.period, self.trials.period)
 
     def tries_gamma(self, count: Array, accepted: Array) -> Array:
         """Is γ tried after a step that is accepted, and how many steps before it?"""
