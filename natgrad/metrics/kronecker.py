@@ -43,9 +43,8 @@ from natgrad.metrics.kronecker_factors import (
     eigen_solve,
     invert_damped,
     of_products,
-    renew_damped,
-    staleness,
 )
+from natgrad.metrics.kronecker_renewal import renew_damped, staleness
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.damping import DampingLike, resolve_damping
@@ -241,18 +240,7 @@ class FactoredTikhonov(CachedSolver):
         old: Sequence[Inverted],
         first: Array,
     ) -> tuple[tuple[Inverted, ...], Array]:
-        """The inverses of the blocks that are due, one at a time, over the old ones.
-
-        Args:
-            metric: F.
-            damping: λ >= 0, in the units of F.
-            due: of each block, a boolean scalar.
-            old: of each block; a factor whose inverse is not finite keeps its old one.
-            first: are there no old ones?
-
-        Returns:
-            The inverses, and how many factors were inverted.
-        """
+        """One matrix at a time; one whose inverse is not finite keeps its old one."""
         own = metric.block_dampings(resolve_damping(damping, metric))
         factors = metric.factors(range(len(old)))
         return renew_damped(factors, own, due, old, first)

@@ -172,8 +172,8 @@ class CachedSolver(abc.ABC):
         """
         del metric, factorizations, damping
         raise ValueError(
-            f"{self!r} does not measure how stale its inverses are: renew them by count, "
-            "Refresh(inverses=10), or take "
+            f"{self!r} does not measure how stale its inverses are: renew them by "
+            "count, Refresh(inverses=10), or take "
             "solver=natgrad.kronecker.FactoredTikhonov() with KFAC."
         )
 
