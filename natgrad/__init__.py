@@ -86,6 +86,7 @@ from natgrad.transforms.mirror_descent import (
 )
 from natgrad.transforms.observation import observe
 from natgrad.transforms.principal_range import PrincipalRange
+from natgrad.transforms.renewal import WhenStale
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.transforms.state import Health
@@ -102,6 +103,7 @@ __all__ = [
     "Refresh",
     "Relative",
     "ScaleInvariant",
+    "WhenStale",
     "__version__",
     "adaptive",
     "attribution",

@@ -9,23 +9,14 @@ the eigenbasis of both factors,
     (A ⊗ G + λI)⁻¹ V = U_A [ (U_Aᵀ V U_G) / (a gᵀ + λ) ] U_Gᵀ,
 
 which equals the dense solve (`Eigenbasis`; `KroneckerMetric.solve` is the same), and a
-cheaper one that does not (`FactoredTikhonov`; Martens & Grosse 2015, section 6.3),
-
-    (A + π√λ I)⁻¹ V (G + √λ/π I)⁻¹,     π² = (tr A/dim A) / (tr G/dim G),
-
-as explicit inverses (`natgrad.solvers.spd_inverse`). What they invert,
-
-    (A + π√λ I) ⊗ (G + √λ/π I) = F + λI + √λ (A ⊗ I/π + π I ⊗ G),
-
-never has less damping than λ. Where a gradient is known as rows, V = Xᵀ C, fewer than
-the factors are large, (X A⁻¹)ᵀ (C G⁻¹) is cheaper.
+cheaper one that does not (`natgrad.metrics.factored_tikhonov`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import jax
@@ -33,29 +24,29 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.layers import Block
-from natgrad.metrics.blockwise import BlockwiseMetric, kron_matvec, kron_matvec_low_rank
+from natgrad.metrics.blockwise import BlockwiseMetric, kron_matvec
+from natgrad.metrics.factored_tikhonov import FactoredTikhonov
 from natgrad.metrics.functions import Decomposition
 from natgrad.metrics.kronecker_factors import (
     Decomposed,
     Factors,
-    Inverted,
     decompose,
     diagonal_of,
     eigen_solve,
     functions_of,
-    invert_damped,
     largest_of_factor,
     of_products,
     products,
 )
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
-from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import Eigendecomposition, eigh
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
+
+__all__ = ["Eigenbasis", "FactoredTikhonov", "KroneckerMetric"]
 
 
 @metric_pytree("layout", "blocks")
@@ -220,85 +211,3 @@ class Eigenbasis(CachedSolver):
         value = metric.blockwise(v, [function for function, _ in solves], outside)
         spectrum = metric.spectrum(list(map(products, factorizations)), found)
         return Solution(value, fallback, spectrum=spectrum)
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class FactoredTikhonov(CachedSolver):
-    """Explicit inverses of the damped factors: not (F + λI)⁻¹.
-
-    λ is that of the last refresh. A factor without trace has π = 1, so that the step
-    stays finite for λ > 0. For λ = 0 the factors are inverted by eigendecomposition:
-    A⁺ V G⁺ is the least-norm solution, and a fallback where a factor is singular.
-
-    Attributes:
-        rows: block's name -> its gradient as rows, V = Xᵀ C, which is then not read
-            from the gradient: see `natgrad.curvature.KFAC.value_grad_and_rows`.
-        rule: how a factor is inverted: `natgrad.solvers.BlockElimination()`, or by
-            products alone `natgrad.solvers.NewtonSchulz()`. Where the rule fails,
-            eigenvalues take over, and `health.fallback` says so.
-    """
-
-    rows: Mapping[str, Mapping[str, Array]] | None = None
-    rule: InverseRule = ELIMINATION
-
-    def num_blocks(self, metric: KroneckerMetric) -> int:
-        """One a block.
-
-        Args:
-            metric: F.
-        """
-        return len(metric.blocks)
-
-    def factorize(
-        self, metric: KroneckerMetric, damping: DampingLike, which: Sequence[int]
-    ) -> list[Inverted]:
-        """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of some blocks, for λ = 0 A⁺ and G⁺.
-
-        Args:
-            metric: F.
-            damping: λ >= 0, in the units of F.
-            which: numbers of the blocks.
-        """
-        own = metric.block_dampings(resolve_damping(damping, metric))
-        return invert_damped(metric.factors(which), [own[i] for i in which], self.rule)
-
-    def solve(
-        self,
-        metric: KroneckerMetric,
-        factorizations: Sequence[Inverted],
-        v: Params,
-        damping: DampingLike,
-    ) -> Solution:
-        """The products A⁻¹ V G⁻¹; V/λ for parameters that no block reads.
-
-        Args:
-            metric: says which parameters the blocks are.
-            factorizations: of all blocks; they may be old.
-            v: a tree like the parameters.
-            damping: λ >= 0, for the parameters that no block reads.
-        """
-        rows = self.rows or {}
-        functions = [
-            kron_matvec_low_rank(
-                inverse.inputs, inverse.outputs, block, rows[block.name]
-            )
-            if block.name in rows
-            else kron_matvec(inverse.inputs, inverse.outputs)
-            for block, inverse in zip(metric.blocks, factorizations, strict=True)
-        ]
-        outside, singular = metric.outer_inverse(resolve_damping(damping, metric))
-        fallbacks = [inverse.fallback for inverse in factorizations]
-        value = metric.blockwise(v, functions, outside)
-        return Solution(value, functools.reduce(jnp.logical_or, fallbacks, singular))
-
-    def with_row_factors(
-        self, rows: Mapping[str, Mapping[str, Array]]
-    ) -> FactoredTikhonov:
-        """This solver for gradients that are Xᵀ C of these rows.
-
-        Args:
-            rows: block's name -> X [lead..., N, T, I] as "x", C [lead..., N, T, O] as
-                "g".
-        """
-        return dataclasses.replace(self, rows=rows)

@@ -194,7 +194,7 @@ def invert_damped(
         dampings: λ >= 0 of each block, in the units of A ⊗ G.
         rule: how a matrix is inverted.
     """
-    shares = _damping_shares(factors, dampings)
+    shares = damping_shares(factors, dampings)
     full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
     results, failed = spd_inverses(
         [_add_to_diagonal(factors[i][0], shares[i][0]) for i in full]
@@ -226,10 +226,15 @@ def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:
     return a if a.ndim < g.ndim else diagonal(a)
 
 
-def _damping_shares(
+def damping_shares(
     factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
 ) -> list[tuple[Array, Array]]:
-    """(π√λ, √λ/π) of each block, [lead...]; all blocks in one array, for fewer sums."""
+    """(π√λ, √λ/π) of each block, [lead...]; all blocks in one array, for fewer sums.
+
+    Args:
+        factors: A and G of each block.
+        dampings: λ >= 0 of each block, in the units of A ⊗ G.
+    """
     leads = [g.shape[:-2] for _, g in factors]
     root = jnp.sqrt(dampings[0])
     if any(damping is not dampings[0] for damping in dampings):

@@ -233,6 +233,11 @@ def ekfac(
     Source: George et al. (2018), Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis.
     """
+    if not isinstance(refresh.inverses, int):
+        raise ValueError(
+            "ekfac renews its bases by count: give it Refresh(inverses=10) or another "
+            f"number of steps, got {refresh.inverses!r}."
+        )
     period = max(1, refresh.inverses // refresh.statistics)  # in estimates
     return descend(
         EKFAC(model, Sampled(1), period=period),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, final
 
+import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from natgrad import tree
+from natgrad.control_flow import cond_in_place
 from natgrad.solvers.damping import DampingLike
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
@@ -123,6 +127,71 @@ class CachedSolver(abc.ABC):
             v: a tree like the parameters.
             damping: λ >= 0, in the units of F.
         """
+
+    def renew(
+        self,
+        metric: Any,
+        damping: DampingLike,
+        due: Sequence[Array],
+        old: Sequence[Any],
+        first: Array,
+    ) -> tuple[tuple[Any, ...], Array]:
+        """The factorisations, anew where they are due, written over the old ones.
+
+        Blocks whose `due` is the same array are factorised together, and keep the old
+        factorisations together where the new ones are not finite.
+
+        Args:
+            metric: F.
+            damping: λ >= 0, in the units of F.
+            due: of each block, a boolean scalar.
+            old: of each block, its factorisation.
+            first: are there no old ones? Then new ones are taken as they are.
+
+        Returns:
+            The factorisations, and a number that grows with how many are new.
+        """
+
+        def factorize(group, carried):
+            count, before = carried
+            new = tuple(self.factorize(metric, damping, group))
+            new = tree.where(first | tree.all_finite(new), new, before)
+            return count + 1, new
+
+        groups: dict[int, list[int]] = {}
+        for i, one in enumerate(due):
+            groups.setdefault(id(one), []).append(i)
+        pieces, count = list(old), jnp.zeros((), jnp.int32)
+        for group in groups.values():
+            before = tuple(pieces[i] for i in group)
+            one = functools.partial(factorize, group)
+            count, new = cond_in_place(due[group[0]], one, (count, before))
+            for i, piece in zip(group, new, strict=True):
+                pieces[i] = piece
+        return tuple(pieces), count
+
+    def residuals(
+        self, metric: Any, factorizations: Sequence[Any], damping: DampingLike
+    ) -> Float[Array, " blocks"]:
+        """How far old factorisations are from inverting F + λI, on a vector of signs.
+
+        Args:
+            metric: F.
+            factorizations: of all blocks.
+            damping: λ >= 0, in the units of F.
+
+        Returns:
+            |M⁻¹ M' v − v| / |v| of each block, for its factorisation M⁻¹ and M' of F.
+
+        Raises:
+            ValueError: it does not measure.
+        """
+        del metric, factorizations, damping
+        raise ValueError(
+            f"{self!r} does not measure how stale its inverses are: renew them by "
+            "count, Refresh(inverses=10), or take "
+            "solver=natgrad.kronecker.FactoredTikhonov() with KFAC."
+        )
 
     def with_row_factors(self, rows: Any) -> CachedSolver:
         """This solver for gradients that are given as rows too.

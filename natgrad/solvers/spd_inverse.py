@@ -66,16 +66,9 @@ def _inverses(
     rule: InverseRule, matrices: Sequence[Array], floors: Sequence[Array]
 ) -> tuple[list[Array], Array]:
     """The same, failure as the number 1: a boolean's derivative has no device axes."""
-    sizes = sorted({matrix.shape[-1] for matrix in matrices}, reverse=True)
-    shared: dict[int, int] = {}
-    for size in sizes:
-        top = min(shared.values(), default=size)
-        near = top - size <= max(_NEAR, _NEARLY * top)
-        shared[size] = top if near else size
-    shared = {size: halvable(top) for size, top in shared.items()}
-    mixed = {top for size, top in shared.items() if size < top}
+    shared, mixed = shared_sizes([matrix.shape[-1] for matrix in matrices])
     found = together(
-        functools.partial(_guarded_inverse, rule, mixed),
+        functools.partial(guarded_inverse, rule, mixed),
         [_enlarged(m, shared[m.shape[-1]]) for m in matrices],
         floors,
         [jnp.full(m.shape[:-2], m.shape[-1], jnp.int32) for m in matrices],
@@ -88,6 +81,22 @@ def _inverses(
     return results, functools.reduce(jnp.maximum, failed, jnp.zeros(()))
 
 
+def shared_sizes(sizes: Sequence[int]) -> tuple[dict[int, int], frozenset[int]]:
+    """Which sizes share a program.
+
+    Args:
+        sizes: of matrices. Given back are size -> to which it is enlarged, and those
+            that several sizes share.
+    """
+    found: dict[int, int] = {}
+    for size in sorted(set(sizes), reverse=True):
+        top = min(found.values(), default=size)
+        near = top - size <= max(_NEAR, _NEARLY * top)
+        found[size] = top if near else size
+    found = {size: halvable(top) for size, top in found.items()}
+    return found, frozenset(top for size, top in found.items() if size < top)
+
+
 @_inverses.defjvp
 def _inverses_jvp(rule, primals, tangents):
     results, failed = _inverses(rule, *primals)
@@ -97,12 +106,17 @@ def _inverses_jvp(rule, primals, tangents):
     return (results, failed), (changes, jnp.zeros_like(failed))
 
 
-def _guarded_inverse(
-    rule: InverseRule, mixed: set[int], matrix: Array, floor: Array, size: Array
+def guarded_inverse(
+    rule: InverseRule, mixed: frozenset[int], matrix: Array, floor: Array, size: Array
 ) -> tuple[Array, Array]:
     """The inverse by rule or eigenvalues; 1 where the first failed or directions fell.
 
-    `size` rows are the matrix's own; those of `mixed` sizes may have more.
+    Args:
+        rule: how M⁻¹ is computed.
+        mixed: sizes of which some matrices were enlarged.
+        matrix: M, enlarged by zeros where its size is a mixed one.
+        floor: δ, as for `inverses`.
+        size: how many rows are M's own.
     """
     if matrix.shape[0] in mixed:
         matrix = _completed(matrix, size)

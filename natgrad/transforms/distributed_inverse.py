@@ -182,6 +182,18 @@ class DistributedInverse(CachedSolver):
         """
         return self.solver.solve(metric, factorizations, v, damping)
 
+    def residuals(
+        self, metric: Any, factorizations: Sequence[Any], damping: DampingLike
+    ) -> Array:
+        """As the solver does.
+
+        Args:
+            metric: F.
+            factorizations: of all pieces.
+            damping: λ >= 0, in the units of F.
+        """
+        return self.solver.residuals(metric, factorizations, damping)
+
 
 def assign_greedily(costs: Sequence[float], devices: int) -> list[list[int]]:
     """The jobs of each device: the dearest first, to whoever has least to do.

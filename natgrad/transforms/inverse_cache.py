@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.sub_batch import SubBatch, check_stride
 from natgrad.solvers.base import CachedSolver, Solver, StatefulSolver
+from natgrad.transforms.renewal import Every, Renewal
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
@@ -33,7 +34,8 @@ class Refresh:
     Attributes:
         statistics: between two estimates of the statistics.
         inverses: between two refreshes of a piece of the inverse; 1 keeps none. More
-            needs a solver that is a `natgrad.solvers.CachedSolver`.
+            needs a solver that is a `natgrad.solvers.CachedSolver`. Or a policy, such
+            as `natgrad.WhenStale()`, which renews by need, one layer a step.
         staggered: whether the pieces take turns, or are refreshed in one step.
         warm_up: for so many steps at the start statistics are estimated in every step,
             and inverses renewed whenever the number of steps has doubled. The average
@@ -44,7 +46,7 @@ class Refresh:
     """
 
     statistics: int = 1
-    inverses: int = 1
+    inverses: int | Renewal = 1
     staggered: bool = False
     warm_up: int = 0
     sub_batch: int | None = None
@@ -59,11 +61,25 @@ class Refresh:
             )
         for name in ("statistics", "inverses"):
             period = getattr(self, name)
+            if name == "inverses" and isinstance(period, Renewal):
+                continue
             if not isinstance(period, int) or period < 1:
                 raise ValueError(
                     f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
                     f"{period!r}."
                 )
+
+    @property
+    def renewal(self) -> Renewal:
+        """When the pieces of the inverse are renewed."""
+        if isinstance(self.inverses, Renewal):
+            return self.inverses
+        return Every(self.inverses, self.staggered)
+
+    @property
+    def period(self) -> int:
+        """The oldest that a piece of the inverse gets, in steps."""
+        return self.renewal.period
 
     def of_part(self, curvature: Curvature) -> Curvature:
         """The curvature with statistics of a part of each batch, or as it is."""
@@ -78,7 +94,7 @@ class Refresh:
 
     def renews_inverses(self, steps: Array) -> Array:
         """Are all inverses renewed after so many steps?"""
-        return (steps % self.inverses == 0) | self.warming(steps)
+        return (steps % self.period == 0) | self.warming(steps)
 
 
 EVERY_STEP = Refresh()
@@ -90,10 +106,12 @@ class InverseCache(NamedTuple):
     Attributes:
         age: usable steps since it was first made; −1 before.
         pieces: the factorisations.
+        renewal: what the policy keeps that says when they are renewed.
     """
 
     age: Array
     pieces: tuple[Any, ...]
+    renewal: Any = ()
 
 
 def check_refresh(refresh: Refresh, solver: Solver | None) -> None:
@@ -103,9 +121,9 @@ def check_refresh(refresh: Refresh, solver: Solver | None) -> None:
         refresh: how often.
         solver: of the transformation.
     """
-    if refresh.inverses > 1 and not isinstance(solver, CachedSolver):
+    if refresh.period > 1 and not isinstance(solver, CachedSolver):
         raise ValueError(
-            f"Refresh(inverses={refresh.inverses}) needs a solver that keeps its "
+            f"Refresh(inverses={refresh.inverses!r}) needs a solver that keeps its "
             "inverse, such as solver=natgrad.kronecker.Eigenbasis() for KFAC, got "
             f"{solver!r}."
         )
@@ -127,11 +145,12 @@ def init_inverse_cache(
     """
     if isinstance(solver, StatefulSolver):
         return solver.init(Layout.of(params))
-    if refresh.inverses == 1 or not isinstance(solver, CachedSolver):
+    if refresh.period == 1 or not isinstance(solver, CachedSolver):
         return ()
     shapes = shapes_of_pieces(solver, curvature, params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return InverseCache(jnp.full((), -1, jnp.int32), zeros)
+    kept = refresh.renewal.init(len(shapes))
+    return InverseCache(jnp.full((), -1, jnp.int32), zeros, kept)
 
 
 def shapes_of_pieces(

@@ -93,9 +93,8 @@ def solve(
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
     kept = isinstance(state.inverse, InverseCache)
-    if isinstance(step.damping, OfMetric) and not isinstance(solver, StatefulSolver):
-        found = resolve_damping(step.safe_damping, metric)  # once: it may take products
-        step = step._replace(damping=found, safe_damping=found)
+    if not isinstance(solver, StatefulSolver):
+        step = _resolved(step, metric)
     step = _anchored(step, metric)
     # A kept inverse reads each entry once, which can be cleared there; what else there
     # is reads gradient and solution again and again.
@@ -104,6 +103,8 @@ def solve(
     solution, inverse = _solution(
         refresh, solver, metric, state.inverse, gradient, step
     )
+    if kept:  # its leaves are slices of the blocks' matrices, which are not needed now
+        solution = solution._replace(value=jax.lax.optimization_barrier(solution.value))
     usable = usable & tree.all_finite(solution.value)
     if not kept:
         solution = solution._replace(value=zeros_unless(usable, solution.value))
@@ -122,8 +123,8 @@ def solve(
         return _measure(metric, given, found, slope, damping, usable)
 
     if kept:
-        age = tree.increment(state.inverse.age, usable, refresh.inverses)
-        due = usable & (age % refresh.inverses == 0)
+        age = tree.increment(state.inverse.age, usable, refresh.period)
+        due = usable & (age % refresh.period == 0)
         inverse = state.inverse._replace(age=age)
         residual, ratio = _measure_if(due, measure, state.health)
     else:
@@ -142,6 +143,14 @@ def solve(
         inverse=inverse,
         spectrum=solution.spectrum,
     )
+
+
+def _resolved(step: Step, metric: Any) -> Step:
+    """The step with what F decides of its damping, found once: it may take products."""
+    if not isinstance(step.damping, OfMetric):
+        return step
+    found = resolve_damping(step.safe_damping, metric)
+    return step._replace(damping=found, safe_damping=found)
 
 
 def _anchored(step: Step, metric: Metric) -> Step:
@@ -176,7 +185,7 @@ def _solution(
     if isinstance(solver, StatefulSolver):
         tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
         return solver.solution(metric, gradient, damping, inverse)
-    if refresh.inverses > 1 and isinstance(solver, CachedSolver):
+    if refresh.period > 1 and isinstance(solver, CachedSolver):
         solution = solver.solve(metric, inverse.pieces, gradient, damping)
     elif solver is None:
         solution = metric.solution(gradient, damping)

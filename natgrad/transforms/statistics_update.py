@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.control_flow import cond_in_place, repeat_in_place
 from natgrad.curvature.base import Curvature
-from natgrad.solvers.base import CachedSolver, Solver, stagger
+from natgrad.solvers.base import CachedSolver, Solver
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
@@ -114,35 +114,43 @@ def _with_inverse(
     estimate: Estimate | None,
 ) -> tuple[ScaleByCurvatureState, Array]:
     """The same where an inverse is kept."""
-    cache = state.inverse
-    groups = _groups(refresh, cache)
+    cache, policy = state.inverse, refresh.renewal
+    # At the start all are due; `age` is −1 before the first step.
+    warming = refresh.warming(tree.increment(cache.age))
+    turns = policy.due(cache.age, len(cache.pieces), cache.renewal)
+    own = {id(turn): warming | turn for turn in turns}
     due = jnp.array(False) if estimate is None else estimate.due
-    due = functools.reduce(operator.or_, (turn for turn, _ in groups), due)
+    due = functools.reduce(operator.or_, own.values(), due)
     opening = (cache.age < 0) & (estimate is not None)
     left = opening.astype(jnp.int32) + 1
 
     def one_turn(carried):
-        left, average, pieces = carried
-        ripe = average.usable & (left == 1)
+        left, average, pieces, renewal = carried
+        damping = step.safe_damping
         metric = step.curvature.metric(average.statistics, *step.batch[:3])
+        ripe = {name: average.usable & (left == 1) & turn for name, turn in own.items()}
+        now = [ripe[id(turn)] for turn in turns]
+        pieces, renewals = solver.renew(metric, damping, now, pieces, cache.age < 0)
+        renewal = policy.renewed(renewal, cache.age, now)
+        # Always so; but XLA has to know that statistics are read before they change,
+        # or it copies all of them first.
+        own_turn = (left == jnp.where(opening, 2, 1)) & (renewals >= 0)
+        average = _accumulated(state, average, estimate, own_turn)
 
-        def factorize(group, old):
-            new = tuple(solver.factorize(metric, step.safe_damping, group))
-            return tree.where((cache.age < 0) | tree.all_finite(new), new, old)
+        def measured(renewal):
+            metric = step.curvature.metric(average.statistics, *step.batch[:3])
+            return policy.measured(renewal, solver, metric, pieces, damping)
 
-        for turn, group in groups:
-            old = tuple(pieces[i] for i in group)
-            renew = functools.partial(factorize, group)
-            new = iter(cond_in_place(ripe & turn, renew, old))
-            pieces = tuple(next(new) if i in group else p for i, p in enumerate(pieces))
-        own_turn = left == jnp.where(opening, 2, 1)
-        return left - 1, _accumulated(state, average, estimate, own_turn), pieces
+        if jax.tree.leaves(renewal) and estimate is not None:
+            changed = estimate.due & own_turn & ~opening
+            renewal = cond_in_place(changed, measured, renewal)
+        return left - 1, average, pieces, renewal
 
-    _, average, pieces = repeat_in_place(
-        [due, opening], one_turn, (left, average, cache.pieces)
-    )
+    start = (left, average, cache.pieces, cache.renewal)
+    _, average, pieces, renewal = repeat_in_place([due, opening], one_turn, start)
     state = _with_average(state, average)
-    return state._replace(inverse=cache._replace(pieces=pieces)), average.usable
+    cache = cache._replace(pieces=pieces, renewal=renewal)
+    return state._replace(inverse=cache), average.usable
 
 
 def _estimated(step: Step, statistics: Statistics) -> Statistics:
@@ -212,16 +220,3 @@ def _with_average(
 ) -> ScaleByCurvatureState:
     """The state with another average."""
     return state._replace(statistics=average.statistics, estimates=average.estimates)
-
-
-def _groups(refresh: Refresh, cache: InverseCache) -> list[tuple[Array, Sequence[int]]]:
-    """(is it due?, the pieces) of the pieces of the inverse that are renewed together.
-
-    At the start all are due.
-    """
-    period, age = refresh.inverses, cache.age
-    warming = refresh.warming(tree.increment(age))  # age is −1 before the first step
-    return [
-        (warming | ((age > 0) & (age % period == turn)), group)
-        for turn, group in stagger(len(cache.pieces), period, refresh.staggered)
-    ]

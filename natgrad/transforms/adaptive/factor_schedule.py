@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.control_flow import cond_in_place
 from natgrad.curvature.base import Curvature
-from natgrad.metrics.kronecker import Inverted
+from natgrad.metrics.kronecker_factors import Inverted
 from natgrad.transforms.adaptive.damping_search import SOLVER, Trials, best_inverses
 from natgrad.transforms.adaptive.proposals import FactoredState, Proposals
 from natgrad.transforms.inverse_cache import Refresh, shapes_of_pieces
@@ -42,7 +42,7 @@ class FactorSchedule:
     def period(self) -> int:
         """Steps after which all that is due comes round again."""
         refresh = self.refresh
-        return math.lcm(refresh.statistics, refresh.inverses, self.trials.period)
+        return math.lcm(refresh.statistics, refresh.period, self.trials.period)
 
     def tries_gamma(self, count: Array, accepted: Array) -> Array:
         """Is γ tried after a step that is accepted, and how many steps before it?"""

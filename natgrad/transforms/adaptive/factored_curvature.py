@@ -103,10 +103,10 @@ def scale_by_factored_curvature(
             f"groups must be an integer >= 1, got {groups!r}. Under "
             "optax.inject_hyperparams name it in static_args."
         )
-    if refresh.staggered:
+    if not refresh.renewal.together:
         raise ValueError(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
-            f"Refresh that is not staggered, got {refresh}."
+            f"Refresh by count that is not staggered, got {refresh}."
         )
     curvature = refresh.of_part(curvature)
     solve = scale_by_curvature(curvature, decay=decay, seed=seed)

@@ -83,9 +83,8 @@ class _Method:
                 f"max_dimension must be an integer >= 1, got {self.max_dimension!r}. "
                 "Under optax.inject_hyperparams name it in static_args."
             )
-        if self.refresh != Refresh(
-            inverses=self.refresh.inverses, warm_up=self.refresh.warm_up
-        ):
+        by_count = Refresh(inverses=self.refresh.period, warm_up=self.refresh.warm_up)
+        if self.refresh != by_count:
             raise ValueError(
                 "Factors of gradients are averaged in every step, and all bases are "
                 "renewed at once: Refresh(inverses=..., warm_up=...) alone says when. "
