@@ -36,7 +36,7 @@ STOP_GRADIENT = {
     "derivative is by divided differences",
     "natgrad.solvers.lanczos": "finds a vector of the largest eigenvalue, whose "
     "derivative does not change that of the eigenvalue",
-    "natgrad.metrics.kronecker_factors": "solves inside lax.custom_linear_solve by "
+    "natgrad.metrics.kronecker.factors": "solves inside lax.custom_linear_solve by "
     "eigenbases of constant factors",
     "natgrad.solvers.gram": "the same, by Gram matrices of constant rows",
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "

@@ -15,7 +15,7 @@ from jaxtyping import AbstractArray, jaxtyped
 from problems import CASES
 
 import natgrad as ng
-from natgrad.metrics import kronecker_factors
+from natgrad.metrics.kronecker import factors
 from natgrad.model import batch, weights
 from natgrad.solvers import (
     NewtonSchulz,
@@ -89,8 +89,8 @@ CALLS = {
         conjugate_gradients.RelativeResidual(),
     ),
     "eigen_solve": lambda: (
-        kronecker_factors.eigen_solve,
-        kronecker_factors.decompose([(spd(0, 3), spd(1, 2))])[0],
+        factors.eigen_solve,
+        factors.decompose([(spd(0, 3), spd(1, 2))])[0],
         jnp.asarray(0.1),
     ),
     "factor_weights": lambda: (

@@ -93,9 +93,7 @@ def solve(
         solver = _with_row_factors(solver, step.rows)
     metric = step.curvature.metric(state.statistics, *step.batch[:3])
     kept = isinstance(state.inverse, InverseCache)
-    if not isinstance(solver, StatefulSolver):
-        step = _resolved(step, metric)
-    step = _anchored(step, metric)
+    step = _anchored(_resolved(step, metric, solver), metric)
     # A kept inverse reads each entry once, which can be cleared there; what else there
     # is reads gradient and solution again and again.
     clear = _cleared if kept else zeros_unless
@@ -145,9 +143,9 @@ def solve(
     )
 
 
-def _resolved(step: Step, metric: Any) -> Step:
+def _resolved(step: Step, metric: Any, solver: Solver | None) -> Step:
     """The step with what F decides of its damping, found once: it may take products."""
-    if not isinstance(step.damping, OfMetric):
+    if isinstance(solver, StatefulSolver) or not isinstance(step.damping, OfMetric):
         return step
     found = resolve_damping(step.safe_damping, metric)
     return step._replace(damping=found, safe_damping=found)

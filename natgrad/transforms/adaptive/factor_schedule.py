@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.control_flow import cond_in_place
 from natgrad.curvature.base import Curvature
-from natgrad.metrics.kronecker_factors import Inverted
+from natgrad.metrics.kronecker.factors import Inverted
 from natgrad.transforms.adaptive.damping_search import SOLVER, Trials, best_inverses
 from natgrad.transforms.adaptive.proposals import FactoredState, Proposals
 from natgrad.transforms.inverse_cache import Refresh, shapes_of_pieces

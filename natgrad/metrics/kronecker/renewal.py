@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from natgrad import tree
-from natgrad.metrics.kronecker_factors import Factors, Inverted, damping_shares
+from natgrad.metrics.kronecker.factors import Factors, Inverted, damping_shares
 from natgrad.solvers.block_elimination import InverseRule
 from natgrad.solvers.renewed_inverses import Kept, renewed_inverses
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal

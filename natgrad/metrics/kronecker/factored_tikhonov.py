@@ -16,21 +16,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad.metrics.blockwise import kron_matvec, kron_matvec_low_rank
-from natgrad.metrics.kronecker_factors import Inverted, invert_damped
-from natgrad.metrics.kronecker_renewal import renew_damped, staleness
+from natgrad.metrics.kronecker.factors import Inverted, invert_damped
+from natgrad.metrics.kronecker.metric import KroneckerMetric
+from natgrad.metrics.kronecker.renewal import renew_damped, staleness
 from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.typing import Array, Params
-
-if TYPE_CHECKING:
-    from natgrad.metrics.kronecker import KroneckerMetric
 
 
 @final

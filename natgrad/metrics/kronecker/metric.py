@@ -9,7 +9,7 @@ the eigenbasis of both factors,
     (A ⊗ G + λI)⁻¹ V = U_A [ (U_Aᵀ V U_G) / (a gᵀ + λ) ] U_Gᵀ,
 
 which equals the dense solve (`Eigenbasis`; `KroneckerMetric.solve` is the same), and a
-cheaper one that does not (`natgrad.metrics.factored_tikhonov`).
+cheaper one that does not (`natgrad.metrics.kronecker.factored_tikhonov`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from jaxtyping import Float
 
 from natgrad.layers import Block
 from natgrad.metrics.blockwise import BlockwiseMetric, kron_matvec
-from natgrad.metrics.factored_tikhonov import FactoredTikhonov
 from natgrad.metrics.functions import Decomposition
-from natgrad.metrics.kronecker_factors import (
+from natgrad.metrics.kronecker.factors import (
     Decomposed,
     Factors,
     decompose,
@@ -45,8 +44,6 @@ from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import Eigendecomposition, eigh
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
-
-__all__ = ["Eigenbasis", "FactoredTikhonov", "KroneckerMetric"]
 
 
 @metric_pytree("layout", "blocks")
