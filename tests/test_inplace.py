@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natgrad.control_flow import cond_in_place, repeat_in_place, zeros_unless
+from natgrad.control_flow import (
+    cond_in_place,
+    one_by_one_on_cpu,
+    repeat_in_place,
+    zeros_unless,
+)
 
 X = jnp.linspace(0.5, 2.0, 4)
 
@@ -98,3 +103,25 @@ def test_a_tree_is_cleared_where_it_is_not_usable():
             assert found[name].dtype == leaf.dtype
             expected = leaf if usable else np.zeros(leaf.shape)
             np.testing.assert_array_equal(found[name], expected)
+
+
+def test_a_walk_on_cpus_is_one_batched_call_elsewhere():
+    """b a aᵀ of each member: eagerly, compiled, under vmap, grad and shard_map."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 3, 3)), rng.normal(size=(2, 5))
+    expected = b[..., None, None] * (a @ np.swapaxes(a, -1, -2))
+    each = lambda a, b: {"product": b * jnp.matmul(a, a.T)}
+    products = lambda a, b: one_by_one_on_cpu(each, a, b)["product"]
+    np.testing.assert_allclose(products(a[0], b[0]), expected[0])
+    np.testing.assert_allclose(jax.jit(products)(a[0], b[0]), expected[0])
+    np.testing.assert_allclose(jax.jit(jax.vmap(products))(a, b), expected)
+    slope = jax.jit(jax.grad(lambda b: products(a[0], b).sum()))(b[0])
+    np.testing.assert_allclose(slope, (a[0] @ np.swapaxes(a[0], 1, 2)).sum((1, 2)))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.sharding.PartitionSpec("data")
+    spread = jax.shard_map(products, mesh=mesh, in_specs=specs, out_specs=specs)
+    np.testing.assert_allclose(jax.jit(spread)(a[0], b[0]), expected[0])
+    traced = jax.jit(products).trace(a[0], b[0])
+    for platform, loops in {"cpu": 1, "cuda": 0, "rocm": 0, "tpu": 0}.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.while") == loops
