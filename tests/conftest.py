@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 
 import durations
@@ -47,7 +46,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--shorter-than",
         type=float,
-        default=math.inf,
+        default=durations.SLOW_SECONDS,
         metavar="SECONDS",
         help="mark slow what was measured to take as long or longer, but for the "
         "quickest case of each file",

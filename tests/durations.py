@@ -1,10 +1,12 @@
 """Which tests are slow: those that were measured to be.
 
-`durations.json` holds the CPU seconds of every case that takes more than a moment.
-Each test (a law, with its cases) has `LAW_SECONDS` in the fast run: its quickest cases
-until these are spent, and one at least; the other cases are slow. Cases of one name in
-one file, and cases of a law that differ in one parameter, often share what they
-compile, which the first of them pays: each counts as the dearest. Measure again with
+`durations.json` holds the CPU seconds of every case that takes more than a moment. A
+case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
+`LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one at
+least of those that are not slow, of each file one in any case; the others are slow too.
+Cases of one name in one file, and cases of a law that differ in one parameter, often
+share what they compile, which the first of them pays: each counts as the dearest.
+Measure again with
 
     python -m pytest -n auto -m "" --measure
 
@@ -22,6 +24,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).with_name("durations.json")
+SLOW_SECONDS = 3.0
 LAW_SECONDS = 0.3
 # Below this a duration is not worth a line.
 MOMENT = 0.2
