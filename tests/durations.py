@@ -94,21 +94,30 @@ def write(measured, path=PATH):
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def _cpu_seconds():
+    """Of the process and its children: other programs do not count."""
+    return sum(os.times()[:4])
+
+
 class Recorder:
     """Writes `durations.json` at the end of a run."""
 
     def __init__(self, config):
         self.writes = not hasattr(config, "workerinput")
         self.measured = {}
+        self.start = 0.0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        """What fixtures do counts."""
+        self.start = _cpu_seconds()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        """CPU seconds of the process and its children: other programs do not count."""
-        start = sum(os.times()[:4])
         try:
             return (yield)
         finally:
-            item.user_properties.append(("cpu", sum(os.times()[:4]) - start))
+            item.user_properties.append(("cpu", _cpu_seconds() - self.start))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":
