@@ -48,7 +48,8 @@ def pytest_addoption(parser):
         type=float,
         default=durations.SLOW_SECONDS,
         metavar="SECONDS",
-        help="mark slow every test that was measured to take as long or longer",
+        help="mark slow what was measured to take as long or longer, but for the "
+        "quickest case of each file",
     )
 
 

@@ -3,9 +3,10 @@
 `durations.json` holds the CPU seconds of every case that takes more than a moment. A
 case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
 `LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one at
-least of those that are not slow; the other cases are slow too. Cases of one name in one
-file often share what they compile, which the first of them pays: each counts as the
-dearest. Measure again with
+least of those that are not slow, of each file one in any case; the others are slow too.
+Cases of one name in one file, and cases of a law that differ in one parameter, often
+share what they compile, which the first of them pays: each counts as the dearest.
+Measure again with
 
     python -m pytest -n auto -m "" --measure
 
@@ -23,7 +24,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).with_name("durations.json")
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 2.0
 LAW_SECONDS = 0.3
 # Below this a duration is not worth a line.
 MOMENT = 0.2
@@ -35,9 +36,16 @@ def law_of(nodeid):
 
 
 def shared(nodeid):
-    """What a case has in common with those of the same name in the same file."""
+    """What a case has in common with others that may share its programs.
+
+    Its name in its file, and its parameters (between hyphens) but one in its law.
+    """
     law, bracket, case = nodeid.partition("[")
-    return (law.split("::")[0], case) if bracket else nodeid
+    if not bracket:
+        return [nodeid]
+    parts = case.removesuffix("]").split("-")
+    but_one = [(law, i, *parts[:i], *parts[i + 1 :]) for i in range(len(parts))]
+    return [(law.split("::")[0], case), *(but_one if len(parts) > 1 else [])]
 
 
 def slow_cases(nodeids, seconds=None, longest=math.inf):
@@ -47,23 +55,26 @@ def slow_cases(nodeids, seconds=None, longest=math.inf):
         nodeids: of every test that was collected.
         seconds: CPU seconds by node id; those that are stored unless given.
         longest: cases that take this many CPU seconds or more are left out, even where
-            a law has no other.
+            a law has no other, but for the quickest case of each file.
     """
     seconds = read() if seconds is None else seconds
-    laws, prices = defaultdict(list), defaultdict(float)
+    laws, files, dearest = defaultdict(list), defaultdict(list), defaultdict(float)
     for nodeid in nodeids:
         laws[law_of(nodeid)].append(nodeid)
-        prices[shared(nodeid)] = max(prices[shared(nodeid)], seconds.get(nodeid, 0.0))
+        files[nodeid.split("::")[0]].append(nodeid)
+        for key in shared(nodeid):
+            dearest[key] = max(dearest[key], seconds.get(nodeid, 0.0))
+    price = lambda case: max(dearest[key] for key in shared(case))
     slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
-    price = lambda case: (case in slow, prices[shared(case)])
+    rank = lambda case: (case in slow, price(case), seconds.get(case, 0.0))
     for cases in laws.values():
-        quickest, *others = sorted(cases, key=price)
-        spent = prices[shared(quickest)]
+        quickest, *others = sorted(cases, key=rank)
+        spent = price(quickest)
         for case in others:
-            spent += prices[shared(case)]
+            spent += price(case)
             if spent > LAW_SECONDS:
                 slow.add(case)
-    return slow
+    return slow - {min(cases, key=rank) for cases in files.values()}
 
 
 def read(path=PATH):
@@ -73,16 +84,19 @@ def read(path=PATH):
 
 
 def write(measured, path=PATH):
-    """Store measured seconds; laws of which no case ran keep what was stored."""
-    ran = {law_of(nodeid) for nodeid in measured}
-    seconds = {n: s for n, s in read(path).items() if law_of(n) not in ran}
-    seconds |= {n: round(s, 1) for n, s in measured.items() if s >= MOMENT}
+    """Store measured seconds; cases that did not run keep what was stored."""
+    seconds = read(path) | {n: round(s, 1) for n, s in measured.items()}
     laws = defaultdict(dict)
-    for nodeid in sorted(seconds):
+    for nodeid in sorted(n for n, s in seconds.items() if s >= MOMENT):
         law = law_of(nodeid)
         laws[law][nodeid.removeprefix(law)] = seconds[nodeid]
     lines = [f"{json.dumps(law)}: {json.dumps(cases)}" for law, cases in laws.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _cpu_seconds():
+    """Of the process and its children: other programs do not count."""
+    return sum(os.times()[:4])
 
 
 class Recorder:
@@ -91,15 +105,19 @@ class Recorder:
     def __init__(self, config):
         self.writes = not hasattr(config, "workerinput")
         self.measured = {}
+        self.start = 0.0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        """What fixtures do counts."""
+        self.start = _cpu_seconds()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        """CPU seconds of the process and its children: other programs do not count."""
-        start = sum(os.times()[:4])
         try:
             return (yield)
         finally:
-            item.user_properties.append(("cpu", sum(os.times()[:4]) - start))
+            item.user_properties.append(("cpu", _cpu_seconds() - self.start))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":

@@ -77,66 +77,66 @@ def divergence(apply, params, update, x):
     return np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
-def test_first_steps_layer_by_layer(name, scale):
+def test_first_steps_layer_by_layer(name):
     params, step, blocks = first_step(name)
-    x, y = scaled(scale, 128, 784), np.arange(128) % 10
-    for damping, bound in BOUNDS.items():
-        gradient, update, statistics = step(params, x, y, np.float32(damping))
-        matrices = lambda tree: [
-            wide(block.to_matrix(jax.tree.leaves(tree))) for block in blocks
-        ]
-        if name == "kfac":
-            factors = list(zip(*wide(tuple(statistics)), strict=True))
-            d = [
-                factored(s, v, damping)
-                for s, v in zip(factors, matrices(gradient), strict=True)
+    for scale in SCALES:
+        x, y = scaled(scale, 128, 784), np.arange(128) % 10
+        for damping, bound in BOUNDS.items():
+            gradient, update, statistics = step(params, x, y, np.float32(damping))
+            matrices = lambda tree: [
+                wide(block.to_matrix(jax.tree.leaves(tree))) for block in blocks
             ]
-        else:
-            known = wide((*statistics.bases, statistics.scales))
-            bases = list(zip(*known, strict=True))
-            d = [
-                in_basis(s, v, damping)
-                for s, v in zip(bases, matrices(gradient), strict=True)
-            ]
-        steps = matrices(update)
-        alpha = shortened(steps, d)
-        for given, part in zip(steps, d, strict=True):
-            assert error(-given, alpha * part) < bound, damping
-        # The trust region's radius is 0.01, and it does not shorten without need.
-        kl = divergence(classifier()[0], params, update, x)
-        assert kl <= 0.01 * 1.001
-        assert 0 < alpha < 1 + bound
-        assert kl > 0.0024 or alpha > 1 - bound
+            if name == "kfac":
+                factors = list(zip(*wide(tuple(statistics)), strict=True))
+                d = [
+                    factored(s, v, damping)
+                    for s, v in zip(factors, matrices(gradient), strict=True)
+                ]
+            else:
+                known = wide((*statistics.bases, statistics.scales))
+                bases = list(zip(*known, strict=True))
+                d = [
+                    in_basis(s, v, damping)
+                    for s, v in zip(bases, matrices(gradient), strict=True)
+                ]
+            steps = matrices(update)
+            alpha = shortened(steps, d)
+            for given, part in zip(steps, d, strict=True):
+                assert error(-given, alpha * part) < bound, (scale, damping)
+            # The trust region's radius is 0.01, and it does not shorten without need.
+            kl = divergence(classifier()[0], params, update, x)
+            assert kl <= 0.01 * 1.001
+            assert 0 < alpha < 1 + bound
+            assert kl > 0.0024 or alpha > 1 - bound
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ["gram", "spring", "natural_gradient", "matrix_free"])
-def test_first_steps_of_the_whole(name, scale):
+def test_first_steps_of_the_whole(name):
     params, step, _ = first_step(name)
-    x, y = scaled(scale, 40, 784), np.arange(40) % 10
-    for damping, bound in BOUNDS.items():
-        gradient, update, rows = step(params, x, y, np.float32(damping))
-        d = from_rows(np.asarray(rows, np.float64), vector(gradient), damping)
-        if name == "spring":
-            d = d * min(1, np.sqrt(1e-3) / np.linalg.norm(d))
-        assert error(-vector(update), d) < bound, damping
+    for scale in SCALES:
+        x, y = scaled(scale, 40, 784), np.arange(40) % 10
+        for damping, bound in BOUNDS.items():
+            gradient, update, rows = step(params, x, y, np.float32(damping))
+            d = from_rows(np.asarray(rows, np.float64), vector(gradient), damping)
+            if name == "spring":
+                d = d * min(1, np.sqrt(1e-3) / np.linalg.norm(d))
+            assert error(-vector(update), d) < bound, (scale, damping)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_first_steps_of_the_diagonal(scale):
+def test_first_steps_of_the_diagonal():
     """`diagonal_fisher`, and the solve of its metric."""
     params, step, _ = first_step("diagonal_fisher")
-    x, y = scaled(scale, 40, 784), np.arange(40) % 10
     solve = shipped(DiagonalMetric.solve)
-    for damping in BOUNDS:
-        gradient, update, statistics = step(params, x, y, np.float32(damping))
-        expected = vector(gradient) / (np.asarray(statistics, float) + damping)
-        metric = DiagonalMetric(Layout.of(params), statistics)
-        given = solve(metric, gradient, np.float32(damping))
-        assert error(-vector(update), expected) < 1e-6
-        assert error(vector(given), expected) < 1e-6
+    for scale in SCALES:
+        x, y = scaled(scale, 40, 784), np.arange(40) % 10
+        for damping in BOUNDS:
+            gradient, update, statistics = step(params, x, y, np.float32(damping))
+            expected = vector(gradient) / (np.asarray(statistics, float) + damping)
+            metric = DiagonalMetric(Layout.of(params), statistics)
+            given = solve(metric, gradient, np.float32(damping))
+            assert error(-vector(update), expected) < 1e-6
+            assert error(vector(given), expected) < 1e-6
 
 
 def test_first_steps_of_the_empirical_fisher():
@@ -174,12 +174,7 @@ def test_first_steps_of_the_empirical_fisher():
         assert error(-vector(update), d) < bound, damping
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_first_steps_of_adaptive_kfac(scale):
-    """Of steepest descent, each layer's length from the quadratic model; λ >= loss/10³.
-
-    A step that raises the loss is halved, four times at most, and then undone.
-    """
+def assert_steepest_descent(scale):
     params, step, _ = first_step("kfac_adaptive")
     x, y = scaled(scale, 40, 784), np.arange(40) % 10
     gradient, update, rows = step(params, x, y, np.float32(1e-5))
@@ -203,3 +198,12 @@ def test_first_steps_of_adaptive_kfac(scale):
     part = next((t for t in 0.5 ** np.arange(5) if lowers(t)), 0)
     off = np.linalg.norm(vector(update) - part * vector(d))
     assert off <= BOUNDS[1e-3] * part * np.linalg.norm(vector(d))
+
+
+def test_first_steps_of_adaptive_kfac():
+    """Of steepest descent, each layer's length from the quadratic model; λ >= loss/10³.
+
+    A step that raises the loss is halved, four times at most, and then undone.
+    """
+    for scale in SCALES:
+        assert_steepest_descent(scale)

@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import pytest
 
 from benchmarks import (
     conjugate_gradients,
@@ -55,19 +56,18 @@ def test_tasks_of_a_round_are_interleaved():
     assert timings["a"].summary()["compile_seconds"] == 0.5
 
 
-def test_sample_space_writes_its_figures(tmp_path):
+@pytest.mark.parametrize("section", ["autoencoder", "examples", "kernel"])
+def test_sample_space_writes_its_figures(section, tmp_path):
     path = tmp_path / "gram.json"
     arguments = ["--scale", "0.01", "--rounds", "1", "--json", str(path)]
-    sections = ["autoencoder", "examples", "kernel"]
     with jax.numpy_rank_promotion("allow"):  # its models are spelled as users would
-        report = sample_space.main([*arguments, "--sections", *sections])
+        report = sample_space.main([*arguments, "--sections", section])
     assert json.loads(path.read_text()) == report
-    assert set(report) == {"environment", *sections}
-    for name in sections:
-        for row in report[name]:
-            assert row["ratio"] > 0
-            assert all(set(task) == TASK for task in row["tasks"].values())
-    assert report["autoencoder"][0]["memory_ratio"] > 0
+    assert set(report) == {"environment", section}
+    for row in report[section]:
+        assert row["ratio"] > 0
+        assert all(set(task) == TASK for task in row["tasks"].values())
+        assert section != "autoencoder" or row["memory_ratio"] > 0
 
 
 def test_conjugate_gradients_count_iterations(tmp_path):

@@ -53,7 +53,6 @@ def assert_equal(found, expected):
         assert given == pytest.approx(value, rel=1e-8, abs=1e-9), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_equal_an_independent_computation(oracle, comparison, name):
     row = comparison[name]
@@ -72,7 +71,6 @@ def test_figures_equal_an_independent_computation(oracle, comparison, name):
     assert not row.fallback
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_invariance_defect_is_that_of_the_matrix(problem, oracle, comparison, name):
     """θ = T φ with T made of the L; every matrix here is known in closed form."""
@@ -97,7 +95,6 @@ def test_the_invariance_defect_is_that_of_the_matrix(problem, oracle, comparison
     assert row.step_invariance_defect == pytest.approx(step_defect, rel=1e-8)
 
 
-@pytest.mark.slow
 def test_the_verdict_on_labels_compares_traces(oracle, comparison):
     found = comparison.misspecification
     traces = [np.trace(oracle.matrices[name]) for name in ("empirical", "dense")]
@@ -105,7 +102,6 @@ def test_the_verdict_on_labels_compares_traces(oracle, comparison):
     assert found.directions == 0
 
 
-@pytest.mark.slow
 def test_comparison_says_where_it_was_taken(oracle, comparison):
     assert comparison.parameters == 15
     assert comparison.examples == 12
@@ -166,7 +162,6 @@ def broken(problem):
     )
 
 
-@pytest.mark.slow
 def test_a_wrong_scale_is_flagged(oracle, broken):
     row = broken["scale"]
     assert row.relative_error == pytest.approx(1, rel=1e-10)
@@ -185,7 +180,6 @@ def test_a_wrong_scale_is_flagged(oracle, broken):
     assert not row.agrees
 
 
-@pytest.mark.slow
 def test_a_swapped_axis_is_flagged(broken):
     """In the block where it is, and only by directions: trace and spectrum fit."""
     row = broken["axes"]
@@ -199,7 +193,6 @@ def test_a_swapped_axis_is_flagged(broken):
     assert not row.agrees
 
 
-@pytest.mark.slow
 def test_an_unnormalised_factor_is_flagged(broken):
     first, second = broken["factor"].blocks
     right = broken["kfac"].blocks

@@ -164,29 +164,34 @@ def test_a_factor_at_its_boundary_does_not_hold_back_another():
 def test_trees_schedules_injected_hyperparameters_and_vmap():
     family = nf.Normal()
     params = {"a": start("normal")[0], "b": start("normal")}
-    gradient = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
-
-    def after(tx, steps=2):
-        state, x = tx.init(params), params
-        for _ in range(steps):
-            updates, state = tx.update(gradient, state, x)
-            x = optax.apply_updates(x, updates)
-        return x
-
-    scheduled = after(mirror_descent(lambda count: 0.1 / (1 + count), family))
-    mu = jax.tree.map(lambda x: family.mean(x) - 0.1 * 0.1 * 1.5, params)
-    for got, expected in zip(
-        jax.tree.leaves(scheduled), jax.tree.leaves(mu), strict=True
-    ):
-        np.testing.assert_allclose(family.mean(got), expected, 1e-12)
-    injected = optax.inject_hyperparams(mirror_descent, static_args="family")(
-        learning_rate=0.1, family=family
-    )
-    plain = mirror_descent(0.1, family)
-    np.testing.assert_allclose(after(injected)["b"], after(plain)["b"], 1e-12)
     rates = jnp.array([0.1, 0.2])
-    many = jax.vmap(lambda h: after(mirror_descent(h, family), 1)["a"])(rates)
-    np.testing.assert_allclose(many[0], after(plain, 1)["a"], 1e-12)
+
+    @jax.jit
+    def results(params):
+        gradient = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
+
+        def after(tx, steps=2):
+            state, x = tx.init(params), params
+            for _ in range(steps):
+                updates, state = tx.update(gradient, state, x)
+                x = optax.apply_updates(x, updates)
+            return x
+
+        injected = optax.inject_hyperparams(mirror_descent, static_args="family")
+        plain = mirror_descent(0.1, family)
+        scheduled = after(mirror_descent(lambda count: 0.1 / (1 + count), family))
+        return (
+            jax.tree.map(family.mean, (scheduled, params)),
+            (after(injected(learning_rate=0.1, family=family)), after(plain)),
+            jax.vmap(lambda h: after(mirror_descent(h, family), 1)["a"])(rates),
+            after(plain, 1)["a"],
+        )
+
+    (scheduled, mu), (injected, plain), many, alone = results(params)
+    for got, first in zip(jax.tree.leaves(scheduled), jax.tree.leaves(mu), strict=True):
+        np.testing.assert_allclose(got, first - 0.1 * 0.1 * 1.5, 1e-12)
+    np.testing.assert_allclose(injected["b"], plain["b"], 1e-12)
+    np.testing.assert_allclose(many[0], alone, 1e-12)
 
 
 @pytest.mark.parametrize("make", [mirror_descent, dual_mirror_descent])
