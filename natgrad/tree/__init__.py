@@ -3,6 +3,12 @@
 Only what `jax.tree` and `optax.tree` lack.
 """
 
+from natgrad.tree.chunks import (
+    device_parts,
+    map_over_chunks,
+    slice_chunk,
+    sum_over_chunks,
+)
 from natgrad.tree.layout import (
     Layout,
     check_kept,
@@ -20,7 +26,6 @@ from natgrad.tree.sums import (
     increment,
     inner,
     raw_key,
-    sum_over_chunks,
     varying,
     varying_like,
     where,
@@ -35,13 +40,16 @@ __all__ = [
     "check_kept",
     "check_params",
     "check_sharding",
+    "device_parts",
     "has_placeholders",
     "increment",
     "inner",
     "is_placeholder",
+    "map_over_chunks",
     "metric_pytree",
     "paths",
     "raw_key",
+    "slice_chunk",
     "sum_over_chunks",
     "varying",
     "varying_like",
