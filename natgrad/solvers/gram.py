@@ -123,7 +123,7 @@ class _System(NamedTuple):
 def _factorize(jacobian: Jacobian, damping: Array) -> _System:
     dtype = jacobian.layout.dtype
     wide = jnp.promote_types(dtype, jax.dtypes.canonicalize_dtype(float))
-    wide_jacobian = jax.tree.map(lambda leaf: leaf.astype(wide), jacobian)
+    wide_jacobian = jacobian.astype(wide)
     gram, wide_damping = wide_jacobian.gram(), damping.astype(wide)
     lower, failed = _cholesky(wide_jacobian, gram, wide_damping)
     root = jax.lax.cond(

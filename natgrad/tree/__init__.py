@@ -6,6 +6,7 @@ Only what `jax.tree` and `optax.tree` lack.
 from natgrad.tree.chunks import (
     device_parts,
     map_over_chunks,
+    pairs_of_chunks,
     slice_chunk,
     sum_over_chunks,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "is_placeholder",
     "map_over_chunks",
     "metric_pytree",
+    "pairs_of_chunks",
     "paths",
     "raw_key",
     "slice_chunk",

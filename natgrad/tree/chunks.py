@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natgrad.tree.sums import zeros_of
 from natgrad.typing import Array, ArrayLike
@@ -123,6 +124,62 @@ def map_over_chunks(
             rest,
         )
     return jax.tree.map(lambda a: a.reshape((parts * each, *a.shape[2:])), found)
+
+
+def pairs_of_chunks(
+    make: Callable[[Any], Any],
+    product: Callable[[Any, Any], Array],
+    examples: Any,
+    chunk_size: int,
+    parts: int = 1,
+) -> Array:
+    """⟨r_kn, r_jm⟩ of all pairs of examples, [K, N, K, N], two chunks alive at a time.
+
+    What is made of a chunk is kept while it meets the half of the chunks that follow it
+    in a circle, so each chunk is made about N/2n times.
+
+    Args:
+        make: a tree of leaves [n, ...] -> the rows r of these examples.
+        product: (rows, rows) -> their inner products, [K, n, K, n].
+        examples: as of `sum_over_chunks`.
+        chunk_size: as of `sum_over_chunks`; the last chunk is filled up.
+        parts: as of `sum_over_chunks`.
+    """
+    size, each, _ = _sizes(examples, chunk_size, parts)
+    number = -(-each // size)
+
+    def filled(leaf):
+        apart = leaf.reshape((parts, each, *leaf.shape[1:]))
+        more = apart[:, : number * size - each]
+        whole = jnp.concatenate([apart, more], axis=1)
+        return whole.reshape((parts * number * size, *leaf.shape[1:]))
+
+    stacked = _stacked(jax.tree.map(filled, examples), size, number, parts)
+    half = number // 2 + 1
+
+    def chunk(i):
+        return make(jax.tree.map(lambda leaf: leaf[i % number], stacked))
+
+    @jax.checkpoint
+    def of_first(i):
+        own = chunk(i)
+        of_second = jax.checkpoint(lambda d: product(own, chunk(i + d)))
+        return jax.lax.map(of_second, jnp.arange(half))
+
+    blocks = jax.lax.map(of_first, jnp.arange(number))  # [i, d, K, Dn, K, Dn]
+    k = blocks.shape[2]
+    blocks = blocks.reshape((number * half, *blocks.shape[2:]))
+    i, j = np.indices((number, number))
+    ahead, behind = (j - i) % number, (i - j) % number
+    below = ahead >= half
+    found = blocks[np.where(below, j * half + behind, i * half + ahead)]
+    turned = jnp.moveaxis(found, (2, 3), (4, 5))
+    found = jnp.where(below[..., None, None, None, None], turned, found)
+    found = found.reshape((number, number, *2 * (k, parts, size)))
+    found = found.transpose((2, 3, 0, 4, 5, 6, 1, 7))  # [K, D, i, n, K, D, j, n]
+    found = found.reshape((k, parts, number * size, k, parts, number * size))
+    found = found[:, :, :each, :, :, :each]
+    return found.reshape((k, parts * each, k, parts * each))
 
 
 def _sizes(examples: Any, chunk_size: int, parts: int) -> tuple[int, int, int]:
