@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.curvature.chunks import activations, depends_on_itself_alone, fitting
+from natgrad.curvature.layer_rows import captured_layers
 from natgrad.curvature.visits import visits
 from natgrad.layers import Block, RowFactors
 from natgrad.model import batch
@@ -52,7 +53,7 @@ def rows_in_chunks(
     if size is None:
         return whole(given)
     alone = depends_on_itself_alone(of.model, given)
-    captured = of.captured_layers(given) if alone else None
+    captured = captured_layers(of, given) if alone else None
     source = _Source.of(of, given, captured is not None)
     parts = tree.device_parts(source.count)
     shapes = jax.eval_shape(source.rows, source.each)
@@ -93,21 +94,22 @@ class _Source(NamedTuple):
         model, layout = of.model, Layout.of(given.params)
         if not captured:
             found, visit = visits(model, of.labels, given), of.visit(layout)
+            total = of.over_devices(found.total)
 
             def written(each):
                 visited = jax.vmap(lambda example: found.at(visit, example))(each)
-                return of.written_rows(layout, found.total, *visited)
+                return of.written_rows(layout, total, *visited)
 
             return cls(found.each, written)
         rows, rebuild = batch.split_batch(given.inputs, model.in_axes)
         z = jax.eval_shape(model.outputs, given.params, given.inputs)
         keys = batch.keys(model.family, given.key, z, z.shape[0])
-        _, total = model.examples(given.params, given.inputs)
+        total = of.over_devices(model.examples(given.params, given.inputs)[1])
 
-        def tapped(each, wanted=lambda block: True):
+        def tapped(each, wanted=lambda _: True):
             rows, targets, keys = each
             part = Batch(given.params, rebuild(rows), targets, keys)
-            return of.layer_rows(part, of.captured_layers(part), wanted, total)
+            return of.layer_rows(part, captured_layers(of, part), wanted, total)
 
         return cls((rows, given.targets, keys), tapped)
 
@@ -191,21 +193,37 @@ class ChunkedRows(JacobianBlock):
             lambda kept: kept.pull(u.reshape(-1)),
         )
 
-    def gram(self, other: Any = None) -> Float[Array, "K N K N"]:
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
         """B Bᵀ, chunk against chunk."""
-        assert other is None  # chunks are never among the rows of a chunk
 
         def product(rows, others):
             return rows.gram(others).reshape((*rows.columns, *others.columns))
 
-        def make(each):
-            return self._rows(each).astype(self.dtype)
-
-        found = tree.pairs_of_chunks(make, product, *self._chunks)
         kept = self.factors
+        if other is None:
+            found = tree.pairs_of_chunks(self._wide_rows, product, *self._chunks)
+        else:
+            found = self._against(other, product)
         if kept is None:
             return found
-        return found + kept.astype(self.dtype).gram().reshape(found.shape)
+        others = None if other is None else other.factors.astype(self.dtype)
+        return found + kept.astype(self.dtype).gram(others).reshape(found.shape)
+
+    def _against(self, other: ChunkedRows, product: Callable) -> Array:
+        def of_chunk(each):
+            rows = self._wide_rows(each)
+
+            def of_other(each):  # [n', K', K, n]
+                block = product(rows, other._wide_rows(each))
+                return block.transpose((3, 2, 0, 1))
+
+            found = tree.map_over_chunks(jax.checkpoint(of_other), *other._chunks)
+            return found.transpose((3, 2, 1, 0))  # [n, K, K', N']
+
+        return jnp.swapaxes(tree.map_over_chunks(of_chunk, *self._chunks), 0, 1)
+
+    def _wide_rows(self, each: Any) -> Jacobian:
+        return self._rows(each).astype(self.dtype)
 
     def explicit(self) -> Sequence[Float[Array, "K N ..."]]:
         """B written out, all of it."""

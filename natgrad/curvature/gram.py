@@ -26,6 +26,7 @@ states through efficient optimization (minSR), for centred scores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -33,17 +34,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad import layers
 from natgrad.curvature.base import Curvature, require_memory
 from natgrad.curvature.chunked_rows import rows_in_chunks
 from natgrad.curvature.chunks import BUDGET, ChunkSize, check_chunk_size
 from natgrad.curvature.columns import law_of_outputs, root
-from natgrad.curvature.layer_rows import jacobian_block, row_statistics, rows_of
+from natgrad.curvature.layer_rows import (
+    captured_layers,
+    jacobian_block,
+    row_statistics,
+    rows_of,
+)
+from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.visits import Visit, visits
-from natgrad.layers import Block
+from natgrad.layers import Block, Captured
 from natgrad.metrics.gram import GramMetric
 from natgrad.metrics.gram_blocks import GramBlocksMetric
 from natgrad.model.batch import Batch
+from natgrad.solvers.device_rows import spread_rows
 from natgrad.solvers.jacobian_blocks import DenseRows
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, raw_key
@@ -103,44 +110,19 @@ class RowCurvature(Curvature):
         Args:
             batch: its parameters, inputs, targets and key.
         """
-        captured = self.captured_layers(batch)
+        captured = captured_layers(self, batch)
         found = None if captured is None else self.layer_rows(batch, captured)
         return self._written_out(batch) if found is None else found
 
     def writes_out(self, params: Params, inputs: Inputs) -> bool:
         """Must B be written out, for want of layers that tell examples apart?"""
-        return self.captured_layers(Batch(params, inputs)) is None
-
-    def captured_layers(self, batch: Batch) -> layers.Captured | None:
-        """The layers; None where they cannot give every example's gradient.
-
-        Args:
-            batch: of which the parameters and inputs count.
-        """
-        model, params, inputs = self.model, batch.params, batch.inputs
-        program = layers.trace(model.raw_outputs, params, inputs)
-        found = layers.dependence(model.apply, params, inputs, model.in_axes, program)
-        if found is layers.Dependence.OTHERS:
-            return None
-        try:
-            captured = layers.capture(
-                model.apply,
-                params,
-                inputs,
-                in_axes=model.in_axes,
-                declared=self.declared,
-                program=program,
-            )
-        except layers.NotCapturedError:
-            return None
-        separate = all(block.separate and block.examples for block in captured.blocks)
-        return captured if separate else None
+        return captured_layers(self, Batch(params, inputs)) is None
 
     def layer_rows(
         self,
         batch: Batch,
-        captured: layers.Captured,
-        wanted: Callable[[Block], bool] = lambda block: True,
+        captured: Captured,
+        wanted: Callable[[Block], bool] = lambda _: True,
         total: Array | None = None,
     ) -> Jacobian | None:
         """B from taps; None where they cannot give it.
@@ -160,7 +142,7 @@ class RowCurvature(Curvature):
         )
         law = law_of_outputs(self.model)
         columns, own = self.labels.of_batch(law, z, batch._replace(params=z))
-        total = own if total is None else total
+        total = self.over_devices(own) if total is None else total
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:
             return None
@@ -169,9 +151,10 @@ class RowCurvature(Curvature):
             answers = pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
             return {block.name: answers[block.name] for block in blocks}
 
-        answers = jax.tree.leaves(jax.eval_shape(lambda: rows_of(pull, columns.count)))
+        gather = functools.partial(rows_of, pull, columns.count)
+        answers = jax.tree.leaves(jax.eval_shape(gather))
         self._require(columns.count * count, sum(a.size for a in answers), params)
-        rows = rows_of(pull, columns.count)
+        rows = gather()
         pieces = tuple(jacobian_block(block, *rows[block.name]) for block in blocks)
         layout = Layout.of(params)
         return Jacobian(layout, blocks, pieces, self._centre(columns.roots(0), total))
@@ -182,7 +165,16 @@ class RowCurvature(Curvature):
         found = visits(self.model, self.labels, batch)
         samples = found.columns * found.count
         self._require(samples, samples * layout.size, batch.params)
-        return self.written_rows(layout, found.total, *found.stack(self.visit(layout)))
+        total = self.over_devices(found.total)
+        return self.written_rows(layout, total, *found.stack(self.visit(layout)))
+
+    def over_devices(self, total: Array) -> Array:
+        """A sum over this device's examples, added up over devices.
+
+        Args:
+            total: any shape.
+        """
+        return total
 
     def visit(self, layout: Layout) -> Visit:
         """What `written_rows` takes of an example: its rows and √w.
@@ -234,7 +226,7 @@ class RowCurvature(Curvature):
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gram(RowCurvature):
+class Gram(RowCurvature, SummedCurvature):
     """F through the Gram matrix of its score columns.
 
     Attributes:
@@ -244,6 +236,8 @@ class Gram(RowCurvature):
             the M×M matrix and once or twice for each product with B.
         memory_budget: bytes of what grows with the chunk. M² numbers and the layers'
             factors, N Σ (I + K O), are beside it.
+        axis_name: as of `SummedCurvature`; the M×M matrix is then spread by block rows
+            (`natgrad.solvers.device_rows`).
     """
 
     chunk_size: ChunkSize = None
@@ -261,9 +255,15 @@ class Gram(RowCurvature):
         Args:
             batch: its parameters, inputs, targets and key.
         """
-        if self.chunk_size is None:
-            return super().rows(batch)
-        return rows_in_chunks(self, batch, super().rows)
+        local, whole = self.to_device_local(batch), super().rows
+        chunked = self.chunk_size is not None
+        rows = rows_in_chunks(self, local, whole) if chunked else whole(local)
+        return rows if self.axis_name is None else spread_rows(rows, self.axis_name)
+
+    def over_devices(self, total: Array) -> Array:
+        """The sum over devices."""
+        axis = self.axis_name
+        return total if axis is None else jax.lax.psum(total, axis)
 
     def metric(
         self,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.layers import Block, PerExample, RowFactors
+from natgrad.model.batch import Batch
 from natgrad.solvers.jacobian_blocks import (
     DenseRows,
     EmbeddingBlock,
@@ -17,6 +18,34 @@ from natgrad.solvers.jacobian_blocks import (
     LinearBlock,
 )
 from natgrad.typing import Array
+
+
+def captured_layers(of: Any, batch: Batch) -> layers.Captured | None:
+    """The layers of a batch; None where they cannot give every example's gradient.
+
+    Args:
+        of: a curvature with `model` and `declared`.
+        batch: of which the parameters and inputs count.
+    """
+    model = of.model
+    params, inputs, axes = batch.params, batch.inputs, model.in_axes
+    program = layers.trace(model.raw_outputs, params, inputs)
+    found = layers.dependence(model.apply, params, inputs, axes, program)
+    if found is layers.Dependence.OTHERS:
+        return None
+    try:
+        captured = layers.capture(
+            model.apply,
+            params,
+            inputs,
+            in_axes=axes,
+            declared=of.declared,
+            program=program,
+        )
+    except layers.NotCapturedError:
+        return None
+    separate = all(block.separate and block.examples for block in captured.blocks)
+    return captured if separate else None
 
 
 def row_statistics(block: Block) -> dict[str, layers.Statistic]:

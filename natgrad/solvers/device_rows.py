@@ -1,0 +1,298 @@
+"""Rows of B that are spread over devices, inside `jax.shard_map`.
+
+Each of D devices holds the rows of its examples. Vectors of M numbers and of parameters
+are on all devices; K = B Bᵀ is not: device d has the rows of K that belong to its rows
+of B, M²/D numbers. Communicated are
+
+    B v                 one all-gather, M numbers
+    Bᵀ u                one all-reduce, P numbers
+    K                   D − 1 steps of a ring, in which what the rows are made of (the
+                        layers' factors; for chunks the examples) goes once round
+    K + λI = L Lᵀ       for each block column an all-reduce of M²/D² numbers and an
+                        all-gather of M²/D, so M² in all; one Cholesky of M/D at a time
+    L Lᵀ w = u          2 D all-reduces of M/D numbers
+
+The factorisation is the right-looking one by block rows: device d is busy until block
+column d is done, which costs three times what a perfect split would. Its program grows
+with D.
+
+Source: Golub & Van Loan (2013), Matrix Computations, 4th edition, section 4.2.6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float
+
+from natgrad import tree
+from natgrad.solvers.conjugate_gradients import (
+    RelativeResidual,
+    conjugate_gradients,
+)
+from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
+from natgrad.solvers.score_jacobian import Jacobian
+from natgrad.solvers.spectral import HIGHEST
+from natgrad.tree import metric_pytree
+from natgrad.typing import Array
+
+
+def spread_rows(local: Jacobian, axis_name: Hashable) -> Jacobian:
+    """B of the examples of all devices.
+
+    Args:
+        local: of this device's examples, scaled by Σ_n ω_n of all.
+        axis_name: of the mapped axis, or axes.
+    """
+    centre = local.centre
+    if centre is not None:
+        centre = centre.reshape(local.columns)
+        centre = _gathered(centre, axis_name, 1).reshape(-1)
+    piece = DeviceRows(dataclasses.replace(local, centre=None), axis_name)
+    return Jacobian(local.layout, None, (piece,), centre)
+
+
+@metric_pytree("axis_name")
+class DeviceRows(JacobianBlock):
+    """The rows of this device; the parts are the leaves.
+
+    Attributes:
+        local: its rows, not centred.
+        axis_name: of the mapped axis, or axes.
+    """
+
+    local: Jacobian
+    axis_name: Any
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(K, N), N on all devices."""
+        k, n = self.local.columns
+        return k, n * jax.lax.axis_size(self.axis_name)
+
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """B v, on all devices."""
+        params = jax.tree.unflatten(self.local.layout.treedef, list(v))
+        found = self.local.push(tree.varying_like(params, self.local))
+        return _gathered(found.reshape(self.local.columns), self.axis_name, 1)
+
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """Bᵀ u, on all devices."""
+        own = self.own(tree.varying_like(u, self.local))
+        found = self.local.pull(own.reshape(-1))
+        return jax.tree.leaves(jax.lax.psum(found, self.axis_name))
+
+    def own(self, u: Float[Array, "K N"]) -> Float[Array, "K n"]:
+        """What belongs to this device's rows.
+
+        Args:
+            u: one number a row of B.
+        """
+        count = self.local.columns[1]
+        first = count * jax.lax.axis_index(self.axis_name)
+        return jax.lax.dynamic_slice_in_dim(u, first, count, 1)
+
+    def block_row(self) -> Float[Array, "m M"]:
+        """This device's rows of B Bᵀ; rows and columns by device, then (k, n)."""
+        axis, devices = self.axis_name, jax.lax.axis_size(self.axis_name)
+        shift = [(d, (d - 1) % devices) for d in range(devices)]
+
+        def step(other, _):
+            block = self.local.gram(other)
+            return jax.tree.map(
+                lambda a: jax.lax.ppermute(a, axis, shift), other
+            ), block
+
+        _, blocks = jax.lax.scan(step, self.local, length=devices)
+        order = (jnp.arange(devices) - jax.lax.axis_index(axis)) % devices
+        return jnp.moveaxis(blocks[order], 0, 1).reshape((self.local.size, -1))
+
+    def gram(self, other: Any = None) -> Float[Array, "K N K N"]:
+        """B Bᵀ, the whole of it on all devices."""
+        assert other is None  # all examples are here
+        k, n = self.local.columns
+        rows = _gathered(self.block_row(), self.axis_name, 0)
+        rows = rows.reshape((-1, k, n, rows.shape[0] // (k * n), k, n))
+        return rows.transpose((1, 0, 2, 4, 3, 5)).reshape(
+            (*self.columns, *self.columns)
+        )
+
+    def explicit(self) -> Sequence[Float[Array, "K N ..."]]:
+        """B written out, on all devices."""
+        layout = self.local.layout
+        rows = self.local.explicit().reshape((*self.local.columns, -1))
+        rows = _gathered(rows, self.axis_name, 1)
+        return jax.tree.leaves(jax.vmap(jax.vmap(layout.split))(rows))
+
+    def squares(self) -> Parts:
+        """The diagonal of Bᵀ B, on all devices."""
+        return jax.tree.leaves(jax.lax.psum(self.local.diagonal(), self.axis_name))
+
+    def part_shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """The leaves."""
+        layout = self.local.layout
+        return [jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.shapes]
+
+    def astype(self, dtype: Any) -> DeviceRows:
+        """In another dtype."""
+        return dataclasses.replace(self, local=self.local.astype(dtype))
+
+    def scaled(self, v: Parts) -> DeviceRows:
+        """B diag(v); v are leaves that are constant."""
+        params = jax.tree.unflatten(self.local.layout.treedef, list(v))
+        scaled = self.local.scaled(tree.varying_like(params, self.local))
+        return dataclasses.replace(self, local=scaled)
+
+
+class SpreadKernel:
+    """K = B Bᵀ by block rows, and what is solved with it.
+
+    Attributes:
+        piece: B, not centred.
+        rows: this device's rows of K, [m, M], rows and columns by device.
+        norm: max_i Σ_j |K_ij|, shape ().
+    """
+
+    def __init__(self, jacobian: Jacobian):
+        (self.piece,) = jacobian.pieces
+        rows, axis, q = self.piece.block_row(), self.piece.axis_name, jacobian.centre
+        if q is not None:  # (I − q qᵀ) K (I − q qᵀ)
+            q = self._by_device(q.astype(rows.dtype)).reshape(-1)
+            kq_own = jnp.matmul(rows, q, precision=HIGHEST)
+            kq = _gathered(kq_own, axis, 0)
+            q_own = self._mine(q)
+            qkq = jnp.vdot(q, kq, precision=HIGHEST)
+            rows = (
+                rows - q_own[:, None] * (kq - qkq * q)[None] - kq_own[:, None] * q[None]
+            )
+        self.rows = rows
+        self.norm = jax.lax.pmax(jnp.max(jnp.sum(jnp.abs(rows), axis=1)), axis)
+
+    def multiply(self, w: Float[Array, " M"]) -> Float[Array, " M"]:
+        """K w, on all devices.
+
+        Args:
+            w: one number a row of B.
+        """
+        given = self._by_device(w.astype(self.rows.dtype)).reshape(-1)
+        found = jnp.matmul(self.rows, given, precision=HIGHEST)
+        found = _gathered(found, self.piece.axis_name, 0)
+        return self._by_column(found).astype(w.dtype)
+
+    def factorize(
+        self, damping: Array
+    ) -> tuple[Callable[[Array], Array], Float[Array, ""]]:
+        """(u -> (K + λI)⁻¹ u, the smallest pivot over its own diagonal entry).
+
+        Args:
+            damping: λ.
+        """
+        axis, rows = self.piece.axis_name, self.rows
+        devices, size = jax.lax.axis_size(axis), rows.shape[0]
+        here = jax.lax.axis_index(axis)
+        eye, left = jnp.eye(size, dtype=rows.dtype), rows
+        panels, corners, smallest = [], [], []
+        for j in range(devices):
+            own, left = left[:, :size], left[:, size:]
+            whole = rows[:, j * size : (j + 1) * size].diagonal()
+            corner, entries = jax.lax.psum(
+                jax.tree.map(lambda a, j=j: jnp.where(here == j, a, 0), (own, whole)),
+                axis,
+            )
+            corner = jax.lax.linalg.cholesky(
+                corner + damping * eye, symmetrize_input=False
+            )
+            pivots = corner.diagonal() ** 2 / jnp.where(entries > 0, entries, 1)
+            below = solve_triangular(corner, own.T, lower=True).T
+            panel = jnp.where(here > j, below, 0)
+            if j + 1 < devices:
+                others = jax.lax.all_gather(panel, axis)[j + 1 :].reshape(-1, size)
+                left = left - jnp.matmul(panel, others.T, precision=HIGHEST)
+            panels.append(panel)
+            corners.append(corner)
+            smallest.append(jnp.min(pivots))
+
+        def forward(u):
+            total, found = jnp.zeros_like(panels[0][:, 0]), []
+            for j in range(devices):
+                before = jax.lax.psum(jnp.where(here == j, total, 0), axis)
+                y = solve_triangular(corners[j], u[j] - before, lower=True)
+                total = total + jnp.matmul(panels[j], y, precision=HIGHEST)
+                found.append(y)
+            return found
+
+        def backward(y):
+            own, found = jnp.zeros_like(panels[0][:, 0]), [None] * devices
+            for j in reversed(range(devices)):
+                after = jnp.matmul(panels[j].T, own, precision=HIGHEST)
+                after = jax.lax.psum(after, axis)
+                x = solve_triangular(corners[j], y[j] - after, lower=True, trans=1)
+                own = jnp.where(here == j, x, own)
+                found[j] = x
+            return jnp.concatenate(found)
+
+        def inverse(u):
+            given = self._by_device(u.astype(rows.dtype))
+            return self._by_column(backward(forward(given))).astype(u.dtype)
+
+        return inverse, jnp.min(jnp.stack(smallest))
+
+    def _by_device(self, u: Array) -> Float[Array, "D m"]:
+        """One number a row of B, [K N], by device."""
+        k, n = self.piece.local.columns
+        return jnp.swapaxes(u.reshape((k, -1, n)), 0, 1).reshape((-1, k * n))
+
+    def _by_column(self, u: Array) -> Float[Array, " M"]:
+        """Back from `_by_device`."""
+        k, n = self.piece.local.columns
+        return jnp.swapaxes(u.reshape((-1, k, n)), 0, 1).reshape(-1)
+
+    def _mine(self, a: Array) -> Array:
+        """This device's part of the first axis, which is by device."""
+        size = self.piece.local.size
+        first = size * jax.lax.axis_index(self.piece.axis_name)
+        return jax.lax.dynamic_slice_in_dim(a, first, size, 0)
+
+
+def factorized(
+    jacobian: Jacobian, damping: Array
+) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array], Array]:
+    """K + λI for K by block rows; conjugate gradients where Cholesky fails.
+
+    From 0 these stay in the range of K, so that λ = 0 gives the least norm.
+
+    Args:
+        jacobian: B, whose one piece is `DeviceRows`.
+        damping: λ >= 0, shape ().
+
+    Returns:
+        (the largest row sum of |K|, w -> K w, u -> (K + λI)⁻¹ u, did Cholesky fail?)
+    """
+    kernel = SpreadKernel(jacobian)
+    by_cholesky, pivot = kernel.factorize(damping.astype(kernel.rows.dtype))
+    rounding = jacobian.size * float(jnp.finfo(kernel.rows.dtype).eps)
+    failed = ~((pivot > rounding) & (damping > 0))  # NaN fails too
+    stop = RelativeResidual(10 * rounding, 2 * jacobian.size)
+
+    def by_iterations(u):
+        return conjugate_gradients(
+            lambda w: kernel.multiply(w) + damping * w, u, lambda w: w, stop
+        )[0]
+
+    def inverse(u):
+        return jax.lax.cond(failed, by_iterations, by_cholesky, u)
+
+    return kernel.norm.astype(damping.dtype), kernel.multiply, inverse, failed
+
+
+def _gathered(own: Array, axis_name: Any, axis: int) -> Array:
+    """Every device's part, one after the other along an axis, on all devices."""
+    device = jax.lax.axis_index(axis_name)
+    to = "invarying" if tree.varying(device) else "varying"
+    own = tree.varying_like(own, device)
+    return jax.lax.all_gather(own, axis_name, axis=axis, tiled=True, to=to)
