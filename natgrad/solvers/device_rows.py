@@ -79,13 +79,15 @@ class DeviceRows(JacobianBlock):
         """B v, on all devices."""
         params = jax.tree.unflatten(self.local.layout.treedef, list(v))
         found = self.local.push(tree.varying_like(params, self.local))
-        return _gathered(found.reshape(self.local.columns), self.axis_name, 1)
+        found = _gathered(found.reshape(self.local.columns), self.axis_name, 1)
+        return tree.varying_like(found, v)
 
     def pull(self, u: Float[Array, "K N"]) -> Parts:
         """Bᵀ u, on all devices."""
         own = self.own(tree.varying_like(u, self.local))
         found = self.local.pull(own.reshape(-1))
-        return jax.tree.leaves(jax.lax.psum(found, self.axis_name))
+        found = jax.lax.psum(found, self.axis_name)
+        return jax.tree.leaves(tree.varying_like(found, u))
 
     def own(self, u: Float[Array, "K N"]) -> Float[Array, "K n"]:
         """What belongs to this device's rows.
@@ -182,7 +184,7 @@ class SpreadKernel:
         given = self._by_device(w.astype(self.rows.dtype)).reshape(-1)
         found = jnp.matmul(self.rows, given, precision=HIGHEST)
         found = _gathered(found, self.piece.axis_name, 0)
-        return self._by_column(found).astype(w.dtype)
+        return tree.varying_like(self._by_column(found).astype(w.dtype), w)
 
     def factorize(
         self, damping: Array
@@ -214,7 +216,7 @@ class SpreadKernel:
                 others = jax.lax.all_gather(panel, axis)[j + 1 :].reshape(-1, size)
                 left = left - jnp.matmul(panel, others.T, precision=HIGHEST)
             panels.append(panel)
-            corners.append(corner)
+            corners.append(tree.varying_like(corner, rows))
             smallest.append(jnp.min(pivots))
 
         def forward(u):
@@ -238,7 +240,8 @@ class SpreadKernel:
 
         def inverse(u):
             given = self._by_device(u.astype(rows.dtype))
-            return self._by_column(backward(forward(given))).astype(u.dtype)
+            found = self._by_column(backward(forward(given))).astype(u.dtype)
+            return tree.varying_like(found, u)
 
         return inverse, jnp.min(jnp.stack(smallest))
 
@@ -279,15 +282,18 @@ def factorized(
     failed = ~((pivot > rounding) & (damping > 0))  # NaN fails too
     stop = RelativeResidual(10 * rounding, 2 * jacobian.size)
 
+    norm = kernel.norm.astype(damping.dtype)
+    norm, fails, damping = tree.varying_like((norm, failed, damping), kernel.rows)
+
     def by_iterations(u):
         return conjugate_gradients(
             lambda w: kernel.multiply(w) + damping * w, u, lambda w: w, stop
         )[0]
 
     def inverse(u):
-        return jax.lax.cond(failed, by_iterations, by_cholesky, u)
+        return jax.lax.cond(fails, by_iterations, by_cholesky, u)
 
-    return kernel.norm.astype(damping.dtype), kernel.multiply, inverse, failed
+    return norm, kernel.multiply, inverse, failed
 
 
 def _gathered(own: Array, axis_name: Any, axis: int) -> Array:

@@ -70,15 +70,20 @@ def sample_space_solution(
     """
     dtype = jacobian.layout.dtype
     damping = jnp.asarray(damping, dtype)
-    v = jax.tree.map(lambda leaf: leaf.astype(dtype), v)
+    given = jax.tree.map(lambda leaf: leaf.astype(dtype), v)
+    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
+    # Over devices, all that a linear solve reads must vary where a part of it does.
+    jacobian, damping, v = tree.varying_like((jacobian, damping, given), jacobian)
+    constants = jax.lax.stop_gradient((jacobian, damping))
+    system = system._replace(jacobian=constants[0], damping=constants[1])
 
     def damped(x):
         return _plus(jacobian.pull(jacobian.push(x)), damping, x)
 
-    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
     value, remainder = jax.lax.custom_linear_solve(  # so the derivative is implicit
         damped, v, lambda _, b: _solve(system, b), symmetric=True, has_aux=True
     )
+    value, remainder = tree.same_on_devices((value, remainder), (given, system.failed))
     return Solution(value, system.failed, Remainder(*remainder))
 
 

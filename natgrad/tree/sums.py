@@ -190,3 +190,15 @@ def varying(values: Any) -> frozenset:
     return frozenset().union(
         *(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves)
     )
+
+
+def same_on_devices(values: Any, like: Any) -> Any:
+    """Values that are equal on all devices, declared so, by a mean over them.
+
+    Args:
+        values: a tree of arrays.
+        like: a tree of arrays; over the axes that none of them varies over the values
+            are equal.
+    """
+    axes = tuple(sorted(varying(values) - varying(like)))
+    return jax.lax.pmean(values, axes) if axes else values
