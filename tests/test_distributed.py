@@ -71,12 +71,18 @@ QUICK = {
     "jit:kfac:float32": ONE,
     "jit:kfac:float64": ONE,
     "shard_map_spread:kfac:float32": GATHERED,
+    # Loops over examples gather none: an all-reduce for each chunk, one besides.
+    "jit:sampled:float64": {"all-reduce": 2},
 }
 SLOW = {
     "jit_spread:kfac:float64": GATHERED,
     "jit:ekfac:float64": {"all-reduce": 2},  # one of them in the first step only
-    "jit:sampled:float64": None,
+    "jit:convolution:float64": {"all-reduce": 2},
     "jit:gram:float64": None,
+    "jit:chunked_gram:float64": None,
+    "jit:chunked_matrix_free:float64": {"all-reduce": 3},
+    "shard_map:gram:float64": None,
+    "shard_map:chunked_gram:float64": None,
     "jit:matrix_free:float64": None,
     "shard_map:ekfac:float64": {"all-reduce": 2},
     "shard_map:layer_diagonal:float64": ONE,

@@ -6,10 +6,10 @@ of B, M²/D numbers. Communicated are
 
     B v                 one all-gather, M numbers
     Bᵀ u                one all-reduce, P numbers
-    K                   D − 1 steps of a ring, in which what the rows are made of (the
+    K                   D steps of a ring, in which what the rows are made of (the
                         layers' factors; for chunks the examples) goes once round
-    K + λI = L Lᵀ       for each block column an all-reduce of M²/D² numbers and an
-                        all-gather of M²/D, so M² in all; one Cholesky of M/D at a time
+    K + λI = L Lᵀ       for each block column an all-reduce of M²/D² numbers, and an
+                        all-gather of as many from each device
     L Lᵀ w = u          2 D all-reduces of M/D numbers
 
 The factorisation is the right-looking one by block rows: device d is busy until block
