@@ -3,8 +3,8 @@
 One solve (F + λI)⁻¹ g, each in a process of its own, of a network 784-w-w-10:
 
     factors      `Gram`, one sampled label: the layers' factors are kept
-    rows         `Gram(chunk_size="auto")` of a network whose weights pass through a sine,
-                 so that the rows are written out, a chunk at a time; M² P operations
+    rows         `Gram(chunk_size="auto")` of a network whose weights pass through a
+                 sine, so that rows are written out, a chunk at a time: M² P operations
     matrix_free  `MatrixFree(chunk_size="auto")`, three products
 
 `peak` is the largest resident set of the process, `compiled` XLA's own analysis of the

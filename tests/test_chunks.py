@@ -13,6 +13,7 @@ from problems import ravel, relative_error
 import natgrad as ng
 from natgrad.curvature import Centred, Empirical, Gram, MatrixFree, Sampled
 from natgrad.curvature.chunked_rows import ChunkedRows
+from natgrad.model.batch import Batch
 
 KEY = jax.random.PRNGKey(3)
 RNG = np.random.default_rng(0)
@@ -122,20 +123,11 @@ def test_products_in_chunks_are_those_of_the_batch(name):
 
 def test_a_budget_decides_how_many_examples_there_are_at_once():
     model, params, x = CONV, *CASES["convolution"][1:]
-    piece = lambda budget: (
-        Gram(model, Sampled(1), chunk_size="auto", memory_budget=budget)
-        .at(params, x, Y, KEY)
-        .jacobian.pieces[0]
-    )
-    sizes = []
-
-    def shaped():
-        for budget in (2_500, 5_000, 10**9):
-            found = piece(budget)
-            sizes.append(found.chunk_size if isinstance(found, ChunkedRows) else None)
-        return ()
-
-    jax.eval_shape(shaped)
+    batch, sizes = Batch(params, x, None, KEY), []
+    for budget in (2_500, 5_000, 10**9):
+        curvature = Gram(model, Sampled(1), chunk_size="auto", memory_budget=budget)
+        piece = jax.eval_shape(curvature.rows, batch).pieces[0]
+        sizes.append(piece.chunk_size if isinstance(piece, ChunkedRows) else None)
     assert sizes[2] is None
     assert 1 <= sizes[0] < sizes[1] < N
 

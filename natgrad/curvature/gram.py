@@ -237,7 +237,7 @@ class Gram(RowCurvature, SummedCurvature):
         memory_budget: bytes of what grows with the chunk. M² numbers and the layers'
             factors, N Σ (I + K O), are beside it.
         axis_name: as of `SummedCurvature`; the M×M matrix is then spread by block rows
-            (`natgrad.solvers.device_rows`).
+            (`natgrad.solvers.device_kernel`).
     """
 
     chunk_size: ChunkSize = None

@@ -22,7 +22,7 @@ two products with it. Where B is small enough to be written out and λ < 1e-6 |K
 float64 M ε |K|, K is not used: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
 
 With x64 on, K is formed and factorised in float64. Over devices it is spread by block
-rows (`natgrad.solvers.device_rows`).
+rows (`natgrad.solvers.device_kernel`).
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks; Björck (1996), Numerical Methods for Least Squares
@@ -41,7 +41,8 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import Remainder, Solution
-from natgrad.solvers.device_rows import DeviceRows, factorized
+from natgrad.solvers.device_kernel import factorized
+from natgrad.solvers.device_rows import DeviceRows
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
@@ -287,5 +288,5 @@ def _split(system: _System, b: Params) -> _Split:
     return jax.lax.cond(any_over_vmap(inside), within, lambda: plain)
 
 
-def _plus(tree_: Params, scale: Array, other: Params) -> Params:
+def _plus(tree_: Params, scale: ArrayLike, other: Params) -> Params:
     return jax.tree.map(lambda a, b: a + scale * b, tree_, other)
