@@ -5,7 +5,7 @@ One solve (F + λI)⁻¹ g, each in a process of its own, of a network 784-w-w-1
     factors      `Gram`, one sampled label: the layers' factors are kept
     rows         `Gram(chunk_size="auto")` of a network whose weights pass through a
                  sine, so that rows are written out, a chunk at a time: M² P operations
-    matrix_free  `MatrixFree(chunk_size="auto")`, three products
+    matrix_free  `MatrixFree(chunk_size=256)`, three products
 
 `peak` is the largest resident set of the process, `compiled` XLA's own analysis of the
 program: arguments, results and temporaries. With --compile the program is analysed, and
@@ -79,7 +79,7 @@ CURVATURES = {
     "factors": lambda: Gram(network(lambda w: w), Sampled(1)),
     "rows": lambda: Gram(network(jnp.sin), Sampled(1), chunk_size="auto"),
     "matrix_free": lambda: MatrixFree(
-        network(lambda w: w), stop=FixedIterations(3), chunk_size="auto"
+        network(lambda w: w), stop=FixedIterations(3), chunk_size=256
     ),
 }
 
