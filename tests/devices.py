@@ -9,6 +9,7 @@ A check is mode:case:dtype, see MODES and CASES. It reports
     compiled    how many programs were compiled by the first step, and after it
     moved       leaves of the state whose sharding is not what it was
     calls       how often the compiled step communicates, by kind
+    square      whether a device ever holds an N×N matrix
 """
 
 from __future__ import annotations
@@ -229,6 +230,7 @@ def check(mesh, mode, name, dtype):
         "compiled": (first, later),
         "moved": sum(a != b for a, b in zip(shardings, after, strict=True)),
         "calls": collections.Counter(re.findall(rf" ({KINDS})(?:-start)?\(", text)),
+        "square": f"[{N},{N}]" in text,
     }
 
 

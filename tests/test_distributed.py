@@ -114,6 +114,14 @@ def test_eight_devices_take_every_step_of_one(long_report, name):
     is_one_device_s(long_report[name], name, SLOW[name])
 
 
+@pytest.mark.slow
+def test_no_device_holds_the_matrix_of_all_samples(long_report):
+    """Gram's M×M matrix, M = N, is on every device under jit, on none in shard_map."""
+    assert long_report["jit:gram:float64"]["square"]
+    assert not long_report["shard_map:gram:float64"]["square"]
+    assert not long_report["shard_map:chunked_gram:float64"]["square"]
+
+
 def test_labels_do_not_depend_on_the_number_of_devices(report):
     assert report["draws"]
 
