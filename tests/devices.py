@@ -9,6 +9,7 @@ A check is mode:case:dtype, see MODES and CASES. It reports
     compiled    how many programs were compiled by the first step, and after it
     moved       leaves of the state whose sharding is not what it was
     calls       how often the compiled step communicates, by kind
+    square      whether a device ever holds an N×N matrix
 """
 
 from __future__ import annotations
@@ -94,7 +95,13 @@ CASES = {
     ),
     "layer_diagonal": Case(of.LayerDiagonal),
     "sampled": Case(lambda model, **axis: of.Dense(model, of.Sampled(2), **axis)),
-    "gram": Case(lambda model: of.Gram(model, of.Sampled(1))),
+    "gram": Case(lambda model, **axis: of.Gram(model, of.Sampled(1), **axis)),
+    "chunked_gram": Case(
+        lambda model, **axis: of.Gram(model, of.Sampled(1), chunk_size=16, **axis),
+        None,
+        convolve,
+    ),
+    "chunked_matrix_free": Case(lambda model: of.MatrixFree(model, chunk_size=16)),
     "matrix_free": Case(of.MatrixFree),
 }
 
@@ -128,7 +135,8 @@ def device_step(curvature, tx):
         draw = jax.random.split(state.key)[1]  # as `update` does
         here = curvature.with_previous(state.statistics)
         _, grads, statistics = here.value_and_grad(params, x, y, draw)
-        updates, state = tx.update(grads, state, params, statistics=statistics)
+        batch = {"inputs": x} if curvature.requires_batch else {}
+        updates, state = tx.update(grads, state, params, statistics=statistics, **batch)
         updates = jax.tree.map(lambda u: -RATE * u, updates)
         return optax.apply_updates(params, updates), state
 
@@ -222,6 +230,7 @@ def check(mesh, mode, name, dtype):
         "compiled": (first, later),
         "moved": sum(a != b for a, b in zip(shardings, after, strict=True)),
         "calls": collections.Counter(re.findall(rf" ({KINDS})(?:-start)?\(", text)),
+        "square": f"[{N},{N}]" in text,
     }
 
 

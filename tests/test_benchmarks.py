@@ -12,6 +12,7 @@ from benchmarks import (
     conjugate_gradients,
     momentum,
     problems,
+    sample_memory,
     sample_space,
     solvers,
     stages,
@@ -68,6 +69,16 @@ def test_sample_space_writes_its_figures(section, tmp_path):
         assert row["ratio"] > 0
         assert all(set(task) == TASK for task in row["tasks"].values())
         assert section != "autoencoder" or row["memory_ratio"] > 0
+
+
+def test_the_memory_of_a_solve_is_measured(capsys):
+    with jax.numpy_rank_promotion("allow"):
+        arguments = ["--cases", "rows", "--examples", "6", "--width", "4", "--child"]
+        found = sample_memory.main(arguments)
+    assert json.loads(capsys.readouterr().out) == found
+    assert (found["parameters"], found["examples"]) == (784 * 4 + 4 * 4 + 4 * 10, 6)
+    assert found["finite"]
+    assert found["peak"] > found["compiled"] > 4 * found["parameters"]
 
 
 def test_conjugate_gradients_count_iterations(tmp_path):

@@ -71,12 +71,18 @@ QUICK = {
     "jit:kfac:float32": ONE,
     "jit:kfac:float64": ONE,
     "shard_map_spread:kfac:float32": GATHERED,
+    # Loops over examples gather none: an all-reduce for each chunk, one besides.
+    "jit:sampled:float64": {"all-reduce": 2},
 }
 SLOW = {
     "jit_spread:kfac:float64": GATHERED,
     "jit:ekfac:float64": {"all-reduce": 2},  # one of them in the first step only
-    "jit:sampled:float64": None,
+    "jit:convolution:float64": {"all-reduce": 2},
     "jit:gram:float64": None,
+    "jit:chunked_gram:float64": None,
+    "jit:chunked_matrix_free:float64": {"all-reduce": 3},
+    "shard_map:gram:float64": None,
+    "shard_map:chunked_gram:float64": None,
     "jit:matrix_free:float64": None,
     "shard_map:ekfac:float64": {"all-reduce": 2},
     "shard_map:layer_diagonal:float64": ONE,
@@ -106,6 +112,14 @@ def test_eight_devices_take_the_steps_of_one(report, name):
 @pytest.mark.parametrize("name", SLOW)
 def test_eight_devices_take_every_step_of_one(long_report, name):
     is_one_device_s(long_report[name], name, SLOW[name])
+
+
+@pytest.mark.slow
+def test_no_device_holds_the_matrix_of_all_samples(long_report):
+    """Gram's M×M matrix, M = N, is on every device under jit, on none in shard_map."""
+    assert long_report["jit:gram:float64"]["square"]
+    assert not long_report["shard_map:gram:float64"]["square"]
+    assert not long_report["shard_map:chunked_gram:float64"]["square"]
 
 
 def test_labels_do_not_depend_on_the_number_of_devices(report):

@@ -6,8 +6,8 @@ for N examples and K score columns each. B is kept as its layers' inputs and out
 gradients (`natgrad.solvers.score_jacobian`), read off the taps of `natgrad.layers`: one
 backward pass a score column, and nothing of size M·P. Where a layer's uses are not
 understood, their rows cannot be told apart by example, or examples interact, B is
-written out by pullbacks of each example's columns, in chunks: the same matrix, at M·P
-memory.
+written out by pullbacks of each example's columns: the same matrix, at M·P memory, or
+c·K·P with `chunk_size=c` (`natgrad.curvature.chunked_rows`).
 
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
 and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +
@@ -26,6 +26,7 @@ states through efficient optimization (minSR), for centred scores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -33,20 +34,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad import layers
 from natgrad.curvature.base import Curvature, require_memory
+from natgrad.curvature.chunked_rows import rows_in_chunks
+from natgrad.curvature.chunks import BUDGET, ChunkSize, check_chunk_size
 from natgrad.curvature.columns import law_of_outputs, root
-from natgrad.curvature.visits import visits
-from natgrad.layers import Block, PerExample, RowFactors
+from natgrad.curvature.layer_rows import (
+    captured_layers,
+    jacobian_block,
+    row_statistics,
+    rows_of,
+)
+from natgrad.curvature.summed import SummedCurvature
+from natgrad.curvature.visits import Visit, visits
+from natgrad.layers import Block, Captured
 from natgrad.metrics.gram import GramMetric
 from natgrad.metrics.gram_blocks import GramBlocksMetric
 from natgrad.model.batch import Batch
-from natgrad.solvers.jacobian_blocks import (
-    DenseRows,
-    EmbeddingBlock,
-    JacobianBlock,
-    LinearBlock,
-)
+from natgrad.solvers.device_rows import spread_rows
+from natgrad.solvers.jacobian_blocks import DenseRows
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, raw_key
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -72,6 +77,7 @@ class RowCurvature(Curvature):
 
     declared: Mapping[str, Any] | None = None
 
+    chunk_size: ClassVar[ChunkSize] = None
     requires_batch: ClassVar[bool] = True
 
     def init(self, params: Params) -> GramStatistics:
@@ -96,57 +102,59 @@ class RowCurvature(Curvature):
     ) -> Jacobian:
         """B of the batch `inputs`, which must be given; arguments as of `metric`."""
         targets = targets if self.labels.needs_targets else None
-        batch = Batch(params, inputs, targets, statistics.key)
-        program = layers.trace(self.model.raw_outputs, params, inputs)
-        captured = self._captured(batch, program)
-        return self._written_out(batch) if captured is None else captured
+        return self.rows(Batch(params, inputs, targets, statistics.key))
+
+    def rows(self, batch: Batch) -> Jacobian:
+        """B of a batch, of all examples at once.
+
+        Args:
+            batch: its parameters, inputs, targets and key.
+        """
+        captured = captured_layers(self, batch)
+        found = None if captured is None else self.layer_rows(batch, captured)
+        return self._written_out(batch) if found is None else found
 
     def writes_out(self, params: Params, inputs: Inputs) -> bool:
         """Must B be written out, for want of layers that tell examples apart?"""
-        program = layers.trace(self.model.raw_outputs, params, inputs)
-        return self._layers(Batch(params, inputs), program) is None
+        return captured_layers(self, Batch(params, inputs)) is None
 
-    def _layers(self, batch: Batch, program: Any) -> layers.Captured | None:
-        """The layers; None where they cannot give every example's gradient."""
-        model, params, inputs = self.model, batch.params, batch.inputs
-        apply, axes = model.apply_real, model.in_axes
-        found = layers.dependence(apply, params, inputs, axes, program)
-        if found is layers.Dependence.OTHERS:
-            return None
-        try:
-            captured = layers.capture(
-                apply,
-                params,
-                inputs,
-                in_axes=axes,
-                declared=self.declared,
-                program=program,
-            )
-        except layers.NotCapturedError:
-            return None
-        separate = all(block.separate and block.examples for block in captured.blocks)
-        return captured if separate else None
+    def layer_rows(
+        self,
+        batch: Batch,
+        captured: Captured,
+        wanted: Callable[[Block], bool] = lambda _: True,
+        total: Array | None = None,
+    ) -> Jacobian | None:
+        """B from taps; None where they cannot give it.
 
-    def _captured(self, batch: Batch, program: Any) -> Jacobian | None:
-        """B from taps; None where they cannot give it."""
-        captured = self._layers(batch, program)
-        if captured is None:
-            return None
+        Args:
+            batch: or some examples of it.
+            captured: its layers.
+            wanted: which blocks; B is 0 in the others.
+            total: Σ_n ω_n of the whole batch, where this is a part.
+        """
         params = batch.params
-        blocks = captured.blocks
-        z, pullback = captured.pull(row_statistics, params, batch.inputs)
+        blocks = tuple(block for block in captured.blocks if wanted(block))
+        z, pullback = captured.pull(
+            lambda block: row_statistics(block) if wanted(block) else {},
+            params,
+            batch.inputs,
+        )
         law = law_of_outputs(self.model)
-        columns, total = self.labels.of_batch(law, z, batch._replace(params=z))
+        columns, own = self.labels.of_batch(law, z, batch._replace(params=z))
+        total = self.over_devices(own) if total is None else total
         count = columns.roots(0).shape[0]
         if count != z.shape[0]:
             return None
 
         def pull(k):
-            return pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
+            answers = pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
+            return {block.name: answers[block.name] for block in blocks}
 
-        answers = jax.tree.leaves(jax.eval_shape(lambda: rows_of(pull, columns.count)))
+        gather = functools.partial(rows_of, pull, columns.count)
+        answers = jax.tree.leaves(jax.eval_shape(gather))
         self._require(columns.count * count, sum(a.size for a in answers), params)
-        rows = rows_of(pull, columns.count)
+        rows = gather()
         pieces = tuple(jacobian_block(block, *rows[block.name]) for block in blocks)
         layout = Layout.of(params)
         return Jacobian(layout, blocks, pieces, self._centre(columns.roots(0), total))
@@ -157,6 +165,23 @@ class RowCurvature(Curvature):
         found = visits(self.model, self.labels, batch)
         samples = found.columns * found.count
         self._require(samples, samples * layout.size, batch.params)
+        total = self.over_devices(found.total)
+        return self.written_rows(layout, total, *found.stack(self.visit(layout)))
+
+    def over_devices(self, total: Array) -> Array:
+        """A sum over this device's examples, added up over devices.
+
+        Args:
+            total: any shape.
+        """
+        return total
+
+    def visit(self, layout: Layout) -> Visit:
+        """What `written_rows` takes of an example: its rows and √w.
+
+        Args:
+            layout: of the parameters.
+        """
 
         def visit(z, pull, example):
             scores, weights = self.labels.columns(self.model, z, example)
@@ -164,20 +189,34 @@ class RowCurvature(Curvature):
             roots = root(weights).astype(layout.dtype)
             return roots[:, None] * rows, roots
 
-        rows, roots = found.stack(visit)
-        scale = jnp.sqrt(found.total).astype(layout.dtype)
+        return visit
+
+    def written_rows(
+        self, layout: Layout, total: Array, rows: Array, roots: Array
+    ) -> Jacobian:
+        """B of examples from their rows.
+
+        Args:
+            layout: of the parameters.
+            total: Σ_n ω_n of the whole batch.
+            rows: [N, K, P].
+            roots: √w, [N, K].
+        """
+        scale = jnp.sqrt(total).astype(layout.dtype)
         rows = jnp.swapaxes(rows, 0, 1)[:, :, None, :, None] / scale  # [K, N, 1, P, 1]
         ends = np.cumsum(layout.sizes)[:-1]
         pieces = tuple(DenseRows((leaf,)) for leaf in jnp.split(rows, ends, 3))
-        return Jacobian(layout, None, pieces, self._centre(roots[:, 0], found.total))
+        return Jacobian(layout, None, pieces, self._centre(roots[:, 0], total))
 
     def _require(self, samples: int, rows: int, params: Params) -> None:
+        if self.chunk_size is not None:  # the rows are not alive together
+            rows = 0
         layout = Layout.of(params)
         require_memory(
             min(samples, layout.size) ** 2 + rows,
             layout.dtype,
             f"Gram's rows of {samples} score columns, and their matrix",
-            "Sampled(1) labels, fewer examples, or MatrixFree",
+            "chunk_size='auto', Sampled(1) labels, fewer examples, or MatrixFree",
         )
 
     def _centre(self, roots: Array, total: Array) -> Array | None:
@@ -187,10 +226,44 @@ class RowCurvature(Curvature):
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gram(RowCurvature):
-    """F through the Gram matrix of its score columns."""
+class Gram(RowCurvature, SummedCurvature):
+    """F through the Gram matrix of its score columns.
+
+    Attributes:
+        chunk_size: examples whose activations and per-example gradients are alive at
+            once; "auto" as many as fit into `memory_budget`, None all. Gradients of
+            layers whose rows are written out are then formed anew, some N/2c times for
+            the M×M matrix and once or twice for each product with B.
+        memory_budget: bytes of what grows with the chunk. M² numbers and the layers'
+            factors, N Σ (I + K O), are beside it.
+        axis_name: as of `SummedCurvature`; the M×M matrix is then spread by block rows
+            (`natgrad.solvers.device_kernel`).
+    """
+
+    chunk_size: ChunkSize = None
+    memory_budget: int = BUDGET
 
     keeps_all_of_f: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_chunk_size(self, self.chunk_size, self.memory_budget)
+
+    def rows(self, batch: Batch) -> Jacobian:
+        """B of a batch, in chunks of examples where these are asked for.
+
+        Args:
+            batch: its parameters, inputs, targets and key.
+        """
+        local, whole = self.to_device_local(batch), super().rows
+        chunked = self.chunk_size is not None
+        rows = rows_in_chunks(self, local, whole) if chunked else whole(local)
+        return rows if self.axis_name is None else spread_rows(rows, self.axis_name)
+
+    def over_devices(self, total: Array) -> Array:
+        """The sum over devices."""
+        axis = self.axis_name
+        return total if axis is None else jax.lax.psum(total, axis)
 
     def metric(
         self,
@@ -223,54 +296,3 @@ class GramBlocks(RowCurvature):
         """The metric of the batch `inputs`, which must be given."""
         jacobian = self.jacobian(statistics, params, inputs, targets)
         return GramBlocksMetric(jacobian.layout, jacobian)
-
-
-def row_statistics(block: Block) -> dict[str, layers.Statistic]:
-    """What to ask of a block for its columns of B: factors where they are cheaper."""
-    cheap = RowFactors.are_cheaper(block)
-    return {"rows": RowFactors() if cheap else PerExample()}
-
-
-def rows_of(
-    pull: Callable[[Any], Mapping], count: int
-) -> Mapping[str, tuple[Any, Array]]:
-    """Block's name -> its answer to one pull, and what depends on the column for all.
-
-    Args:
-        pull: k -> block's name -> the answers to `row_statistics` for score column k.
-        count: K.
-    """
-
-    def outputs_of(k):
-        """What depends on the column: G or whole rows, block by block."""
-        answers = {name: answer["rows"] for name, answer in pull(k).items()}
-        return {
-            name: rows["g"] if isinstance(rows, dict) else rows
-            for name, rows in answers.items()
-        }
-
-    if count == 1:
-        each = jax.tree.map(lambda a: a[None], outputs_of(0))
-    else:
-        each = jax.lax.map(outputs_of, jnp.arange(count))
-    return {name: (one["rows"], each[name]) for name, one in pull(0).items()}
-
-
-def jacobian_block(block: Block, one: Any, each: Array) -> JacobianBlock:
-    """B's columns of a block, from what one pull gave and from what each gave.
-
-    The last two, three or four axes of each array are a row's own; before them come
-    K (of `each`) and the block's lead axes, which are flattened.
-    """
-    if not isinstance(one, dict):  # [K, N, lead..., I, O]
-        rows = each.reshape((*each.shape[:2], -1, block.rows, block.outputs))
-        matrix, bias = rows[..., : block.inputs, :], rows[..., block.inputs :, :]
-        return DenseRows((matrix, bias) if block.bias else (matrix,))
-
-    def flat(a, axes, own):
-        return a.reshape((*axes, -1, *a.shape[a.ndim - own :]))
-
-    g = flat(each, each.shape[:1], 3)
-    if "index" in one:
-        return EmbeddingBlock(flat(one["index"], (), 2), g, block.inputs)
-    return LinearBlock(flat(one["x"], (), 3), g, block.bias)

@@ -33,8 +33,8 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.gram import jacobian_block, row_statistics, rows_of
 from natgrad.curvature.kfac import KFAC, KroneckerFactors
+from natgrad.curvature.layer_rows import jacobian_block, row_statistics, rows_of
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Statistic
 from natgrad.metrics.kronecker import KroneckerMetric

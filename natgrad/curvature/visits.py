@@ -73,7 +73,12 @@ class Visits:
     def chunk(self, width: int) -> int:
         """How many examples to take at once, of so many numbers each."""
         chunk = self.chunk_size or max(1, ELEMENTS // max(width, 1))
-        return min(chunk, self.count)
+        return min(max(chunk, self.parts), self.count)
+
+    @property
+    def parts(self) -> int:
+        """In how many parts the examples may lie on devices."""
+        return tree.device_parts(self.count)
 
     def fold(self, visit: Visit, collect: Callable[[Any], Any]) -> Any:
         """Σ over chunks of examples of collect(what visit gave for the chunk)."""
@@ -81,13 +86,17 @@ class Visits:
         def visited(chunk):
             return collect(jax.vmap(lambda e: self.at(visit, e))(chunk))
 
-        return tree.sum_over_chunks(visited, self.each, self._chunk(visit, 1))
+        chunk = self._chunk(visit, 1)
+        return tree.sum_over_chunks(visited, self.each, chunk, self.parts)
 
     def stack(self, visit: Visit) -> Any:
         """What visit, which may pull back K cotangents, gave for each example."""
         chunk = self._chunk(visit, self.columns)
-        return jax.lax.map(
-            lambda example: self.at(visit, example), self.each, batch_size=chunk
+        return tree.map_over_chunks(
+            jax.vmap(lambda example: self.at(visit, example)),
+            self.each,
+            chunk,
+            self.parts,
         )
 
     def fold_columns(
@@ -124,7 +133,7 @@ class Visits:
             )
             return jax.tree.map(jnp.add, sums[0], others), sums[1]
 
-        return tree.sum_over_chunks(of_examples, self.each, chunk)
+        return tree.sum_over_chunks(of_examples, self.each, chunk, self.parts)
 
     def _pull_columns(self, ks, beside, z, pull, example):
         """J_nᵀ s_nk [K, P] and w_nk of some columns, and what stands beside them."""

@@ -81,20 +81,23 @@ class ConvUse(MatrixUse):
         signal_axis, result_axis = self.axes
         count = next(p.size for p in self.x_pieces if p.holds == EXAMPLE)
         entries = math.prod(piece.size for piece in self.x_pieces)
-        chunk = max(1, count * (operands[0].size + g.size) // (4 * entries))
-        if chunk >= count:
+        parts = tree.device_parts(count)
+        each = count // parts  # of a device, which cuts its own examples
+        chunk = max(1, each * (operands[0].size + g.size) // (4 * entries))
+        if chunk >= each:
             return statistic(self, operands, g)
-        even = max(n for n in range(1, chunk + 1) if count % n == 0)
+        even = max(n for n in range(1, chunk + 1) if each % n == 0)
         chunk = even if 2 * even > chunk else chunk
 
         def of(first: ArrayLike, number: int) -> Any:
             def cut(array: Array, axis: int) -> Array:
-                each = array.shape[axis] // count  # positions of an example
-                start, size = first * each, number * each
-                return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+                own = array.shape[axis] // count  # positions of an example
+                start, size = first * own, number * own
+                return tree.slice_chunk(array, start, size, axis=axis, parts=parts)
 
             x, g_chunk = cut(operands[0], signal_axis), cut(g, result_axis)
-            return statistic(self._of(number), [x, *operands[1:]], g_chunk)
+            use = self._of(parts * number)
+            return statistic(use, [x, *operands[1:]], g_chunk)
 
         # Slices, for a scan's own would be a copy of signal and result.
         step = jax.checkpoint(lambda i: of(i * chunk, chunk))
@@ -106,10 +109,10 @@ class ConvUse(MatrixUse):
         total, _ = jax.lax.scan(
             lambda total, i: (add(total, step(i)), None),
             zeros,
-            jnp.arange(count // chunk),
+            jnp.arange(each // chunk),
         )
-        rest = count % chunk
-        return add(total, of(count - rest, rest)) if rest else total
+        rest = each % chunk
+        return add(total, of(each - rest, rest)) if rest else total
 
     def _of(self, count: int) -> ConvUse:
         """This use for another number of examples."""

@@ -145,6 +145,22 @@ def split_inputs(
         and puts the shared leaves beside them.
 
     Raises:
+        ValueError: as `split_batch`.
+    """
+    batched, rebuild = split_batch(inputs, in_axes)
+    return batched, lambda example: rebuild([row[None] for row in example])
+
+
+def split_batch(
+    inputs: Inputs, in_axes: Any
+) -> tuple[list[Array], Callable[[list[Array]], Inputs]]:
+    """As `split_inputs`, but `rebuild` takes leaves [n, ...] of any n examples.
+
+    Args:
+        inputs: as of `split_inputs`.
+        in_axes: as of `split_inputs`.
+
+    Raises:
         ValueError: `in_axes` is no prefix of the inputs, or holds something else.
     """
     leaves, treedef = jax.tree.flatten(inputs)
@@ -171,10 +187,10 @@ def split_inputs(
         raise ValueError(f"Model(in_axes=...) may hold 0 and None only, got {in_axes}.")
     batched = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
 
-    def rebuild(example):
-        rows = iter(example)
+    def rebuild(chunk):
+        rows = iter(chunk)
         return treedef.unflatten(
-            next(rows)[None] if axis == 0 else leaf
+            next(rows) if axis == 0 else leaf
             for leaf, axis in zip(leaves, axes, strict=True)
         )
 

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from natgrad import tree
 from natgrad.solvers.base import DampedOperator
 from natgrad.solvers.damping import DampingLike, entries
 from natgrad.typing import Array, Params
@@ -222,7 +223,7 @@ def conjugate_gradients(
 
     def solve(operator, v):
         final = _iterated(operator, v, preconditioner, stop, start)
-        return final.x, final.count
+        return final.x, tree.varying_like(final.count, final.x)
 
     return jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
 

@@ -21,7 +21,8 @@ B is refined through only where the rounding of K matters, λ < ε^¾ |K|, since
 two products with it. Where B is small enough to be written out and λ < 1e-6 |K|, in
 float64 M ε |K|, K is not used: R of [B; √λI]ᵀ = Q R gives (K + λI)⁻¹ = R⁻¹ R⁻ᵀ.
 
-With x64 on, K is formed and factorised in float64.
+With x64 on, K is formed and factorised in float64. Over devices it is spread by block
+rows (`natgrad.solvers.device_kernel`).
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks; Björck (1996), Numerical Methods for Least Squares
@@ -40,6 +41,8 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
 from natgrad.solvers.base import Remainder, Solution
+from natgrad.solvers.device_kernel import factorized
+from natgrad.solvers.device_rows import DeviceRows
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
@@ -68,15 +71,20 @@ def sample_space_solution(
     """
     dtype = jacobian.layout.dtype
     damping = jnp.asarray(damping, dtype)
-    v = jax.tree.map(lambda leaf: leaf.astype(dtype), v)
+    given = jax.tree.map(lambda leaf: leaf.astype(dtype), v)
+    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
+    # Over devices, all that a linear solve reads must vary where a part of it does.
+    jacobian, damping, v = tree.varying_like((jacobian, damping, given), jacobian)
+    constants = jax.lax.stop_gradient((jacobian, damping))
+    system = system._replace(jacobian=constants[0], damping=constants[1])
 
     def damped(x):
         return _plus(jacobian.pull(jacobian.push(x)), damping, x)
 
-    system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
     value, remainder = jax.lax.custom_linear_solve(  # so the derivative is implicit
         damped, v, lambda _, b: _solve(system, b), symmetric=True, has_aux=True
     )
+    value, remainder = tree.same_on_devices((value, remainder), (given, system.failed))
     return Solution(value, system.failed, Remainder(*remainder))
 
 
@@ -108,14 +116,16 @@ class _System(NamedTuple):
     Attributes:
         jacobian: B.
         damping: λ.
-        gram: K = B Bᵀ.
+        norm: the largest row sum of |K|, K = B Bᵀ.
+        multiply: w [M] -> K w.
         inverse: u [M] -> (K + λI)⁻¹ u.
         failed: did Cholesky fail?
     """
 
     jacobian: Jacobian
     damping: Float[Array, ""]
-    gram: Float[Array, "M M"]
+    norm: Float[Array, ""]
+    multiply: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     failed: Bool[Array, ""]
 
@@ -123,7 +133,9 @@ class _System(NamedTuple):
 def _factorize(jacobian: Jacobian, damping: Array) -> _System:
     dtype = jacobian.layout.dtype
     wide = jnp.promote_types(dtype, jax.dtypes.canonicalize_dtype(float))
-    wide_jacobian = jax.tree.map(lambda leaf: leaf.astype(wide), jacobian)
+    wide_jacobian = jacobian.astype(wide)
+    if isinstance(jacobian.pieces[0], DeviceRows):
+        return _System(jacobian, damping, *factorized(wide_jacobian, damping))
     gram, wide_damping = wide_jacobian.gram(), damping.astype(wide)
     lower, failed = _cholesky(wide_jacobian, gram, wide_damping)
     root = jax.lax.cond(
@@ -146,7 +158,13 @@ def _factorize(jacobian: Jacobian, damping: Array) -> _System:
         x = jax.lax.cond(any_over_vmap(failed), by_eigenvectors, by_cholesky)
         return x.astype(u.dtype)
 
-    return _System(jacobian, damping, gram.astype(dtype), inverse, failed)
+    kernel = gram.astype(dtype)
+    norm = jnp.max(jnp.sum(jnp.abs(kernel), axis=1))
+
+    def multiply(w):
+        return jnp.matmul(kernel, w, precision=HIGHEST)
+
+    return _System(jacobian, damping, norm, multiply, inverse, failed)
 
 
 def _cholesky(jacobian: Jacobian, gram: Array, damping: Array) -> tuple[Array, Array]:
@@ -188,11 +206,10 @@ def _cholesky_of_rows(jacobian: Jacobian, damping: Array, size: int) -> Array:
 
 def _refine(system: _System, h: Array) -> tuple[Array, Array]:
     """w = (K + λI)⁻¹ h and e = h − (K + λI) w, refined through B where it pays."""
-    jacobian, damping, gram, inverse, _ = system
+    jacobian, damping, size, multiply, inverse, _ = system
     w = inverse(h)
-    e = h - jnp.matmul(gram, w, precision=HIGHEST) - damping * w
+    e = h - multiply(w) - damping * w
     epsilon = jnp.finfo(w.dtype).eps
-    size = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
     small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
     worthwhile = (epsilon**0.75 * size > damping) | small
     worthwhile = worthwhile & (damping > 0)
@@ -219,7 +236,7 @@ def _refine(system: _System, h: Array) -> tuple[Array, Array]:
 
 def _solve(system: _System, b: Params) -> tuple[Params, tuple[Array, Array]]:
     """x, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
-    jacobian, damping, gram, _, _ = system
+    jacobian, damping, _, multiply, _, _ = system
     u, pushed, outside = _split(system, b)
     share = outside / jnp.where(damping > 0, damping, 1)
     w, e = _refine(system, u - share * pushed)
@@ -228,7 +245,7 @@ def _solve(system: _System, b: Params) -> tuple[Params, tuple[Array, Array]]:
     def dot(a, b):
         return jnp.matmul(a, b, precision=HIGHEST)
 
-    square = dot(e, dot(gram, e))
+    square = dot(e, multiply(e))
     # B x = u − λ w − e.
     return x, (jnp.sqrt(jnp.maximum(square, 0)), dot(u - damping * w - e, e))
 
@@ -249,7 +266,7 @@ class _Split(NamedTuple):
 
 def _split(system: _System, b: Params) -> _Split:
     """u = 0, or Bᵀ u ≈ b where that can be had."""
-    jacobian, damping, _, inverse, _ = system
+    jacobian, damping, _, _, inverse, _ = system
     c = jacobian.push(b)
     u = inverse(c)
     square, epsilon = tree.inner(b, b), jnp.finfo(c.dtype).eps
@@ -271,5 +288,5 @@ def _split(system: _System, b: Params) -> _Split:
     return jax.lax.cond(any_over_vmap(inside), within, lambda: plain)
 
 
-def _plus(tree_: Params, scale: Array, other: Params) -> Params:
+def _plus(tree_: Params, scale: ArrayLike, other: Params) -> Params:
     return jax.tree.map(lambda a, b: a + scale * b, tree_, other)

@@ -17,21 +17,22 @@ from __future__ import annotations
 
 import abc
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad import tree
-from natgrad.solvers.dense import mirrored
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.row_products import (
+    each_layer,
+    over_positions,
+    product,
+    row_products,
+)
 from natgrad.tree import metric_pytree
 from natgrad.typing import Array
 
-# Block rows of a product of rows with themselves, and from how many rows on.
-_BLOCKS, _MANY = 4, 512
 # A block's matrix as [L, I, O] and, if it has a bias, that row as [L, 1, O].
 Parts = Sequence[Float[Array, "L I O"]]
 
@@ -61,26 +62,34 @@ class JacobianBlock(abc.ABC):
         """
 
     @abc.abstractmethod
-    def gram(self) -> Float[Array, "K N K N"]:
-        """B Bᵀ."""
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
+        """B Bᵀ.
+
+        Args:
+            other: B' for n other examples; B B'ᵀ then.
+        """
 
     @abc.abstractmethod
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """B itself, [K, N, L, I, O] and, if there is a bias, [K, N, L, 1, O]."""
 
+    def part_shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of what `push` takes and `pull` gives."""
+        dtype = jax.tree.leaves(self)[0].dtype
+        u = jax.ShapeDtypeStruct(self.columns, dtype)
+        return list(jax.eval_shape(self.pull, u))
+
+    def astype(self, dtype: Any) -> Self:
+        """The same in another dtype.
+
+        Args:
+            dtype: a floating one.
+        """
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+
     def squares(self) -> Parts:
         """The diagonal of Bᵀ B, [L, I, O] and, if there is a bias, [L, 1, O]."""
         return [jnp.sum(part**2, axis=(0, 1)) for part in self.explicit()]
-
-
-def product(subscripts: str, *operands: Array) -> Array:
-    """An einsum at full precision, so that TF32 cannot touch a Gram matrix.
-
-    Args:
-        subscripts: as those of `jnp.einsum`.
-        operands: arrays.
-    """
-    return jnp.einsum(subscripts, *operands, precision=HIGHEST)
 
 
 @metric_pytree("bias")
@@ -110,7 +119,7 @@ class LinearBlock(JacobianBlock):
 
     def push(self, v: Parts) -> Float[Array, "K N"]:
         """Σ_t ⟨x V + bias, g⟩; arguments as in `JacobianBlock`."""
-        y = _each(jnp.matmul, self._rows(self.x), v[0])
+        y = each_layer(jnp.matmul, self._rows(self.x), v[0])
         y = y.reshape((*self.x.shape[:-1], -1))
         if self.bias:
             y = y + v[1][:, None]
@@ -120,11 +129,12 @@ class LinearBlock(JacobianBlock):
         """Σ_n,t x (u g)ᵀ and Σ_n,t u g; arguments as in `JacobianBlock`."""
         g = jnp.sum(self.g * u[:, None, :, None, None], axis=0)
         rows = self._rows(self.x), self._rows(g)
-        matrix = _each(lambda x, g: jnp.matmul(x.T, g), *rows)
+        matrix = each_layer(lambda x, g: jnp.matmul(x.T, g), *rows)
         return [matrix, jnp.sum(g, axis=(1, 2))[:, None]] if self.bias else [matrix]
 
-    def gram(self) -> Float[Array, "K N K N"]:
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
         """Σ_l,t,s (X Xᵀ + bias) ∘ (G Gᵀ), one l and t at a time."""
+        other = self if other is None else other
 
         def of_position(pairs):
             (x, y), (g, h) = pairs
@@ -132,7 +142,14 @@ class LinearBlock(JacobianBlock):
             outer = product("kno,jmso->knjms", g, h)
             return jnp.sum(inner[None, :, None] * outer, axis=-1)
 
-        return _over_positions(of_position, self.x, jnp.moveaxis(self.g, 1, 0))
+        return over_positions(
+            of_position, (self.x, self.by_layer), (other.x, other.by_layer)
+        )
+
+    @property
+    def by_layer(self) -> Float[Array, "L K N T O"]:
+        """G with the layers first."""
+        return jnp.moveaxis(self.g, 1, 0)
 
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """Σ_t x gᵀ and Σ_t g for each row."""
@@ -192,11 +209,9 @@ class EmbeddingBlock(JacobianBlock):
         zeros = jnp.zeros((g.shape[0], self.table, g.shape[-1]), g.dtype)
         return [jax.vmap(add)(zeros, self.rows_read, g)]
 
-    def gram(self) -> Float[Array, "K N K N"]:
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
         """Σ_t,s [same row] ⟨g_t, g_s⟩."""
-        index = self.rows_read
-        valid = (index < self.table)[None, ..., None]
-        g = jnp.moveaxis(jnp.where(valid, self.g, 0), 1, 0)
+        other = self if other is None else other
 
         def of_position(pairs):
             (i, j), (g, h) = pairs
@@ -204,7 +219,17 @@ class EmbeddingBlock(JacobianBlock):
             outer = product("kno,jmso->knjms", g, h)
             return jnp.sum(same[None, :, None] * outer, axis=-1)
 
-        return _over_positions(of_position, index, g)
+        both = [
+            (block.rows_read, jnp.moveaxis(block.valid, 1, 0))
+            for block in (self, other)
+        ]
+        return over_positions(of_position, *both)
+
+    @property
+    def valid(self) -> Float[Array, "K L N T O"]:
+        """G, 0 where the index lies outside the table."""
+        inside = self.rows_read < self.table
+        return jnp.where(inside[None, ..., None], self.g, 0)
 
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows with the lookups written out."""
@@ -244,55 +269,16 @@ class DenseRows(JacobianBlock):
         """Σ_kn u rows; arguments as in `JacobianBlock`."""
         return [product("knlio,kn->lio", rows, u) for rows in self.rows]
 
-    def gram(self) -> Float[Array, "K N K N"]:
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
         """The inner products of the rows."""
+        if other is not None:
+            pairs = zip(self.rows, other.rows, strict=True)
+            terms = [product("knlio,jmlio->knjm", a, b) for a, b in pairs]
+            return functools.reduce(jnp.add, terms)
         k, n = self.columns
-        terms = [_row_products(rows.reshape((k * n, -1))) for rows in self.rows]
+        terms = [row_products(rows.reshape((k * n, -1))) for rows in self.rows]
         return functools.reduce(jnp.add, terms).reshape((k, n, k, n))
 
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows."""
         return self.rows
-
-
-def _row_products(x: Array) -> Array:
-    """x xᵀ; of many rows in block rows up to the diagonal: ⅝ of the products."""
-    size = x.shape[0]
-    blocks = _BLOCKS if size >= _MANY else 1
-    edges = [size * i // blocks for i in range(blocks + 1)]
-    rows = [product("mp,np->mn", x[a:b], x[:b]) for a, b in itertools.pairwise(edges)]
-    if blocks == 1:
-        return rows[0]
-    return mirrored(rows, edges)
-
-
-def _each(function: Callable[..., Array], *stacks: Array) -> Array:
-    """function of every layer's matrices at full precision; one layer's own as 2-d."""
-    with jax.default_matmul_precision("highest"):
-        if stacks[0].shape[0] > 1:
-            return jax.vmap(function)(*stacks)
-        return function(*(stack[0] for stack in stacks))[None]
-
-
-def _over_positions(
-    of_position: Callable[..., Array],
-    x: Float[Array, "L N T ..."],
-    g: Float[Array, "L K N T O"],
-) -> Array:
-    """Σ_lt of_position(((x_lt, x_l), (g_lt, g_l))), one term alive at a time."""
-    layers, positions = x.shape[0], x.shape[2]
-
-    def one_position(a, axis):
-        shape = (layers * positions, *a.shape[1:axis], *a.shape[axis + 1 :])
-        return jnp.moveaxis(a, axis, 1).reshape(shape)
-
-    def all_positions(a):
-        return jnp.repeat(a, positions, axis=0)
-
-    terms = (
-        (one_position(x, 2), all_positions(x)),
-        (one_position(g, 3), all_positions(g)),
-    )
-    return tree.sum_over_chunks(
-        lambda chunk: of_position(jax.tree.map(lambda a: a[0], chunk)), terms, 1
-    )

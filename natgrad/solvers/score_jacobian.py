@@ -22,6 +22,7 @@ from jaxtyping import Float
 from natgrad.layers import Block
 from natgrad.solvers.jacobian_blocks import (
     DenseRows,
+    EmbeddingBlock,
     JacobianBlock,
     LinearBlock,
     Parts,
@@ -78,11 +79,17 @@ class Jacobian:
         rows = self._centred(u).reshape(self.columns)
         return self.params([piece.pull(rows) for piece in self.pieces])
 
-    def gram(self) -> Float[Array, "M M"]:
-        """B Bᵀ."""
-        shape = (self.size, self.size)
+    def gram(self, other: Jacobian | None = None) -> Float[Array, "M m"]:
+        """B Bᵀ.
+
+        Args:
+            other: rows B' of m other columns, neither centred; B B'ᵀ then.
+        """
+        others = [None] * len(self.pieces) if other is None else other.pieces
+        shape = (self.size, self.size if other is None else other.size)
+        pairs = zip(self.pieces, others, strict=True)
         total = functools.reduce(
-            jnp.add, [piece.gram().reshape(shape) for piece in self.pieces]
+            jnp.add, [piece.gram(paired).reshape(shape) for piece, paired in pairs]
         )
         if self.centre is None:
             return total
@@ -98,6 +105,16 @@ class Jacobian:
         rows = [piece.explicit() for piece in self.pieces]
         matrix = jax.vmap(jax.vmap(ravel))(rows).reshape((self.size, -1))
         return matrix if self.centre is None else jax.vmap(self._centred, 1, 1)(matrix)
+
+    def astype(self, dtype: Any) -> Jacobian:
+        """B in another dtype, for trees in that of the layout.
+
+        Args:
+            dtype: a floating one.
+        """
+        pieces = tuple(piece.astype(dtype) for piece in self.pieces)
+        centre = None if self.centre is None else self.centre.astype(dtype)
+        return dataclasses.replace(self, pieces=pieces, centre=centre)
 
     def scaled(self, v: Params) -> Jacobian:
         """B diag(v).
@@ -171,8 +188,7 @@ class Jacobian:
 
     def _shapes(self) -> list:
         """What `parts` gives, as shapes."""
-        u = jax.ShapeDtypeStruct(self.columns, self.layout.dtype)
-        return [jax.eval_shape(piece.pull, u) for piece in self.pieces]
+        return [piece.part_shapes() for piece in self.pieces]
 
     def _centred(self, u: Array) -> Array:
         if self.centre is None:
@@ -183,6 +199,8 @@ class Jacobian:
 
 
 def _scaled(piece: Any, v: Parts) -> JacobianBlock:
+    if not isinstance(piece, DenseRows | LinearBlock | EmbeddingBlock):
+        return piece.scaled(v)
     if isinstance(piece, DenseRows):
         rows = [b * part[None, None] for b, part in zip(piece.rows, v, strict=True)]
         return DenseRows(tuple(rows))

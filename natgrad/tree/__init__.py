@@ -3,6 +3,13 @@
 Only what `jax.tree` and `optax.tree` lack.
 """
 
+from natgrad.tree.chunks import (
+    device_parts,
+    map_over_chunks,
+    pairs_of_chunks,
+    slice_chunk,
+    sum_over_chunks,
+)
 from natgrad.tree.complex_leaves import (
     Pair,
     has_complex,
@@ -27,7 +34,7 @@ from natgrad.tree.sums import (
     increment,
     inner,
     raw_key,
-    sum_over_chunks,
+    same_on_devices,
     varying,
     varying_like,
     where,
@@ -43,16 +50,21 @@ __all__ = [
     "check_kept",
     "check_params",
     "check_sharding",
+    "device_parts",
     "has_complex",
     "has_placeholders",
     "increment",
     "inner",
     "is_placeholder",
     "join_complex",
+    "map_over_chunks",
     "metric_pytree",
     "of_pairs",
+    "pairs_of_chunks",
     "paths",
     "raw_key",
+    "same_on_devices",
+    "slice_chunk",
     "split_complex",
     "sum_over_chunks",
     "varying",

@@ -1,9 +1,9 @@
-"""Arithmetic of trees, and sums over chunks of examples."""
+"""Arithmetic of trees, and which of them differ from device to device."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -141,45 +141,6 @@ def raw_key(key: Key) -> UInt[Array, " n"]:
     return jax.random.key_data(key) if typed else key
 
 
-def sum_over_chunks(
-    function: Callable[[Any], Any], examples: Any, chunk_size: int
-) -> Any:
-    """Σ over chunks of function(chunk).
-
-    One chunk is alive at a time, in the backward pass of a derivative too.
-
-    Args:
-        function: a tree of leaves [n, ...] -> a tree of arrays, the same for every n.
-        examples: a tree of leaves [N, ...].
-        chunk_size: n of all chunks but the last, which may be smaller.
-
-    Returns:
-        A tree like one result of `function`.
-    """
-    count = jax.tree.leaves(examples)[0].shape[0]
-    full_chunks = count // chunk_size
-    if full_chunks <= 1 and count <= chunk_size:
-        return function(examples)
-    stacked = jax.tree.map(
-        lambda leaf: leaf[: full_chunks * chunk_size].reshape(
-            (full_chunks, chunk_size, *leaf.shape[1:])
-        ),
-        examples,
-    )
-    first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    zeros = zeros_of(jax.eval_shape(function, first))
-    step = jax.checkpoint(function)
-    total, _ = jax.lax.scan(
-        lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
-        zeros,
-        stacked,
-    )
-    if full_chunks * chunk_size < count:
-        rest = jax.tree.map(lambda leaf: leaf[full_chunks * chunk_size :], examples)
-        total = jax.tree.map(jnp.add, total, step(rest))
-    return total
-
-
 def zeros_of(shapes: Any) -> Any:
     """Zeros that vary over devices where the given leaves do.
 
@@ -228,3 +189,15 @@ def varying(values: Any) -> frozenset:
     return frozenset().union(
         *(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves)
     )
+
+
+def same_on_devices(values: Any, like: Any) -> Any:
+    """Values that are equal on all devices, declared so, by a mean over them.
+
+    Args:
+        values: a tree of arrays.
+        like: a tree of arrays; over the axes that none of them varies over the values
+            are equal.
+    """
+    axes = tuple(sorted(varying(values) - varying(like)))
+    return jax.lax.pmean(values, axes) if axes else values

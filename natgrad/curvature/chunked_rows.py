@@ -1,0 +1,297 @@
+"""Rows of B for a chunk of examples at a time: `Gram(chunk_size=...)`.
+
+Factors of layers, N (I + K O) numbers, are computed chunk by chunk and kept. Rows that
+have to be written out, P numbers a score column, are not kept: each product with B, and
+each pair of chunks of B Bᵀ, forms those of its chunks anew. So activations and rows of
+two chunks are alive at a time, and M² numbers.
+
+Examples that need each other (batch statistics, one dropout key) go through the model
+together, and their rows are written out chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from natgrad import tree
+from natgrad.curvature.chunks import activations, depends_on_itself_alone, fitting
+from natgrad.curvature.layer_rows import captured_layers
+from natgrad.curvature.visits import visits
+from natgrad.layers import Block, RowFactors
+from natgrad.model import batch
+from natgrad.model.batch import Batch
+from natgrad.solvers.jacobian_blocks import DenseRows, JacobianBlock, Parts
+from natgrad.solvers.score_jacobian import Jacobian
+from natgrad.tree import Layout, metric_pytree
+from natgrad.typing import Array, Params
+
+
+def rows_in_chunks(
+    of: Any, given: Batch, whole: Callable[[Batch], Jacobian]
+) -> Jacobian:
+    """B of a batch in chunks of examples.
+
+    Args:
+        of: a curvature of rows, with `chunk_size` and `memory_budget`.
+        given: the batch.
+        whole: makes B of all examples at once.
+    """
+    size = of.chunk_size
+    if size == "auto":
+        shapes = jax.eval_shape(whole, given)
+        rows = [piece for piece in shapes.pieces if isinstance(piece, DenseRows)]
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(rows))
+        count = shapes.columns[1]
+        numbers = 2 * -(-numbers // count) + activations(of.model, given)
+        size = fitting(numbers, shapes.layout.dtype, count, of.memory_budget)
+    if size is None:
+        return whole(given)
+    alone = depends_on_itself_alone(of.model, given)
+    captured = captured_layers(of, given) if alone else None
+    source = _Source.of(of, given, captured is not None)
+    parts = tree.device_parts(source.count)
+    shapes = jax.eval_shape(source.rows, source.each)
+    centre, factors = None, None
+    if shapes.centre is not None:
+        centre = tree.map_over_chunks(
+            lambda each: source.rows(each).centre, source.each, size, parts
+        )
+    if captured is not None and any(map(RowFactors.are_cheaper, captured.blocks)):
+        factors = _factors(source, size)
+        if all(map(RowFactors.are_cheaper, captured.blocks)):
+            return dataclasses.replace(factors, centre=centre)
+    columns, layout = (shapes.columns[0], source.count), shapes.layout
+    dtype = str(layout.dtype)
+    piece = ChunkedRows(of, captured is not None, size, columns, dtype, given, factors)
+    return Jacobian(layout, None, (piece,), centre)
+
+
+class _Source(NamedTuple):
+    """Where the rows of a chunk come from.
+
+    Attributes:
+        each: what is known of every example; leaves [N, ...].
+        rows: (some of them, which blocks) -> B of these examples.
+    """
+
+    each: Any
+    rows: Callable[..., Jacobian]
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return jax.tree.leaves(self.each)[0].shape[0]
+
+    @classmethod
+    def of(cls, of: Any, given: Batch, captured: bool) -> _Source:
+        """Taps on the layers of a chunk, or pullbacks example by example."""
+        model, layout = of.model, Layout.of(given.params)
+        if not captured:
+            found, visit = visits(model, of.labels, given), of.visit(layout)
+            total = of.over_devices(found.total)
+
+            def written(each):
+                visited = jax.vmap(lambda example: found.at(visit, example))(each)
+                return of.written_rows(layout, total, *visited)
+
+            return cls(found.each, written)
+        rows, rebuild = batch.split_batch(given.inputs, model.in_axes)
+        z = jax.eval_shape(model.outputs, given.params, given.inputs)
+        keys = batch.keys(model.family, given.key, z, z.shape[0])
+        total = of.over_devices(model.examples(given.params, given.inputs)[1])
+
+        def tapped(each, wanted=lambda _: True):
+            rows, targets, keys = each
+            part = Batch(given.params, rebuild(rows), targets, keys)
+            return of.layer_rows(part, captured_layers(of, part), wanted, total)
+
+        return cls((rows, given.targets, keys), tapped)
+
+
+def _factors(source: _Source, size: int) -> Jacobian:
+    """The columns of B of the layers whose factors are kept, not centred."""
+
+    def make(each):
+        found = source.rows(each, RowFactors.are_cheaper)
+        return dataclasses.replace(found, centre=None)
+
+    def axis(leaf):  # of the examples: index [L, N, T], x [L, N, T, I], g [K, L, N, ..]
+        return max(1, leaf.ndim - 3)
+
+    shapes, structure = jax.tree.flatten(jax.eval_shape(make, source.each))
+    leaves = tree.map_over_chunks(
+        lambda each: [
+            jnp.moveaxis(leaf, axis(leaf), 0) for leaf in jax.tree.leaves(make(each))
+        ],
+        source.each,
+        size,
+        tree.device_parts(source.count),
+    )
+    pairs = zip(leaves, shapes, strict=True)
+    ordered = [jnp.moveaxis(leaf, 0, axis(shape)) for leaf, shape in pairs]
+    return jax.tree.unflatten(structure, ordered)
+
+
+@metric_pytree("curvature", "captured", "chunk_size", "shape", "dtype")
+class ChunkedRows(JacobianBlock):
+    """Rows that are formed when they are needed; the parts are the leaves.
+
+    Attributes:
+        curvature: whose rows.
+        captured: do the layers give them?
+        chunk_size: examples at once.
+        shape: (K, N).
+        dtype: of the products of rows.
+        given: the batch.
+        factors: the columns of B that are kept.
+        scale: what the columns are multiplied by, a tree like the parameters.
+    """
+
+    curvature: Any
+    captured: bool
+    chunk_size: int
+    shape: tuple[int, int]
+    dtype: str
+    given: Batch
+    factors: Jacobian | None = None
+    scale: Params | None = None
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.shape
+
+    def push(self, v: Parts) -> Float[Array, "K N"]:
+        """B v, chunk by chunk; v are the leaves."""
+        v = self._params(v)
+
+        @jax.checkpoint
+        def of_chunk(each):
+            rows = self._rows(each)
+            return rows.push(v).reshape(rows.columns).T
+
+        found = tree.map_over_chunks(of_chunk, *self._chunks).T
+        kept = self.factors
+        return found if kept is None else found + kept.push(v).reshape(self.columns)
+
+    def pull(self, u: Float[Array, "K N"]) -> Parts:
+        """Bᵀ u, summed over chunks; the leaves."""
+
+        def of_chunk(chunk):
+            each, u = chunk
+            return self._rows(each).pull(u.T.reshape(-1))
+
+        each, *sizes = self._chunks
+        return self._with_kept(
+            tree.sum_over_chunks(of_chunk, (each, u.T), *sizes),
+            lambda kept: kept.pull(u.reshape(-1)),
+        )
+
+    def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
+        """B Bᵀ, chunk against chunk."""
+
+        def product(rows, others):
+            return rows.gram(others).reshape((*rows.columns, *others.columns))
+
+        kept = self.factors
+        if other is None:
+            found = tree.pairs_of_chunks(self._wide_rows, product, *self._chunks)
+        else:
+            found = self._against(other, product)
+        if kept is None:
+            return found
+        others = None if other is None else other.factors.astype(self.dtype)
+        return found + kept.astype(self.dtype).gram(others).reshape(found.shape)
+
+    def _against(self, other: ChunkedRows, product: Callable) -> Array:
+        def of_chunk(each):
+            rows = self._wide_rows(each)
+
+            def of_other(each):  # [n', K', K, n]
+                block = product(rows, other._wide_rows(each))
+                return block.transpose((3, 2, 0, 1))
+
+            found = tree.map_over_chunks(jax.checkpoint(of_other), *other._chunks)
+            return found.transpose((3, 2, 1, 0))  # [n, K, K', N']
+
+        return jnp.swapaxes(tree.map_over_chunks(of_chunk, *self._chunks), 0, 1)
+
+    def _wide_rows(self, each: Any) -> Jacobian:
+        return self._rows(each).astype(self.dtype)
+
+    def explicit(self) -> Sequence[Float[Array, "K N ..."]]:
+        """B written out, all of it."""
+
+        def of_chunk(each):
+            rows = self._rows(each)
+            found = rows.explicit().reshape((*rows.columns, -1))
+            return jnp.swapaxes(found, 0, 1)
+
+        found = jnp.swapaxes(tree.map_over_chunks(of_chunk, *self._chunks), 0, 1)
+        if self.factors is not None:
+            found = found + self.factors.explicit().reshape(found.shape)
+        split = jax.vmap(jax.vmap(Layout.of(self.given.params).split))(found)
+        return jax.tree.leaves(split)
+
+    def squares(self) -> Parts:
+        """The diagonal of Bᵀ B, summed over chunks."""
+        return self._with_kept(
+            tree.sum_over_chunks(
+                lambda each: self._rows(each).diagonal(), *self._chunks
+            ),
+            Jacobian.diagonal,
+        )
+
+    def astype(self, dtype: Any) -> ChunkedRows:
+        """With products of rows in another dtype; the rows are computed as before."""
+        return dataclasses.replace(self, dtype=str(jnp.dtype(dtype)))
+
+    def scaled(self, v: Parts) -> ChunkedRows:
+        """B diag(v); v are leaves that are constant."""
+        v = self._params(v)
+        kept = None if self.factors is None else self.factors.scaled(v)
+        if self.scale is not None:
+            v = jax.tree.map(jnp.multiply, self.scale, v)
+        return dataclasses.replace(self, factors=kept, scale=v)
+
+    def part_shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """The leaves."""
+        layout = Layout.of(self.given.params)
+        return [jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.shapes]
+
+    @property
+    def _source(self) -> _Source:
+        return _Source.of(self.curvature, self.given, self.captured)
+
+    @property
+    def _chunks(self) -> tuple[Any, int, int]:
+        """What the loops over chunks take: examples, how many at once, parts."""
+        each = self._source.each
+        return each, self.chunk_size, tree.device_parts(self.columns[1])
+
+    def _rows(self, each: Any) -> Jacobian:
+        """The rows of some examples that are not kept, not centred."""
+        source = self._source
+        rows = source.rows(each, _written) if self.captured else source.rows(each)
+        rows = dataclasses.replace(rows, centre=None)
+        return rows if self.scale is None else rows.scaled(self.scale)
+
+    def _params(self, leaves: Parts) -> Params:
+        return jax.tree.unflatten(jax.tree.structure(self.given.params), list(leaves))
+
+    def _with_kept(
+        self, found: Params, of_kept: Callable[[Jacobian], Params]
+    ) -> list[Array]:
+        if self.factors is not None:
+            found = jax.tree.map(jnp.add, found, of_kept(self.factors))
+        return jax.tree.leaves(found)
+
+
+def _written(block: Block) -> bool:
+    return not RowFactors.are_cheaper(block)

@@ -1,0 +1,179 @@
+"""How many examples at once: `chunk_size=` of `Gram` and of `MatrixFree`.
+
+    None      all of them
+    an int    so many: results are the same up to rounding
+    "auto"    from the shapes alone: all, where what they need fits into
+              `memory_budget` bytes, else as many as do
+
+With examples on several devices a chunk has equally many of each, whose multiple is
+taken (`natgrad.tree.chunks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from natgrad import layers, tree
+from natgrad.model import Model, batch
+from natgrad.model.batch import Batch, Example
+from natgrad.tree import Layout
+from natgrad.typing import Array, Params
+
+ChunkSize = int | Literal["auto"] | None
+
+# Bytes that "auto" fills: 2 GiB.
+BUDGET = 2**31
+
+
+def check_chunk_size(of: Any, chunk_size: Any, memory_budget: Any) -> None:
+    """Raise a ValueError unless these can be what they are called.
+
+    Args:
+        of: whose they are.
+        chunk_size: an integer >= 1, "auto" or None.
+        memory_budget: bytes, an integer >= 1.
+    """
+    name = type(of).__name__
+    known = chunk_size is None or chunk_size == "auto"
+    if not known and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(
+            f"{name}(chunk_size=...) is a number of examples >= 1, 'auto' (as many as "
+            f"fit into memory_budget bytes), or None for all; got {chunk_size!r}."
+        )
+    if not isinstance(memory_budget, int) or memory_budget < 1:
+        raise ValueError(
+            f"{name}(memory_budget=...) is a number of bytes, an integer >= 1; got "
+            f"{memory_budget!r}."
+        )
+
+
+def fitting(numbers: int, dtype: Any, count: int, memory_budget: int) -> int | None:
+    """How many examples fit: at least one a device; None for all.
+
+    Args:
+        numbers: alive for each example.
+        dtype: their type.
+        count: N.
+        memory_budget: bytes.
+    """
+    fit = memory_budget // (max(1, numbers) * jnp.dtype(dtype).itemsize)
+    return None if fit >= count else max(1, fit)
+
+
+def depends_on_itself_alone(model: Model, given: Batch) -> bool:
+    """Can each example go through the model without the others?
+
+    Args:
+        model: the model.
+        given: a batch.
+    """
+    apply, axes = model.apply_real, model.in_axes
+    found = layers.dependence(apply, given.params, given.inputs, axes)
+    return found is layers.Dependence.NOTHING
+
+
+class Linearized(NamedTuple):
+    """A batch's outputs as a linear map of the parameters.
+
+    Attributes:
+        z: the outputs, [N, ...].
+        examples: what else is known of the examples; arrays with an axis N.
+        total: Σ_n ω_n.
+        push: v -> J v, [N, ...].
+        pull: u [N, ...] -> Jᵀ u, like the parameters.
+    """
+
+    z: Float[Array, "N ..."]
+    examples: Example
+    total: Float[Array, ""]
+    push: Callable[[Params], Array]
+    pull: Callable[[Array], Params]
+
+
+def linearized(of: Any, given: Batch) -> Linearized:
+    """The batch at once, linearised once for all products; or chunk by chunk for each.
+
+    Args:
+        of: a curvature with `model`, `chunk_size` and `memory_budget`.
+        given: the batch.
+
+    Raises:
+        ValueError: a chunk size for examples that need each other.
+    """
+    model, size = of.model, of.chunk_size
+    if size is not None and not depends_on_itself_alone(model, given):
+        if size != "auto":
+            raise ValueError(
+                f"{type(of).__name__}(chunk_size={size}) evaluates some examples at a "
+                "time, and here an example's outputs depend on the others or on its "
+                "place in the batch (batch statistics, one dropout key for all): leave "
+                "chunk_size out."
+            )
+        size = None
+    if size == "auto":
+        count = batch.input_count(given.inputs, model.in_axes) or 1
+        numbers = 2 * activations(model, given)  # of values and of tangents
+        dtype = Layout.of(given.params).dtype
+        size = fitting(numbers, dtype, count, of.memory_budget)
+    if size is not None:
+        return _in_chunks(model, given, size)
+    outputs, examples, total = model.whole(*given)
+    z, push = jax.linearize(outputs, given.params)
+    transposed = jax.linear_transpose(push, given.params)
+    return Linearized(z, examples, total, push, lambda u: transposed(u)[0])
+
+
+def _in_chunks(model: Model, given: Batch, chunk_size: int) -> Linearized:
+    """So many examples at once, which are evaluated again for each product."""
+    rows, rebuild = batch.split_batch(given.inputs, model.in_axes)
+    examples, total = model.examples(*given)
+    parts = tree.device_parts(examples.weights.shape[0])
+
+    def outputs(chunk):
+        return lambda params: model.outputs(params, rebuild(chunk))
+
+    def over_chunks(function, *more):
+        operands = (rows, *more)
+        return tree.map_over_chunks(
+            lambda chunk: function(*chunk), operands, chunk_size, parts
+        )
+
+    def push(v):
+        def of_chunk(chunk):
+            return jax.jvp(outputs(chunk), (given.params,), (v,))[1]
+
+        return over_chunks(jax.checkpoint(of_chunk))
+
+    def pull(u):
+        def of_chunk(chunk):
+            rows, u = chunk
+            return jax.vjp(outputs(rows), given.params)[1](u)[0]
+
+        return tree.sum_over_chunks(of_chunk, (rows, u), chunk_size, parts)
+
+    z = over_chunks(jax.checkpoint(lambda chunk: outputs(chunk)(given.params)))
+    if examples.target is not None:
+        examples = jax.vmap(model.labelled)(z, examples)
+    return Linearized(z, examples, total, push, pull)
+
+
+def activations(model: Model, given: Batch) -> int:
+    """Numbers that a backward pass keeps for each example, from shapes.
+
+    Args:
+        model: the model.
+        given: the batch.
+    """
+
+    def kept(params, inputs):
+        return jax.vjp(lambda p: model.outputs(p, inputs), params)
+
+    leaves = jax.tree.leaves(jax.eval_shape(kept, given.params, given.inputs))
+    count = batch.input_count(given.inputs, model.in_axes) or 1
+    numbers = sum(leaf.size for leaf in leaves) - Layout.of(given.params).size
+    return max(1, -(-numbers // count))

@@ -1,0 +1,181 @@
+"""Gram and MatrixFree in chunks of examples, and Gram's rows over devices."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import ravel, relative_error
+
+import natgrad as ng
+from natgrad.curvature import Centred, Empirical, Gram, MatrixFree, Sampled
+from natgrad.curvature.chunked_rows import ChunkedRows
+from natgrad.model.batch import Batch
+
+KEY = jax.random.PRNGKey(3)
+RNG = np.random.default_rng(0)
+N = 8
+
+
+def convolve(params, x):
+    """A kernel whose rows are written out, and a weight whose factors are kept."""
+    signal = jax.lax.conv_general_dilated(
+        x, params["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    return jnp.tanh(signal).sum(1) @ params["w"]
+
+
+def scalar(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+def normalised(params, x):
+    """By the batch's own mean: examples need each other."""
+    hidden = jnp.tanh(x @ params["w"])
+    return (hidden - hidden.mean(0, keepdims=True)) @ params["v"][:, None]
+
+
+def arrays(**shapes):
+    return {name: jnp.asarray(RNG.normal(size=s)) for name, s in shapes.items()}
+
+
+CONV = ng.Model(convolve, ng.families.Categorical())
+LOG_DENSITY = ng.Model(
+    scalar, ng.families.Unnormalized(), weights=lambda x: 1.0 + x[:, 0] ** 2
+)
+CASES = {
+    "convolution": (
+        (CONV, Sampled(1)),
+        arrays(k=(3, 2, 4), w=(4, 3)),
+        jnp.asarray(RNG.normal(size=(N, 6, 2))),
+    ),
+    "empirical": (
+        (CONV, Empirical()),
+        arrays(k=(3, 2, 4), w=(4, 3)),
+        jnp.asarray(RNG.normal(size=(N, 6, 2))),
+    ),
+    "centred": (
+        (LOG_DENSITY, Centred()),
+        arrays(w=(4, 5), v=(5,)),
+        jnp.asarray(RNG.normal(size=(N, 4))),
+    ),
+    "examples that need each other": (
+        (ng.Model(normalised, ng.families.NormalMean()),),
+        arrays(w=(4, 5), v=(5,)),
+        jnp.asarray(RNG.normal(size=(N, 4))),
+    ),
+}
+Y = jnp.arange(N) % 3
+
+
+def solved(curvature, params, x):
+    """B, B Bᵀ, and a damped solution."""
+    metric = curvature.at(params, x, Y, KEY)
+    v = jax.tree.map(jnp.cos, params)
+    return metric.jacobian.explicit(), metric.jacobian.gram(), metric.solve(v, 0.1)
+
+
+def agree(found, expected, limit=1e-12):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for a, b in pairs:
+        assert relative_error(a, b) < limit
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunks_of_examples_change_no_result(name):
+    """3 of 8 at a time: two chunks are full, and the last is filled up."""
+    arguments, params, x = CASES[name]
+    both = [Gram(*arguments), Gram(*arguments, chunk_size=3)]
+    found = jax.jit(lambda p, x: [solved(each, p, x) for each in both])(params, x)
+    agree(found[1], found[0])
+
+
+def test_derivatives_go_through_chunks():
+    """Of a solution, its matrix and its products, in float64."""
+    (model, _), params, x = CASES["convolution"]
+
+    def total(curvature, params):
+        metric = curvature.at(params, x, Y, KEY)
+        found = metric.solve(jax.tree.map(jnp.cos, params), 0.1)
+        return jnp.vdot(ravel(found), ravel(metric.mv(found)))
+
+    forms = [Gram(model, Sampled(1)), Gram(model, Sampled(1), chunk_size=3)]
+    forms += [MatrixFree(model, Sampled(1), chunk_size=3)]
+    found = jax.jit(lambda p: [jax.grad(total, 1)(form, p) for form in forms])(params)
+    agree(found[1], found[0], 1e-11)
+
+
+@pytest.mark.parametrize("name", ["convolution", "centred"])
+def test_products_in_chunks_are_those_of_the_batch(name):
+    arguments, params, x = CASES[name]
+
+    def found(curvature, params):
+        metric = curvature.at(params, x, Y, KEY)
+        return metric.mv(params), metric.curvature.pulled_noise(metric._batch(), KEY)
+
+    both = [MatrixFree(*arguments), MatrixFree(*arguments, chunk_size=3)]
+    whole, chunked = jax.jit(lambda p: [found(each, p) for each in both])(params)
+    agree(chunked, whole)
+
+
+def test_a_budget_decides_how_many_examples_there_are_at_once():
+    model, params, x = CONV, *CASES["convolution"][1:]
+    batch, sizes = Batch(params, x, None, KEY), []
+    for budget in (2_500, 5_000, 10**9):
+        curvature = Gram(model, Sampled(1), chunk_size="auto", memory_budget=budget)
+        piece = jax.eval_shape(curvature.rows, batch).pieces[0]
+        sizes.append(piece.chunk_size if isinstance(piece, ChunkedRows) else None)
+    assert sizes[2] is None
+    assert 1 <= sizes[0] < sizes[1] < N
+
+
+@pytest.mark.parametrize("form", [Gram, MatrixFree])
+def test_chunks_that_cannot_be_are_errors(form):
+    with pytest.raises(ValueError, match=r"chunk_size=.*'auto'"):
+        form(CONV, chunk_size="many")
+    with pytest.raises(ValueError, match="number of bytes"):
+        form(CONV, chunk_size="auto", memory_budget=0)
+
+
+def test_products_of_examples_that_need_each_other_are_refused_in_chunks():
+    (model,), params, x = CASES["examples that need each other"]
+    metric = MatrixFree(model, chunk_size=3).at(params, x)
+    with pytest.raises(ValueError, match="leave chunk_size out"):
+        jax.eval_shape(metric.mv, params)
+
+
+# Over devices: 4 parts of a mapped axis ---------------------------------------------
+
+
+def parts_of(x):
+    return x.reshape(4, -1, *x.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk_size"), [("convolution", 1), ("centred", None)]
+)
+def test_rows_over_devices_are_those_of_one(name, chunk_size):
+    """The matrix by block rows, its block Cholesky, and products, on every device."""
+    arguments, params, x = CASES[name]
+    v = jax.tree.map(jnp.cos, params)
+    whole = Gram(*arguments)
+    spread = Gram(*arguments, chunk_size=chunk_size, axis_name="parts")
+
+    def found(curvature, x, y):
+        metric = curvature.at(params, x, y, KEY)
+        failed = metric.solution(metric.mv(v), 0.0)
+        exact = metric.jacobian.gram(), metric.solve(v, 0.1), metric.diagonal()
+        return *exact, failed
+
+    each = jax.vmap(functools.partial(found, spread), axis_name="parts")
+    given, expected = jax.jit(
+        lambda x: (each(parts_of(x), parts_of(Y)), found(whole, x, Y))
+    )(x)
+    for part in range(4):
+        *mine, failed = jax.tree.map(lambda a, part=part: a[part], given)
+        agree(mine, expected[:-1], 1e-10)
+        assert failed.fallback
+        agree(failed.value, expected[-1].value, 1e-6)
