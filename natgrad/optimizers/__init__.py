@@ -12,7 +12,8 @@ All of them minimise `model.loss` (or it plus what the user adds) and are used a
 besides; `soap` and `kl_shampoo` see gradients alone, and need no model and no extra
 argument.) For other labels, solvers or momentum, compose `scale_by_curvature` with
 optax's own pieces, as these functions do. They also skip a step that is not finite
-after the learning rate.
+after the learning rate. Complex parameters are pairs of real ones; give their gradient
+as optax takes it, ∂/∂x + i ∂/∂y, the conjugate of `jax.grad`'s.
 """
 
 from natgrad.optimizers.adaptive import kfac_adaptive
