@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad import tree
 from natgrad.curvature.base import Curvature, require_memory
 from natgrad.curvature.chunked_rows import rows_in_chunks
 from natgrad.curvature.chunks import BUDGET, ChunkSize, check_chunk_size
@@ -148,7 +149,8 @@ class RowCurvature(Curvature):
             return None
 
         def pull(k):
-            answers = pullback((columns.column(k) / jnp.sqrt(total)).astype(z.dtype))[1]
+            cotangent = (columns.column(k) / jnp.sqrt(total)).astype(z.dtype)
+            answers = pullback(tree.varying_like(cotangent, z))[1]
             return {block.name: answers[block.name] for block in blocks}
 
         gather = functools.partial(rows_of, pull, columns.count)
