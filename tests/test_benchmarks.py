@@ -94,7 +94,7 @@ def test_conjugate_gradients_count_iterations(tmp_path):
 
 
 def test_momentum_counts_steps_to_the_energy(tmp_path):
-    """One step is too few for any rule, and 200 of all configurations are enough."""
+    """One step is too few for any rule, and the page says so."""
     arguments = ["--settings", "sampled 64", "--seeds", "1", "--grid", "0.9"]
     report = momentum.main([*arguments, "--steps", "1", "--output", str(tmp_path)])
     (found,) = report["settings"].values()

@@ -17,14 +17,17 @@ import numpy as np
 import optax
 
 from natgrad.solvers.damping import ByPath, DampingLike, Relative
+from natgrad.solvers.damping_of_metric import ConditionNumber, ScaleInvariant
 from natgrad.transforms.trust_region import Damping, TrustRegion, longest_within
 from natgrad.typing import ArrayLike
 
 __all__ = [
     "ByPath",
+    "ConditionNumber",
     "Damping",
     "DampingLike",
     "Relative",
+    "ScaleInvariant",
     "TrustRegion",
     "as_damping",
     "check_number",
