@@ -144,7 +144,7 @@ class WhenStale(Renewal):
         oldest: after so many steps without renewal it is due in any case.
     """
 
-    residual: float = 0.5
+    residual: float = 0.3
     oldest: int = 50
 
     def __post_init__(self):
