@@ -166,4 +166,5 @@ def test_an_equinox_module_trains(tolerance):
         ng.Model(by_hand, ng.families.Categorical()), arrays(params)
     )
     assert isinstance(trained, eqx.nn.MLP)
-    equal(arrays(trained), expected, tolerance("identity", "float32"))
+    # Parameters of size 1, one of them near 0.
+    equal(arrays(trained), expected, tolerance("identity", "float32"), atol=1e-7)
