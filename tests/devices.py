@@ -58,6 +58,15 @@ def convolve(params, x):
     return hidden @ params["w2"] + params["b2"][None]
 
 
+def log_psi(params, x):
+    """A wave function of the same parameters, complex [N]."""
+    z = apply(params, x)
+    return jax.lax.complex(z[:, 0], z[:, 1])
+
+
+WAVE = ng.Model(log_psi, ng.families.Unnormalized())
+
+
 def problem(dtype):
     """(params, x, y), as numpy arrays."""
     rng = np.random.default_rng(0)
@@ -313,6 +322,28 @@ def shares(mesh):
     }
 
 
+def wave_function(mesh):
+    """Solves with complex amplitudes inside shard_map beside those of one device."""
+    params, x, _ = problem("float64")
+    batch = PartitionSpec(mesh.axis_names)
+
+    def solve(curvature, params, x):
+        return curvature.at(params, x).solve(params, 0.1)
+
+    def gap(kind):
+        spread = functools.partial(
+            solve, kind(WAVE, of.Centred(), axis_name=mesh.axis_names)
+        )
+        specs = {"in_specs": (EVERYWHERE, batch), "out_specs": EVERYWHERE}
+        found = jax.jit(jax.shard_map(spread, mesh=mesh, **specs))(params, x)
+        expected = jax.jit(functools.partial(solve, kind(WAVE, of.Centred())))(
+            params, x
+        )
+        return max(np.max(np.abs(found[k] - expected[k])) for k in expected)
+
+    return {kind.__name__: gap(kind) for kind in (of.Gram, of.Dense)}
+
+
 def gradient_only(mesh):
     """Steps of SOAP and KL-Shampoo on sharded batches beside those on one device.
 
@@ -364,7 +395,7 @@ def main(arguments):
         shape, names = (8,), ("data",)
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     report = {name: check(mesh, *name.split(":")) for name in arguments if ":" in name}
-    for function in (draws, shares, over, gradient_only):
+    for function in (draws, shares, over, gradient_only, wave_function):
         if function.__name__ in arguments:
             report[function.__name__] = function(mesh)
     print(json.dumps(report | {"devices": jax.device_count()}, default=float))

@@ -43,6 +43,11 @@ def arrays(**shapes):
 
 
 CONV = ng.Model(convolve, ng.families.Categorical())
+WAVE = ng.Model(
+    lambda params, x: jax.lax.complex(scalar(params, x), jnp.sin(scalar(params, x))),
+    ng.families.Unnormalized(),
+    weights=lambda x: 1.0 + x[:, 0] ** 2,
+)
 LOG_DENSITY = ng.Model(
     scalar, ng.families.Unnormalized(), weights=lambda x: 1.0 + x[:, 0] ** 2
 )
@@ -59,6 +64,11 @@ CASES = {
     ),
     "centred": (
         (LOG_DENSITY, Centred()),
+        arrays(w=(4, 5), v=(5,)),
+        jnp.asarray(RNG.normal(size=(N, 4))),
+    ),
+    "wave function": (
+        (WAVE, Centred()),
         arrays(w=(4, 5), v=(5,)),
         jnp.asarray(RNG.normal(size=(N, 4))),
     ),

@@ -92,9 +92,12 @@ SLOW = {
 }
 
 
+CHECKS = ("draws", "shares", "over", "gradient_only", "wave_function")
+
+
 @pytest.fixture(scope="module")
 def report():
-    return reported(launch(8, "draws", "shares", "over", "gradient_only", *QUICK))
+    return reported(launch(8, *CHECKS, *QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,12 @@ def test_every_piece_is_factorised_on_one_device_only(report):
 def test_bases_of_gradients_are_shared_out(report, name):
     assert report["gradient_only"][name]["difference"] < LIMIT["float64"]
     assert report["gradient_only"][name]["calls"] == GATHERED
+
+
+@pytest.mark.parametrize("kind", ["Gram", "Dense"])
+def test_wave_functions_over_devices(report, kind):
+    """Two centred columns an example, whose labels are no numbers of the batch."""
+    assert report["wave_function"][kind] < LIMIT["float64"]
 
 
 def test_statistics_of_sharded_batches_are_those_of_one_device(report):

@@ -139,6 +139,7 @@ class Visits:
         """J_nᵀ s_nk [K, P] and w_nk of some columns, and what stands beside them."""
         found = self.labels.each(self.model, z, example)
         cotangents = jax.vmap(lambda k: score(self.model, found, k, z))(ks)
+        cotangents = tree.varying_like(cotangents, z)  # constants are not yet
         flat = jax.vmap(lambda cotangent: _flat(pull(cotangent)))
         if beside is None:
             return flat(cotangents), found.weights[ks], ()
