@@ -47,7 +47,7 @@ from natgrad import (
 from natgrad.curvature import CURVATURES, load, save
 from natgrad.integrations import from_equinox, from_linen, from_nnx
 from natgrad.metrics import kronecker
-from natgrad.model import Model
+from natgrad.model import Model, least_squares
 from natgrad.optimizers import (
     diagonal_fisher,
     ekfac,
@@ -120,6 +120,7 @@ __all__ = [
     "krylov",
     "laplace",
     "layers",
+    "least_squares",
     "levenberg_marquardt",
     "load",
     "matrix_free",
