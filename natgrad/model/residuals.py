@@ -199,7 +199,7 @@ def _row(residual: Residual) -> Apply:
     def row(params, inputs):
         points, factors, which = inputs
         r = residual(params, points)
-        own = which[:, None] == jnp.arange(r.shape[1])
+        own = which[:, None] == jnp.arange(r.shape[1])[None]
         return _times_root(factors, jnp.sum(jnp.where(own, r, 0), axis=1))
 
     return row
@@ -238,7 +238,7 @@ def _checked_residual(name: str, r: Any, count: int | None) -> Float[Array, "N K
 def _nonnegative(name: str, weight: ArrayLike) -> ArrayLike:
     """The weight, NaN under jit where it is negative or infinite."""
     with jax.ensure_compile_time_eval():
-        weight = jnp.asarray(weight)
+        weight = jnp.asarray(weight, float)
         good = jnp.isfinite(weight) & (weight >= 0)
         if not isinstance(good, jax.core.Tracer):
             if bool(jnp.all(good)):
