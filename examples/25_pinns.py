@@ -11,7 +11,15 @@ matrix. Three things matter for the accuracy: float64; a first layer whose featu
 spread over the domain; and Gauss-Legendre points, at which a mean of squares is nearly
 its integral (of 5 dimensions random points are taken).
 
-    python examples/25_pinns.py
+    python examples/25_pinns.py [seeds]
+
+poisson2  seed 1  error 5.5e-09  0.4 CPU seconds
+poisson5  seed 1  error 1.0e-05  3.0 CPU seconds
+heat  seed 1  error 1.6e-05  1.6 CPU seconds
+burgers  seed 1  error 1.7e-05  4.2 CPU seconds
+
+The first seed takes 10 to 15 seconds more, to compile. Relative L2 errors of ten seeds
+of poisson2: 5.5e-9 to 4.5e-8.
 
 Source: Transtrum & Sethna (2012) for the accelerated steps; Nielsen (1999) for λ.
 """
