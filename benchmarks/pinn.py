@@ -9,7 +9,7 @@ measured, and leave out compiling.
     l-bfgs             optax, memory 50, zoom line search
     bfgs               optimistix
     ssbroyden          self-scaled Broyden of ssbroyden-optimistix
-    jinns              its `vanilla_ngd`, (F + 1e-5 I)⁻¹ g and a backtracking line search:
+    jinns              its `vanilla_ngd`, (F + 1e-5 I)⁻¹ g and a line search:
                        jinns' own update, fed with the rows of our residuals
 
 The last three need an environment that has them:
@@ -155,8 +155,8 @@ def jinns(of: Task) -> Method:
         return z / jnp.sqrt(z.size)
 
     def rows(x):
-        metric = ng.curvature.Gram(of.model).at(of.unravel(x), of.batch)
-        return metric.jacobian.explicit()
+        gram, params = ng.curvature.Gram(of.model), of.unravel(x)
+        return gram.jacobian(gram.init(params), params, of.batch, None).explicit()
 
     class Loss:
         def evaluate_per_sample(self, params, batch):
@@ -222,7 +222,7 @@ def row(name: str, found: dict[str, list[float]]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Race, print a table for each problem, and return all curves."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     names = ["poisson2", "poisson5", "heat", "burgers"]
     parser.add_argument("--problems", nargs="+", choices=names, default=names)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])

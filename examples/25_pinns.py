@@ -201,7 +201,7 @@ def main(seeds=1, problems=PROBLEMS):
     for problem in problems:
         model, batch, sizes, spread, steps, u, exact, test = problem()
         name, errors[problem.__name__] = problem.__name__, []
-        for seed in range(int(seeds)):
+        for seed in range(seeds):
             begin = time.process_time()
             params = initial_params(jax.random.key(seed), sizes, spread)
             params = train(model, params, batch, steps)
@@ -214,4 +214,4 @@ def main(seeds=1, problems=PROBLEMS):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*map(int, sys.argv[1:]))

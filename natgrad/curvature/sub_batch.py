@@ -160,12 +160,9 @@ def subsample(
         N they wrap around.
 
     Raises:
-        ValueError: k > 1 and no input has an axis of examples, or the targets have
-            another N.
+        ValueError: no input has an axis of examples, or the targets have another N.
     """
     count = batch.input_count(inputs, in_axes)
-    if count is None and every == 1:
-        return inputs, targets
     if count is None:
         raise ValueError(
             "No leaf of the inputs has an axis of examples, of which a part could be "
