@@ -40,9 +40,9 @@ def balance_traces(model: LeastSquares, params: Params, inputs: Inputs) -> Group
         ValueError: as `natgrad.least_squares` says.
 
     Source: Wang, Yu & Perdikaris (2022), When and why PINNs fail to train: a neural
-    tangent kernel perspective, section 7, of mean instead of summed squares; as in
-    Wang, Sankaran, Wang & Perdikaris (2023), An expert's guide to training
-    physics-informed neural networks, section 5.
+    tangent kernel perspective, of mean instead of summed squares, as in Wang, Sankaran,
+    Wang & Perdikaris (2023), An expert's guide to training physics-informed neural
+    networks.
     """
     traces = {}
     for name, residual in model.residuals.functions.items():
@@ -69,9 +69,9 @@ def balance_gradients(
         ValueError: as `natgrad.least_squares` says.
 
     Source: Wang, Teng & Perdikaris (2021), Understanding and mitigating gradient flow
-    pathologies in physics-informed neural networks, section 2.4, with norms for the
-    largest and the mean entry; as in Wang, Sankaran, Wang & Perdikaris (2023), section
-    5.
+    pathologies in physics-informed neural networks, with norms for the largest and the
+    mean entry, as in Wang, Sankaran, Wang & Perdikaris (2023), An expert's guide to
+    training physics-informed neural networks.
     """
     points = {name: leaf for name, leaf in inputs.items() if name != WEIGHTS}
     gradients = jax.jacrev(lambda params: model.losses(params, points))(params)
