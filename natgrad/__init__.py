@@ -48,7 +48,7 @@ from natgrad import (
 from natgrad.curvature import CURVATURES, load, save
 from natgrad.integrations import from_equinox, from_linen, from_nnx
 from natgrad.metrics import kronecker
-from natgrad.model import Model
+from natgrad.model import Model, least_squares
 from natgrad.optimizers import (
     diagonal_fisher,
     ekfac,
@@ -133,6 +133,7 @@ __all__ = [
     "krylov",
     "laplace",
     "layers",
+    "least_squares",
     "levenberg_marquardt",
     "load",
     "march",

@@ -14,6 +14,7 @@ from benchmarks import (
     data,
     memory,
     peers,
+    pinn,
     racing,
     scaling,
     training,
@@ -81,6 +82,16 @@ def test_problems_train(name, tmp_path):
         report = convergence.main(arguments)
     (run,) = report["problems"][name]["optimizers"]["adam"]["runs"]
     assert run["loss"][-1] < run["loss"][0]
+
+
+@pytest.mark.slow
+def test_a_race_of_networks_for_an_equation_measures_until_time_is_up():
+    arguments = ["--problems", "poisson2", "--methods", "adam", "--seconds", "0.01"]
+    with jax.numpy_rank_promotion("allow"):
+        found = pinn.main(arguments)["poisson2"]["adam"]
+    assert found["steps"][-1] == 500 * (len(found["error"]) - 1) > 0
+    assert found["error"][-1] < found["error"][0]
+    assert found["cpu"][-1] >= 0.01 > found["cpu"][-2]
 
 
 def test_memory_is_explained_by_factors(tmp_path):

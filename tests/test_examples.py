@@ -107,6 +107,33 @@ def test_the_pinn_solves_the_equation(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problem", "seeds", "bound"),
+    [
+        ("poisson2", 3, 1e-7),
+        ("poisson5", 1, 1e-3),
+        ("heat", 1, 1e-4),
+        ("burgers", 1, 1e-4),
+    ],
+)
+def test_four_equations_are_solved(run, problem, seeds, bound):
+    problems = (getattr(load("25_pinns"), problem),)
+    errors = run("25_pinns", seeds, problems)[problem]
+    assert len(errors) == seeds
+    assert max(errors) <= bound
+
+
+@pytest.mark.slow
+def test_the_diffusivity_of_a_rod_is_found_in_any_unit(run):
+    errors = run("26_inverse_pinn", 1)
+    assert len(errors) == 6
+    for (damping, unit), found in errors.items():
+        lost = (damping, unit) == ("λ I", "mm²/day")
+        assert lost == (max(found) > 1)
+        assert damping != "λ I, κ/κ₀" or max(found) <= 1e-4
+
+
+@pytest.mark.slow
 def test_variational_monte_carlo_finds_the_ground_energy(run, tmp_path):
     picture = tmp_path / "energy.png"
     smaller = {"CHAINS": 512, "SAMPLED_STEPS": 80, "MEASUREMENTS": 20, "SEEDS": 1}

@@ -53,6 +53,27 @@ def test_a_pinn_step_is_taken_only_downhill():
     assert growth == 2.0
 
 
+def test_the_exact_solutions_of_the_pinns_solve_their_equations():
+    """Differences of the formulas, and Burgers' start −sin πx."""
+    pinns = load("25_pinns")
+    (*_, heat, _), (*_, burgers, _) = pinns.heat(), pinns.burgers()
+    x, h = np.array([[0.3, 0.4], [0.7, 0.15]]), 1e-3
+    t_step, x_step = h * np.eye(2)
+
+    def parts(u):
+        u_t = (u(x + t_step) - u(x - t_step)) / (2 * h)
+        u_x = (u(x + x_step) - u(x - x_step)) / (2 * h)
+        u_xx = (u(x + x_step) - 2 * u(x) + u(x - x_step)) / h**2
+        return u(x), u_t, u_x, u_xx
+
+    _, u_t, _, u_xx = parts(heat)
+    np.testing.assert_allclose(u_t, u_xx / 10, rtol=1e-4)
+    u, u_t, u_x, u_xx = parts(burgers)
+    np.testing.assert_allclose(u_t + u * u_x, u_xx / 20, atol=1e-4)
+    start = burgers(np.array([[0.0, 0.4]]))
+    np.testing.assert_allclose(start, -np.sin(0.4 * np.pi), rtol=1e-12)
+
+
 @pytest.fixture(scope="module")
 def chain():
     """(example, parameters far from 0, H) of a chain of 4 spins."""

@@ -26,9 +26,11 @@ from jaxtyping import Float
 
 from natgrad import layers, tree
 from natgrad.curvature.columns import law_of_outputs, score
+from natgrad.curvature.group_visits import GroupVisits, rows_alone
 from natgrad.curvature.labels import Labels
 from natgrad.layers import Dependence
 from natgrad.model import Model, batch
+from natgrad.model.residuals import Group, Residuals
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params
@@ -155,7 +157,7 @@ class Visits:
         return self.chunk(max(pulls * self.pulled, given))
 
 
-def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
+def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits | GroupVisits:
     """The examples of a batch.
 
     Args:
@@ -169,6 +171,14 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits:
     law = law_of_outputs(model)
     examples, total = law.examples(program.shape, inputs, targets, key)
     columns = labels.count(model, program.shape, examples)
+    if isinstance(model.apply, Residuals):
+        groups = model.apply.groups(params, inputs)
+        if all(rows_alone(group, params) for group in groups):
+            sources = _sources_of(groups, model, params, examples)
+            parts = [
+                Visits(model, labels, columns, *s[:3], total, s[3]) for s in sources
+            ]
+            return GroupVisits(tuple(parts), columns, total)
     found = layers.dependence(model.apply_real, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
         source = _alone(model, params, inputs, examples)
@@ -219,6 +229,19 @@ def _alone(
 
     size = Layout.of(params).size
     return _Source((batched, examples), at, size, model.chunk_size)
+
+
+def _sources_of(
+    groups: list[Group], model: Model, params: Params, examples: batch.Example
+) -> list[_Source]:
+    """The rows of each group through its residual by themselves."""
+    sources, first = [], 0
+    for group in groups:
+        rows = slice(first, first := first + group.inputs[-1].size)
+        own = jax.tree.map(lambda leaf, rows=rows: leaf[rows], examples)
+        of_group = dataclasses.replace(model, apply=group.row, in_axes=0)
+        sources.append(_alone(of_group, params, group.inputs, own))
+    return sources
 
 
 def _together(

@@ -22,6 +22,10 @@ from natgrad.transforms.adaptive.geodesic import (
     GeodesicAccelerationState,
     geodesic_acceleration,
 )
+from natgrad.transforms.adaptive.group_weights import (
+    balance_gradients,
+    balance_traces,
+)
 from natgrad.transforms.adaptive.learning_rates import (
     QuadraticModelState,
     scale_by_quadratic_model,
@@ -45,6 +49,8 @@ __all__ = [
     "Rule",
     "Thresholds",
     "Trials",
+    "balance_gradients",
+    "balance_traces",
     "fisher_forms",
     "geodesic_acceleration",
     "levenberg_marquardt",

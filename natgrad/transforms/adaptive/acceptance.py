@@ -28,6 +28,7 @@ class Decision(NamedTuple):
         accepted: is it taken?
         comparison: of the loss before and after it.
         decrease: M(0) − M(d) in nats, where what gave d knows it.
+        modelled: whose decrease M predicts: d, or the step that d corrects.
     """
 
     full_step: Params
@@ -36,6 +37,7 @@ class Decision(NamedTuple):
     accepted: Bool[Array, ""]
     comparison: Comparison
     decrease: Float[Array, ""] | None
+    modelled: Params
 
     @property
     def fell_short(self) -> Bool[Array, ""]:
@@ -84,7 +86,7 @@ def decide(
     best = attempt(jnp.ones((), tree.working_dtype(batch.params)))
     if halvings > 0:
         best, _ = jax.lax.scan(attempt_half, best, length=halvings)
-    return Decision(full_step, *best, decrease)
+    return Decision(full_step, *best, decrease, full_step)
 
 
 def judge_last_step(

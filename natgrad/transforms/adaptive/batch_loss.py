@@ -82,7 +82,7 @@ class BatchLoss:
         """The loss at `ahead` beside that at θ."""
         after = self.at(ahead)
         fall, rounding = self.value - after, self.rounding
-        if not self.is_models_own or "targets" not in self.arguments:
+        if not self.is_models_own:
             return Comparison(after, fall, rounding)
         close = jnp.abs(fall) <= rounding
 
@@ -111,7 +111,7 @@ class BatchLoss:
         """loss(θ) − loss(θ') by the score, and what the rounding of z makes of it."""
         model, batch = self.model, self.arguments
         outputs, examples, total = model.whole(
-            self.params, batch["inputs"], batch["targets"]
+            self.params, batch["inputs"], batch.get("targets")
         )
         z, z_ahead = outputs(self.params), outputs(ahead)
         score = model.family.score

@@ -156,7 +156,7 @@ class DampingByRatio:
         due = decision.accepted & (count % self.rule.period == 0)
 
         def predict():
-            slope = -tree.inner(batch.gradient, decision.full_step)
+            slope = -tree.inner(batch.gradient, decision.modelled)
             decrease = self._predicted_decrease(batch, decision, slope)
             return slope.astype(dtype), decrease.astype(dtype)
 
@@ -181,7 +181,7 @@ class DampingByRatio:
         """M(0) − M(d) of the full step, in nats; `slope` is −⟨g, d⟩."""
         if decision.decrease is not None:
             return decision.decrease
-        step = decision.full_step
+        step = decision.modelled
         forms = fisher_forms(
             batch.model, batch.params, batch.arguments["inputs"], self.labels
         )

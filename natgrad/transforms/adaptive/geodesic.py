@@ -89,6 +89,7 @@ def geodesic_acceleration(
         *,
         inputs=MISSING,
         model_params=None,
+        judge_by=None,
         **extra_args,
     ):
         check_batch("geodesic_acceleration", params, inputs)
@@ -104,6 +105,8 @@ def geodesic_acceleration(
         finite = tree.all_finite(force)
         acceleration, _ = solve(tree.where(finite, force, updates))
         step, ratio = _accelerated(direction, acceleration, finite, limit)
+        if judge_by is not None:  # by `levenberg_marquardt`: a/2 is not in M
+            judge_by(jax.tree.map(jnp.negative, direction))
         return step, GeodesicAccelerationState(
             ratio.astype(state.ratio.dtype), inner_state
         )

@@ -126,7 +126,9 @@ def scale_by_quadratic_model(
                 "scale_by_quadratic_model needs the gradient beside the direction: "
                 "call update(direction, state, params, inputs=x, grad=gradient)."
             )
-        sampled, _ = subsample(inputs, None, model.in_axes, sub_batch, state.count)
+        sampled = inputs
+        if sub_batch > 1:
+            sampled, _ = subsample(inputs, None, model.in_axes, sub_batch, state.count)
         leaves = grouped(groups, params)
         restricted = part(model, model_params)
         quadratic = QuadraticModel(

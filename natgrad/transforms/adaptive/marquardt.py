@@ -13,7 +13,9 @@ A transformation inside that keeps much can ask before it changes anything: it g
 `accept=`, a function (step, decrease=None) -> (the part of the step that is to be
 returned, is it taken?), to be called with the step it is about to return, and with
 M(0) − M(d) if it knows it. Others are put back as they were, which reads and writes
-their whole state in every step.
+their whole state in every step. One that corrects a step v beyond the quadratic model
+calls `judge_by=` with v: ρ is then the decrease by v + correction over what M predicts
+for v, which M may think better than the corrected step.
 
 Source: Marquardt (1963), An algorithm for least-squares estimation of nonlinear
 parameters; Martens (2010), Deep learning via Hessian-free optimization, section 4.1;
@@ -211,6 +213,7 @@ class _Method:
     ) -> tuple[Decision, Any]:
         """The decision on the step of the transformation inside, and its state then."""
         decisions: list[Decision] = []
+        modelled: list[Params] = []
 
         def accept(step: Params, decrease: Array | None = None) -> tuple[Params, Array]:
             decisions.append(decide(batch, step, decrease, self.halvings))
@@ -218,6 +221,7 @@ class _Method:
 
         arguments = {"grad": batch.gradient} | dict(batch.arguments)
         arguments |= {"value": value, "damping": strength, "accept": accept}
+        arguments["judge_by"] = modelled.append
         arguments["value_fn"] = with_signature_of(batch.value_fn, arguments)
         step, inner = self.inner.update(
             batch.gradient, state.inner, batch.params, **arguments
@@ -225,6 +229,8 @@ class _Method:
         if len(decisions) == 1 and _same_arrays(decisions[0].step, step):
             return decisions[0], inner
         decision = decide(batch, step, None, self.halvings)
+        if modelled:
+            decision = decision._replace(modelled=modelled[-1])
         return decision, tree.where(decision.accepted, inner, state.inner)
 
     def next_state(

@@ -1,0 +1,62 @@
+"""The rows of groups of residuals in turn, as one batch of examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natgrad import layers
+from natgrad.layers import Dependence
+from natgrad.model.residuals import Group
+from natgrad.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupVisits:
+    """The rows of several groups of residuals, one group after the other.
+
+    Attributes and methods are those of `Visits`.
+    """
+
+    parts: tuple[Any, ...]
+    columns: int
+    total: Array
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return sum(part.count for part in self.parts)
+
+    def fold(self, visit: Any, collect: Any) -> Any:
+        """As `Visits.fold`."""
+        return _sum_of([part.fold(visit, collect) for part in self.parts])
+
+    def stack(self, visit: Any) -> Any:
+        """As `Visits.stack`."""
+        stacks = [part.stack(visit) for part in self.parts]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
+
+    def fold_columns(self, collect: Any, beside: Any = None) -> tuple[Any, Any]:
+        """As `Visits.fold_columns`."""
+        return _sum_of([part.fold_columns(collect, beside) for part in self.parts])
+
+
+def rows_alone(group: Group, params: Params) -> bool:
+    """Does each row of the residuals depend on its own point alone?
+
+    Args:
+        group: of residuals.
+        params: θ.
+    """
+    if not jax.tree.leaves(group.points):
+        return False
+    found = layers.dependence(group.residual, params, group.points)
+    return found is Dependence.NOTHING
+
+
+def _sum_of(sums: list[Any]) -> Any:
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
