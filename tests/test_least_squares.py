@@ -305,3 +305,14 @@ def test_a_negative_weight_under_jit_is_nan():
     loss = jax.jit(lambda w: MODEL.loss(PARAMS, X | {"weights": {"one": w}}))
     assert jnp.isnan(loss(-1.0))
     assert jnp.isfinite(loss(1.0))
+
+
+def test_chunks_of_examples_are_refused_and_auto_takes_all():
+    """Groups have an axis each."""
+    gram = ng.curvature.Gram
+    with pytest.raises(ValueError, match="groups of residuals"):
+        gram(MODEL, chunk_size=2).at(PARAMS, X)
+    with pytest.raises(ValueError, match="leave chunk_size out"):
+        ng.curvature.MatrixFree(MODEL, chunk_size=2).at(PARAMS, X).mv(PARAMS)
+    found = gram(MODEL, chunk_size="auto", memory_budget=1).at(PARAMS, X).dense()
+    np.testing.assert_allclose(found, gram(MODEL).at(PARAMS, X).dense(), 1e-12, 1e-12)

@@ -27,7 +27,7 @@ from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
-from natgrad.curvature.visits import ELEMENTS
+from natgrad.curvature.visit_sources import ELEMENTS
 from natgrad.metrics.base import Metric
 from natgrad.solvers.conjugate_gradients import RelativeResidual
 from natgrad.tree import Layout, raw_key

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from natgrad import tree
 from natgrad.curvature.chunks import activations, depends_on_itself_alone, fitting
 from natgrad.curvature.layer_rows import captured_layers
-from natgrad.curvature.visits import visits
+from natgrad.curvature.visits import Visits, visits
 from natgrad.layers import Block, RowFactors
 from natgrad.model import batch
 from natgrad.model.batch import Batch
+from natgrad.model.residuals import Residuals
 from natgrad.solvers.jacobian_blocks import DenseRows, JacobianBlock, Parts
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, metric_pytree
@@ -41,8 +42,18 @@ def rows_in_chunks(
         of: a curvature of rows, with `chunk_size` and `memory_budget`.
         given: the batch.
         whole: makes B of all examples at once.
+
+    Raises:
+        ValueError: a chunk size for groups of residuals.
     """
     size = of.chunk_size
+    if isinstance(of.model.apply, Residuals):
+        if isinstance(size, int):
+            raise ValueError(
+                f"Gram(chunk_size={size}) takes examples along one axis, and groups of "
+                "residuals have one each: leave chunk_size out."
+            )
+        return whole(given)
     if size == "auto":
         shapes = jax.eval_shape(whole, given)
         rows = [piece for piece in shapes.pieces if isinstance(piece, DenseRows)]
@@ -94,6 +105,7 @@ class _Source(NamedTuple):
         model, layout = of.model, Layout.of(given.params)
         if not captured:
             found, visit = visits(model, of.labels, given), of.visit(layout)
+            assert isinstance(found, Visits)  # groups of residuals are not in chunks
             total = of.over_devices(found.total)
 
             def written(each):

@@ -5,9 +5,8 @@
 for N examples and K score columns each. B is kept as its layers' inputs and output
 gradients (`natgrad.solvers.score_jacobian`), read off the taps of `natgrad.layers`: one
 backward pass a score column, and nothing of size M·P. Where a layer's uses are not
-understood, their rows cannot be told apart by example, or examples interact, B is
-written out by pullbacks of each example's columns: the same matrix, at M·P memory, or
-c·K·P with `chunk_size=c` (`natgrad.curvature.chunked_rows`).
+understood, or its rows not told apart by example, or examples interact, B is written
+out by pullbacks of each example's columns, at M·P memory (c·K·P with `chunk_size=c`).
 
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
 and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +
@@ -46,7 +45,8 @@ from natgrad.curvature.layer_rows import (
     rows_of,
 )
 from natgrad.curvature.summed import SummedCurvature
-from natgrad.curvature.visits import Visit, visits
+from natgrad.curvature.visit_sources import Visit
+from natgrad.curvature.visits import visits
 from natgrad.layers import Block, Captured
 from natgrad.metrics.gram import GramMetric
 from natgrad.metrics.gram_blocks import GramBlocksMetric
