@@ -20,13 +20,17 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad import tree
-from natgrad.curvature.chunks import activations, depends_on_itself_alone, fitting
+from natgrad.curvature.chunks import (
+    activations,
+    chunk_size_of,
+    depends_on_itself_alone,
+    fitting,
+)
 from natgrad.curvature.layer_rows import captured_layers
 from natgrad.curvature.visits import Visits, visits
 from natgrad.layers import Block, RowFactors
 from natgrad.model import batch
 from natgrad.model.batch import Batch
-from natgrad.model.residuals import Residuals
 from natgrad.solvers.jacobian_blocks import DenseRows, JacobianBlock, Parts
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, metric_pytree
@@ -42,18 +46,8 @@ def rows_in_chunks(
         of: a curvature of rows, with `chunk_size` and `memory_budget`.
         given: the batch.
         whole: makes B of all examples at once.
-
-    Raises:
-        ValueError: a chunk size for groups of residuals.
     """
-    size = of.chunk_size
-    if isinstance(of.model.apply, Residuals):
-        if isinstance(size, int):
-            raise ValueError(
-                f"Gram(chunk_size={size}) takes examples along one axis, and groups of "
-                "residuals have one each: leave chunk_size out."
-            )
-        return whole(given)
+    size = chunk_size_of(of)
     if size == "auto":
         shapes = jax.eval_shape(whole, given)
         rows = [piece for piece in shapes.pieces if isinstance(piece, DenseRows)]

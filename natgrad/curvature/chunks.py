@@ -52,6 +52,26 @@ def check_chunk_size(of: Any, chunk_size: Any, memory_budget: Any) -> None:
         )
 
 
+def chunk_size_of(of: Any) -> ChunkSize:
+    """The curvature's chunk size; of groups of residuals "auto" is None.
+
+    Args:
+        of: a curvature with `model` and `chunk_size`.
+
+    Raises:
+        ValueError: a number of examples for groups of residuals.
+    """
+    size = of.chunk_size
+    if not isinstance(of.model.apply, Residuals):
+        return size
+    if isinstance(size, int):
+        raise ValueError(
+            f"{type(of).__name__}(chunk_size={size}) takes examples along one axis, and "
+            "groups of residuals have one each: leave chunk_size out."
+        )
+    return None
+
+
 def fitting(numbers: int, dtype: Any, count: int, memory_budget: int) -> int | None:
     """How many examples fit: at least one a device; None for all.
 
@@ -105,7 +125,7 @@ def linearized(of: Any, given: Batch) -> Linearized:
     Raises:
         ValueError: a chunk size for examples that need each other.
     """
-    model, size = of.model, of.chunk_size
+    model, size = of.model, chunk_size_of(of)
     if size is not None and not depends_on_itself_alone(model, given):
         if size != "auto":
             raise ValueError(
