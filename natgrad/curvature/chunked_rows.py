@@ -20,12 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad import tree
-from natgrad.curvature.chunks import (
-    activations,
-    chunk_size_of,
-    depends_on_itself_alone,
-    fitting,
-)
+from natgrad.curvature import chunks
 from natgrad.curvature.layer_rows import captured_layers
 from natgrad.curvature.visits import Visits, visits
 from natgrad.layers import Block, RowFactors
@@ -47,17 +42,17 @@ def rows_in_chunks(
         given: the batch.
         whole: makes B of all examples at once.
     """
-    size = chunk_size_of(of)
+    size = chunks.chunk_size_of(of)
     if size == "auto":
         shapes = jax.eval_shape(whole, given)
         rows = [piece for piece in shapes.pieces if isinstance(piece, DenseRows)]
         numbers = sum(leaf.size for leaf in jax.tree.leaves(rows))
         count = shapes.columns[1]
-        numbers = 2 * -(-numbers // count) + activations(of.model, given)
-        size = fitting(numbers, shapes.layout.dtype, count, of.memory_budget)
+        numbers = 2 * -(-numbers // count) + chunks.activations(of.model, given)
+        size = chunks.fitting(numbers, shapes.layout.dtype, count, of.memory_budget)
     if size is None:
         return whole(given)
-    alone = depends_on_itself_alone(of.model, given)
+    alone = chunks.depends_on_itself_alone(of.model, given)
     captured = captured_layers(of, given) if alone else None
     source = _Source.of(of, given, captured is not None)
     parts = tree.device_parts(source.count)
@@ -99,7 +94,7 @@ class _Source(NamedTuple):
         model, layout = of.model, Layout.of(given.params)
         if not captured:
             found, visit = visits(model, of.labels, given), of.visit(layout)
-            assert isinstance(found, Visits)  # groups of residuals are not in chunks
+            assert isinstance(found, Visits)  # no groups of residuals
             total = of.over_devices(found.total)
 
             def written(each):

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from natgrad import layers, tree
 from natgrad.model import Model, batch
 from natgrad.model.batch import Batch, Example
+from natgrad.model.residuals import Residuals
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
@@ -66,8 +67,8 @@ def chunk_size_of(of: Any) -> ChunkSize:
         return size
     if isinstance(size, int):
         raise ValueError(
-            f"{type(of).__name__}(chunk_size={size}) takes examples along one axis, and "
-            "groups of residuals have one each: leave chunk_size out."
+            f"{type(of).__name__}(chunk_size={size}) takes examples along one axis, "
+            "and groups of residuals have one each: leave chunk_size out."
         )
     return None
 
