@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.drop_in.card import Sheet, cells_of, last
@@ -140,7 +141,7 @@ def picture(found: dict[str, Sheet], batch: int) -> Figure:
     """A panel for each measure: share of problems over τ."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     axes = figure.subplots(1, len(MEASURES), sharey=True)
-    bounds = np.geomspace(1, FARTHEST, 200)
+    bounds, colours = np.geomspace(1, FARTHEST, 200), colormaps["tab20"].colors
     for axis, measure in zip(axes, MEASURES, strict=True):
         for number, (name, ratios) in enumerate(
             over_best(costs(found, batch, measure)).items()
@@ -148,7 +149,7 @@ def picture(found: dict[str, Sheet], batch: int) -> Figure:
             shares = [np.mean(ratios <= bound) for bound in bounds]
             style = "--" if name in TUNED else "-"
             axis.step(
-                bounds, shares, style, where="post", label=name, color=f"C{number}"
+                bounds, shares, style, where="post", label=name, color=colours[number]
             )
         axis.set(xscale="log", xlim=(1, FARTHEST), ylim=(0, 1), xlabel="times the best")
         axis.set_title(measure.title, fontsize=9)
