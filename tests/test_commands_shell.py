@@ -160,6 +160,11 @@ def test_an_interruption_that_python_ignored_comes_again(monkeypatch):
         def __del__(self):
             raise KeyboardInterrupt
 
-    Lost()
-    with pytest.raises(KeyboardInterrupt):
-        time.sleep(10)
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        Lost()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
