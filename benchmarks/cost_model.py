@@ -2,18 +2,20 @@
 
 For dense layers of I inputs (i = I + 1 with the bias) and O outputs, n rows of the
 batch on each of D devices, statistics every s steps of every q-th example, inverses
-every k steps, their factors shared out over E devices:
+every k steps, whole layers shared out over E devices:
 
     gradient     6 n I O, and 2 n I O less for the first layer
     statistics   [4 n I O, 2 for the first, + 2 n (i² + O²)] / (q s)
-    inverse      [e(i) + e(O)] / (k E), e(d) products of the elimination, and LAPACK's
+    inverse      [e(i) + e(O)] / k, of the layers of the device that has most to do,
+                 e(d) products of the elimination, and LAPACK's
     apply        2 i² O + 2 i O²
 
 operations a device and step. Bytes between devices: the gradient's 4 i O in each step,
-the factors' 4 (i² + O²) every s, and where inverses are shared out the same every k.
-Kept: parameters, factors, inverses. Not in it: what is elementwise, labels, the trust
-region's forward passes, momentum. A device's rows are taken as its share of the batch,
-and inverses as if they could be shared out evenly.
+the factors' 4 (i² + O²) every s, and where inverses are shared out, every k, E times
+those of the longest share, to which the others are padded. Kept: parameters, factors,
+inverses. A lookup's A is a diagonal, and looking up costs nothing. Not in it: what is
+elementwise, labels, the trust region's forward passes, momentum. A device's rows are
+taken as its share of the batch.
 
 `--check` holds each stage against XLA's count for a program of a small network: of
 operations, per device, and of the bytes that its all-reduces hand round.
@@ -41,30 +43,55 @@ from benchmarks.report import table
 from natgrad.curvature import KFAC, Sampled
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.solvers import block_elimination
+from natgrad.transforms.distributed_inverse import assign_greedily
 
 WORD = 4  # bytes of a float32
 
 
 class Layer(NamedTuple):
-    """A dense layer with a bias.
+    """A dense layer with a bias, or a table of rows that are looked up.
 
     Attributes:
         inputs: I.
         outputs: O.
+        lookup: a table of I rows, without a bias.
     """
 
     inputs: int
     outputs: int
+    lookup: bool = False
 
     @property
     def entries(self) -> int:
         """Of its parameters."""
-        return (self.inputs + 1) * self.outputs
+        return (self.inputs + (not self.lookup)) * self.outputs
+
+    @property
+    def moment_entries(self) -> int:
+        """Of the factors that are sums of products, A and G or G alone."""
+        return (0 if self.lookup else (self.inputs + 1) ** 2) + self.outputs**2
 
     @property
     def factor_entries(self) -> int:
         """Of A and G."""
-        return (self.inputs + 1) ** 2 + self.outputs**2
+        return self.moment_entries + self.inputs * self.lookup
+
+    @property
+    def forwards(self) -> int:
+        """Operations of its product with a row."""
+        return 0 if self.lookup else 2 * self.inputs * self.outputs
+
+    @property
+    def inverting(self) -> float:
+        """Operations of the inverses of its factors."""
+        own = elimination(self.outputs)
+        return own if self.lookup else own + elimination(self.inputs + 1)
+
+    @property
+    def applying(self) -> int:
+        """Operations of A⁻¹ V G⁻¹."""
+        side = self.outputs + (0.5 if self.lookup else self.inputs + 1)
+        return int(2 * self.entries * side)
 
 
 class Policy(NamedTuple):
@@ -91,49 +118,49 @@ class Cost(NamedTuple):
     Attributes:
         operations: multiplications and additions.
         communicated: bytes that are reduced over devices or gathered from them.
+        in_full: of the operations, those always in float32 at the highest precision.
     """
 
     operations: float
     communicated: float = 0.0
+    in_full: float = 0.0
 
 
-def step(layers: Sequence[Layer], batch: int, policy: Policy) -> dict[str, Cost]:
+def step(
+    layers: Sequence[Layer], batch: int, policy: Policy, mixing: float = 0.0
+) -> dict[str, Cost]:
     """Stage -> its cost.
 
     Args:
         layers: in their order.
         batch: rows: examples times positions.
         policy: of the optimizer.
+        mixing: operations of products between activations, of a row's forward pass.
     """
     rows = batch / policy.devices
     reduced = policy.devices > 1
-    products = [2 * rows * layer.inputs * layer.outputs for layer in layers]
-    factors = sum(layer.factor_entries for layer in layers)
-    back = 2 * sum(products) - products[0]  # the forward pass and one to the first
-    moments = 2 * rows * factors
-    inverses = sum(
-        elimination(layer.inputs + 1) + elimination(layer.outputs) for layer in layers
-    )
-    shared = policy.inverters > 1
+    products = [rows * layer.forwards for layer in layers]
+    # The forward pass and one to the first layer, through both sides of what mixes.
+    back = 2 * sum(products) - products[0] + 3 * rows * mixing
+    renewed = policy.sub_batch * policy.statistics
+    moments = 2 * rows * sum(layer.moment_entries for layer in layers) / renewed
+    factors = [layer.factor_entries for layer in layers]
+    costs = [layer.inverting for layer in layers]
+    shares = assign_greedily(costs, policy.inverters)
+    inverses = max(sum(costs[i] for i in share) for share in shares) / policy.inverses
+    longest = max(sum(factors[i] for i in share) for share in shares)
+    gathered = policy.inverters * longest * (policy.inverters > 1)
+    applied = sum(layer.applying for layer in layers)
+    entries = sum(layer.entries for layer in layers)
     return {
-        "gradient": Cost(
-            back + sum(products),
-            WORD * reduced * sum(layer.entries for layer in layers),
-        ),
+        "gradient": Cost(back + sum(products), WORD * reduced * entries),
         "statistics": Cost(
-            (back + moments) / (policy.sub_batch * policy.statistics),
-            WORD * reduced * factors / policy.statistics,
+            back / renewed + moments,
+            WORD * reduced * sum(factors) / policy.statistics,
+            moments,
         ),
-        "inverse": Cost(
-            inverses / (policy.inverses * policy.inverters),
-            WORD * shared * factors / policy.inverses,
-        ),
-        "apply": Cost(
-            sum(
-                2 * layer.entries * (layer.inputs + 1 + layer.outputs)
-                for layer in layers
-            )
-        ),
+        "inverse": Cost(inverses, WORD * gathered / policy.inverses, inverses),
+        "apply": Cost(applied, 0.0, applied),
     }
 
 
@@ -233,18 +260,19 @@ def check(sizes: Sequence[int], batch: int) -> dict[str, tuple[float, float]]:
         theirs = float(program.cost_analysis()["flops"])
         found[name] = (costs[name].operations, theirs)
         if costs[name].communicated:
-            bytes_reduced = reduced(program.as_text())
-            found[f"{name}, bytes"] = (costs[name].communicated, bytes_reduced)
+            handed = bytes_of(program.as_text(), "all-reduce")
+            found[f"{name}, bytes"] = (costs[name].communicated, handed)
     return found
 
 
-def reduced(text: str) -> float:
-    """The bytes of the results of all all-reduces of a compiled program.
+def bytes_of(text: str, collective: str) -> float:
+    """The bytes of the results of the collectives of one kind in a compiled program.
 
     Args:
         text: the program.
+        collective: its name, as "all-reduce".
     """
-    found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    found = re.findall(rf"= (.*?) {collective}(?:-start)?\(", text)
     shapes = re.findall(r"[fs]32\[([\d,]*)\]", " ".join(found))
     sizes = [[int(n) for n in shape.split(",") if n] for shape in shapes]
     return float(WORD * sum(math.prod(size) for size in sizes))
