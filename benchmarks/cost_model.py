@@ -18,7 +18,7 @@ elementwise, labels, the trust region's forward passes, momentum. A device's row
 taken as its share of the batch.
 
 `--check` holds each stage against XLA's count for a program of a small network: of
-operations, per device, and of the bytes that its all-reduces hand round.
+operations, per device, and of the bytes that all-reduces and all-gathers hand round.
 
     python -m benchmarks.cost_model --layers 784 1000 500 --batch 256 --devices 8
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \
@@ -43,7 +43,7 @@ from benchmarks.report import table
 from natgrad.curvature import KFAC, Sampled
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.solvers import block_elimination
-from natgrad.transforms.distributed_inverse import assign_greedily
+from natgrad.transforms.distributed_inverse import DistributedInverse, assign_greedily
 
 WORD = 4  # bytes of a float32
 
@@ -235,7 +235,7 @@ def check(sizes: Sequence[int], batch: int) -> dict[str, tuple[float, float]]:
     """
     devices = jax.device_count()
     layers = [Layer(*pair) for pair in itertools.pairwise(sizes)]
-    costs = step(layers, batch, Policy(devices, 1, 1))
+    costs = step(layers, batch, Policy(devices, 1, 1, inverters=devices))
     x = jax.random.normal(jax.random.PRNGKey(1), (batch, sizes[0]))
     model, params, x, y = classified(dense_apply, dense_layers(sizes), x)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
@@ -262,6 +262,11 @@ def check(sizes: Sequence[int], batch: int) -> dict[str, tuple[float, float]]:
         if costs[name].communicated:
             handed = bytes_of(program.as_text(), "all-reduce")
             found[f"{name}, bytes"] = (costs[name].communicated, handed)
+    if devices > 1:
+        spread = DistributedInverse(solver, mesh)
+        shared = jax.jit(lambda m: tuple(spread.factorize(m, damping, pieces)))
+        handed = bytes_of(shared.lower(metric).compile().as_text(), "all-gather")
+        found["inverse, bytes"] = (costs["inverse"].communicated, handed)
     return found
 
 
