@@ -97,6 +97,7 @@ def hybrid(_):
         "state": held(state) / whole,
         "arguments": program.memory_analysis().argument_size_in_bytes / given,
         "factors": [a.size // a.addressable_shards[0].data.size for a in matrices],
-        "moved": sum(a.sharding != place for a, place in flat),
-        "weights": held(params) / sum(a.nbytes for a in params.values()),
+        "moved": sum(
+            not a.sharding.is_equivalent_to(place, a.ndim) for a, place in flat
+        ),
     }
