@@ -57,7 +57,7 @@ def hybrid(_):
     `state` is bytes of the state on a device over all of it, `arguments` the same of
     all that the compiled step is given, `factors` the parts that the largest factor of
     the hidden units and its inverse are cut into, `moved` leaves of the state that do
-    not lie where they lay.
+    not lie where they lay; does the momentum lie `beside` the weights?
     """
     rng = np.random.default_rng(0)
     start = {name: rng.normal(size=shape) / 4 for name, (shape, _) in WEIGHTS.items()}
@@ -91,12 +91,17 @@ def hybrid(_):
 
     gap = lambda a, b: max(np.max(np.abs(np.asarray(a[k]) - b[k])) for k in start)
     flat = zip(jax.tree.leaves(state), jax.tree.leaves(kept), strict=True)
+    momentum = optax.tree.get(state, "velocity")
     matrices = [a for a in jax.tree.leaves(state) if a.shape == (HIDDEN, HIDDEN)]
     return {
         "difference": gap(params, expected) / gap(expected, start),
         "state": held(state) / whole,
         "arguments": program.memory_analysis().argument_size_in_bytes / given,
         "factors": [a.size // a.addressable_shards[0].data.size for a in matrices],
+        "beside": all(
+            momentum[k].sharding.is_equivalent_to(place, momentum[k].ndim)
+            for k, place in places.items()
+        ),
         "moved": sum(
             not a.sharding.is_equivalent_to(place, a.ndim) for a, place in flat
         ),

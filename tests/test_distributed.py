@@ -159,6 +159,7 @@ def test_factors_and_inverses_are_cut_up_as_the_weights_are():
     assert found["difference"] < LIMIT["float64"]
     assert found["factors"] == [4] * 4  # A of one layer, G of another, their inverses
     assert found["moved"] == 0
+    assert found["beside"]
     assert found["state"] < 0.27
     assert found["arguments"] < 0.29
 
