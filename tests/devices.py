@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from hybrid_sharding import hybrid
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import natgrad as ng
@@ -395,7 +396,7 @@ def main(arguments):
         shape, names = (8,), ("data",)
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     report = {name: check(mesh, *name.split(":")) for name in arguments if ":" in name}
-    for function in (draws, shares, over, gradient_only, wave_function):
+    for function in (draws, shares, over, gradient_only, wave_function, hybrid):
         if function.__name__ in arguments:
             report[function.__name__] = function(mesh)
     print(json.dumps(report | {"devices": jax.device_count()}, default=float))

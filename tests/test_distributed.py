@@ -153,6 +153,18 @@ def test_statistics_of_sharded_batches_are_those_of_one_device(report):
 
 
 @pytest.mark.slow
+def test_factors_and_inverses_are_cut_up_as_the_weights_are():
+    """A transformer's heads and hidden units, on 4 devices, and its batch, on 2."""
+    found = reported(launch(8, "hybrid"))["hybrid"]
+    assert found["difference"] < LIMIT["float64"]
+    assert found["factors"] == [4] * 4  # A of one layer, G of another, their inverses
+    assert found["moved"] == 0
+    assert found["beside"]
+    assert found["state"] < 0.27
+    assert found["arguments"] < 0.29
+
+
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -307,6 +319,8 @@ def test_shares_are_near_the_best(devices):
 
 def test_spread_says_what_it_needs():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"parameter \['b1'\].*device_put"):
+        ng.spread.Devices(mesh).shardings(ng.soap(0.1), PARAMS)
     with pytest.raises(ValueError, match="CachedSolver"):
         DistributedInverse(ng.solvers.cholesky, mesh)
     with pytest.raises(ValueError, match="'batch'"):

@@ -20,6 +20,7 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from natgrad import tree
 from natgrad.solvers.base import CachedSolver, Solution
@@ -30,7 +31,7 @@ from natgrad.typing import Array, Params
 @final
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Devices that hold the same operands and share out what is made of them.
+    """Devices that share out what is made of operands that all hold, or its memory.
 
     Attributes:
         mesh: the devices, a `jax.sharding.Mesh`.
@@ -54,6 +55,52 @@ class Devices:
         name = self.axis_name
         return name if isinstance(name, tuple) else (name,)
 
+    @property
+    def _count(self) -> int:
+        return math.prod(self.mesh.shape[name] for name in self._axes)
+
+    def shardings(self, tx: optax.GradientTransformation, params: Params) -> Any:
+        """Where an optimizer's state shall lie: beside the parameters, and cut up.
+
+        Moments that are like the parameters lie as these do. Of other arrays with two
+        axes or more (factors, inverses, bases) each device holds a part of the longest
+        axis that the number of devices divides; what has none is on all devices.
+
+        Args:
+            tx: the optimizer.
+            params: θ, or `jax.ShapeDtypeStruct`s like it, with shardings on the mesh.
+
+        Returns:
+            A tree like `tx.init(params)` of shardings, for `out_shardings` of
+            `jax.jit(tx.init)` and of the step.
+
+        Raises:
+            ValueError: a parameter is not sharded over devices of the mesh.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            place = getattr(leaf, "sharding", None)
+            if place is None or place.device_set != set(self.mesh.devices.flat):
+                raise ValueError(
+                    f"The parameter {jax.tree_util.keystr(path)} is to lie on the "
+                    f"devices of the mesh {tuple(self.mesh.shape.items())}, got "
+                    f"sharding {place}: put it there, jax.device_put(params, "
+                    "jax.NamedSharding(mesh, PartitionSpec(...)))."
+                )
+        return optax.tree.map_params(
+            tx,
+            lambda _, place: place,
+            jax.eval_shape(tx.init, params),
+            jax.tree.map(lambda leaf: leaf.sharding, params),
+            transform_non_params=lambda part: jax.tree.map(self._cut_up, part),
+        )
+
+    def _cut_up(self, leaf: jax.ShapeDtypeStruct) -> jax.NamedSharding:
+        spec: list = [None] * len(leaf.shape)
+        whole = [i for i, size in enumerate(leaf.shape) if size % self._count == 0]
+        if whole and len(spec) > 1:
+            spec[max(whole, key=lambda i: leaf.shape[i])] = self._axes
+        return jax.NamedSharding(self.mesh, jax.sharding.PartitionSpec(*spec))
+
     def made(self, make: Callable, operands: Any, which: Sequence[int]) -> list[Any]:
         """The pieces of `which`, each made on one device.
 
@@ -67,8 +114,7 @@ class Devices:
         shapes = [
             jax.eval_shape(lambda x, i=i: make(x, [i])[0], operands) for i in which
         ]
-        devices = math.prod(self.mesh.shape[name] for name in self._axes)
-        shares = assign_greedily([_cost(shape) for shape in shapes], devices)
+        shares = assign_greedily([_cost(shape) for shape in shapes], self._count)
         length = max(sum(_size(shapes[k]) for k in share) for share in shares)
         dtype = jnp.result_type(*jax.tree.leaves(shapes))
 

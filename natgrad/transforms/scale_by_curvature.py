@@ -107,8 +107,9 @@ def scale_by_curvature(
     current = known_value(decay) == 0 and refresh.statistics == 1
 
     def init(params):
+        velocity = trust_region.init(params) if trust_region is not None else ()
         if not jax.tree.leaves(params):
-            return state_of_nothing(seed, decay)
+            return state_of_nothing(seed, decay, velocity)
         layout = Layout.of(params)
         specialized = curvature.specialize(params)
         _check_decay(decay, specialized)
@@ -121,7 +122,7 @@ def scale_by_curvature(
             inverse=init_inverse_cache(refresh, solver, specialized, params),
             health=unknown_health(layout.dtype),
             owner=owner(curvature, params),
-            velocity=trust_region.init(params) if trust_region is not None else (),
+            velocity=velocity,
         )
 
     def update(updates, state, params=None, **extra_args):

@@ -85,15 +85,18 @@ class ScaleByCurvatureState(NamedTuple):
     velocity: Params | tuple[()] = ()
 
 
-def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState:
+def state_of_nothing(
+    seed: ArrayLike, decay: ArrayLike, velocity: Params | tuple[()]
+) -> ScaleByCurvatureState:
     """The state for parameters without a leaf.
 
     `optax.tree.map_params` asks for it too: there each leaf stands for whatever lies in
-    its place in the state of real parameters.
+    its place in the state of real parameters, and the parameters for what is like them.
 
     Args:
         seed: of the random key.
         decay: β.
+        velocity: the parameters where there is a momentum, else ().
     """
 
     def zero():
@@ -108,7 +111,7 @@ def state_of_nothing(seed: ArrayLike, decay: ArrayLike) -> ScaleByCurvatureState
         inverse=zero(),
         health=unknown_health(jnp.float32),
         owner=zero(),  # pyright: ignore[reportArgumentType]
-        velocity=zero(),
+        velocity=velocity,
     )
 
 
