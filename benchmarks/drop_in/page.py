@@ -42,7 +42,9 @@ What happens to a person who puts an optimizer of this library in Adam's place a
 nothing? Small problems of many kinds; every optimizer **as it comes** but for the
 learning rate; against Adam with the best of five rates, on each problem.
 
-![Heat maps of classes by problem, optimizer and rate](images/report_card.png)
+[![Heat maps of classes by problem, optimizer and rate](images/report_card.png)]\
+(images/report_card.png)
+{ .strip }
 
 A figure is the training loss of all data after the last step, less what the loss of no
 model goes below, over that of tuned Adam: 0.5 is half of Adam's after as many steps.
