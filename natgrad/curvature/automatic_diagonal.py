@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, final
 
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.layer_diagonal import LayerDiagonal
@@ -43,6 +44,7 @@ class AutomaticDiagonal(Delegate):
         form = self._choice(Batch(params, inputs, targets, key))
         return form.estimate(params, inputs, targets, key)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
 from natgrad.metrics.base import Metric
@@ -108,6 +109,7 @@ class Curvature(abc.ABC):
         statistics = self.estimate(params, inputs, targets, key)
         return self.metric(statistics, params, inputs, targets)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from natgrad import layers, tree
 from natgrad.curvature.columns import BatchColumns, law_of_outputs, summed_over
+from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.layers.captured import StatisticRequest
@@ -142,6 +143,7 @@ class LayerCurvature(SummedCurvature):
         statistics = self.layer_statistics(captured)
         return statistics.finalize(*self.sums(statistics, captured))
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
