@@ -13,7 +13,7 @@ import pytest
 from contract import LAMBDA, MODEL, X, Y, equal, gradient_of, start
 
 import natgrad as ng
-from natgrad.curvature.parts import Fixed, taken_apart
+from natgrad.layers.apart import Fixed, taken_apart
 
 KEPT = {"value": 1.0}
 WEIGHTED = ng.Model(

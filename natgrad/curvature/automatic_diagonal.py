@@ -10,10 +10,10 @@ import dataclasses
 from typing import Any, final
 
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.layer_diagonal import LayerDiagonal
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.model.batch import Batch
 from natgrad.typing import Array, Inputs, Key, Params, Statistics

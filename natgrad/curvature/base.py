@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import DoesNotFitError, Model
 from natgrad.model.batch import Batch

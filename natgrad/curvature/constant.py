@@ -13,8 +13,8 @@ from typing import final
 
 import jax
 
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.delegate import Wrapper
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 

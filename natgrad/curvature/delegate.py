@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable
 
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.labels import Labels
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.model.batch import Batch

@@ -43,9 +43,9 @@ import jax.numpy as jnp
 from natgrad import layers
 from natgrad.curvature.base import require_memory
 from natgrad.curvature.columns import law_of_outputs
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
+from natgrad.layers.compiled import compiled_method
 from natgrad.layers.declared import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.model.batch import Batch

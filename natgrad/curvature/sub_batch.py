@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.delegate import Wrapper
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import batch
 from natgrad.model.batch import Batch

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.compiled import compiled_method
 from natgrad.curvature.visits import Beside, visits
+from natgrad.layers.compiled import compiled_method
 from natgrad.layers.interactions import exchanges
 from natgrad.model import batch
 from natgrad.model.batch import Batch

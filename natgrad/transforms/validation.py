@@ -13,8 +13,8 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.compiled import compiled
 from natgrad.eager import call, note_impossible, note_read
+from natgrad.layers.compiled import compiled
 from natgrad.model.batch import Batch
 from natgrad.solvers.damping import DampingLike, damping_of_step
 from natgrad.transforms.state import ScaleByCurvatureState
@@ -67,7 +67,7 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation; of no parameters it changes nothing, not even its state.
 
-    Outside of `jax.jit` it runs as compiled programs (`natgrad.curvature.compiled`).
+    Outside of `jax.jit` it runs as compiled programs (`natgrad.layers.compiled`).
 
     Args:
         init: params -> state. Numbers among the parameters reach it as arrays of

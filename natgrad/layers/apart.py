@@ -111,6 +111,28 @@ def taken_apart(value: Any, within: tuple = ()) -> Any:
     return _Parts((_specification, (type(value), names)), values)
 
 
+def is_of_functions(value: Any) -> bool:
+    """Is this a named tuple of functions, such as a transformation of optax?
+
+    Args:
+        value: any.
+    """
+    named = isinstance(value, tuple) and hasattr(value, "_fields")
+    return named and bool(value) and all(map(callable, value))
+
+
+def whole(value: tuple) -> Any:
+    """A tree without leaves, so that each of these has a structure of its own.
+
+    Args:
+        value: a named tuple of functions.
+
+    Returns:
+        The tree; it unflattens to the same functions.
+    """
+    return _Parts((_named, (type(value), tuple(map(Fixed, value)))), ())
+
+
 def holds_arrays(function: Callable) -> bool:
     """Are there arrays among what a function closes over, models apart?
 
@@ -152,6 +174,11 @@ def _opened(leaf: Any) -> Any:
 
 def _method(function: Fixed, instance: Any) -> Callable:
     return types.MethodType(function.value, instance)
+
+
+def _named(about: tuple) -> tuple:
+    kind, functions = about
+    return kind(*map(_opened, functions))
 
 
 def _function(about: tuple, defaults: Any, keywords: Any, *cells: Any) -> Callable:

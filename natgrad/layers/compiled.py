@@ -3,7 +3,7 @@
 Operation by operation, an update takes seconds and compiles its loops anew each time.
 `compiled(function)` is the function, run as one program wherever all that it is given
 is known; under a transformation of JAX it is the function itself. Programs are found by
-all that is no array in the arguments, specifications taken apart (`parts`), so those
+all that is no array in the arguments, specifications taken apart (`apart`), so those
 that are made anew for each call find that of the call before.
 
 A program has what it read from Python when it was traced. So the functions of the user
@@ -29,9 +29,16 @@ import numpy as np
 
 from natgrad import tree
 from natgrad.control_flow import is_traced
-from natgrad.curvature.parts import Fixed, holds_arrays, taken_apart, written_as
 from natgrad.eager import note_read, taking_notes
 from natgrad.layers import jaxprs
+from natgrad.layers.apart import (
+    Fixed,
+    holds_arrays,
+    is_of_functions,
+    taken_apart,
+    whole,
+    written_as,
+)
 from natgrad.layers.fingerprint import fingerprint
 
 # Programs, and calls that could become one, that a function keeps.
@@ -77,7 +84,8 @@ def compiled(function: Callable) -> Callable:
             return plain()
         shared = is_shared()
         made = taken_apart(function) if shared else Fixed(function)
-        apart = made, *jax.tree.map(_argument, (args, kwargs))
+        given = args, kwargs
+        apart = made, *jax.tree.map(_argument, given, is_leaf=is_of_functions)
         leaves, structure = jax.tree.flatten(apart)
         if not _can_be_compiled(leaves, structure):
             return plain()
@@ -267,6 +275,8 @@ def _is_array(leaf: Any) -> bool:
 
 def _argument(leaf: Any) -> Any:
     """A tree of what is given: functions stay themselves, but for those with arrays."""
+    if is_of_functions(leaf):
+        return whole(leaf)
     return leaf if callable(leaf) and not holds_arrays(leaf) else taken_apart(leaf)
 
 
