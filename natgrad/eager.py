@@ -3,7 +3,7 @@
 What a compiled program reads from Python is that of the time at which it was traced,
 and it cannot raise. So code says by `note_read` which functions of the user it calls,
 and by `note_impossible` what would be an error if its value were known.
-`natgrad.transforms.compiled` listens.
+`natgrad.layers.compiled` listens.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 import durations
@@ -29,6 +30,19 @@ def every_capture_is_verified():
 
     with layers.verify():
         yield
+
+
+@pytest.fixture
+def compilations(caplog):
+    """compilations(function): how many programs XLA compiles in a call."""
+
+    def count(function):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), jax.log_compiles():
+            jax.block_until_ready(function())
+        return sum("XLA compilation" in record.message for record in caplog.records)
+
+    return count
 
 
 def pytest_collection_finish():

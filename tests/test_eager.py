@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import warnings
 
 import jax
@@ -16,8 +15,8 @@ from optax_rows import ROWS, of_batch
 
 import natgrad as ng
 from natgrad.eager import note_impossible, note_read
+from natgrad.layers.compiled import compiled, operation_by_operation
 from natgrad.optimizers.chains import chain
-from natgrad.transforms.compiled import compiled, operation_by_operation
 
 DIAGONAL = ng.curvature.Diagonal(MODEL)
 OPTIMIZERS = [
@@ -35,19 +34,6 @@ OPTIMIZERS = [
     "scale_by_curvature",
     "scale_by_spring",
 ]
-
-
-@pytest.fixture
-def compilations(caplog):
-    """compilations(function): how many programs XLA compiles in a call."""
-
-    def count(function):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING), jax.log_compiles():
-            jax.block_until_ready(function())
-        return sum("XLA compilation" in record.message for record in caplog.records)
-
-    return count
 
 
 # Laws of every optimizer ------------------------------------------------------------

@@ -13,6 +13,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.layer_diagonal import LayerDiagonal
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.matrices import DiagonalMetric
 from natgrad.model.batch import Batch
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -43,6 +44,7 @@ class AutomaticDiagonal(Delegate):
         form = self._choice(Batch(params, inputs, targets, key))
         return form.estimate(params, inputs, targets, key)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

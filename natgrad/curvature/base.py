@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import DoesNotFitError, Model
 from natgrad.model.batch import Batch
@@ -108,6 +109,7 @@ class Curvature(abc.ABC):
         statistics = self.estimate(params, inputs, targets, key)
         return self.metric(statistics, params, inputs, targets)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

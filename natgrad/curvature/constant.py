@@ -14,6 +14,7 @@ from typing import final
 import jax
 
 from natgrad.curvature.delegate import Wrapper
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
 
@@ -49,6 +50,7 @@ class Constant(Wrapper):
         stopped = jax.lax.stop_gradient((statistics, params, inputs, targets))
         return self.curvature.metric(*stopped)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.model.batch import Batch
@@ -48,6 +49,7 @@ class Delegate(Curvature):
         """That of what is chosen."""
         return self.specialize(params).metric(statistics, params, inputs, targets)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

@@ -45,6 +45,7 @@ from natgrad.curvature.base import require_memory
 from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Expand, LookupRows, Reduce, Rows, Statistic
+from natgrad.layers.compiled import compiled_method
 from natgrad.layers.declared import require_examples
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.model.batch import Batch
@@ -127,6 +128,7 @@ class KFAC(LayerCurvature):
         sums = {str(number): each for number, each in enumerate(moments)}
         return FactorStatistics(self.sharing).finalize(sums, jnp.ones(()))
 
+    @compiled_method
     def value_grad_and_rows(
         self, params: Params, inputs: Inputs, targets: Array
     ) -> tuple[Array, Params, Mapping[str, Mapping[str, Array]]]:

@@ -21,6 +21,7 @@ from natgrad.curvature.columns import BatchColumns, law_of_outputs, summed_over
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.layers.captured import StatisticRequest
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import Model, batch
 from natgrad.model.batch import Batch
@@ -142,6 +143,7 @@ class LayerCurvature(SummedCurvature):
         statistics = self.layer_statistics(captured)
         return statistics.finalize(*self.sums(statistics, captured))
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:
@@ -151,8 +153,7 @@ class LayerCurvature(SummedCurvature):
         z, pullback = captured.pull(statistics)
         loss, cotangent = jax.value_and_grad(law.loss)(z, inputs, targets)
         gradient, sums = pullback(cotangent)
-        local = captured.batch._replace(params=z)
-        columns, total = self.labels.of_batch(law, z, local)
+        columns, total = self.labels.of_batch(law, z, captured.batch._replace(params=z))
         if self.labels.needs_targets and self.model.weights is None:
             scale = total**2  # the one column is −N times this cotangent
             sums = self.over_columns(lambda _, answers=sums: answers, 1)

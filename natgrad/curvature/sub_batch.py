@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from natgrad import layers, tree
 from natgrad.curvature.delegate import Wrapper
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
 from natgrad.model import batch
 from natgrad.model.batch import Batch
@@ -102,6 +103,7 @@ class SubBatch(Wrapper):
             inputs, targets = self.subsample(inputs, targets, 0)
         return self.curvature.metric(statistics, params, inputs, targets)
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

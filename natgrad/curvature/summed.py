@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.visits import Beside, visits
+from natgrad.layers.compiled import compiled_method
 from natgrad.layers.interactions import exchanges
 from natgrad.model import batch
 from natgrad.model.batch import Batch
@@ -176,6 +177,7 @@ class PullbackCurvature(SummedCurvature):
         self.labels.check(given.targets, given.key)
         return self._means(given._replace(targets=used), None)[0]
 
+    @compiled_method
     def value_and_grad(
         self, params: Params, inputs: Inputs, targets: Array, key: Key | None = None
     ) -> tuple[Array, Params, Statistics]:

@@ -20,8 +20,9 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
+from natgrad.eager import note_read
+from natgrad.layers.compiled import compiled, operation_by_operation
 from natgrad.model import Model
-from natgrad.transforms.compiled import operation_by_operation
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.statistics_update import add_to_average
@@ -92,6 +93,25 @@ def observe(
             parameters, if it cannot be told which part does, or if the curvature
             keeps no matrix.
     """
+    nodes = list(filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)))
+    batch = inputs, targets
+    refreshed = iter(_observed(transformation, nodes, params, batch, model_params))
+
+    def observed(node):
+        return (next(refreshed) or node) if _is_state(node) else node
+
+    return jax.tree.map(observed, state, is_leaf=_is_state)
+
+
+@compiled
+def _observed(
+    transformation: optax.GradientTransformation | Curvature,
+    nodes: list[ScaleByCurvatureState],
+    params: Params,
+    batch: tuple[Inputs, Array | None],
+    model_params: Params | None,
+) -> list[ScaleByCurvatureState | None]:
+    """The states after the batch; None for those of others."""
     given, params = params, tree.split_complex(params)
     if isinstance(transformation, Curvature):
         uses = [_Use(transformation, params)]
@@ -105,7 +125,6 @@ def observe(
             "No transformation in this one holds a curvature, so there is nothing to "
             "observe: call update without it."
         )
-    nodes = list(filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)))
     specialized: dict[str | None, _Use] = {}
     for name, same in by_name.items():
         seen, full = same[0].params, model_params
@@ -114,12 +133,13 @@ def observe(
         curvature = restrict_to_subtree(same[0].curvature, seen, full)
         _check(name, same, curvature, seen, nodes)
         specialized[name] = _Use(curvature, seen)
-
-    def observed(node):
-        use = specialized.get(_owner_of(node)) if _is_state(node) else None
-        return node if use is None else _refreshed(node, use, inputs, targets)
-
-    return jax.tree.map(observed, state, is_leaf=_is_state)
+        whole = tree.join_complex(seen if full is None else full)
+        note_read(curvature.model.apply, whole, batch[0])
+    found = [specialized.get(_owner_of(node)) for node in nodes]
+    return [
+        None if use is None else _refreshed(node, use, *batch)
+        for node, use in zip(nodes, found, strict=True)
+    ]
 
 
 def _is_state(node: Any) -> bool:

@@ -14,9 +14,9 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call, note_impossible, note_read
+from natgrad.layers.compiled import compiled
 from natgrad.model.batch import Batch
 from natgrad.solvers.damping import DampingLike, damping_of_step
-from natgrad.transforms.compiled import compiled
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params, Statistics
@@ -67,7 +67,7 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation; of no parameters it changes nothing, not even its state.
 
-    Outside of `jax.jit` it runs as compiled programs (`natgrad.transforms.compiled`).
+    Outside of `jax.jit` it runs as compiled programs (`natgrad.layers.compiled`).
 
     Args:
         init: params -> state. Numbers among the parameters reach it as arrays of

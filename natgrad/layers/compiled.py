@@ -2,7 +2,9 @@
 
 Operation by operation, an update takes seconds and compiles its loops anew each time.
 `compiled(function)` is the function, run as one program wherever all that it is given
-is known; under a transformation of JAX it is the function itself.
+is known; under a transformation of JAX it is the function itself. Programs are found by
+all that is no array in the arguments, specifications taken apart (`apart`), so those
+that are made anew for each call find that of the call before.
 
 A program has what it read from Python when it was traced. So the functions of the user
 that it calls are traced again at each call (`natgrad.eager`), and where one does
@@ -15,9 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
-import dataclasses
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -27,11 +27,19 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad import tree
 from natgrad.control_flow import is_traced
-from natgrad.eager import taking_notes
+from natgrad.eager import note_read, taking_notes
 from natgrad.layers import jaxprs
+from natgrad.layers.apart import (
+    Fixed,
+    holds_arrays,
+    is_of_functions,
+    taken_apart,
+    whole,
+    written_as,
+)
 from natgrad.layers.fingerprint import fingerprint
-from natgrad.model import Model
 
 # Programs, and calls that could become one, that a function keeps.
 _KEPT = 8
@@ -60,40 +68,87 @@ def compiled(function: Callable) -> Callable:
 
     Returns:
         A function with the same results and errors. Compiled are the first call, and
-        whatever comes a second time: a function that is given anew in each call never
-        is.
+        whatever comes a second time: a function of the user that is given anew in each
+        call never is.
     """
-    programs = _Programs(function)
+    own = _Programs()
+    # Made for one call, perhaps: then it shares the programs of its like.
+    is_shared = functools.cache(lambda: holds_arrays(function))
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        if not _can_be_compiled(leaves):
+        def plain():
             return function(*args, **kwargs)
-        return programs.run(leaves, structure)
+
+        if not _may_compile():
+            return plain()
+        shared = is_shared()
+        made = taken_apart(function) if shared else Fixed(function)
+        given = args, kwargs
+        apart = made, *jax.tree.map(_argument, given, is_leaf=is_of_functions)
+        leaves, structure = jax.tree.flatten(apart)
+        if not _can_be_compiled(leaves, structure):
+            return plain()
+        return (_shared if shared else own).run(leaves, structure, plain)
+
+    return written_as(call, function)
+
+
+def compiled_method(method: Callable) -> Callable:
+    """The method of a curvature, one compiled program where all values are known.
+
+    Programs are kept with the model, so curvatures that are made anew share them.
+
+    Args:
+        method: (curvature, params, inputs, ...) -> a tree of arrays.
+
+    Returns:
+        A method with the same results and errors: see `compiled`.
+    """
+
+    @functools.wraps(method)
+    def noted(curvature, params, inputs, *args, **kwargs):
+        note_read(curvature.model.apply, tree.join_complex(params), inputs)
+        return method(curvature, params, inputs, *args, **kwargs)
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        if not _may_compile():
+            return method(self, *args, **kwargs)
+        kept = vars(self.model).setdefault("_programs", _Kept())
+        if method not in kept:
+            kept[method] = compiled(noted)
+        return kept[method](self, *args, **kwargs)
 
     return call
 
 
-class _Programs:
-    """The programs of a function, by what is no array among its arguments."""
+class _Kept(dict):
+    """Programs by method; copies of what holds it, and what is pickled, begin anew."""
 
-    def __init__(self, function: Callable):
-        self.function = function
+    def __reduce__(self):
+        return _Kept, ()
+
+
+class _Programs:
+    """The programs of functions, by what is no array among the arguments."""
+
+    def __init__(self):
         self.programs: collections.OrderedDict = collections.OrderedDict()
         self.seen: collections.OrderedDict = collections.OrderedDict()
         self.warned = False
 
-    def run(self, leaves: list, structure: Any) -> Any:
-        """The result for these arguments, which can be compiled."""
+    def run(self, leaves: list, structure: Any, plain: Callable[[], Any]) -> Any:
+        """The result for the function and its arguments, which can be compiled.
+
+        Args:
+            leaves: of (function, args, kwargs).
+            structure: of the same.
+            plain: gives the result without a program.
+        """
         static = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
         arrays = [leaf for leaf in leaves if _is_array(leaf)]
         arguments, reads = (structure, static), {}
-
-        def plain() -> Any:
-            args, kwargs = structure.unflatten(leaves)
-            return self.function(*args, **kwargs)
-
         try:
             kept = list(self.programs.items())
             same = [p for key, p in kept if key[0] == arguments]
@@ -105,7 +160,7 @@ class _Programs:
                 return plain()
         except _UnknownError:
             return plain()
-        program = _Program(self.function, structure, static)
+        program = _Program(structure, static)
         _remember(self.programs, key, program)
         return program.run(arrays, plain)
 
@@ -113,7 +168,7 @@ class _Programs:
         """Is this call not worth a program, since its like may never come again?"""
         (structure, static), _ = key
         known = any(arguments[0] == structure for arguments, _ in self.programs)
-        if key in self.seen or not (known or _holds_arrays(self.function)):
+        if key in self.seen or not known:
             return False
         _remember(self.seen, key, None)
         new = [leaf for leaf in static if callable(leaf)]
@@ -138,7 +193,7 @@ class _UnknownError(Exception):
 class _Program:
     """A compiled function of arrays, and the functions of the user that it read."""
 
-    def __init__(self, function: Callable, structure: Any, static: tuple):
+    def __init__(self, structure: Any, static: tuple):
         self.functions: dict[int, tuple[Callable, tuple]] = {}
         self.reads: dict[int, Hashable] = {}
         self.compiles = True
@@ -146,7 +201,8 @@ class _Program:
         def traced(arrays):
             rest = iter(arrays)
             leaves = [next(rest) if each is None else each for each in static]
-            args, kwargs = structure.unflatten(leaves)
+            function, args, kwargs = structure.unflatten(leaves)
+            function = function.value if isinstance(function, Fixed) else function
             with taking_notes() as notes:
                 result = function(*args, **kwargs)
             self.functions = notes.functions | self.functions
@@ -190,17 +246,21 @@ def _read(function: Callable, shapes: tuple) -> Hashable:
         raise _UnknownError from error
 
 
-def _can_be_compiled(leaves: list) -> bool:
-    """Are these known, outside of all transformations, and of kinds that can be?"""
+def _may_compile() -> bool:
+    """Is this outside of all transformations, and not forbidden?"""
     config: Any = jax.config  # whose type does not declare the settings
-    return (
-        not _off.get()
-        and not config.jax_disable_jit
-        and not is_traced()
-        and all(
-            _is_array(leaf) or isinstance(leaf, bool | str) or _is_function(leaf)
-            for leaf in leaves
-        )
+    return not (_off.get() or config.jax_disable_jit or is_traced())
+
+
+def _can_be_compiled(leaves: list, structure: Any) -> bool:
+    """Are these known, and of kinds that can be?"""
+    try:
+        hash(structure)
+    except TypeError:
+        return False
+    return all(
+        _is_array(leaf) or isinstance(leaf, bool | str | Fixed) or _is_function(leaf)
+        for leaf in leaves
     )
 
 
@@ -213,40 +273,18 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
 
 
+def _argument(leaf: Any) -> Any:
+    """A tree of what is given: functions stay themselves, but for those with arrays."""
+    if is_of_functions(leaf):
+        return whole(leaf)
+    return leaf if callable(leaf) and not holds_arrays(leaf) else taken_apart(leaf)
+
+
 def _is_function(leaf: Any) -> bool:
     return callable(leaf) and not isinstance(leaf, jax.core.Tracer)
 
 
-def _holds_arrays(function: Callable) -> bool:
-    """Are there arrays among what a function closes over, models apart?
-
-    So it is in transformations that `optax.inject_hyperparams` makes for one step.
-    """
-    values: list = [function]
-    met: set[int] = set()
-    while values:
-        value = values.pop()
-        if isinstance(value, jax.Array):
-            return True
-        if id(value) in met or isinstance(value, Model):
-            continue
-        met.add(id(value))
-        values += value if isinstance(value, tuple | list) else ()
-        values += [getattr(value, "__self__", None)] if callable(value) else ()
-        if inspect.isfunction(value):
-            for cell in value.__closure__ or ():
-                values += _content(cell)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            values += [getattr(value, f.name) for f in dataclasses.fields(value)]
-    return False
-
-
-def _content(cell: Any) -> list:
-    """What a closure's cell holds, in a list; none where it holds nothing yet."""
-    try:
-        return [cell.cell_contents]
-    except ValueError:
-        return []
+_shared = _Programs()
 
 
 def _remember(kept: collections.OrderedDict, key: Hashable, value: Any) -> None:
