@@ -180,9 +180,9 @@ def estimate(params, key, rows):
         index = jax.random.choice(key, len(STATES), (rows,), p=weights)
         weights, energies = jnp.full(rows, 1 / rows), energies[index]
     s = jnp.asarray(STATES, float)[index]
-    _, pull = jax.vjp(lambda params: log_amplitude(params, s), params)
-    (gradient,) = pull(2 * weights * (energies - weights @ energies))
-    return {"s": s, "weight": weights}, gradient
+    inputs = {"s": s, "weight": weights}
+    _, gradient = ng.variational.energy_and_gradient(MODEL, params, inputs, energies)
+    return inputs, gradient
 
 
 def page(report: dict[str, Any]) -> str:

@@ -9,19 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import CASES, ravel, relative_error
+from vmc_steps import DAMPING, filters
 
 import natgrad as ng
 from natgrad.metrics import DenseMetric, DiagonalMetric
 from natgrad.solvers import (
-    HardCutoff,
-    RobustDamping,
-    SmoothCutoff,
     matrix_functions,
 )
 
 KEY = jax.random.PRNGKey(3)
 CASE = CASES["categorical"]
-DAMPING = 0.03
 
 
 def looked_up(params, ids):
@@ -63,22 +60,6 @@ METRICS = {
     "kfac of a table": functools.partial(of_table, "kfac"),
     "a sum": lambda: of_curvature("kfac") * 0.5 + of_curvature("diagonal"),
 }
-
-
-def filters(largest):
-    """Name -> (a solver, what it does to eigenvalues in numpy)."""
-    cutoff = 0.01 * largest
-    return {
-        "hard": (HardCutoff(0.01), lambda s: (s > cutoff) / (s + DAMPING)),
-        "smooth": (
-            SmoothCutoff(0.01),
-            lambda s: s**6 / (s**6 + cutoff**6) / (s + DAMPING),
-        ),
-        "robust": (
-            RobustDamping(4.0),
-            lambda s: (s + 4 * DAMPING**2) / (s + DAMPING) ** 2,
-        ),
-    }
 
 
 def f(s, damping=DAMPING):

@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import natgrad as ng
+from natgrad.curvature import KFAC
+from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.solvers import BlockElimination, NewtonSchulz
 from natgrad.solvers import renewed_inverses as module
 from natgrad.solvers.renewed_inverses import Kept, renewed_inverses
 
 SHAPES = [(5, 5), (3, 4, 4), (2, 1, 2, 2), (6, 6), (5, 5)]
 DUE = [True, True, False, False, True]
+X = np.ones((3, 4))
+PARAMS = {"w": np.ones((4, 2))}
+MODEL = ng.Model(lambda params, x: jnp.tanh(x @ params["w"]), ng.families.NormalMean())
 
 
 def moments(shapes, rng):
@@ -108,3 +115,20 @@ def test_derivative_is_that_of_numpys_inverse():
     ]
     for tangent, up, down in zip(tangents, *ends, strict=True):
         np.testing.assert_allclose(tangent, (up - down) / 2e-5, rtol=0, atol=1e-5)
+
+
+def test_the_rule_of_the_solver_renews_too():
+    """By products alone: no factorisation but that of the fallback."""
+    metric = KFAC(MODEL).at(PARAMS, X)
+
+    def text(rule):
+        solver = FactoredTikhonov(rule=rule)
+        old = solver.factorize(metric, 0.1, range(solver.num_blocks(metric)))
+
+        def renew(due, old):
+            return solver.renew(metric, 0.1, [due] * len(old), old, jnp.array(False))
+
+        return jax.jit(renew).lower(jnp.array(True), old).as_text()
+
+    assert "potrf" in text(BlockElimination())
+    assert "potrf" not in text(NewtonSchulz())

@@ -1,4 +1,4 @@
-"""Filters, caps, scale-invariant shifts and momenta of variational Monte Carlo."""
+"""Filters, caps and scale-invariant shifts of variational Monte Carlo."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import CASES, ravel, relative_error
+from problems import ravel, relative_error
+from vmc_steps import DAMPING, MOMENTUM, filters, path, problem, stepped, traced
 
 import natgrad as ng
 from natgrad import curvature as curvatures
-from natgrad.solvers import HardCutoff, RobustDamping, SmoothCutoff
+from natgrad.solvers import HardCutoff
 from natgrad.solvers.damping import EntryDamping
 
 KEY = jax.random.PRNGKey(3)
-CASE = CASES["categorical"]
-DAMPING, MOMENTUM = 0.03, 0.9
 # Gram has 7 rows for 31 parameters with a label an example, 21 with all; "tall" has
 # more rows than parameters.
 KINDS = {
@@ -41,68 +40,6 @@ BLOCKS = {
     "ekfac": [[0, 1], [2, 3]],
 }
 WRITTEN_OUT = [name for name in KINDS if name != "matrix_free"]
-
-
-def filters(largest):
-    """(a solver, what it does to eigenvalues in numpy), by name."""
-    cutoff = 0.01 * largest
-    return {
-        "hard": (HardCutoff(0.01), lambda s: (s > cutoff) / (s + DAMPING)),
-        "smooth": (
-            SmoothCutoff(0.01),
-            lambda s: s**6 / (s**6 + cutoff**6) / (s + DAMPING),
-        ),
-        "robust": (
-            RobustDamping(4.0),
-            lambda s: (s + 4 * DAMPING**2) / (s + DAMPING) ** 2,
-        ),
-    }
-
-
-def problem(name, count=1):
-    """(model, parameters, batches of inputs and labels)."""
-    size = 20 if name == "tall" else 7
-    model, params, x, y = CASE.problem(examples=size * count)
-    return model, params, x.reshape(count, size, -1), y.reshape(count, size)
-
-
-def stepped(tx, model, params, x, y):
-    """(the update, health)."""
-    gradient = jax.grad(model.loss)(params, x, y)
-    updates, state = tx.update(gradient, tx.init(params), params, inputs=x, targets=y)
-    return ravel(updates), optax.tree.get(state, "health")
-
-
-def traced(tx, model, params, x, y):
-    """Errors of `stepped` without its values."""
-    jax.eval_shape(lambda params: stepped(tx, model, params, x, y)[0], params)
-
-
-def path(tx, model, params, x, y, record=lambda state: ()):
-    """(parameters after, update, gradient, rows B, what is recorded) of each step.
-
-    B [N, P] are the gradients of −log p of the examples over √N, and g = Bᵀ e with
-    e = 1/√N: F = Bᵀ B is that of `Empirical` labels.
-    """
-    layout = ng.tree.Layout.of(params)
-
-    def losses(v, x, y):
-        return -model.log_prob(layout.unravel(v), x, y)
-
-    def step(carry, batch):
-        params, state = carry
-        gradient = jax.grad(model.loss)(params, *batch)
-        rows = jax.jacrev(losses)(ravel(params), *batch) / np.sqrt(len(batch[1]))
-        updates, state = tx.update(
-            gradient, state, params, inputs=batch[0], targets=batch[1]
-        )
-        params = optax.apply_updates(params, jax.tree.map(lambda u: -0.2 * u, updates))
-        return (params, state), (ravel(updates), ravel(gradient), rows, record(state))
-
-    run = jax.jit(
-        lambda params, x, y: jax.lax.scan(step, (params, tx.init(params)), (x, y))[1]
-    )
-    return jax.tree.map(np.asarray, run(params, x, y))
 
 
 # Filters ----------------------------------------------------------------------------
@@ -347,167 +284,3 @@ def test_functions_of_a_metric_damped_by_parameter_are_those_of_its_matrix():
         )
         for one, other in zip(given, expected, strict=True):
             assert relative_error(one, other) < 1e-10, name
-
-
-# Momenta ----------------------------------------------------------------------------
-
-
-def test_spring_takes_dampings_that_the_metric_decides():
-    """(F + Λ) φ = g + Λ μ φ_before with Λ = c diag F, and with a cap."""
-    model, params, x, y = problem("gram", 3)
-    rules = {
-        ng.ScaleInvariant(0.2): lambda matrix: 0.2 * np.diag(matrix),
-        ng.ConditionNumber(30.0): lambda m: np.linalg.eigvalsh(m)[-1] / 29 + 0 * m[0],
-    }
-    for rule, of in rules.items():
-        tx = ng.scale_by_spring(
-            curvatures.Gram(model, curvatures.Empirical()),
-            damping=rule,
-            momentum=MOMENTUM,
-        )
-        before = 0.0
-        for update, gradient, row, _ in zip(
-            *path(tx, model, params, x, y)[:3], range(3), strict=True
-        ):
-            matrix = row.T @ row
-            own = of(matrix)
-            right = gradient + own * MOMENTUM * before
-            before = np.linalg.solve(matrix + np.diag(own), right)
-            assert relative_error(update, before) < 1e-9
-
-
-@pytest.mark.parametrize("rows", [7, None])
-def test_the_momentum_of_the_principal_range_is_that_of_the_paper(rows):
-    """Equations 4.4 to 4.7 in numpy, with eigenvectors of B Bᵀ, or of Bᵀ B."""
-    model, params, x, y = problem("gram", 4)
-    tx = ng.scale_by_spring(
-        curvatures.Gram(model, curvatures.Empirical()),
-        damping=DAMPING,
-        momentum=ng.PrincipalRange(rows),
-    )
-    record = lambda state: (state.momentum, state.principal[2:])
-    updates, gradients, matrices, (momenta, said) = path(
-        tx, model, params, x, y, record
-    )
-    before, last = np.zeros(matrices.shape[2]), None
-    for k, row in enumerate(matrices):
-        left, singular, right = np.linalg.svd(row, full_matrices=False)
-        s = singular[singular**2 > len(row) * np.finfo(float).eps * singular[0] ** 2]
-        alpha, rank = np.sum(s**2) ** 2 / np.sum(s**4), s.size
-        space = (left if rows else right.T)[:, : int(np.ceil(alpha))]
-        momentum, overlap = 0.0, 0.0
-        if last is not None:
-            most = np.sqrt(min(space.shape[1], last.shape[1]))
-            overlap = np.linalg.norm(space.T @ last) / most
-            momentum = 1 - (1 - np.sqrt(overlap)) * (1 - (alpha / rank) ** 0.25)
-        assert relative_error(momenta[k], momentum) < 1e-9
-        for given, expected in zip(said, (alpha, rank, overlap), strict=True):
-            assert abs(given[k] - expected) < 1e-9 * (1 + expected)
-        damped = row.T @ row + DAMPING * np.eye(before.size)
-        pulled = gradients[k] + DAMPING * momentum * before
-        before, last = np.linalg.solve(damped, pulled), space
-        assert relative_error(updates[k], before) < 1e-9
-    assert 0 < momenta[-1] < 1
-
-
-def test_the_principal_range_refuses_other_rows_and_large_matrices():
-    model, params, x, y = problem("gram")
-    empirical = curvatures.Gram(model, curvatures.Empirical())
-
-    def update(curvature, rows, **batch):
-        tx = ng.scale_by_spring(curvature, momentum=ng.PrincipalRange(rows))
-        return tx.update(params, tx.init(params), params, **batch)
-
-    for curvature, rows, message in (
-        (empirical, 8, "has 7 score columns"),
-        (curvatures.Dense(model), 7, "got a DenseMetric"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            update(curvature, rows, inputs=x[0], targets=y[0])
-    with pytest.raises(ValueError, match=r"update\(gradient, state, params, inputs=x"):
-        update(curvatures.Dense(model), None)
-    large = ng.tree.Layout.of(jax.ShapeDtypeStruct((5000,), "float32"))
-    with pytest.raises(ValueError, match="give rows="):
-        ng.PrincipalRange().init(large)
-
-
-def test_a_skipped_step_keeps_the_principal_space_and_the_variance():
-    model, params, x, y = problem("gram", 2)
-    curvature = curvatures.Gram(model, curvatures.Empirical())
-    transforms = (
-        ng.scale_by_spring(curvature, momentum=ng.PrincipalRange(7)),
-        ng.scale_by_march(curvature),
-    )
-
-    @jax.jit
-    def run(params):
-        gradient = jax.grad(model.loss)(params, x[0], y[0])
-        states = []
-        for tx in transforms:
-            kwargs = {"inputs": x[0], "targets": y[0]}
-            _, good = tx.update(gradient, tx.init(params), params, **kwargs)
-            bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
-            _, after = tx.update(bad, good, params, **kwargs)
-            _, blind = tx.update(
-                gradient, good, params, inputs=x[0] * jnp.nan, targets=y[0]
-            )
-            states.append((good, after, blind))
-        return states
-
-    for good, *others in run(params):
-        for state in others:
-            assert optax.tree.get(state, "skipped")
-            for name in ("principal", "variance", "direction"):
-                one, other = (optax.tree.get(s, name, ()) for s in (good, state))
-                for a, b in zip(
-                    jax.tree.leaves(one), jax.tree.leaves(other), strict=True
-                ):
-                    np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("form", [curvatures.Gram, curvatures.Dense])
-def test_march_is_the_update_of_its_paper(form):
-    """Equations S17 to S23 in sample space, with v_0 = 1 and ε = 1e-8."""
-    model, params, x, y = problem("gram", 4)
-    decay, strength = 0.8, 0.05
-    tx = ng.scale_by_march(
-        form(model, curvatures.Empirical()),
-        damping=strength,
-        momentum=MOMENTUM,
-        variance_decay=decay,
-    )
-    updates, _, matrices, variances = path(
-        tx, model, params, x, y, lambda state: ravel(state.variance)
-    )
-    step, variance = np.zeros(matrices.shape[2]), np.ones(matrices.shape[2])
-    for k, rows in enumerate(matrices):
-        e = np.ones(len(rows)) / np.sqrt(len(rows))
-        phi, inverse = MOMENTUM * step, 1 / np.maximum(np.sqrt(variance), 1e-8)
-        kernel = rows * inverse @ rows.T + strength * np.eye(len(rows))
-        new = phi + inverse * (rows.T @ np.linalg.solve(kernel, e - rows @ phi))
-        variance = decay * variance + (new - step) ** 2
-        step = new
-        assert relative_error(updates[k], step) < 1e-9
-        assert relative_error(variances[k], variance) < 1e-9
-
-
-def test_the_alias_of_march_lowers_the_loss_and_refuses_kfac():
-    model, params, x, y = CASE.problem(examples=30)
-    tx = ng.march(0.1, model, damping=1e-2, constraint=1e-2)
-
-    def step(carry, _):
-        params, state = carry
-        loss, gradient = jax.value_and_grad(model.loss)(params, x, y)
-        updates, state = tx.update(gradient, state, params, inputs=x)
-        length = optax.tree.norm(updates)
-        return (optax.apply_updates(params, updates), state), (loss, length)
-
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=40)[1])
-    losses, lengths = run(params)
-    assert losses[-1] < 0.8 * losses[0]
-    assert (lengths <= 0.1 + 1e-12).all()
-    refused = ng.march(0.1, model, curvature=curvatures.KFAC)
-    with pytest.raises(ValueError, match="one number a layer"):
-        traced(refused, model, params, x, y)
-    with pytest.raises(ValueError, match=r"variance_decay must lie in \[0, 1\]"):
-        ng.march(0.1, model, variance_decay=1.5)

@@ -117,7 +117,8 @@ def page(
     parts.append(summary(sides))
     for side, batch, momentum in panels(sides):
         what = f"momentum {momentum:g}" if momentum else "no momentum"
-        parts.append(f"## {side.capitalize()}: batches of {batch}, {what}")
+        where = f"{side}: " * (len(sides) > 1)
+        parts.append(f"## {f'{where}batches of {batch}, {what}'.capitalize()}")
         parts.append("Figures at the learning rate 0.3; **bold**: at most Adam's.")
         parts.append(at_one_rate(sides[side], batch, momentum))
     newest = next(iter(sides.values()))
@@ -172,11 +173,11 @@ def summary(sides: dict[str, dict[str, Sheet]]) -> str:
                 continue
             counts = Counter(sheet.class_of(cell) for sheet, cell in of_name)
             shown = [s.ratio(c) for s, c in of_name if c.rate in (SHOWN_RATE, None)]
-            where = (f"`{name}`", side, batch, f"{momentum:g}")
+            where = (f"`{name}`", *[side] * (len(sides) > 1), batch, f"{momentum:g}")
             median = ratio_text(float(np.median(shown))) if shown else ""
             rows.append((*where, *(counts[one] for one in CLASSES), median))
-    heads = ("optimizer", "", "batch", "momentum", *CLASSES, "median at rate 0.3")
-    return table(heads, rows)
+    heads = ("optimizer", *[""] * (len(sides) > 1), "batch", "momentum", *CLASSES)
+    return table((*heads, "median at rate 0.3"), rows)
 
 
 def ratio_text(value: float) -> str:

@@ -60,7 +60,8 @@ def picture(sides: dict[str, dict[str, Sheet]]) -> Figure:
         paint(axis, codes)
         axis.set_yticks(range(len(problems)), problems, fontsize=7)
         what = f"momentum {momentum:g}" if momentum else "no momentum"
-        axis.set_title(f"{side}: batches of {batch}, {what}", fontsize=8, loc="left")
+        where = f"{side}: " * (len(sides) > 1)
+        axis.set_title(f"{where}batches of {batch}, {what}", fontsize=8, loc="left")
     label(axes, columns)
     handles = [
         Patch(facecolor=colour, edgecolor="#888888", label=meaning)
