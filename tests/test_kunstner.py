@@ -224,3 +224,8 @@ def test_the_starting_points_lead_down_to_the_least_loss():
         ) * (1 - 10**-0.5) ** (2 * np.arange(21))
         np.testing.assert_allclose(curve, excess, rtol=1e-2)
     np.testing.assert_allclose(minimiser(problem), best, rtol=1e-4)
+
+
+def test_separable_classes_are_refused_where_a_minimum_is_asked_for():
+    with pytest.raises(ValueError, match="separable classes have none"):
+        minimiser(data.load("BreastCancer"))

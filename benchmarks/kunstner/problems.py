@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import math
 
 import jax
@@ -170,17 +169,39 @@ def _sigmoid(f: Array) -> Array:
     return jnp.clip(jax.nn.sigmoid(f), _LOWEST_PROBABILITY, 1 - _LOWEST_PROBABILITY)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
 def minimiser(problem: Problem, steps: int = 50) -> Array:
-    """θ* [P], by Newton's method from 0, halving the steps that go up."""
-    halves = 0.5 ** jnp.arange(30)
+    """θ* [P], by Newton's method from 0, halving the steps that go up.
 
-    def step(theta, _):
-        direction = jnp.linalg.solve(problem.hessian(theta), problem.gradient(theta))
-        trials = theta[None] - halves[:, None] * direction[None]
-        return trials[jnp.nanargmin(jax.vmap(problem.loss)(trials))], None
-
-    start = jnp.zeros(problem.parameters)
-    theta, _ = jax.lax.scan(step, start, None, length=steps)
+    Raises:
+        ValueError: where no minimum is found, as for separable classes.
+    """
+    halves = 0.5 ** np.arange(30)
+    theta, least = np.zeros(problem.parameters), np.inf
+    for _ in range(steps):
+        trials = theta - halves[:, None] * _newton(problem, theta)
+        losses = np.asarray(_losses_at(problem, trials))
+        best = np.nanargmin(losses)
+        if losses[best] >= least:
+            break
+        theta, least = trials[best], losses[best]
     # A last full step: the loss no longer tells neighbouring numbers apart.
-    return theta - jnp.linalg.solve(problem.hessian(theta), problem.gradient(theta))
+    last = _newton(problem, theta)
+    decrement = float(problem.gradient(jnp.asarray(theta)) @ last)
+    if not decrement <= 1e-6 * max(least, 1e-6):
+        raise ValueError(
+            f"expected a problem with a minimum (separable classes have none); after "
+            f"{steps} steps the loss is {least} nats and falls by {decrement / 2} more"
+        )
+    return jnp.asarray(theta - last)
+
+
+def _newton(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """H⁻¹g [P]."""
+    gradient, hessian = _slopes(problem, theta)
+    return np.linalg.solve(np.asarray(hessian), np.asarray(gradient))
+
+
+_losses_at = jax.jit(lambda problem, thetas: jax.vmap(problem.loss)(thetas))
+_slopes = jax.jit(
+    lambda problem, theta: (problem.gradient(theta), problem.hessian(theta))
+)
