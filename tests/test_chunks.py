@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,14 @@ import pytest
 from problems import ravel, relative_error
 
 import natgrad as ng
-from natgrad.curvature import Centred, Empirical, Gram, MatrixFree, Sampled
+from natgrad.curvature import (
+    Centred,
+    Empirical,
+    Gram,
+    GramBlocks,
+    MatrixFree,
+    Sampled,
+)
 from natgrad.curvature.chunked_rows import ChunkedRows
 from natgrad.model.batch import Batch
 
@@ -94,11 +103,12 @@ def agree(found, expected, limit=1e-12):
         assert relative_error(a, b) < limit
 
 
+@pytest.mark.parametrize("form", [Gram, GramBlocks])
 @pytest.mark.parametrize("name", CASES)
-def test_chunks_of_examples_change_no_result(name):
+def test_chunks_of_examples_change_no_result(name, form):
     """3 of 8 at a time: two chunks are full, and the last is filled up."""
     arguments, params, x = CASES[name]
-    both = [Gram(*arguments), Gram(*arguments, chunk_size=3)]
+    both = [form(*arguments), form(*arguments, chunk_size=3)]
     found = jax.jit(lambda p, x: [solved(each, p, x) for each in both])(params, x)
     agree(found[1], found[0])
 
@@ -131,10 +141,81 @@ def test_products_in_chunks_are_those_of_the_batch(name):
     agree(chunked, whole)
 
 
-def test_a_budget_decides_how_many_examples_there_are_at_once():
+# What a budget of bytes decides -------------------------------------------------------
+
+
+def sines(params, x):
+    """No layer reads a weight as it is, so that all rows are written out."""
+    hidden = jnp.tanh(x @ jnp.sin(params["a"]))
+    return jnp.tanh(hidden @ jnp.sin(params["b"])) @ jnp.sin(params["c"])
+
+
+def normal(**shapes):
+    rng = np.random.default_rng(1)
+    return {n: jnp.asarray(rng.normal(size=s), "float32") for n, s in shapes.items()}
+
+
+BUDGETED = {
+    "sines": (
+        (ng.Model(sines, ng.families.Categorical()), Sampled(1)),
+        normal(a=(5, 40), b=(40, 40), c=(40, 3)),
+        normal(x=(48, 5))["x"],
+    ),
+    "convolution": (
+        (CONV, Sampled(1)),
+        normal(k=(3, 2, 30), w=(30, 3)),
+        normal(x=(48, 24, 2))["x"],
+    ),
+    "several columns": (
+        (ng.Model(sines, ng.families.Categorical()),),
+        normal(a=(5, 30), b=(30, 30), c=(30, 3)),
+        normal(x=(32, 5))["x"],
+    ),
+}
+
+
+def solving(name, form, **options):
+    arguments, params, x = BUDGETED[name]
+    curvature = form(*arguments, **options)
+    return lambda p, x, v: curvature.at(p, x, key=KEY).solve(v, 0.1), (params, x)
+
+
+def floor_of(name, form):
+    """The least budget, as the error for one that is too small says it."""
+    solve, (params, x) = solving(name, form, chunk_size="auto", memory_budget=1)
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match=r"memory_budget=\d+ or more") as error,
+    ):
+        jax.eval_shape(solve, params, x, params)
+    return int(re.search(r"memory_budget=(\d+) or", str(error.value))[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "factor"),
+    [
+        ("sines", Gram, 1.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in itertools.product(BUDGETED, [Gram, GramBlocks], [1.0, 1.6, 4.0])
+            if case != ("sines", Gram, 1.0)
+        ),
+        pytest.param("sines", MatrixFree, 1.3, marks=pytest.mark.slow),
+    ],
+)
+def test_the_program_stays_within_the_budget(name, form, factor):
+    """XLA's own account of it; the budget is the least one, or some times that."""
+    budget = int(factor * floor_of(name, form))
+    solve, (params, x) = solving(name, form, chunk_size="auto", memory_budget=budget)
+    with jax.enable_x64(False):
+        program = jax.jit(solve).lower(params, x, params).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= budget
+
+
+def test_a_larger_budget_takes_more_examples_at_once():
     model, params, x = CONV, *CASES["convolution"][1:]
     batch, sizes = Batch(params, x, None, KEY), []
-    for budget in (2_500, 5_000, 10**9):
+    for budget in (20_000, 30_000, 10**9):
         curvature = Gram(model, Sampled(1), chunk_size="auto", memory_budget=budget)
         piece = jax.eval_shape(curvature.rows, batch).pieces[0]
         sizes.append(piece.chunk_size if isinstance(piece, ChunkedRows) else None)
@@ -164,15 +245,16 @@ def parts_of(x):
     return x.reshape(4, -1, *x.shape[1:])
 
 
+@pytest.mark.parametrize("form", [Gram, GramBlocks])
 @pytest.mark.parametrize(
     ("name", "chunk_size"), [("convolution", 1), ("centred", None)]
 )
-def test_rows_over_devices_are_those_of_one(name, chunk_size):
+def test_rows_over_devices_are_those_of_one(name, chunk_size, form):
     """The matrix by block rows, its block Cholesky, and products, on every device."""
     arguments, params, x = CASES[name]
     v = jax.tree.map(jnp.cos, params)
-    whole = Gram(*arguments)
-    spread = Gram(*arguments, chunk_size=chunk_size, axis_name="parts")
+    whole = form(*arguments)
+    spread = form(*arguments, chunk_size=chunk_size, axis_name="parts")
 
     def found(curvature, x, y):
         metric = curvature.at(params, x, y, KEY)

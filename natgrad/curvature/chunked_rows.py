@@ -26,32 +26,20 @@ from natgrad.curvature.visits import Visits, visits
 from natgrad.layers import Block, RowFactors
 from natgrad.model import batch
 from natgrad.model.batch import Batch
-from natgrad.solvers.jacobian_blocks import DenseRows, JacobianBlock, Parts
+from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
 
-def rows_in_chunks(
-    of: Any, given: Batch, whole: Callable[[Batch], Jacobian]
-) -> Jacobian:
+def rows_in_chunks(of: Any, given: Batch, size: int) -> Jacobian:
     """B of a batch in chunks of examples.
 
     Args:
-        of: a curvature of rows, with `chunk_size` and `memory_budget`.
+        of: a curvature of rows.
         given: the batch.
-        whole: makes B of all examples at once.
+        size: examples at once.
     """
-    size = chunks.chunk_size_of(of)
-    if size == "auto":
-        shapes = jax.eval_shape(whole, given)
-        rows = [piece for piece in shapes.pieces if isinstance(piece, DenseRows)]
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(rows))
-        count = shapes.columns[1]
-        numbers = 2 * -(-numbers // count) + chunks.activations(of.model, given)
-        size = chunks.fitting(numbers, shapes.layout.dtype, count, of.memory_budget)
-    if size is None:
-        return whole(given)
     alone = chunks.depends_on_itself_alone(of.model, given)
     captured = captured_layers(of, given) if alone else None
     source = _Source.of(of, given, captured is not None)
@@ -62,14 +50,39 @@ def rows_in_chunks(
         centre = tree.map_over_chunks(
             lambda each: source.rows(each).centre, source.each, size, parts
         )
-    if captured is not None and any(map(RowFactors.are_cheaper, captured.blocks)):
+    cheap = [] if captured is None else list(map(RowFactors.are_cheaper, shapes.blocks))
+    if any(cheap):
         factors = _factors(source, size)
-        if all(map(RowFactors.are_cheaper, captured.blocks)):
+        if all(cheap):
             return dataclasses.replace(factors, centre=centre)
     columns, layout = (shapes.columns[0], source.count), shapes.layout
-    dtype = str(layout.dtype)
-    piece = ChunkedRows(of, captured is not None, size, columns, dtype, given, factors)
-    return Jacobian(layout, None, (piece,), centre)
+
+    def written(layout, factors, block=None):
+        dtype, captures = str(layout.dtype), captured is not None
+        return ChunkedRows(
+            of, captures, size, columns, dtype, layout, block, given, factors
+        )
+
+    if not of.by_block:
+        return Jacobian(layout, None, (written(layout, factors),), centre)
+    pieces = [] if factors is None else list(factors.pieces)
+    layouts = map(Layout.of, _parts(source))
+    for i, (own, _) in enumerate(zip(layouts, shapes.pieces, strict=True)):
+        if not any(cheap[i : i + 1]):
+            block = i if captured is None else shapes.blocks[i].name
+            pieces.insert(i, written(own, None, block))
+    return Jacobian(layout, shapes.blocks, tuple(pieces), centre)
+
+
+def _parts(source: _Source) -> list:
+    """The parts of each piece of B, as shapes."""
+
+    def pulled(each):
+        rows = dataclasses.replace(source.rows(each), centre=None)
+        ones = jnp.ones(rows.size, rows.layout.dtype)
+        return [own.pull(ones) for own in rows.apart()]
+
+    return jax.eval_shape(pulled, source.each)
 
 
 class _Source(NamedTuple):
@@ -139,9 +152,11 @@ def _factors(source: _Source, size: int) -> Jacobian:
     return jax.tree.unflatten(structure, ordered)
 
 
-@metric_pytree("curvature", "captured", "chunk_size", "shape", "dtype")
+@metric_pytree(
+    "curvature", "captured", "chunk_size", "shape", "dtype", "layout", "block"
+)
 class ChunkedRows(JacobianBlock):
-    """Rows that are formed when they are needed; the parts are the leaves.
+    """Rows that are formed when they are needed; the parts are the layout's leaves.
 
     Attributes:
         curvature: whose rows.
@@ -149,9 +164,11 @@ class ChunkedRows(JacobianBlock):
         chunk_size: examples at once.
         shape: (K, N).
         dtype: of the products of rows.
+        layout: of the parameters, or of the block's parts.
+        block: its name, or its place where layers do not give the rows; None for all.
         given: the batch.
-        factors: the columns of B that are kept.
-        scale: what the columns are multiplied by, a tree like the parameters.
+        factors: the columns of B that are kept, of all blocks.
+        scale: what the columns are multiplied by, a tree of the layout.
     """
 
     curvature: Any
@@ -159,6 +176,8 @@ class ChunkedRows(JacobianBlock):
     chunk_size: int
     shape: tuple[int, int]
     dtype: str
+    layout: Layout
+    block: str | int | None
     given: Batch
     factors: Jacobian | None = None
     scale: Params | None = None
@@ -177,7 +196,7 @@ class ChunkedRows(JacobianBlock):
             rows = self._rows(each)
             return rows.push(v).reshape(rows.columns).T
 
-        found = tree.map_over_chunks(of_chunk, *self._chunks).T
+        found = self._own(tree.map_over_chunks(of_chunk, *self._chunks)).T
         kept = self.factors
         return found if kept is None else found + kept.push(v).reshape(self.columns)
 
@@ -188,9 +207,11 @@ class ChunkedRows(JacobianBlock):
             each, u = chunk
             return self._rows(each).pull(u.T.reshape(-1))
 
-        each, *sizes = self._chunks
+        each, size, parts = self._chunks
+        count = jax.tree.leaves(each)[0].shape[0]
+        filled = tree.zeros_for_filled(u.T, count, parts)
         return self._with_kept(
-            tree.sum_over_chunks(of_chunk, (each, u.T), *sizes),
+            tree.sum_over_chunks(of_chunk, (each, filled), size, parts),
             lambda kept: kept.pull(u.reshape(-1)),
         )
 
@@ -202,7 +223,8 @@ class ChunkedRows(JacobianBlock):
 
         kept = self.factors
         if other is None:
-            found = tree.pairs_of_chunks(self._wide_rows, product, *self._chunks)
+            each = self._source.each, *self._sizes
+            found = tree.pairs_of_chunks(self._wide_rows, product, *each)
         else:
             found = self._against(other, product)
         if kept is None:
@@ -219,9 +241,10 @@ class ChunkedRows(JacobianBlock):
                 return block.transpose((3, 2, 0, 1))
 
             found = tree.map_over_chunks(jax.checkpoint(of_other), *other._chunks)
-            return found.transpose((3, 2, 1, 0))  # [n, K, K', N']
+            return other._own(found).transpose((3, 2, 1, 0))  # [n, K, K', N']
 
-        return jnp.swapaxes(tree.map_over_chunks(of_chunk, *self._chunks), 0, 1)
+        found = self._own(tree.map_over_chunks(of_chunk, *self._chunks))
+        return jnp.swapaxes(found, 0, 1)
 
     def _wide_rows(self, each: Any) -> Jacobian:
         return self._rows(each).astype(self.dtype)
@@ -234,17 +257,20 @@ class ChunkedRows(JacobianBlock):
             found = rows.explicit().reshape((*rows.columns, -1))
             return jnp.swapaxes(found, 0, 1)
 
-        found = jnp.swapaxes(tree.map_over_chunks(of_chunk, *self._chunks), 0, 1)
+        each = self._source.each, *self._sizes
+        found = jnp.swapaxes(tree.map_over_chunks(of_chunk, *each), 0, 1)
         if self.factors is not None:
             found = found + self.factors.explicit().reshape(found.shape)
-        split = jax.vmap(jax.vmap(Layout.of(self.given.params).split))(found)
+        split = jax.vmap(jax.vmap(self.layout.split))(found)
         return jax.tree.leaves(split)
 
     def squares(self) -> Parts:
         """The diagonal of Bᵀ B, summed over chunks."""
         return self._with_kept(
             tree.sum_over_chunks(
-                lambda each: self._rows(each).diagonal(), *self._chunks
+                lambda each: self._rows(each).diagonal(),
+                self._source.each,
+                *self._sizes,
             ),
             Jacobian.diagonal,
         )
@@ -263,28 +289,50 @@ class ChunkedRows(JacobianBlock):
 
     def part_shapes(self) -> list[jax.ShapeDtypeStruct]:
         """The leaves."""
-        layout = Layout.of(self.given.params)
+        layout = self.layout
         return [jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.shapes]
+
+    @property
+    def most_written_out(self) -> int:
+        """Less where a budget holds less: Q, R and copies take some eight times B."""
+        numbers = self.curvature.memory_budget // (8 * jnp.dtype(self.dtype).itemsize)
+        return min(super().most_written_out, numbers)
 
     @property
     def _source(self) -> _Source:
         return _Source.of(self.curvature, self.given, self.captured)
 
     @property
+    def _sizes(self) -> tuple[int, int]:
+        """How many examples at once, and in how many parts."""
+        return self.chunk_size, tree.device_parts(self.columns[1])
+
+    @property
     def _chunks(self) -> tuple[Any, int, int]:
-        """What the loops over chunks take: examples, how many at once, parts."""
-        each = self._source.each
-        return each, self.chunk_size, tree.device_parts(self.columns[1])
+        """What the loops over chunks take: filled up examples, how many at once."""
+        sizes = self._sizes
+        return tree.filled(self._source.each, *sizes), *sizes
+
+    def _own(self, found: Array) -> Array:
+        """Of examples that were filled up, [N', ...], those of the batch."""
+        return tree.unfilled(found, self.columns[1], self._sizes[1])
 
     def _rows(self, each: Any) -> Jacobian:
         """The rows of some examples that are not kept, not centred."""
         source = self._source
-        rows = source.rows(each, _written) if self.captured else source.rows(each)
+        rows = source.rows(each, self._wanted) if self.captured else source.rows(each)
         rows = dataclasses.replace(rows, centre=None)
+        if self.block is not None:
+            rows = rows.apart()[0 if self.captured else self.block]
         return rows if self.scale is None else rows.scaled(self.scale)
 
+    def _wanted(self, block: Block) -> bool:
+        if self.block is None:
+            return not RowFactors.are_cheaper(block)
+        return block.name == self.block
+
     def _params(self, leaves: Parts) -> Params:
-        return jax.tree.unflatten(jax.tree.structure(self.given.params), list(leaves))
+        return jax.tree.unflatten(self.layout.treedef, list(leaves))
 
     def _with_kept(
         self, found: Params, of_kept: Callable[[Jacobian], Params]
@@ -292,7 +340,3 @@ class ChunkedRows(JacobianBlock):
         if self.factors is not None:
             found = jax.tree.map(jnp.add, found, of_kept(self.factors))
         return jax.tree.leaves(found)
-
-
-def _written(block: Block) -> bool:
-    return not RowFactors.are_cheaper(block)

@@ -11,24 +11,25 @@ taken (`natgrad.tree.chunks`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad import layers, tree
 from natgrad.model import Model, batch
 from natgrad.model.batch import Batch, Example
 from natgrad.model.residuals import Residuals
-from natgrad.tree import Layout
 from natgrad.typing import Array, Params
 
 ChunkSize = int | Literal["auto"] | None
 
 # Bytes that "auto" fills: 2 GiB.
 BUDGET = 2**31
+# XLA's temporaries over what is alive, at most: it hoists constants out of loops.
+_MARGIN = 1.25
 
 
 def check_chunk_size(of: Any, chunk_size: Any, memory_budget: Any) -> None:
@@ -73,17 +74,46 @@ def chunk_size_of(of: Any) -> ChunkSize:
     return None
 
 
-def fitting(numbers: int, dtype: Any, count: int, memory_budget: int) -> int | None:
-    """How many examples fit: at least one a device; None for all.
+def fitting(of: Any, live_bytes: Callable[[int | None], int], count: int) -> int | None:
+    """How many examples at once fit into the budget; None for all.
 
     Args:
-        numbers: alive for each example.
-        dtype: their type.
+        of: a curvature with `memory_budget`.
+        live_bytes: what so many examples at once take: the largest of some phases, of
+            which some grow evenly with them.
         count: N.
-        memory_budget: bytes.
+
+    Raises:
+        ValueError: not even one example, on each device, fits.
     """
-    fit = memory_budget // (max(1, numbers) * jnp.dtype(dtype).itemsize)
-    return None if fit >= count else max(1, fit)
+    budget, parts = of.memory_budget, tree.device_parts(count)
+    if 2 * live_bytes(None) <= budget:  # XLA copies what is large
+        return None
+    own = count // parts
+
+    def needed(size):
+        return math.ceil(_MARGIN * live_bytes(size))
+
+    def even(size):  # all chunks about as long
+        return parts * -(-own // -(-own // max(1, min(own, size))))
+
+    few, many = even(own // 4), even(own // 2)
+    many_bytes = needed(many)
+    slope = (many_bytes - needed(few)) / max(1, many - few)
+    size = even(int(many + (budget - many_bytes) / max(1e-9, slope)) // parts)
+    found = needed(size)
+    if found <= budget:
+        return size
+    least = needed(parts)
+    if least > budget:
+        raise ValueError(
+            f"{type(of).__name__}(chunk_size='auto', memory_budget={budget}): these "
+            f"shapes take about {least} bytes with one example at a time. Give it "
+            f"memory_budget={least} or more, or fewer examples a batch."
+        )
+    # Between these two the largest of lines is below the straight one.
+    share = (budget - least) / (found - least)
+    return even(int(parts + share * (size - parts)) // parts)
 
 
 def depends_on_itself_alone(model: Model, given: Batch) -> bool:
@@ -137,12 +167,22 @@ def linearized(of: Any, given: Batch) -> Linearized:
             )
         size = None
     if size == "auto":
+
+        def product_bytes(size):
+            def product(given, v):
+                linear = _linearized(model, given, size)
+                return linear.pull(linear.push(v))
+
+            return layers.live_bytes(product, given, given.params)
+
         count = batch.input_count(given.inputs, model.in_axes) or 1
-        numbers = 2 * activations(model, given)  # of values and of tangents
-        dtype = Layout.of(given.params).dtype
-        size = fitting(numbers, dtype, count, of.memory_budget)
-    if size is not None:
-        return _in_chunks(model, given, size)
+        size = fitting(of, product_bytes, count)
+    return _linearized(model, given, size)
+
+
+def _linearized(model: Model, given: Batch, chunk_size: int | None) -> Linearized:
+    if chunk_size is not None:
+        return _in_chunks(model, given, chunk_size)
     outputs, examples, total = model.whole(*given)
     z, push = jax.linearize(outputs, given.params)
     transposed = jax.linear_transpose(push, given.params)
@@ -181,20 +221,3 @@ def _in_chunks(model: Model, given: Batch, chunk_size: int) -> Linearized:
     if examples.target is not None:
         examples = jax.vmap(model.labelled)(z, examples)
     return Linearized(z, examples, total, push, pull)
-
-
-def activations(model: Model, given: Batch) -> int:
-    """Numbers that a backward pass keeps for each example, from shapes.
-
-    Args:
-        model: the model.
-        given: the batch.
-    """
-
-    def kept(params, inputs):
-        return jax.vjp(lambda p: model.outputs(p, inputs), params)
-
-    leaves = jax.tree.leaves(jax.eval_shape(kept, given.params, given.inputs))
-    count = batch.input_count(given.inputs, model.in_axes) or 1
-    numbers = sum(leaf.size for leaf in leaves) - Layout.of(given.params).size
-    return max(1, -(-numbers // count))

@@ -24,11 +24,11 @@ import numpy as np
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.ekfac import Bases, EigenStatistics
-from natgrad.curvature.gram import GramStatistics
 from natgrad.curvature.kfac import KroneckerFactors
 from natgrad.curvature.matrix_free import MatrixFreeStatistics
 from natgrad.curvature.over import DataAverage, Progress
 from natgrad.curvature.preconditioners import LowRank
+from natgrad.curvature.rows import GramStatistics
 from natgrad.typing import Params
 
 # What is written, and the only one that is read.

@@ -43,6 +43,7 @@ from natgrad.layers.embedding import LookupRows
 from natgrad.layers.interactions import Dependence, dependence
 from natgrad.layers.jaxprs import trace
 from natgrad.layers.listing import report, table
+from natgrad.layers.live_bytes import live_bytes
 from natgrad.layers.muon import muon_dimension_numbers
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.rows import Rows
@@ -80,6 +81,7 @@ __all__ = [
     "Statistic",
     "capture",
     "dependence",
+    "live_bytes",
     "muon_dimension_numbers",
     "recombinable",
     "report",

@@ -29,23 +29,26 @@ from natgrad.tree import metric_pytree
 from natgrad.typing import Array
 
 
-def spread_rows(local: Jacobian, axis_name: Hashable) -> Jacobian:
+def spread_rows(local: Jacobian, axis_name: Hashable, by_block: bool) -> Jacobian:
     """B of the examples of all devices.
 
     Args:
         local: of this device's examples, scaled by Σ_n ω_n of all.
         axis_name: of the mapped axis, or axes.
+        by_block: whether each piece stays one, or all become one.
     """
     centre = local.centre
     if centre is not None:
         centre = gathered(centre, axis_name, 0)
-    piece = DeviceRows(dataclasses.replace(local, centre=None), axis_name)
-    return Jacobian(local.layout, None, (piece,), centre)
+    bare = dataclasses.replace(local, centre=None)
+    blocks, parts = (local.blocks, bare.apart()) if by_block else (None, [bare])
+    pieces = tuple(DeviceRows(part, axis_name) for part in parts)
+    return Jacobian(local.layout, blocks, pieces, centre)
 
 
 @metric_pytree("axis_name")
 class DeviceRows(JacobianBlock):
-    """The rows of this device; the parts are the leaves.
+    """The rows of this device; the parts are the leaves of its rows' layout.
 
     Attributes:
         local: its rows, not centred.
@@ -74,6 +77,11 @@ class DeviceRows(JacobianBlock):
         found = self.local.pull(own.reshape(-1))
         found = jax.lax.psum(found, self.axis_name)
         return jax.tree.leaves(tree.varying_like(found, u))
+
+    @property
+    def most_written_out(self) -> int:
+        """The limit of the device's own rows."""
+        return min(piece.most_written_out for piece in self.local.pieces)
 
     def own(self, u: Float[Array, "K N"]) -> Float[Array, "K n"]:
         """What belongs to this device's rows.

@@ -47,8 +47,6 @@ from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.solvers.spectral import HIGHEST, spectral_root
 from natgrad.typing import Array, ArrayLike, Params
 
-# Numbers in a B that may be written out for a QR decomposition.
-_WRITTEN_OUT = 2**24
 # λ relative to |K| under which Cholesky's K is not trusted in float32.
 _TINY = 1e-6
 # Corrections through B, and steps of iterated Tikhonov regularisation, at most.
@@ -171,7 +169,7 @@ def _cholesky(jacobian: Jacobian, gram: Array, damping: Array) -> tuple[Array, A
     """The Cholesky factor of K + λI, and whether it is not to be trusted."""
     size, dtype = gram.shape[0], gram.dtype
     diagonal = jnp.diagonal(gram) + damping
-    small = size * jacobian.layout.size <= _WRITTEN_OUT
+    small = jacobian.is_small
     tiny = (damping < _tiny(dtype, size) * jnp.max(diagonal)) & (damping > 0) & small
 
     def of_gram():  # of Kᵀ: LAPACK's order, so no copy
@@ -210,8 +208,7 @@ def _refine(system: _System, h: Array) -> tuple[Array, Array]:
     w = inverse(h)
     e = h - multiply(w) - damping * w
     epsilon = jnp.finfo(w.dtype).eps
-    small = jacobian.size * jacobian.layout.size <= _WRITTEN_OUT
-    worthwhile = (epsilon**0.75 * size > damping) | small
+    worthwhile = (epsilon**0.75 * size > damping) | jacobian.is_small
     worthwhile = worthwhile & (damping > 0)
     enough = 10 * epsilon * jnp.linalg.norm(h)
 

@@ -33,6 +33,8 @@ from natgrad.solvers.row_products import (
 from natgrad.tree import metric_pytree
 from natgrad.typing import Array
 
+# Numbers in a B that may be written out for a QR decomposition.
+WRITTEN_OUT = 2**24
 # A block's matrix as [L, I, O] and, if it has a bias, that row as [L, 1, O].
 Parts = Sequence[Float[Array, "L I O"]]
 
@@ -86,6 +88,11 @@ class JacobianBlock(abc.ABC):
             dtype: a floating one.
         """
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+
+    @property
+    def most_written_out(self) -> int:
+        """Numbers that B may have to be written out for a QR decomposition."""
+        return WRITTEN_OUT
 
     def squares(self) -> Parts:
         """The diagonal of Bᵀ B, [L, I, O] and, if there is a bias, [L, 1, O]."""
@@ -261,24 +268,33 @@ class DenseRows(JacobianBlock):
 
     def push(self, v: Parts) -> Float[Array, "K N"]:
         """Σ rows v; arguments as in `JacobianBlock`."""
-        pairs = zip(self.rows, v, strict=True)
-        terms = [product("knlio,lio->kn", rows, part) for rows, part in pairs]
-        return functools.reduce(jnp.add, terms)
+        pairs = zip(self._flat, v, strict=True)
+        terms = [product("mp,p->m", rows, part.reshape(-1)) for rows, part in pairs]
+        return functools.reduce(jnp.add, terms).reshape(self.columns)
 
     def pull(self, u: Float[Array, "K N"]) -> Parts:
         """Σ_kn u rows; arguments as in `JacobianBlock`."""
-        return [product("knlio,kn->lio", rows, u) for rows in self.rows]
+        u, pairs = u.reshape(-1), zip(self._flat, self.rows, strict=True)
+        return [
+            product("mp,m->p", flat, u).reshape(rows.shape[2:]) for flat, rows in pairs
+        ]
 
     def gram(self, other: Any = None) -> Float[Array, "K N K n"]:
         """The inner products of the rows."""
-        if other is not None:
-            pairs = zip(self.rows, other.rows, strict=True)
-            terms = [product("knlio,jmlio->knjm", a, b) for a, b in pairs]
-            return functools.reduce(jnp.add, terms)
-        k, n = self.columns
-        terms = [row_products(rows.reshape((k * n, -1))) for rows in self.rows]
-        return functools.reduce(jnp.add, terms).reshape((k, n, k, n))
+        columns = (self if other is None else other).columns
+        if other is None:
+            terms = list(map(row_products, self._flat))
+        else:
+            pairs = zip(self._flat, other._flat, strict=True)
+            terms = [product("mp,np->mn", a, b) for a, b in pairs]
+        return functools.reduce(jnp.add, terms).reshape((*self.columns, *columns))
 
     def explicit(self) -> Sequence[Float[Array, "K N L I O"]]:
         """The rows."""
         return self.rows
+
+    @property
+    def _flat(self) -> list[Float[Array, "M P"]]:
+        """As matrices, of which XLA's products need no transposed copy."""
+        k, n = self.columns
+        return [rows.reshape((k * n, -1)) for rows in self.rows]

@@ -60,6 +60,12 @@ class Jacobian:
         """M = K·N, the number of rows."""
         return math.prod(self.columns)
 
+    @property
+    def is_small(self) -> bool:
+        """May B be written out for a QR decomposition?"""
+        limit = min(piece.most_written_out for piece in self.pieces)
+        return self.size * self.layout.size <= limit
+
     def push(self, v: Params) -> Float[Array, " M"]:
         """B v.
 

@@ -5,10 +5,13 @@ Only what `jax.tree` and `optax.tree` lack.
 
 from natgrad.tree.chunks import (
     device_parts,
+    filled,
     map_over_chunks,
     pairs_of_chunks,
     slice_chunk,
     sum_over_chunks,
+    unfilled,
+    zeros_for_filled,
 )
 from natgrad.tree.complex_leaves import (
     Pair,
@@ -51,6 +54,7 @@ __all__ = [
     "check_params",
     "check_sharding",
     "device_parts",
+    "filled",
     "has_complex",
     "has_placeholders",
     "increment",
@@ -67,10 +71,12 @@ __all__ = [
     "slice_chunk",
     "split_complex",
     "sum_over_chunks",
+    "unfilled",
     "varying",
     "varying_like",
     "where",
     "working_dtype",
+    "zeros_for_filled",
     "zeros_of",
     "zeros_where",
 ]

@@ -147,14 +147,7 @@ def pairs_of_chunks(
     """
     size, each, _ = _sizes(examples, chunk_size, parts)
     number = -(-each // size)
-
-    def filled(leaf):
-        apart = leaf.reshape((parts, each, *leaf.shape[1:]))
-        more = apart[:, : number * size - each]
-        whole = jnp.concatenate([apart, more], axis=1)
-        return whole.reshape((parts * number * size, *leaf.shape[1:]))
-
-    stacked = _stacked(jax.tree.map(filled, examples), size, number, parts)
+    stacked = _stacked(filled(examples, chunk_size, parts), size, number, parts)
     half = number // 2 + 1
 
     def chunk(i):
@@ -180,6 +173,51 @@ def pairs_of_chunks(
     found = found.reshape((k, parts, number * size, k, parts, number * size))
     found = found[:, :, :each, :, :, :each]
     return found.reshape((k, parts * each, k, parts * each))
+
+
+def filled(examples: Any, chunk_size: int, parts: int = 1) -> Any:
+    """Examples whose last chunk is filled up, in each part by its first examples.
+
+    What is outside of a loop over full chunks, XLA keeps for the loops that follow.
+
+    Args:
+        examples: as of `sum_over_chunks`.
+        chunk_size: as of `sum_over_chunks`.
+        parts: as of `sum_over_chunks`.
+    """
+    size, each, _ = _sizes(examples, chunk_size, parts)
+
+    def fill(leaf):
+        apart = leaf.reshape((parts, each, *leaf.shape[1:]))
+        whole = jnp.concatenate([apart, apart[:, : -each % size]], axis=1)
+        return whole.reshape((-1, *leaf.shape[1:]))
+
+    return jax.tree.map(fill, examples)
+
+
+def unfilled(array: Array, count: int, parts: int = 1) -> Array:
+    """What belongs to the examples that there were before they were filled up.
+
+    Args:
+        array: [N' >= N, ...].
+        count: N.
+        parts: as of `sum_over_chunks`.
+    """
+    apart = array.reshape((parts, -1, *array.shape[1:]))[:, : count // parts]
+    return apart.reshape((count, *array.shape[1:]))
+
+
+def zeros_for_filled(array: Array, count: int, parts: int = 1) -> Array:
+    """The inverse of `unfilled`, with zeros.
+
+    Args:
+        array: [N, ...].
+        count: N'.
+        parts: as of `sum_over_chunks`.
+    """
+    apart = array.reshape((parts, -1, *array.shape[1:]))
+    more = ((0, 0), (0, count // parts - apart.shape[1])) + ((0, 0),) * (array.ndim - 1)
+    return jnp.pad(apart, more).reshape((count, *array.shape[1:]))
 
 
 def _sizes(examples: Any, chunk_size: int, parts: int) -> tuple[int, int, int]:
