@@ -111,6 +111,16 @@ CASES = {
         None,
         convolve,
     ),
+    "gram_blocks": Case(
+        lambda model, **axis: of.GramBlocks(model, of.Sampled(1), **axis)
+    ),
+    "chunked_gram_blocks": Case(
+        lambda model, **axis: of.GramBlocks(
+            model, of.Sampled(1), chunk_size=16, **axis
+        ),
+        None,
+        convolve,
+    ),
     "chunked_matrix_free": Case(lambda model: of.MatrixFree(model, chunk_size=16)),
     "matrix_free": Case(of.MatrixFree),
 }

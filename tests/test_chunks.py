@@ -113,6 +113,30 @@ def test_chunks_of_examples_change_no_result(name, form):
     agree(found[1], found[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("alias", "form"), [(ng.gram, Gram), (ng.gram_blocks, GramBlocks)]
+)
+def test_an_alias_with_options_is_natural_gradient_with_its_curvature(alias, form):
+    (model, labels), params, x = CASES["convolution"]
+
+    def chunked(model):
+        return form(model, labels, chunk_size=3)
+
+    both = (
+        alias(0.3, model),
+        ng.natural_gradient(0.3, model, damping=1e-2, curvature=chunked),
+    )
+
+    @jax.jit
+    def updates(params, x):
+        grads = jax.grad(model.loss)(params, x, Y)
+        return [tx.update(grads, tx.init(params), params, inputs=x)[0] for tx in both]
+
+    whole, found = updates(params, x)
+    agree(found, whole)
+
+
 def test_derivatives_go_through_chunks():
     """Of a solution, its matrix and its products, in float64."""
     (model, _), params, x = CASES["convolution"]

@@ -83,6 +83,9 @@ SLOW = {
     "jit:chunked_matrix_free:float64": {"all-reduce": 3},
     "shard_map:gram:float64": None,
     "shard_map:chunked_gram:float64": None,
+    "jit:chunked_gram_blocks:float64": None,
+    "shard_map:gram_blocks:float64": None,
+    "shard_map:chunked_gram_blocks:float64": None,
     "jit:matrix_free:float64": None,
     "shard_map:ekfac:float64": {"all-reduce": 2},
     "shard_map:layer_diagonal:float64": ONE,
@@ -121,8 +124,8 @@ def test_eight_devices_take_every_step_of_one(long_report, name):
 def test_no_device_holds_the_matrix_of_all_samples(long_report):
     """Gram's M×M matrix, M = N, is on every device under jit, on none in shard_map."""
     assert long_report["jit:gram:float64"]["square"]
-    assert not long_report["shard_map:gram:float64"]["square"]
-    assert not long_report["shard_map:chunked_gram:float64"]["square"]
+    for name in ("gram", "chunked_gram", "gram_blocks", "chunked_gram_blocks"):
+        assert not long_report[f"shard_map:{name}:float64"]["square"], name
 
 
 def test_labels_do_not_depend_on_the_number_of_devices(report):

@@ -323,7 +323,7 @@ class ChunkedRows(JacobianBlock):
         rows = source.rows(each, self._wanted) if self.captured else source.rows(each)
         rows = dataclasses.replace(rows, centre=None)
         if self.block is not None:
-            rows = rows.apart()[0 if self.captured else self.block]
+            rows = rows.apart()[0 if isinstance(self.block, str) else self.block]
         return rows if self.scale is None else rows.scaled(self.scale)
 
     def _wanted(self, block: Block) -> bool:

@@ -123,6 +123,9 @@ def gram_blocks(
 
     As `gram` without what F has between layers, and an M×M matrix for each layer; as
     `kfac` without A ⊗ G, and without an average: F_b is that of the current batch.
+    With `chunk_size=`, `memory_budget=` or `axis_name=` of the curvature it is
+    `natural_gradient(damping=1e-2, curvature=form)` with `form = lambda m:
+    GramBlocks(m, labels, chunk_size="auto")`.
 
     Args:
         learning_rate: η, or an optax schedule.

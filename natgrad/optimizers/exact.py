@@ -68,7 +68,9 @@ def natural_gradient(
         decay: of the moving average of F; 0 uses the current batch alone. More needs a
             matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
         curvature: model -> curvature, to choose the space yourself: Dense, Gram or
-            MatrixFree of `natgrad.curvature`; None for Automatic.
+            MatrixFree of `natgrad.curvature`; None for Automatic. All that these take
+            is said here: lambda m: Gram(m, Sampled(1), chunk_size="auto") makes it
+            `gram` in chunks.
         solver: (metric, gradient, damping) -> direction in place of (F + λI)⁻¹ g, such
             as a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping;
             None for that of the metric.
@@ -107,6 +109,9 @@ def gram(
 
     With labels sampled once M is the number of examples, and a step of a network with
     millions of parameters costs about three gradients. F is that of the current batch.
+    With `chunk_size=`, `memory_budget=` or `axis_name=` of the curvature it is
+    `natural_gradient(damping=1e-2, curvature=form)` with `form = lambda m: Gram(m,
+    labels, chunk_size="auto")`.
 
     Args:
         learning_rate: η, or an optax schedule.
@@ -251,7 +256,9 @@ def matrix_free(
     """−η (F + λI)⁻¹ g by preconditioned conjugate gradients on Fisher products.
 
     They start from the last step's solution. Iterations and residual stand in the
-    state's health. O(P) memory, two gradients' time an iteration.
+    state's health. O(P) memory, two gradients' time an iteration. In chunks of examples
+    it is `natural_gradient(curvature=lambda m: MatrixFree(m, chunk_size="auto"),
+    solver=WarmStart())` with these of `natgrad.curvature`.
 
     Args:
         learning_rate: η, or an optax schedule.
