@@ -13,9 +13,8 @@ and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ 
 M³/3 and two products with B (four where all but a hundredth of |v|² lies in the range
 of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
 
-The metric is that of the current batch and parameters: an average of several would need
-all their rows. `GramBlocks` keeps F's diagonal blocks alone, each from its own columns
-B_b of B: (B_bᵀ B_b + λI)⁻¹ takes an M×M matrix a block.
+The metric is that of the current batch and parameters; `over` keeps the data.
+`GramBlocks` keeps F's diagonal blocks alone, each from its own columns of B.
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks; Chen & Heyl (2024), Empowering deep neural quantum
@@ -38,6 +37,7 @@ from natgrad.curvature.base import Curvature, require_memory
 from natgrad.curvature.chunked_rows import rows_in_chunks
 from natgrad.curvature.chunks import BUDGET, ChunkSize, check_chunk_size
 from natgrad.curvature.columns import law_of_outputs, root
+from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.layer_rows import (
     captured_layers,
     jacobian_block,
@@ -101,7 +101,8 @@ class RowCurvature(Curvature):
     def jacobian(
         self, statistics: Statistics, params: Params, inputs: Inputs, targets: Any
     ) -> Jacobian:
-        """B of the batch `inputs`, which must be given; arguments as of `metric`."""
+        """B of the batch `inputs` or of a data set; arguments as of `metric`."""
+        statistics, inputs, targets = as_batch(statistics, inputs, targets)
         targets = targets if self.labels.needs_targets else None
         return self.rows(Batch(params, inputs, targets, statistics.key))
 
@@ -211,8 +212,7 @@ class RowCurvature(Curvature):
         return Jacobian(layout, None, pieces, self._centre(roots[:, 0], total))
 
     def _require(self, samples: int, rows: int, params: Params) -> None:
-        if self.chunk_size is not None:  # the rows are not alive together
-            rows = 0
+        rows = rows if self.chunk_size is None else 0  # else not alive together
         layout = Layout.of(params)
         require_memory(
             min(samples, layout.size) ** 2 + rows,
@@ -274,7 +274,7 @@ class Gram(RowCurvature, SummedCurvature):
         inputs: Inputs = None,
         targets: Array | None = None,
     ) -> GramMetric:
-        """The metric of the batch `inputs`, which must be given."""
+        """The metric of the batch `inputs`, which must be given, or of a data set."""
         jacobian = self.jacobian(statistics, params, inputs, targets)
         return GramMetric(jacobian.layout, jacobian)
 
@@ -295,6 +295,6 @@ class GramBlocks(RowCurvature):
         inputs: Inputs = None,
         targets: Array | None = None,
     ) -> GramBlocksMetric:
-        """The metric of the batch `inputs`, which must be given."""
+        """The metric of the batch `inputs`, which must be given, or of a data set."""
         jacobian = self.jacobian(statistics, params, inputs, targets)
         return GramBlocksMetric(jacobian.layout, jacobian)
