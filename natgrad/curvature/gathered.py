@@ -16,7 +16,7 @@ import numpy as np
 
 from natgrad.model import Model
 from natgrad.model.batch import Batch, split_batch
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Key, Statistics
 
 
 class DataSet(NamedTuple):
@@ -53,19 +53,6 @@ def evaluated(curvature: Any, given: Batch) -> Array:
     z = outputs(given.params)
     ones = jnp.ones_like(z)
     return curvature.labels.products(curvature.model, z, examples, total, ones)
-
-
-def data_set(curvature: Any, params: Params, joined: tuple) -> DataSet:
-    """The statistics of all data.
-
-    Args:
-        curvature: whose.
-        params: θ.
-        joined: what `join` gives.
-    """
-    inputs, targets, key = joined
-    estimate = curvature.estimate(params, inputs, targets, key)
-    return DataSet(inputs, targets, estimate)
 
 
 def join(

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.curvature.gathered import data_set, evaluated, join
+from natgrad.curvature.gathered import DataSet, evaluated, join
 from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight
 from natgrad.typing import Array, Key, Params, Statistics
@@ -83,7 +83,8 @@ def programs(curvature: Any) -> tuple[Callable, Callable]:
     def found_by(params, moments, found):
         chosen = curvature.specialize(params)
         if chosen.requires_batch:
-            return data_set(chosen, params, moments)
+            inputs, targets, _ = moments
+            return DataSet(inputs, targets, chosen.estimate(params, *moments))
         return chosen.from_moments(params, moments, found)
 
     return jax.jit(moments_of), jax.jit(found_by)
