@@ -5,8 +5,6 @@
 F⁻¹/N is the covariance if the model is right; the sandwich also if only its mean is.
 For a linear model it is statsmodels' `OLS(...).fit(cov_type="HC0")`.
 
-    python examples/23_sandwich_errors.py
-
 300 points y = 1 + 2 x + noise of scale 0.2 + |x|; standard errors of both coefficients:
 
     inverse Fisher             0.06677   0.06556
@@ -27,45 +25,32 @@ import numpy as np
 import natgrad as ng
 
 jax.config.update("jax_enable_x64", True)
-N, REPEATS = 300, 2000
+N = 300
 
 
-def draw(rng):
+def fit(seed):
+    rng = np.random.default_rng(seed)
     x = rng.normal(size=N)
     features = np.stack([np.ones(N), x], axis=1)
-    return features, 1 + 2 * x + (0.2 + np.abs(x)) * rng.normal(size=N)
+    y = 1 + 2 * x + (0.2 + np.abs(x)) * rng.normal(size=N)
+    return features, y, np.linalg.lstsq(features, y, rcond=None)[0]
 
 
-def main():
-    features, y = draw(np.random.default_rng(0))
-    theta = np.linalg.lstsq(features, y, rcond=None)[0]
-    residuals = y - features @ theta
-    scale = np.sqrt(np.sum(residuals**2) / (N - 2))
-
-    model = ng.Model(lambda t, x: x @ t[:, None], ng.families.NormalMean(scale))
-    fisher = ng.curvature.Dense(model)
-    empirical = ng.curvature.Dense(model, ng.curvature.Empirical())
-    params = jnp.asarray(theta)
-    f = fisher.at(params, features)
-    e = empirical.at(params, features, y[:, None])
-    sandwich = jax.vmap(lambda unit: f.solve(e.mv(f.solve(unit))))(jnp.eye(2)) / N
-
-    inverse = np.linalg.inv(features.T @ features)
-    hc0 = inverse @ (features.T * residuals**2) @ features @ inverse
-    repeats = [
-        np.linalg.lstsq(*draw(np.random.default_rng(n + 1)), rcond=None)[0]
-        for n in range(REPEATS)
-    ]
-    results = {
-        "inverse Fisher": np.sqrt(np.asarray(f.inverse_diagonal(0.0)) / N),
-        "sandwich": np.sqrt(np.diagonal(np.asarray(sandwich))),
-        "White's formula (HC0)": np.sqrt(np.diagonal(hc0)),
-        f"spread of {REPEATS} fits": np.std(repeats, axis=0),
-    }
-    for name, (intercept, slope) in results.items():
-        print(f"{name:<24}{intercept:10.5f}{slope:10.5f}")
-    return results
-
-
-if __name__ == "__main__":
-    main()
+features, y, theta = fit(0)
+residuals = y - features @ theta
+scale = np.sqrt(np.sum(residuals**2) / (N - 2))
+model = ng.Model(lambda t, x: x @ t[:, None], ng.families.NormalMean(scale))
+empirical = ng.curvature.Dense(model, ng.curvature.Empirical())
+f = ng.curvature.Dense(model).at(jnp.asarray(theta), features)
+e = empirical.at(jnp.asarray(theta), features, y[:, None])
+sandwich = jax.vmap(lambda unit: f.solve(e.mv(f.solve(unit))))(jnp.eye(2)) / N
+inverse = np.linalg.inv(features.T @ features)
+hc0 = inverse @ (features.T * residuals**2) @ features @ inverse
+results = {
+    "inverse Fisher": np.sqrt(np.asarray(f.inverse_diagonal(0.0)) / N),
+    "sandwich": np.sqrt(np.diagonal(np.asarray(sandwich))),
+    "White's formula (HC0)": np.sqrt(np.diagonal(hc0)),
+    "spread of 2000 fits": np.std([fit(n + 1)[2] for n in range(2000)], axis=0),
+}
+for name, (intercept, slope) in results.items():
+    print(f"{name:<24}{intercept:10.5f}{slope:10.5f}")

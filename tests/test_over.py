@@ -16,6 +16,7 @@ import natgrad as ng
 from natgrad.curvature import (
     EKFAC,
     KFAC,
+    KFOC,
     Automatic,
     AutomaticDiagonal,
     Centred,
@@ -25,7 +26,6 @@ from natgrad.curvature import (
     Empirical,
     Gram,
     KLHessian,
-    MatrixFree,
     Sampled,
     SubBatch,
 )
@@ -73,16 +73,12 @@ def wrapped(model):
 CURVATURES = {
     **{name: make(MODEL) for name, make in ng.CURVATURES.items() if name != "sampled"},
     "ekfac": EIGENBASES,
+    "kfoc": KFOC(MODEL, iterations=2),
     "automatic": Automatic(MODEL),
     "automatic_diagonal": AutomaticDiagonal(MODEL),
     "empirical_kfac": KFAC(MODEL, Empirical()),
     "wrapped": wrapped(MODEL),
 }
-NAMES = [
-    name
-    for name, each in CURVATURES.items()
-    if not (each.requires_batch or name == "kfoc")
-]
 
 
 def matrix_of(curvature, params):
@@ -90,13 +86,18 @@ def matrix_of(curvature, params):
     return jax.jit(lambda statistics: curvature.metric(statistics, params).dense())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_average_over_batches_is_one_big_batch(name):
+@pytest.mark.parametrize("name", CURVATURES)
+def test_statistics_over_batches_saved_and_loaded_are_those_of_one_big_batch(
+    name, tmp_path
+):
     curvature = CURVATURES[name]
-    average = curvature.over(PARAMS, lambda: batches())
-    matrix, whole = matrix_of(curvature, PARAMS), jax.jit(curvature.estimate)
-    expected = matrix(whole(PARAMS, *one_batch()))
-    assert relative_error(matrix(average.statistics), expected) < 1e-12
+    found = curvature.over(PARAMS, lambda: batches())
+    ng.save(tmp_path / "statistics.npz", curvature, found)
+    average = ng.load(tmp_path / "statistics.npz", curvature, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, average, found)
+    matrix = matrix_of(curvature, PARAMS)(average.statistics)
+    whole = jax.jit(lambda *batch: curvature.at(PARAMS, *batch).dense())
+    assert relative_error(matrix, whole(*one_batch())) < 1e-12
     np.testing.assert_allclose(average.weight, WEIGHTS.sum(), rtol=1e-14)
 
 
@@ -150,6 +151,26 @@ def test_sampled_labels_are_right_in_expectation_and_fresh_in_each_batch():
     assert relative_error(*parts) > 1e-3
 
 
+SHIFTED = ng.Model(
+    lambda params, inputs: (inputs["x"] + inputs["shift"][None]) @ params,
+    ng.families.Categorical(),
+    in_axes={"x": 0, "shift": None},
+)
+
+
+@pytest.mark.parametrize("labels", [Sampled(2), Empirical()])
+def test_kept_data_have_the_labels_and_what_examples_share(labels):
+    params, shift = jnp.asarray(MASK), np.ones(INPUTS)
+    curvature, y = Gram(SHIFTED, labels), np.abs(Y)
+    data = [({"x": X[a:b], "shift": shift}, y[a:b]) for a, b in ((0, 4), (4, N))]
+    found = matrix_of(curvature, params)(curvature.over(params, data, key=KEY)[0])
+    whole = jax.jit(lambda x, y: curvature.at(params, x, y, KEY).dense())
+    assert relative_error(found, whole({"x": X, "shift": shift}, y)) < 1e-12
+    data[1][0]["shift"] = 2 * shift
+    with pytest.raises(ValueError, match="without one must be equal in all batches"):
+        curvature.over(params, data, key=KEY)
+
+
 def test_unequal_batches_are_compiled_once_a_shape_and_memory_does_not_grow():
     traces, seen = [0], []
 
@@ -182,8 +203,9 @@ def test_unequal_batches_are_compiled_once_a_shape_and_memory_does_not_grow():
         assert relative_error(given, whole) < 1e-5
 
 
-def test_a_pass_that_was_saved_goes_on_as_if_nothing_had_been(tmp_path):
-    curvature, files = EIGENBASES, []
+@pytest.mark.parametrize("name", ["ekfac", "kfoc", "gram"])
+def test_a_pass_that_was_saved_goes_on_as_if_nothing_had_been(name, tmp_path):
+    curvature, files = CURVATURES[name], []
 
     def save(progress):
         files.append(tmp_path / f"{len(files)}.npz")
@@ -191,19 +213,20 @@ def test_a_pass_that_was_saved_goes_on_as_if_nothing_had_been(tmp_path):
 
     whole = curvature.over(PARAMS, lambda: batches(), callback=save)
     assert len(files) == 3 * curvature.passes
-    for file in files:
+    for file in files[1:6]:
         start = ng.load(file, curvature, PARAMS)
         for _ in range(2):  # what was given is left as it was
             again = curvature.over(PARAMS, lambda: batches(), start=start)
             jax.tree.map(np.testing.assert_array_equal, again, whole)
-    with pytest.raises(ValueError, match="KFAC has one pass, and start= is in a"):
-        KFAC(MODEL).over(PARAMS, batches(), start=start)
-    with pytest.raises(ValueError, match="has 1 batches in the second pass, and at le"):
+    later = start._replace(passes=7)
+    with pytest.raises(ValueError, match=r"pass 8 over the data, and .* needs [124]"):
+        curvature.over(PARAMS, batches(), start=later)
+    with pytest.raises(ValueError, match=r"has 1 batches in pass [12], and at l"):
         curvature.over(PARAMS, [next(batches())], start=start)
 
 
 def test_data_that_cannot_be_read_twice_is_an_error():
-    with pytest.raises(ValueError, match="twice, and a generator can be read once"):
+    with pytest.raises(ValueError, match="2 times, and a generator can be read"):
         EIGENBASES.over(PARAMS, batches())
 
     class Once:
@@ -213,18 +236,11 @@ def test_data_that_cannot_be_read_twice_is_an_error():
         def __iter__(self):
             return self.batches
 
-    with pytest.raises(ValueError, match="has 0 batches in the second pass"):
+    with pytest.raises(ValueError, match="has 0 batches in pass 2"):
         EIGENBASES.over(PARAMS, Once())
 
 
 def test_what_cannot_be_averaged_says_what_to_do():
-    for curvature in (Gram(MODEL), MatrixFree(MODEL)):
-        with pytest.raises(
-            ValueError, match=r"no statistics.*Over a data set use Dense"
-        ):
-            curvature.over(PARAMS, batches())
-    with pytest.raises(ValueError, match="give all of the data as one batch"):
-        CURVATURES["kfoc"].over(PARAMS, batches())
     with pytest.raises(ValueError, match="leave it out, and give batches"):
         Constant(KFAC(MODEL, axis_name="data")).over(PARAMS, batches())
     model = model_of(lambda p, x: x @ p, ng.families.Unnormalized())
@@ -240,10 +256,11 @@ def test_data_that_is_none_says_so():
         over([np.ones((2, 3))])
     with pytest.raises(ValueError, match="own: pass targets=y"):
         over([(next(batches())[0], None)])
-    with pytest.raises(ValueError, match="has 0 batches, and at least 1"):
+    with pytest.raises(ValueError, match="has 0 batches in pass 1, and at least 1"):
         over([])
     with pytest.raises(ValueError, match="weights of all the data are 0"):
         over(batches(0 * WEIGHTS))
     impossible = np.where(np.arange(N) == 7, 1, WEIGHTS)  # whose label is −1
-    with pytest.raises(ValueError, match="batch 1 are not finite"):
-        over(batches(impossible))
+    for make in (Diagonal, Gram):
+        with pytest.raises(ValueError, match="batch 1 are not finite"):
+            make(MODEL, Empirical()).over(PARAMS, batches(impossible))

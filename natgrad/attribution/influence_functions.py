@@ -141,7 +141,7 @@ def _factored(inverse: Inverted, query: JacobianBlock, train: JacobianBlock) -> 
 
         return jax.lax.map(of_one, jnp.eye(query.columns[1], dtype=g.dtype))
     a, g = (m.reshape((-1, *m.shape[-2:])) for m in (a, g))
-    (x, h), (y, c) = ((_homogeneous(rows), rows.g[0]) for rows in (query, train))
+    (x, h), (y, c) = ((rows.homogeneous, rows.g[0]) for rows in (query, train))
     x, h = product("lqti,lij->qltj", x, a), product("lqto,lop->qltp", h, g)
 
     def of_query(pair):
@@ -150,8 +150,3 @@ def _factored(inverse: Inverted, query: JacobianBlock, train: JacobianBlock) -> 
 
     at_once = max(1, ELEMENTS // (y[..., 0].size * x.shape[2]))
     return jax.lax.map(of_query, (x, h), batch_size=min(at_once, len(x)))
-
-
-def _homogeneous(rows: LinearBlock) -> Float[Array, "L N T i"]:
-    one = jnp.ones((*rows.x.shape[:-1], int(rows.bias)), rows.x.dtype)
-    return jnp.concatenate([rows.x, one], axis=-1)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
+from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
 from natgrad.curvature.visit_sources import ELEMENTS
@@ -86,6 +87,7 @@ class OfTheBatch(Curvature):
         targets: Array | None = None,
     ) -> Metric:
         """That of the chosen curvature."""
+        statistics, inputs, targets = as_batch(statistics, inputs, targets)
         chosen = self.choice(params, inputs, targets)
         if isinstance(chosen, MatrixFree):
             return chosen.metric(statistics, params, inputs, targets)

@@ -38,7 +38,7 @@ class Curvature(abc.ABC):
         requires_batch: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
         keeps_all_of_f: does the metric of one batch have every entry of F?
-        passes: how often `over` reads the data.
+        passes: how often `over` reads the data, at least 1.
     """
 
     model: Model
@@ -202,8 +202,9 @@ class Curvature(abc.ABC):
             params: θ.
             batches: of pairs (inputs, targets), targets None where `labels` do not need
                 them: a list, a data loader, or a function that returns an iterator.
-                A generator will do for all but EKFAC, which reads the data twice. For a
-                progress bar wrap the iterable, `tqdm(loader)`.
+                A generator will do where `passes` is 1: EKFAC reads the data twice,
+                KFOC twice an iteration. For a progress bar wrap the iterable,
+                `tqdm(loader)`.
             key: a random key, where `labels` needs one; batch b gets fold_in(key, b).
             start: what `callback` was given at some batch, to go on from there; the
                 other arguments must be as they were, and the batches in their order.
@@ -214,9 +215,8 @@ class Curvature(abc.ABC):
             The statistics, and Σ_n ω_n.
 
         Raises:
-            ValueError: the metric needs the current batch (`requires_batch`), the data
-                cannot be read again, a batch is no pair or gives numbers that are not
-                finite, or there is nothing to average.
+            ValueError: the data cannot be read again, a batch is no pair or gives
+                numbers that are not finite, or there is nothing to average.
         """
         return over_batches(self, params, batches, key, start, callback)
 
@@ -225,24 +225,27 @@ class Curvature(abc.ABC):
         """What `over` runs, kept with what is compiled of it."""
         return programs(self)
 
-    def moments(self, given: Batch) -> Statistics:
+    def moments(self, given: Batch, found: Statistics | None = None) -> Statistics:
         """What is a mean over examples, of one batch: the estimate, unless it is none.
-
-        In the second of two `passes` those of `with_previous(what the first gave)`.
 
         Args:
             given: the batch.
+            found: what `from_moments` gave in the pass before; None in the first.
         """
+        del found
         return self.estimate(*given)
 
-    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
+    def from_moments(
+        self, params: Params, moments: Statistics, found: Statistics | None = None
+    ) -> Statistics:
         """Statistics, as far as this pass gives them.
 
         Args:
             params: θ.
             moments: the mean of `moments` over the data.
+            found: as of `moments`.
         """
-        del params
+        del params, found
         return moments
 
     def with_frozen(self, model_params: Params) -> Curvature:

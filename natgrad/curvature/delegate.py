@@ -108,13 +108,15 @@ class Wrapper(Delegate):
         """As the curvature itself."""
         return self.curvature.passes
 
-    def moments(self, given: Batch) -> Statistics:
+    def moments(self, given: Batch, found: Statistics | None = None) -> Statistics:
         """As the curvature does."""
-        return self.curvature.moments(given)
+        return self.curvature.moments(given, found)
 
-    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
+    def from_moments(
+        self, params: Params, moments: Statistics, found: Statistics | None = None
+    ) -> Statistics:
         """As the curvature does."""
-        return self.curvature.from_moments(params, moments)
+        return self.curvature.from_moments(params, moments, found)
 
     def divergence_from(
         self, params: Params, inputs: Inputs

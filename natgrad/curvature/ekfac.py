@@ -138,22 +138,24 @@ class EKFAC(LayerCurvature):
         names = tuple(block.name for block in captured.captured.blocks)
         return EigenStatisticsRequest(factors, bases, names)
 
-    def moments(self, given: Batch) -> tuple:
-        """Those of the factors; then the squares in the basis of the previous ones."""
-        if self.previous is None:
+    def moments(self, given: Batch, found: EigenStatistics | None = None) -> tuple:
+        """Those of the factors; then the squares in their basis."""
+        if found is None:
             return self._kfac().moments(given)
         captured = self.capture_batch(given)
         names = tuple(block.name for block in captured.captured.blocks)
-        request = EigenStatisticsRequest(None, self.previous.bases, names)
+        request = EigenStatisticsRequest(None, found.bases, names)
         return self.means(request, captured)
 
-    def from_moments(self, params: Params, moments: tuple) -> EigenStatistics:
+    def from_moments(
+        self, params: Params, moments: tuple, found: EigenStatistics | None = None
+    ) -> EigenStatistics:
         """Factors and their bases; then the scales in these bases."""
-        if self.previous is None:
+        if found is None:
             factors = self._kfac().from_moments(params, moments)
             return EigenStatistics(factors, self._bases_of(factors), (), jnp.int32(0))
         scales = tuple(answers["squares"] for answers in moments)
-        return self.previous._replace(scales=scales, age=jnp.int32(1))
+        return found._replace(scales=scales, age=jnp.int32(1))
 
     def with_previous(self, statistics: Statistics) -> EKFAC:
         """EKFAC that measures in the basis of `statistics`, refreshed if it is due."""

@@ -9,9 +9,9 @@ and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ 
 M³/3 and two products with B (four where all but a hundredth of |v|² lies in the range
 of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
 
-The metric is that of the current batch and parameters: an average of several would need
-all their rows. `GramBlocks` keeps F's diagonal blocks alone, each from its own columns
-B_b of B: (B_bᵀ B_b + λI)⁻¹ takes an M×M matrix a block.
+The metric is that of the current batch and parameters; `over` keeps the data.
+`GramBlocks` keeps F's diagonal blocks alone, each from its own columns B_b of B:
+(B_bᵀ B_b + λI)⁻¹ takes an M×M matrix a block.
 
 Source: Ren & Goldfarb (2019), Efficient subsampled Gauss-Newton and natural gradient
 methods for training neural networks; Chen & Heyl (2024), Empowering deep neural quantum

@@ -51,7 +51,7 @@ from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.model.batch import Batch
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Params
+from natgrad.typing import Array, Inputs, Params, Statistics
 
 
 class KroneckerFactors(NamedTuple):
@@ -117,14 +117,17 @@ class KFAC(LayerCurvature):
         sharing = self.sharing if weights is None else Weighted(self.sharing, weights)
         return FactorStatistics(sharing)
 
-    def moments(self, given: Batch) -> tuple:
+    def moments(self, given: Batch, found: Statistics | None = None) -> tuple:
         """The sums that the factors are made of, over Σ_n ω_n."""
+        del found
         captured = self.capture_batch(given)
         return self.means(self.layer_statistics(captured), captured)
 
-    def from_moments(self, params: Params, moments: tuple) -> KroneckerFactors:
+    def from_moments(
+        self, params: Params, moments: tuple, found: Statistics | None = None
+    ) -> KroneckerFactors:
         """The factors, which where a weight has two terms are no means."""
-        del params
+        del params, found
         sums = {str(number): each for number, each in enumerate(moments)}
         return FactorStatistics(self.sharing).finalize(sums, jnp.ones(()))
 
@@ -158,10 +161,7 @@ class KFAC(LayerCurvature):
         return loss, gradient, rows
 
     def metric_from_statistics(
-        self,
-        statistics: KroneckerFactors,
-        layout: Layout,
-        blocks: Callable[[], Blocks],
+        self, statistics: KroneckerFactors, layout: Layout, blocks: Callable[[], Blocks]
     ) -> KroneckerMetric:
         """The Kronecker products as a metric."""
         return KroneckerMetric(layout, blocks(), *statistics)

@@ -17,7 +17,8 @@ K-FAC takes the means of x xᵀ and g gᵀ, as if these were independent; this s
 of its error another A ⊗ G could spare. Near in Frobenius norm is not near where F is
 small, which is where damped steps are long. A moving average runs over A, whose
 diagonal has mean 1, and G. Memory as `Gram`'s rows and Σ_b (I² + O²); an iteration
-takes as long as two of K-FAC's estimates.
+takes as long as two of K-FAC's estimates. Over a data set each of the two equations is
+a mean over examples, and takes a pass of its own.
 
 Source: Van Loan & Pitsianis (1993), Approximation with Kronecker products, section 3;
 Schnaus, Lee & Triebel (2021), Kronecker-factored optimal curvature.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, final
 
 import jax
@@ -39,6 +40,7 @@ from natgrad.curvature.layerwise import Blocks, CapturedBatch, LayerCurvature
 from natgrad.layers import Block, Statistic
 from natgrad.metrics.kronecker import KroneckerMetric
 from natgrad.model.batch import Batch
+from natgrad.model.weights import trailing
 from natgrad.solvers.jacobian_blocks import (
     DenseRows,
     EmbeddingBlock,
@@ -47,7 +49,11 @@ from natgrad.solvers.jacobian_blocks import (
     product,
 )
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params, Statistics
+from natgrad.typing import Array, Params
+
+# A, or G, of each block; and both, None for a G that is not known yet.
+Factors = tuple[Array, ...]
+Pair = tuple[Factors, Factors | None]
 
 
 @final
@@ -65,25 +71,32 @@ class KFOC(LayerCurvature):
 
     iterations: int = 10
 
+    @property
+    def passes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Two an iteration."""
+        return 2 * self.iterations
+
     def init(self, params: Params) -> KroneckerFactors:
         """Zero factors; needs `example_inputs` in the model to know the layers."""
         return KFAC(self.model, self.labels, self.declared).init(params)
 
-    def moments(self, given: Batch) -> Statistics:
-        """None: the nearest product of a data set is no mean of those of batches.
+    def moments(self, given: Batch, found: Pair | None = None) -> Factors:
+        """A of each block for the G found before; G, where an A alone was found."""
+        captured = self.capture_batch(given)
+        nearest = self.layer_statistics(captured)
+        rows = self.sums(nearest, captured)
+        if found is not None and found[1] is None:
+            return nearest.outputs(*rows, found[0])
+        return nearest.inputs(*rows, None if found is None else found[1])
 
-        Args:
-            given: a batch.
-
-        Raises:
-            ValueError: always.
-        """
-        del given
-        raise ValueError(
-            "KFOC over a data set is no average of the products that are nearest to "
-            "its batches: give all of the data as one batch, "
-            "curvature.at(params, inputs), or take KFAC or EKFAC."
-        )
+    def from_moments(
+        self, params: Params, moments: Factors, found: Pair | None = None
+    ) -> Pair | KroneckerFactors:
+        """A of each block; then A and G."""
+        del params
+        if found is not None and found[1] is None:
+            return in_units(found[0], moments)
+        return moments, None
 
     def layer_statistics(self, captured: CapturedBatch) -> NearestFactors:
         """The rows of every block, and the power method on them."""
@@ -133,36 +146,79 @@ class NearestFactors:
             sums: block's name -> its rows.
             total: Σ_n ω_n, shape ().
         """
-        pairs = [self._nearest(block, sums[block.name]) for block in self.blocks]
-        outputs = tuple(g / total.astype(g.dtype) for _, g in pairs)
-        return KroneckerFactors(tuple(a for a, _ in pairs), outputs)
-
-    def _nearest(self, block: Block, rows: tuple) -> tuple[Array, Array]:
-        piece, diagonal = jacobian_block(block, *rows), block.diagonal_inputs
-
-        def add(moment):
-            if self.axis_name is None:
-                return moment
-            return jax.lax.psum(moment, self.axis_name)
 
         def improved(factors, _):
-            a = add(_inputs_moment(piece, factors[1], diagonal))
-            each = a if diagonal else jnp.diagonal(a, axis1=-2, axis2=-1)
-            mean = jnp.mean(each, axis=-1).reshape((-1,) + (1,) * (a.ndim - 1))
-            a = a / jnp.where(mean > 0, mean, 1)
-            square = jnp.sum(a**2, axis=tuple(range(1, a.ndim)))[:, None, None]
-            g = add(outputs_moment(piece, a)) / jnp.where(square > 0, square, 1)
-            return (a, g), None
+            a = self.inputs(sums, total, factors and factors[1])
+            return (a, self.outputs(sums, total, a)), None
 
-        eye = jnp.eye(block.outputs, dtype=block.dtype)
-        eyes = jnp.broadcast_to(
-            eye, (block.size // (block.rows * len(eye)), *eye.shape)
-        )
-        first, _ = improved((None, eyes), None)
-        (a, g), _ = jax.lax.scan(improved, first, length=self.iterations - 1)
-        return a.reshape((*block.lead, *a.shape[1:])), g.reshape(
-            (*block.lead, *eye.shape)
-        )
+        first, _ = improved(None, None)
+        found, _ = jax.lax.scan(improved, first, length=self.iterations - 1)
+        return in_units(*found)
+
+    def inputs(self, sums: Mapping, total: Array, gs: Factors | None) -> Factors:
+        """Σ_m V_m G V_mᵀ of each block.
+
+        Args:
+            sums: as of `finalize`.
+            total: as of `finalize`.
+            gs: G of each block; None for the identity.
+        """
+
+        def of_block(block, piece, g):
+            eye = jnp.eye(block.outputs, dtype=block.dtype)
+            layers = block.size // (block.rows * block.outputs)
+            shape = (layers, *eye.shape)
+            g = jnp.broadcast_to(eye, shape) if g is None else g.reshape(shape)
+            return _inputs_moment(piece, g, block.diagonal_inputs)
+
+        return self._of_each(of_block, sums, total, gs or [None] * len(self.blocks))
+
+    def outputs(self, sums: Mapping, total: Array, inputs: Factors) -> Factors:
+        """Σ_m V_mᵀ A V_m/‖A‖² of each block.
+
+        Args:
+            sums: as of `finalize`.
+            total: as of `finalize`.
+            inputs: A of each block.
+        """
+
+        def of_block(block, piece, a):
+            a = a.reshape((-1, *a.shape[len(block.lead) :]))
+            square = jnp.sum(a**2, axis=tuple(range(1, a.ndim)))[:, None, None]
+            return outputs_moment(piece, a) / jnp.where(square > 0, square, 1)
+
+        return self._of_each(of_block, sums, total, inputs)
+
+    def _of_each(
+        self, of_block: Callable, sums: Mapping, total: Array, factors: Sequence
+    ) -> Factors:
+        """Means over the examples of all devices, in the shapes of the blocks."""
+        means = []
+        for block, factor in zip(self.blocks, factors, strict=True):
+            moment = of_block(block, jacobian_block(block, *sums[block.name]), factor)
+            if self.axis_name is not None:
+                moment = jax.lax.psum(moment, self.axis_name)
+            shape = (*block.lead, *moment.shape[1:])
+            means.append(moment.reshape(shape) / total.astype(moment.dtype))
+        return tuple(means)
+
+
+def in_units(inputs: Factors, outputs: Factors) -> KroneckerFactors:
+    """The same products, of A whose diagonals have mean 1.
+
+    Args:
+        inputs: A of each block.
+        outputs: G of each block.
+    """
+
+    def scaled(a, g):
+        diagonal = a if a.ndim < g.ndim else jnp.diagonal(a, axis1=-2, axis2=-1)
+        mean = jnp.mean(diagonal, axis=-1)
+        mean = jnp.where(mean > 0, mean, 1)
+        return a / trailing(mean, a), g * trailing(mean, g)
+
+    pairs = list(map(scaled, inputs, outputs))
+    return KroneckerFactors(tuple(a for a, _ in pairs), tuple(g for _, g in pairs))
 
 
 def _inputs_moment(piece: JacobianBlock, g: Array, diagonal: bool) -> Array:

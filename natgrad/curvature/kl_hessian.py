@@ -64,14 +64,14 @@ class KLHessian(Curvature):
 
         return jax.hessian(divergence)(layout.ravel(params)).astype(layout.dtype)
 
-    def moments(self, given: Batch) -> Statistics:
+    def moments(self, given: Batch, found: Statistics | None = None) -> Statistics:
         """The estimate; centred labels raise, with which it is no mean."""
         if self.labels.centred:
             raise ValueError(
                 "KLHessian with Centred() labels is of one batch only: over a data set "
                 "use Dense, which is the same matrix."
             )
-        return super().moments(given)
+        return super().moments(given, found)
 
     def metric(
         self,

@@ -33,6 +33,7 @@ from natgrad.curvature.chunks import (
 )
 from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.diagonal import Diagonal
+from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.preconditioners import Identity, Preconditioner, Product
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import damped_noise
@@ -122,7 +123,8 @@ class MatrixFree(Curvature):
         inputs: Inputs = None,
         targets: Array | None = None,
     ) -> MatrixFreeMetric:
-        """The operator of the batch `inputs`, which must be given."""
+        """The operator of the batch `inputs`, which must be given, or of a data set."""
+        statistics, inputs, targets = as_batch(statistics, inputs, targets)
         used = targets if self.labels.needs_targets else None
         return MatrixFreeMetric(
             Layout.of(params), self, params, inputs, used, statistics

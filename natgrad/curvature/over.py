@@ -5,9 +5,10 @@
 for the moments m_b of a batch: what is a mean over its examples. Most curvatures'
 statistics are (f is the identity). The result is that of one big batch up to rounding,
 however large the batches are. EKFAC takes two passes: its scales are means in a basis
-which the factors of all the data decide.
+which the factors of all the data decide. KFOC takes two for each of its iterations.
 
-One program for each shape of a batch; memory one batch, its estimate and the mean.
+One program for each shape of a batch; memory one batch, its estimate and the mean. What
+needs the batch itself (`requires_batch`) keeps the data: `natgrad.curvature.gathered`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
+from natgrad.curvature.gathered import DataSet, evaluated, join
 from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight
 from natgrad.typing import Array, Key, Params, Statistics
@@ -42,16 +44,18 @@ class Progress(NamedTuple):
     """A pass over a data set that has come to some batch.
 
     Attributes:
-        moments: their mean so far.
+        moments: their mean so far; the batches so far, where these are kept.
         weight: Σ_n ω_n so far, shape ().
         batches: how many are in it.
         found: what the pass before gave; None in the first.
+        passes: how many there were before.
     """
 
     moments: Statistics
     weight: Array
     batches: Array | int
     found: Statistics | None
+    passes: Array | int
 
 
 def programs(curvature: Any) -> tuple[Callable, Callable]:
@@ -65,19 +69,23 @@ def programs(curvature: Any) -> tuple[Callable, Callable]:
         (params, moments, found) -> what this pass finds.
     """
 
-    def in_pass(params, found):
-        chosen = curvature.specialize(params)
-        return chosen if found is None else chosen.with_previous(found)
-
     def moments_of(given, found):
         examples, weight = curvature.model.examples(*given)
         if curvature.model.weights is not None:  # 0 where all are, not 1
             weight = total_weight(examples.weights)
-        moments = in_pass(given.params, found).moments(given)
+        chosen = curvature.specialize(given.params)
+        if chosen.requires_batch:
+            moments = evaluated(chosen, given)
+        else:
+            moments = chosen.moments(given, found)
         return moments, jnp.where(tree.all_finite(moments), weight, jnp.nan)
 
     def found_by(params, moments, found):
-        return in_pass(params, found).from_moments(params, moments)
+        chosen = curvature.specialize(params)
+        if chosen.requires_batch:
+            inputs, targets, _ = moments
+            return DataSet(inputs, targets, chosen.estimate(params, *moments))
+        return chosen.from_moments(params, moments, found)
 
     return jax.jit(moments_of), jax.jit(found_by)
 
@@ -92,56 +100,58 @@ def over_batches(
 ) -> DataAverage:
     """`Curvature.over`, whose arguments and errors it has."""
     chosen = curvature.specialize(params)
-    found = None if start is None else start.found
-    left = range(chosen.passes - (found is not None))
-    _check(chosen, batches, len(left))
+    found, done = (None, 0) if start is None else (start.found, int(start.passes))
+    _check(chosen, batches, done)
     moments_of, found_by = curvature.programs_of_data
+    add = _append if chosen.requires_batch else _mix
 
     def of_batch(number, item, found):
         inputs, targets = _pair(number, item)
         targets = targets if chosen.labels.needs_targets else None
         drawn = None if key is None else jax.random.fold_in(key, number)
         chosen.labels.check(targets, drawn)
-        return moments_of(Batch(params, inputs, targets, drawn), found)
+        moments, weight = moments_of(Batch(params, inputs, targets, drawn), found)
+        return [(inputs, targets)] if chosen.requires_batch else moments, weight
 
     weight = jnp.zeros(())
-    for _ in left:
-        progress = _pass(of_batch, _fresh(batches), start, found, callback)
-        found = found_by(params, progress.moments, found)
-        weight, start = progress.weight, None
+    for number in range(done, chosen.passes):
+        if start is None:
+            start = Progress(None, weight, 0, found, number)
+        progress = _pass(of_batch, add, _fresh(batches), start, callback)
+        moments, weight = progress.moments, progress.weight
+        if chosen.requires_batch:
+            moments = join(chosen.model, moments, key)
+        found, start = found_by(params, moments, found), None
     return DataAverage(found, weight)
 
 
 def _pass(
     of_batch: Callable[..., tuple[Statistics, Array]],
+    add: Callable[[tuple, tuple], tuple[Statistics, Array]],
     batches: Iterable,
-    start: Progress | None,
-    found: Statistics | None,
+    start: Progress,
     callback: Callable[[Progress], None] | None,
 ) -> Progress:
     """One pass over the batches, after those that `start` has."""
-    running, done, number = None, 0, -1
-    if start is not None:
-        # Copies, since the arrays of a mean are written over.
-        moments, weight = jax.tree.map(jnp.array, (start.moments, start.weight))
-        running, done = start._replace(moments=moments, weight=weight), start.batches
+    # Copies, since the arrays of a mean are written over.
+    moments, weight = jax.tree.map(jnp.array, (start.moments, start.weight))
+    running, number = start._replace(moments=moments, weight=weight), -1
     for number, item in enumerate(batches):
-        if number < done:
+        if number < start.batches:
             continue
-        if running is not None:
-            _settle(running)  # while the next batch is there: no queue of batches
-        moments, weight = of_batch(number, item, found)
-        if running is not None:
+        _settle(running)  # while the next batch is there: no queue of batches
+        moments, weight = of_batch(number, item, start.found)
+        if number > 0:
             before = running.moments, running.weight
-            moments, weight = _add(before, (moments, weight))
-        running = Progress(moments, weight, number + 1, found)
+            moments, weight = add(before, (moments, weight))
+        running = running._replace(moments=moments, weight=weight, batches=number + 1)
         if callback is not None:
             _settle(running)
             callback(running)
-    if running is None or number + 1 < done:
+    if number + 1 < max(start.batches, 1):
         raise ValueError(
-            f"The data has {number + 1} batches{' in the second pass' * bool(found)}, "
-            f"and at least {done or 1} are expected: batches= must start from the "
+            f"The data has {number + 1} batches in pass {start.passes + 1}, and at "
+            f"least {max(start.batches, 1)} are expected: batches= must start from the "
             "first one each time, as a list, a data loader, or a function that returns "
             "an iterator does."
         )
@@ -153,7 +163,7 @@ def _pass(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add(mean: tuple, more: tuple) -> tuple[Statistics, Array]:
+def _mix(mean: tuple, more: tuple) -> tuple[Statistics, Array]:
     """(moments, weight) of two sets of examples together; integers of the second."""
     (moments, weight), (others, other) = mean, more
     total = weight + other
@@ -166,6 +176,11 @@ def _add(mean: tuple, more: tuple) -> tuple[Statistics, Array]:
         return (1 - w) * old + w * new
 
     return jax.tree.map(mix, moments, others), total
+
+
+def _append(kept: tuple, more: tuple) -> tuple[list, Array]:
+    """(batches, weight) of two sets of examples together."""
+    return kept[0] + more[0], kept[1] + more[1]
 
 
 def _settle(running: Progress) -> float:
@@ -200,26 +215,22 @@ def _pair(number: int, item: Any) -> tuple[Any, Any]:
     )
 
 
-def _check(curvature: Any, batches: Any, passes: int) -> None:
-    """Raise where statistics of a data set do not exist, or need another iterable."""
-    name = type(curvature).__name__
-    if curvature.requires_batch:
-        raise ValueError(
-            f"{name} keeps no statistics that could be averaged: its metric is that of "
-            "the batch at hand. Over a data set use Dense (a few thousand parameters), "
-            "KFAC, EKFAC or Diagonal; or give all of the data as one batch, "
-            "curvature.at(params, inputs, targets)."
-        )
+def _check(curvature: Any, batches: Any, done: int) -> None:
+    """Raise where statistics of a data set need another iterable, or another start."""
+    name, passes = type(curvature).__name__, curvature.passes
     if getattr(getattr(curvature, "curvature", curvature), "axis_name", None):
         raise ValueError(
             f"over runs outside of shard_map, and {name} was made with axis_name=: "
             "leave it out, and give batches whose arrays are sharded over the devices."
         )
-    if passes < 1:
-        raise ValueError(f"{name} has one pass, and start= is in a second: of EKFAC.")
-    if passes > 1 and isinstance(batches, Iterator):
+    if done >= passes:
         raise ValueError(
-            f"{name} goes over the data twice, and a {type(batches).__name__} can be "
-            "read once. Give a list, a data loader, or a function that returns a new "
-            "iterator: batches=lambda: load()."
+            f"start= is in pass {done + 1} over the data, and {name} needs {passes}: "
+            "it is of another curvature."
+        )
+    if passes - done > 1 and isinstance(batches, Iterator):
+        raise ValueError(
+            f"{name} reads the data {passes} times, and a {type(batches).__name__} can "
+            "be read once. Give a list, a data loader, or a function that returns a "
+            "new iterator: batches=lambda: load()."
         )

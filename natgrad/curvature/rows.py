@@ -31,6 +31,7 @@ from natgrad.curvature.chunks import (
     fitting,
 )
 from natgrad.curvature.columns import law_of_outputs, root
+from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.layer_rows import (
     captured_layers,
     jacobian_block,
@@ -109,7 +110,7 @@ class RowCurvature(SummedCurvature):
         inputs: Inputs = None,
         targets: Array | None = None,
     ) -> Metric:
-        """The metric of the batch `inputs`, which must be given."""
+        """The metric of the batch `inputs`, which must be given, or of a data set."""
         return self.of_rows(self.jacobian(statistics, params, inputs, targets))
 
     def init(self, params: Params) -> GramStatistics:
@@ -132,7 +133,8 @@ class RowCurvature(SummedCurvature):
     def jacobian(
         self, statistics: Statistics, params: Params, inputs: Inputs, targets: Any
     ) -> Jacobian:
-        """B of the batch `inputs`, which must be given; arguments as of `metric`."""
+        """B of the batch `inputs` or of a data set; arguments as of `metric`."""
+        statistics, inputs, targets = as_batch(statistics, inputs, targets)
         targets = targets if self.labels.needs_targets else None
         return self.rows(Batch(params, inputs, targets, statistics.key))
 

@@ -24,6 +24,7 @@ import numpy as np
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.ekfac import Bases, EigenStatistics
+from natgrad.curvature.gathered import DataSet
 from natgrad.curvature.kfac import KroneckerFactors
 from natgrad.curvature.matrix_free import MatrixFreeStatistics
 from natgrad.curvature.over import DataAverage, Progress
@@ -39,8 +40,8 @@ _UNREADABLE = OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZip
 _NAMED = {
     kind.__name__: kind
     for kind in (
-        *(Bases, DataAverage, EigenStatistics, GramStatistics, KroneckerFactors),
-        *(LowRank, MatrixFreeStatistics, Progress),
+        *(Bases, DataAverage, DataSet, EigenStatistics, GramStatistics),
+        *(KroneckerFactors, LowRank, MatrixFreeStatistics, Progress),
     )
 }
 
@@ -107,12 +108,11 @@ def load(
             f"{_in_words(curvature)}: load it for the curvature that it is of."
         )
     statistics = _rebuilt(description["tree"], arrays)
-    if curvature is not None and params is not None:
-        expected = jax.eval_shape(curvature.init, params)
-        if isinstance(statistics, DataAverage):
-            _check_shapes(path, statistics.statistics, expected)
-        elif not isinstance(statistics, Progress):
-            _check_shapes(path, statistics, expected)
+    if not (curvature is None or params is None or isinstance(statistics, Progress)):
+        inner = statistics
+        while isinstance(inner, DataAverage | DataSet):
+            inner = inner.statistics
+        _check_shapes(path, inner, jax.eval_shape(curvature.init, params))
     return jax.tree.map(jnp.asarray, statistics)
 
 

@@ -68,9 +68,9 @@ class SubBatch(Wrapper):
         """Those of a part of the batch."""
         return self.curvature.estimate(*self._part(Batch(params, inputs, targets, key)))
 
-    def moments(self, given: Batch) -> Statistics:
+    def moments(self, given: Batch, found: Statistics | None = None) -> Statistics:
         """Those of a part of the batch, which counts as much as the whole."""
-        return self.curvature.moments(self._part(given))
+        return self.curvature.moments(self._part(given), found)
 
     def _part(self, given: Batch) -> Batch:
         """Some examples of the batch, the first drawn where there is a key."""

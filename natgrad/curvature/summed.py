@@ -171,8 +171,9 @@ class PullbackCurvature(SummedCurvature):
         moments = self.moments(Batch(params, inputs, targets, key))
         return self.from_moments(params, moments)
 
-    def moments(self, given: Batch) -> Statistics:
+    def moments(self, given: Batch, found: Statistics | None = None) -> Statistics:
         """The batch means of `outer` and, for centred labels, of the scores."""
+        del found
         used = given.targets if self.labels.needs_targets else None
         self.labels.check(given.targets, given.key)
         return self._means(given._replace(targets=used), None)[0]
@@ -218,8 +219,11 @@ class PullbackCurvature(SummedCurvature):
 
         return collect
 
-    def from_moments(self, params: Params, moments: Statistics) -> Statistics:
+    def from_moments(
+        self, params: Params, moments: Statistics, found: Statistics | None = None
+    ) -> Statistics:
         """The mean of outer products, less the outer products of the means."""
+        del found
         statistics, means = moments
         if not self.labels.centred:
             return statistics
