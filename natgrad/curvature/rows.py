@@ -150,11 +150,9 @@ class RowCurvature(SummedCurvature):
         return self._rows(local, size)
 
     def _rows(self, local: Batch, size: int | None) -> Jacobian:
-        whole = size is None
-        rows = self.whole(local) if whole else rows_in_chunks(self, local, size)
-        if self.axis_name is None:
-            return rows
-        return spread_rows(rows, self.axis_name, self.by_block)
+        axis = self.axis_name
+        rows = rows_in_chunks(self, local, size) if size else self.whole(local)
+        return rows if axis is None else spread_rows(rows, axis, self.by_block)
 
     def _solved_bytes(self, batch: Batch, size: int | None) -> int:
         """What a solve takes with so many examples at once."""
