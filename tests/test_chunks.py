@@ -20,8 +20,7 @@ from natgrad.curvature import (
     MatrixFree,
     Sampled,
 )
-from natgrad.curvature.chunked_rows import ChunkedRows
-from natgrad.model.batch import Batch
+from natgrad.curvature.chunks import fitting
 
 KEY = jax.random.PRNGKey(3)
 RNG = np.random.default_rng(0)
@@ -243,16 +242,24 @@ def test_a_budget_that_holds_no_example_is_an_error_that_says_the_least():
         traced(least - 1)
 
 
-@pytest.mark.slow
-def test_a_larger_budget_takes_more_examples_at_once():
-    model, params, x = CONV, *CASES["convolution"][1:]
-    batch, sizes = Batch(params, x, None, KEY), []
-    for budget in (20_000, 30_000, 10**9):
-        curvature = Gram(model, Sampled(1), chunk_size="auto", memory_budget=budget)
-        piece = jax.eval_shape(curvature.rows, batch).pieces[0]
-        sizes.append(piece.chunk_size if isinstance(piece, ChunkedRows) else None)
-    assert sizes[2] is None
-    assert 1 <= sizes[0] < sizes[1] < N
+@pytest.mark.parametrize("budget", [1_600, 2_000, 3_000, 9_999])
+@pytest.mark.parametrize(
+    "phases", [[(100, 10)], [(1000, 0), (50, 30)], [(900, 1), (100, 20), (10, 25)]]
+)
+def test_a_budget_takes_about_as_many_examples_as_fit(phases, budget):
+    """Phases of a program take a + b c bytes; XLA half as many again."""
+
+    def alive(size):
+        return max(a + b * (100 if size is None else size) for a, b in phases)
+
+    form = Gram(CONV, chunk_size="auto", memory_budget=budget)
+    found = fitting(form, alive, 100)
+    most = max(n for n in range(1, 101) if 1.5 * alive(n) <= budget)
+    if found is None:
+        assert 2 * alive(None) <= budget
+    else:
+        assert 1.5 * alive(found) <= budget
+        assert found > most / 2
 
 
 @pytest.mark.parametrize("form", [Gram, MatrixFree])
