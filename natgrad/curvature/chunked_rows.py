@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,8 @@ from jaxtyping import Float
 from natgrad import tree
 from natgrad.curvature import chunks
 from natgrad.curvature.layer_rows import captured_layers
-from natgrad.curvature.visits import Visits, visits
+from natgrad.curvature.row_source import RowSource, kept_factors, part_shapes
 from natgrad.layers import Block, RowFactors
-from natgrad.model import batch
 from natgrad.model.batch import Batch
 from natgrad.solvers.jacobian_blocks import JacobianBlock, Parts
 from natgrad.solvers.score_jacobian import Jacobian
@@ -42,7 +41,7 @@ def rows_in_chunks(of: Any, given: Batch, size: int) -> Jacobian:
     """
     alone = chunks.depends_on_itself_alone(of.model, given)
     captured = captured_layers(of, given) if alone else None
-    source = _Source.of(of, given, captured is not None)
+    source = RowSource.of(of, given, captured is not None)
     parts = tree.device_parts(source.count)
     shapes = jax.eval_shape(source.rows, source.each)
     centre, factors = None, None
@@ -52,7 +51,7 @@ def rows_in_chunks(of: Any, given: Batch, size: int) -> Jacobian:
         )
     cheap = [] if captured is None else list(map(RowFactors.are_cheaper, shapes.blocks))
     if any(cheap):
-        factors = _factors(source, size)
+        factors = kept_factors(source, size)
         if all(cheap):
             return dataclasses.replace(factors, centre=centre)
     columns, layout = (shapes.columns[0], source.count), shapes.layout
@@ -66,90 +65,12 @@ def rows_in_chunks(of: Any, given: Batch, size: int) -> Jacobian:
     if not of.by_block:
         return Jacobian(layout, None, (written(layout, factors),), centre)
     pieces = [] if factors is None else list(factors.pieces)
-    layouts = map(Layout.of, _parts(source))
+    layouts = map(Layout.of, part_shapes(source))
     for i, (own, _) in enumerate(zip(layouts, shapes.pieces, strict=True)):
         if not any(cheap[i : i + 1]):
             block = i if captured is None else shapes.blocks[i].name
             pieces.insert(i, written(own, None, block))
     return Jacobian(layout, shapes.blocks, tuple(pieces), centre)
-
-
-def _parts(source: _Source) -> list:
-    """The parts of each piece of B, as shapes."""
-
-    def pulled(each):
-        rows = dataclasses.replace(source.rows(each), centre=None)
-        ones = jnp.ones(rows.size, rows.layout.dtype)
-        return [own.pull(ones) for own in rows.apart()]
-
-    return jax.eval_shape(pulled, source.each)
-
-
-class _Source(NamedTuple):
-    """Where the rows of a chunk come from.
-
-    Attributes:
-        each: what is known of every example; leaves [N, ...].
-        rows: (some of them, which blocks) -> B of these examples.
-    """
-
-    each: Any
-    rows: Callable[..., Jacobian]
-
-    @property
-    def count(self) -> int:
-        """N."""
-        return jax.tree.leaves(self.each)[0].shape[0]
-
-    @classmethod
-    def of(cls, of: Any, given: Batch, captured: bool) -> _Source:
-        """Taps on the layers of a chunk, or pullbacks example by example."""
-        model, layout = of.model, Layout.of(given.params)
-        if not captured:
-            found, visit = visits(model, of.labels, given), of.visit(layout)
-            assert isinstance(found, Visits)  # no groups of residuals
-            total = of.over_devices(found.total)
-
-            def written(each):
-                visited = jax.vmap(lambda example: found.at(visit, example))(each)
-                return of.written_rows(layout, total, *visited)
-
-            return cls(found.each, written)
-        rows, rebuild = batch.split_batch(given.inputs, model.in_axes)
-        z = jax.eval_shape(model.outputs, given.params, given.inputs)
-        keys = batch.keys(model.family, given.key, z, z.shape[0])
-        total = of.over_devices(model.examples(given.params, given.inputs)[1])
-
-        def tapped(each, wanted=lambda _: True):
-            rows, targets, keys = each
-            part = Batch(given.params, rebuild(rows), targets, keys)
-            return of.layer_rows(part, captured_layers(of, part), wanted, total)
-
-        return cls((rows, given.targets, keys), tapped)
-
-
-def _factors(source: _Source, size: int) -> Jacobian:
-    """The columns of B of the layers whose factors are kept, not centred."""
-
-    def make(each):
-        found = source.rows(each, RowFactors.are_cheaper)
-        return dataclasses.replace(found, centre=None)
-
-    def axis(leaf):  # of the examples: index [L, N, T], x [L, N, T, I], g [K, L, N, ..]
-        return max(1, leaf.ndim - 3)
-
-    shapes, structure = jax.tree.flatten(jax.eval_shape(make, source.each))
-    leaves = tree.map_over_chunks(
-        lambda each: [
-            jnp.moveaxis(leaf, axis(leaf), 0) for leaf in jax.tree.leaves(make(each))
-        ],
-        source.each,
-        size,
-        tree.device_parts(source.count),
-    )
-    pairs = zip(leaves, shapes, strict=True)
-    ordered = [jnp.moveaxis(leaf, 0, axis(shape)) for leaf, shape in pairs]
-    return jax.tree.unflatten(structure, ordered)
 
 
 @metric_pytree(
@@ -299,8 +220,8 @@ class ChunkedRows(JacobianBlock):
         return min(super().most_written_out, numbers)
 
     @property
-    def _source(self) -> _Source:
-        return _Source.of(self.curvature, self.given, self.captured)
+    def _source(self) -> RowSource:
+        return RowSource.of(self.curvature, self.given, self.captured)
 
     @property
     def _sizes(self) -> tuple[int, int]:

@@ -32,7 +32,21 @@ from natgrad.solvers.score_jacobian import Jacobian
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gram(RowCurvature):
-    """F through the Gram matrix of its score columns."""
+    """F through the Gram matrix of its score columns.
+
+    Attributes:
+        chunk_size: examples whose activations and per-example gradients are alive at
+            once; "auto" as many as fit into `memory_budget`, None all. Gradients of
+            layers whose rows are written out are then formed anew, some N/2c times for
+            the M×M matrix and once or twice for each product with B.
+        memory_budget: bytes that a solve may take beside the parameters, the batch and
+            the gradient, by the shapes of what is alive at once. What `chunk_size`
+            does not change, M×M matrices and the layers' factors, N Σ (I + K O)
+            numbers, is part of it: a budget that these do not fit into is an error.
+            Under `jit` it is that of all devices together.
+        axis_name: as of `SummedCurvature`; the M×M matrix is then spread by block rows
+            (`natgrad.solvers.device_kernel`).
+    """
 
     keeps_all_of_f: ClassVar[bool] = True
 
@@ -49,6 +63,11 @@ class GramBlocks(RowCurvature):
     A block is a weight and the bias beside it; the layers of one scan, and the heads or
     groups of one weight, are one block. Where B is written out each leaf is a block.
     With `chunk_size`, rows of one block are alive at a time.
+
+    Attributes:
+        chunk_size: as of `Gram`.
+        memory_budget: as of `Gram`, for all blocks together.
+        axis_name: as of `Gram`; the matrix of each block is spread.
     """
 
     by_block: ClassVar[bool] = True

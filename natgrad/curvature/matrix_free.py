@@ -79,7 +79,8 @@ class MatrixFree(Curvature):
         chunk_size: examples whose activations are alive at once; "auto" as many as fit
             into `memory_budget`, None all. A product in chunks evaluates the network
             anew, and takes about three gradients' time rather than two.
-        memory_budget: bytes.
+        memory_budget: bytes that a product may take, by the shapes of what is alive at
+            once; vectors of the solver are beside.
     """
 
     stop: Stopping = RelativeResidual()  # noqa: RUF009 (frozen, without state)

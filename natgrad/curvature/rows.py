@@ -70,17 +70,8 @@ class RowCurvature(SummedCurvature):
 
     Attributes:
         declared: as for `natgrad.layers.capture`: what is to be treated by hand.
-        chunk_size: examples whose activations and per-example gradients are alive at
-            once; "auto" as many as fit into `memory_budget`, None all. Gradients of
-            layers whose rows are written out are then formed anew, some N/2c times for
-            an M×M matrix and once or twice for each product with B.
-        memory_budget: bytes that a solve may take beside the parameters, the batch and
-            the gradient, by the shapes of what is alive at once. What `chunk_size`
-            does not change, M×M matrices and the layers' factors, N Σ (I + K O)
-            numbers, is part of it: a budget that these do not fit into is an error.
-            On several devices under `jit` it is that of all together.
-        axis_name: as of `SummedCurvature`; M×M matrices are then spread by block rows
-            (`natgrad.solvers.device_kernel`).
+        chunk_size: as of `natgrad.curvature.Gram`.
+        memory_budget: as of `natgrad.curvature.Gram`.
         by_block: is the metric made of each block's columns of B by themselves?
     """
 
@@ -152,11 +143,9 @@ class RowCurvature(SummedCurvature):
         return self._rows(local, size)
 
     def _rows(self, local: Batch, size: int | None) -> Jacobian:
-        whole = size is None
-        rows = self.whole(local) if whole else rows_in_chunks(self, local, size)
-        if self.axis_name is None:
-            return rows
-        return spread_rows(rows, self.axis_name, self.by_block)
+        axis = self.axis_name
+        rows = rows_in_chunks(self, local, size) if size else self.whole(local)
+        return rows if axis is None else spread_rows(rows, axis, self.by_block)
 
     def _solved_bytes(self, batch: Batch, size: int | None) -> int:
         """What a solve takes with so many examples at once."""

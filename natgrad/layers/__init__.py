@@ -43,7 +43,7 @@ from natgrad.layers.embedding import LookupRows
 from natgrad.layers.interactions import Dependence, dependence
 from natgrad.layers.jaxprs import trace
 from natgrad.layers.listing import report, table
-from natgrad.layers.live_bytes import live_bytes
+from natgrad.layers.liveness import live_bytes
 from natgrad.layers.muon import muon_dimension_numbers
 from natgrad.layers.recombined import Recombined, recombinable
 from natgrad.layers.rows import Rows
