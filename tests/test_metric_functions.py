@@ -314,7 +314,6 @@ def test_chains_of_an_operator_are_sums_over_eigenvectors():
     assert errors(run_all(), [expected] * 5) < 1e-10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("second", ["along a line", "backwards"])
 def test_second_derivatives_of_a_sum_are_exact_where_eigenvalues_repeat(second):
     """F and G depend on θ by squares; F + G is singular and has an eigenvalue twice."""
@@ -348,7 +347,6 @@ def test_second_derivatives_of_a_sum_are_exact_where_eigenvalues_repeat(second):
     assert relative_error(found, expected) < 1e-9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 def test_second_derivatives_of_an_operator_are_differences(mode):
     """Root, inverse root and logarithm of Fᵀ F, of two parameters."""
@@ -364,7 +362,6 @@ def test_second_derivatives_of_an_operator_are_differences(mode):
     check_grads(functions, (jnp.asarray(0.7),), order=2, modes=(mode,))
 
 
-@pytest.mark.slow
 def test_second_derivatives_of_a_networks_operator_are_those_of_its_matrix():
     x, w = normal(0, 3, 1), normal(5, 3)
     model = ng.Model(
