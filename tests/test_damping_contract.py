@@ -22,11 +22,13 @@ PARAMS = {
     "in": {"b": jnp.ones(2), "w": jnp.ones((FEATURES, 2))},
     "out": jnp.ones((2, CLASSES)),
 }
-DAMPED = [
-    name
-    for name, row in ROWS.items()
-    if "damping" in inspect.signature(row.make).parameters
-]
+
+
+def takes_damping(function):
+    return "damping" in inspect.signature(function).parameters
+
+
+DAMPED = [name for name, row in ROWS.items() if takes_damping(row.make)]
 # They multiply it by what has a number for each parameter.
 NOT_BY_F = {"march", "scale_by_march"}
 

@@ -347,7 +347,7 @@ def test_spring_pulls_each_layer_with_its_own_damping():
 
 
 def test_preconditioners_and_marquardt_take_it():
-    """Preconditioners do not change the solution; Marquardt has F + Λ diag F.
+    """Preconditioners do not change the solution; Marquardt has F + Λ diag F; robust.
 
     What F decides it takes from F in its own units, S⁻¹ F S⁻¹ as one block.
     """
@@ -362,12 +362,18 @@ def test_preconditioners_and_marquardt_take_it():
         metric = curvatures.Dense(model).at(params, x)
         scaled = ng.scaling.Marquardt(ng.solvers.cg)(metric, params, damping)
         marquardt = ng.scaling.Marquardt()
+        robust = ng.solvers.RobustDamping(gamma=2.0)(metric, params, damping)
         decided = [ng.Relative(0.2), ng.ConditionNumber(11.0), ng.ScaleInvariant(0.2)]
         decided = [marquardt(metric, params, each) for each in decided]
-        return metric.dense(), [ravel(tree) for tree in (*found, scaled, *decided)]
+        return metric.dense(), [
+            ravel(tree) for tree in (robust, *found, scaled, *decided)
+        ]
 
-    dense, found = given(params, x)
+    dense, (robust, *found) = given(params, x)
     values = entries_of(BY_LAYER[LAYER_OF], params)
+    inverse = np.linalg.inv(dense + np.diag(values))
+    expected = inverse @ (dense + 2 * np.diag(values**2)) @ inverse @ ravel(params)
+    assert relative_error(robust, expected) < 1e-9
     diagonal = np.where(np.diag(dense) > 0, np.diag(dense), 1)
     unitless = dense / np.sqrt(np.outer(diagonal, diagonal))
     dampings = [values] * 3 + [

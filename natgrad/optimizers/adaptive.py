@@ -18,7 +18,7 @@ from natgrad.transforms.adaptive.marquardt import (
     THRESHOLDS,
     levenberg_marquardt,
 )
-from natgrad.transforms.damping import Damping, as_damping
+from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
@@ -85,7 +85,7 @@ def kfac_adaptive(
     """
     inner = scale_by_factored_curvature(
         SubBatch(KFAC(model, Sampled(1)), EVERY, FEWEST),
-        damping=1.0 if is_by_layer(as_damping(damping)(0)) else damping,
+        damping=1.0 if is_by_layer(first_damping(as_damping(damping))) else damping,
         weight_decay=weight_decay,
         decay=decay,
         refresh=refresh,

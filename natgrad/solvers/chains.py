@@ -66,7 +66,9 @@ class Chain(NamedTuple):
 
         return elementwise
 
-    def longer(self, factor: int, moving: tuple[int, ...]) -> list[tuple[int, Chain]]:
+    def longer(
+        self, factor: int, moving: tuple[int, ...]
+    ) -> Sequence[tuple[int, Chain]]:
         """Where one more tangent may stand among the operands, and the chain then.
 
         Args:

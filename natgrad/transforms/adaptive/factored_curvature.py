@@ -49,7 +49,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     of_successive_blocks,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum
-from natgrad.transforms.damping import Damping, as_damping
+from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
@@ -136,7 +136,7 @@ class _Method:
 
     def init(self, params: Params) -> FactoredState:
         solve: Any = self.solve.init(params)
-        number_of_groups, own = 0, self.damping(0)
+        number_of_groups, own = 0, first_damping(self.damping)
         if is_by_layer(own):
             own = first_mean(own, params)
         gamma = jnp.sqrt(jnp.asarray(own + self.weight_decay, solve.decay.dtype))

@@ -56,7 +56,12 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     part,
 )
-from natgrad.transforms.damping import Damping, as_damping, known_value
+from natgrad.transforms.damping import (
+    Damping,
+    as_damping,
+    first_damping,
+    known_value,
+)
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.tree import Layout, of_pairs
@@ -124,7 +129,7 @@ def levenberg_marquardt(
         optax.with_extra_args_support(inner),
         model,
         own_damping,
-        is_by_layer(own_damping(0)),
+        is_by_layer(first_damping(own_damping)),
         DampingByRatio(rule, floor, weight_decay, labels),
         halvings,
     )
@@ -151,7 +156,7 @@ class _Method:
 
         return LevenbergMarquardtState(
             count=number(0, jnp.int32),
-            damping=number(1 if self.by_layer else self.own_damping(0)),
+            damping=number(1 if self.by_layer else first_damping(self.own_damping)),
             growth=number(2),
             ratio=number(1),
             rejected=number(False, bool),

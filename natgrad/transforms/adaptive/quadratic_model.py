@@ -112,8 +112,10 @@ class QuadraticModel:
         if not isinstance(self.damping, LeafDamping | EntryDamping):
             return jnp.asarray(self.damping, gram.dtype) * gram
         own = by_leaf(self.damping, direction)
-        images = [jax.tree.map(jnp.multiply, own, v) for v in (direction, previous)]
-        blocks = self._blocks(direction, previous, *images, gram.dtype)
+        u_image, d_image = (
+            jax.tree.map(jnp.multiply, own, v) for v in (direction, previous)
+        )
+        blocks = self._blocks(direction, previous, u_image, d_image, gram.dtype)
         return jax.scipy.linalg.block_diag(*blocks)
 
     def _blocks(
