@@ -38,11 +38,7 @@ from natgrad.curvature.labels import Labels
 from natgrad.eager import call
 from natgrad.model import Model
 from natgrad.solvers.damping import DampingLike, is_by_layer, resolve_damping
-from natgrad.transforms.adaptive.acceptance import (
-    Decision,
-    decide,
-    moves,
-)
+from natgrad.transforms.adaptive.acceptance import Decision, decide, moves
 from natgrad.transforms.adaptive.batch_loss import BatchLoss, with_signature_of
 from natgrad.transforms.adaptive.damping_by_ratio import (
     DampingByRatio,
@@ -51,11 +47,7 @@ from natgrad.transforms.adaptive.damping_by_ratio import (
     StepDamping,
 )
 from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule, Thresholds
-from natgrad.transforms.adaptive.quadratic_forms import (
-    EXACT,
-    check_batch,
-    part,
-)
+from natgrad.transforms.adaptive.quadratic_forms import EXACT, check_batch, part
 from natgrad.transforms.damping import (
     Damping,
     as_damping,
