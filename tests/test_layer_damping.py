@@ -347,7 +347,10 @@ def test_spring_pulls_each_layer_with_its_own_damping():
 
 
 def test_preconditioners_and_marquardt_take_it():
-    """Preconditioners do not change the solution; Marquardt has F + Λ diag F."""
+    """Preconditioners do not change the solution; Marquardt has F + Λ diag F; robust.
+
+    What F decides it takes from F in its own units, S⁻¹ F S⁻¹ as one block.
+    """
     model, params, x, y = problem()
     damping = tree_of(list(BY_LAYER))
     chosen = [curvatures.Jacobi(), curvatures.Nystrom(3), curvatures.Kronecker()]
@@ -358,14 +361,32 @@ def test_preconditioners_and_marquardt_take_it():
         found = [f.at(params, x, y, KEY).solve(params, damping) for f in forms]
         metric = curvatures.Dense(model).at(params, x)
         scaled = ng.scaling.Marquardt(ng.solvers.cg)(metric, params, damping)
-        return metric.dense(), [ravel(tree) for tree in (*found, scaled)]
+        marquardt = ng.scaling.Marquardt()
+        robust = ng.solvers.RobustDamping(gamma=2.0)(metric, params, damping)
+        decided = [ng.Relative(0.2), ng.ConditionNumber(11.0), ng.ScaleInvariant(0.2)]
+        decided = [marquardt(metric, params, each) for each in decided]
+        return metric.dense(), [
+            ravel(tree) for tree in (robust, *found, scaled, *decided)
+        ]
 
-    dense, found = given(params, x)
+    dense, (robust, *found) = given(params, x)
     values = entries_of(BY_LAYER[LAYER_OF], params)
+    inverse = np.linalg.inv(dense + np.diag(values))
+    expected = inverse @ (dense + 2 * np.diag(values**2)) @ inverse @ ravel(params)
+    assert relative_error(robust, expected) < 1e-9
     diagonal = np.where(np.diag(dense) > 0, np.diag(dense), 1)
-    for solution, scale in zip(found, [1, 1, 1, diagonal], strict=True):
-        expected = np.linalg.solve(dense + np.diag(values * scale), ravel(params))
-        assert relative_error(solution, expected) < 1e-9
+    unitless = dense / np.sqrt(np.outer(diagonal, diagonal))
+    dampings = [values] * 3 + [
+        values * diagonal,
+        0.2 * np.trace(unitless) / len(values) * diagonal,
+        np.linalg.eigvalsh(unitless)[-1] / 10 * diagonal,
+        0.2 * np.diag(unitless) * diagonal,
+    ]
+    seen = np.diag(dense) > 0
+    for solution, own in zip(found, dampings, strict=True):
+        damped = (dense + np.diag(own))[np.ix_(seen, seen)]
+        expected = np.linalg.solve(damped, ravel(params)[seen])
+        assert relative_error(ravel(solution)[seen], expected) < 1e-9
 
 
 WRONG = {
@@ -406,20 +427,6 @@ def test_methods_say_what_they_cannot_take():
             update(build(0.1, model, damping=by_leaf))
     with pytest.raises(ValueError, match=r"that of some is 0.*curvature.Dense"):
         update(ng.scale_by_curvature(curvatures.Gram(model), damping=by_leaf))
-    marquardt = ng.scaling.Marquardt()
-    with pytest.raises(ValueError, match="without F"):
-        update(
-            ng.scale_by_curvature(
-                curvatures.Dense(model), damping=ng.Relative(0.1), solver=marquardt
-            )
-        )
-    for build in (
-        lambda: ng.levenberg_marquardt(optax.identity(), model, damping=by_leaf),
-        lambda: ng.kfac_adaptive(model, damping={"in": 1.0, "out": 2.0}),
-        lambda: ng.scale_by_quadratic_model(model, damping=ng.Relative(1.0)),
-    ):
-        with pytest.raises(ValueError, match="damping must be a scalar or a schedule"):
-            build()
 
 
 def test_a_part_of_the_parameters_takes_its_part_of_the_paths():

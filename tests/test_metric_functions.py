@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
+from jax.test_util import check_grads
 from problems import CASES, ravel, relative_error
 from vmc_steps import DAMPING, filters
 
 import natgrad as ng
+from natgrad.control_flow import lifted
 from natgrad.metrics import DenseMetric, DiagonalMetric
-from natgrad.solvers import (
-    matrix_functions,
-)
+from natgrad.solvers import matrix_functions
+from natgrad.solvers.chains import Chain, contraction
+from natgrad.solvers.lanczos import _evaluate, function_of_operator
 
 KEY = jax.random.PRNGKey(3)
 CASE = CASES["categorical"]
@@ -281,6 +284,109 @@ def test_derivatives_in_what_a_metric_is_made_of_are_those_of_its_matrix(name):
     assert errors(*run(moving, v, damping)) < 1e-8
 
 
+def test_chains_of_an_operator_are_sums_over_eigenvectors():
+    """Wᵀ Σ f[i, j, k] P_i D²F[s, t] P_j DF[u] P_k V, from any operand that is left out.
+
+    F = Bᵀ B of rank 2, and f[x, y, z] = 1/((x + a)(y + a)(z + a)) for f = 1/(s + a).
+    """
+    rows, a = normal(0, 2, 3), 0.4
+    s, t, u, v, w = ({0: normal(i, 2, 3)} for i in range(1, 6))
+    v, w = v[0][0], w[0][0]
+    run, constants = lifted(lambda s: 1 / (s + a), jnp.zeros(()))
+    product = lambda rows, x: [rows.T @ (rows @ x)]
+    evaluate = functools.partial(_evaluate, product, 3)
+    chain = Chain(evaluate, run, (2,), False, (2, 1), ((0,),) * 3)
+    operands = (w, s, t, u, v)
+
+    @jax.jit
+    def run_all():
+        def paired(left_out):
+            others = [None if i == left_out else x for i, x in enumerate(operands)]
+            found = contraction(chain, ([rows],), (), tuple(constants), tuple(others))
+            return ng.tree.inner(found, operands[left_out])
+
+        return [paired(left_out) for left_out in range(5)]
+
+    inverse = np.linalg.inv(np.asarray(rows.T @ rows) + a * np.eye(3))
+    twice = s[0].T @ t[0] + t[0].T @ s[0]
+    once = u[0].T @ rows + rows.T @ u[0]
+    expected = w @ inverse @ twice @ inverse @ once @ inverse @ v
+    assert errors(run_all(), [expected] * 5) < 1e-10
+
+
+@pytest.mark.parametrize("second", ["along a line", "backwards"])
+def test_second_derivatives_of_a_sum_are_exact_where_eigenvalues_repeat(second):
+    """F and G depend on θ by squares; F + G is singular and has an eigenvalue twice."""
+    theta, v, w, u = (
+        jnp.array([1.0, 0.0, 0.0]),
+        normal(1, 3),
+        normal(2, 3),
+        normal(3, 3),
+    )
+    layout = ng.tree.Layout.of({"x": theta})
+
+    def by_function(theta):
+        matrix = DenseMetric(layout, jnp.outer(theta, theta))
+        total = 2.0 * matrix + DiagonalMetric(layout, theta**2)
+        return total.function(lambda s: s**3 + 1 / s, {"x": v}, 0.4)["x"]
+
+    def oracle(theta):
+        matrix = 2 * jnp.outer(theta, theta) + jnp.diag(theta**2) + 0.4 * jnp.eye(3)
+        return by_solving(matrix, v, 0.0)
+
+    def along_a_line(function):
+        slope = lambda theta: jax.jvp(function, (theta,), (u,))[1]
+        return jax.jvp(slope, (theta,), (u,))[1]
+
+    def backwards(function):
+        slope = lambda theta: jax.grad(lambda theta: w @ function(theta))(theta) @ u
+        return jax.grad(slope)(theta)
+
+    of = along_a_line if second == "along a line" else backwards
+    found, expected = jax.jit(lambda: (of(by_function), of(oracle)))()
+    assert relative_error(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+def test_second_derivatives_of_an_operator_are_differences(mode):
+    """Root, inverse root and logarithm of Fᵀ F, of two parameters."""
+    v = normal(1, 2)
+
+    @jax.jit
+    def functions(theta):
+        rows = jnp.sin(theta * jnp.arange(1.0, 5.0).reshape(2, 2))
+        operator = lambda x: rows.T @ (rows @ x)
+        f = lambda s: jnp.sqrt(s) + 1 / jnp.sqrt(s) + jnp.log(s)
+        return function_of_operator(f, operator, v, 2)
+
+    check_grads(functions, (jnp.asarray(0.7),), order=2, modes=(mode,))
+
+
+def test_second_derivatives_of_a_networks_operator_are_those_of_its_matrix():
+    x, w = normal(0, 3, 1), normal(5, 3)
+    model = ng.Model(
+        lambda p, x: jnp.tanh(x * p["a"]) * p["b"][None],
+        ng.families.NormalMean(),
+        example_inputs=x[:1],
+    )
+    params = {"a": jnp.asarray(0.4), "b": normal(2, 2)}
+    v = {"a": jnp.asarray(1.0), "b": normal(4, 2)}
+
+    def by_function(params):
+        metric = ng.curvature.MatrixFree(model).at(params, x)
+        return w @ ravel_pytree(metric.function(rational(0.4), v))[0]
+
+    def oracle(params):
+        matrix = ng.curvature.Dense(model).at(params, x).dense()
+        return w @ by_solving(matrix, ravel_pytree(v)[0], 0.4)
+
+    @jax.jit
+    def run(params):
+        return [backwards(each, (params,), (v,)) for each in (by_function, oracle)]
+
+    assert errors(*run(params)) < 1e-9
+
+
 # Draws and estimates ----------------------------------------------------------------
 
 
@@ -333,6 +439,36 @@ def test_standard_errors_of_estimates_are_true():
         # Student's law with 11 degrees of freedom has variance 11/9.
         assert 0.8 < np.mean(scores**2) * 9 / 11 < 1.25
         assert np.abs(np.mean(scores)) < 4 / np.sqrt(repeats)
+
+
+def test_the_standard_error_of_an_operators_log_determinant_is_true():
+    """Above 32 parameters `logdet` is the estimate with a fixed key."""
+    size, repeats = 36, 120
+    x = normal(0, 20, size - 1)
+    model = ng.Model(
+        lambda p, x: x @ p["w"] + p["b"][None],
+        ng.families.NormalMean(),
+        example_inputs=x[:1],
+    )
+    params = {"w": jnp.zeros((size - 1, 1)), "b": jnp.zeros(1)}
+    damping = {"w": 0.5, "b": 0.1}
+
+    @jax.jit
+    def run(keys):
+        metric = ng.curvature.MatrixFree(model).at(params, x)
+        estimate = lambda key: metric.estimate_of_trace(jnp.log, key, damping=damping)
+        fixed = estimate(jax.random.PRNGKey(0))
+        return jax.vmap(estimate)(keys), fixed, metric.logdet(damping)
+
+    given, fixed, logdet = run(jax.random.split(KEY, repeats))
+    rows = np.concatenate([np.ones((20, 1)), x], axis=1)  # b, then w
+    matrix = rows.T @ rows / 20 + np.diag([0.1] + [0.5] * (size - 1))
+    scores = (given.value - np.linalg.slogdet(matrix)[1]) / given.standard_error
+    # Student's law with 31 degrees of freedom has variance 31/29.
+    assert 0.7 < np.mean(scores**2) * 29 / 31 < 1.4
+    assert np.abs(np.mean(scores)) < 4 / np.sqrt(repeats)
+    assert np.all(given.standard_error > 0)
+    assert logdet == fixed.value
 
 
 def test_float32_at_the_width_of_images():

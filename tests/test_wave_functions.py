@@ -231,6 +231,31 @@ def test_the_gradient_of_a_density_is_half_a_covariance_with_its_scores():
     assert relative_error(velocity, -f / (s + 0.1)) < 1e-12
 
 
+def test_damping_of_a_velocity_is_by_layer_in_the_units_of_s():
+    """z = 2 log ψ, whose F is 4 S; Relative is so to either."""
+    rows, values = np.random.default_rng(5).normal(size=(2, 7, 2))
+    params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    model = ng.Model(
+        lambda p, x: x @ jnp.concatenate([p["a"], p["b"]]),
+        ng.families.Unnormalized(),
+    )
+
+    @jax.jit
+    def velocity(damping):
+        curvature = Dense(model, Centred())
+        arguments = curvature, params, rows, values[:, 0]
+        return ng.variational.imaginary_time(*arguments, damping=damping)
+
+    scores = (rows - rows.mean(0)) / 2
+    tensor, force = scores.T @ scores / 7, scores.T @ values[:, 0] / 7
+    for damping, own in (
+        ({"a": 0.1, "b": 0.3}, [0.1, 0.3]),
+        (ng.Relative(0.2), [0.1 * np.trace(tensor)] * 2),
+    ):
+        expected = -np.linalg.solve(tensor + np.diag(own), force)
+        assert relative_error(ravel(velocity(damping)), expected) < 1e-12
+
+
 def test_a_holomorphic_step_is_the_complex_solve():
     """(⟨O† O⟩ + λ)⁻¹ ⟨O† E⟩ in complex numbers, which splitting must not change."""
     known = problem("complex")

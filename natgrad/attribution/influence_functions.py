@@ -35,6 +35,7 @@ from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov, KroneckerMet
 from natgrad.metrics.kronecker.factors import Inverted
 from natgrad.model import Model
 from natgrad.solvers.base import CachedSolver, Solver
+from natgrad.solvers.damping import DampingLike
 from natgrad.solvers.jacobian_blocks import JacobianBlock, LinearBlock, product
 from natgrad.solvers.score_jacobian import Jacobian
 from natgrad.typing import Array, ArrayLike, Inputs, Params
@@ -50,7 +51,7 @@ def influence(
     params: Params,
     train: Data | Iterable[Data],
     query: Data,
-    damping: ArrayLike = 0.0,
+    damping: DampingLike = 0.0,
     solver: Solver | None = None,
 ) -> Float[Array, "Q N"]:
     """What leaving a training example out adds to a query's loss, to first order.
@@ -64,7 +65,8 @@ def influence(
         params: θ, after training.
         train: inputs and labels; or batches of them, in any iterable but a tuple.
         query: inputs and labels.
-        damping: λ >= 0, in the units of F; of a loss with ½ η |θ|² it holds η.
+        damping: λ >= 0, in the units of F, by layer too; of a loss with ½ η |θ|² it
+            holds η.
         solver: in place of `metric.solve`; `natgrad.kronecker.FactoredTikhonov()` is
             the cheapest for many queries.
 

@@ -199,6 +199,9 @@ class OperatorFunctions(abc.ABC):
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(F + Λ), `trace_of` log s; −inf where singular.
 
+        Of an operator of more than 32 parameters it is an estimate, the same in every
+        call; `estimate_of_trace(jnp.log, key, damping=damping)` has its standard error.
+
         Args:
             damping: λ >= 0, in the units of F.
         """

@@ -6,6 +6,7 @@ import optax
 
 from natgrad.curvature import KFAC, Sampled, SubBatch
 from natgrad.model import Model
+from natgrad.solvers.damping import DampingLike, is_by_layer
 from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule
 from natgrad.transforms.adaptive.damping_search import Trials
 from natgrad.transforms.adaptive.factored_curvature import (
@@ -17,6 +18,7 @@ from natgrad.transforms.adaptive.marquardt import (
     THRESHOLDS,
     levenberg_marquardt,
 )
+from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
@@ -31,7 +33,7 @@ HALVINGS = 4
 def kfac_adaptive(
     model: Model,
     *,
-    damping: ArrayLike = 1e-6,
+    damping: DampingLike | Damping = 1e-6,
     weight_decay: ArrayLike = 0.0,
     decay: ArrayLike = 0.95,
     refresh: Refresh = TWENTY,
@@ -61,7 +63,8 @@ def kfac_adaptive(
     Args:
         model: the statistical model; needs `example_inputs`.
         damping: λ of the first step, where it is above the floor; 1e-6 is so only for
-            a loss below 1e-3, so that by default the floor decides.
+            a loss below 1e-3, so that by default the floor decides. By layer it is Λ,
+            or a schedule of it, and the damping is λ Λ, with λ = 1 in the first step.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed.
@@ -82,7 +85,7 @@ def kfac_adaptive(
     """
     inner = scale_by_factored_curvature(
         SubBatch(KFAC(model, Sampled(1)), EVERY, FEWEST),
-        damping=damping,
+        damping=1.0 if is_by_layer(first_damping(as_damping(damping))) else damping,
         weight_decay=weight_decay,
         decay=decay,
         refresh=refresh,

@@ -113,7 +113,7 @@ def gram_blocks(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-2,
+    damping: DampingLike | Damping = 1e-2,
     labels: Labels = ONE_SAMPLE,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -130,7 +130,7 @@ def gram_blocks(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule.
+        damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         labels: as for `gram`.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.

@@ -191,7 +191,7 @@ def march(
     learning_rate: optax.ScalarOrSchedule = LEARNING_RATE,
     model: Model = REQUIRED,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike = 0.95,
     variance_decay: ArrayLike = 0.995,
     constraint: ArrayLike | None = None,
@@ -206,7 +206,7 @@ def march(
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule; one number.
+        damping: λ, or a schedule; by layer too, but for what F decides.
         momentum: μ in [0, 1].
         variance_decay: β in [0, 1].
         constraint: as for `spring`.

@@ -9,6 +9,10 @@ of a chain in A puts one more direction at each of its n + 1 places. This holds 
 eigenvalues repeat, and needs no derivative of an eigenvector. For f(A ⊗ G) there are
 two chains, with f[…; …] of a and of g. What is not asked for is not computed.
 
+Where A is an operator that depends on arrays, X_k stands for a derivative of it along
+some tangents of them, and the derivative of a chain also puts one more tangent at each
+X_k.
+
 A chain is multilinear in its ends and in its directions, so leaving out any one of them
 gives a tensor like it, the gradient with respect to it: transposes are chains too.
 
@@ -18,7 +22,7 @@ Source: Higham (2008), Functions of Matrices, chapter 3.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +40,18 @@ class Chain(NamedTuple):
     Attributes:
         evaluate: (chain, *arguments of `contraction`) -> the contraction.
         run: f, (*constants, a number) -> [a number].
-        counts: how many directions stand in each factor's chain.
-        moving: for each factor which of its arrays its directions move.
+        counts: how many X_k stand in each factor's chain.
+        linear: do factors depend on their arrays linearly?
+        orders: for each X_k of how many tangents it is the derivative; 1 if linear.
+        moving: for each tangent which of the factor's arrays it moves.
     """
 
     evaluate: Callable[..., Any]
     run: Callable[..., list]
     counts: tuple[int, ...]
-    moving: tuple[tuple[int, ...], ...]
+    linear: bool = True
+    orders: tuple[int, ...] = ()
+    moving: tuple[tuple[int, ...], ...] = ()
 
     def f(self, constants: Sequence[Array]) -> Callable[[Array], Array]:
         """f of an array, elementwise.
@@ -57,6 +65,33 @@ class Chain(NamedTuple):
             return values.reshape(x.shape).astype(x.dtype)
 
         return elementwise
+
+    def longer(
+        self, factor: int, moving: tuple[int, ...]
+    ) -> Sequence[tuple[int, Chain]]:
+        """Where one more tangent may stand among the operands, and the chain then.
+
+        Args:
+            factor: whose chain it is for.
+            moving: which of the factor's arrays the tangent moves.
+        """
+        start, count = sum(self.counts[:factor]), self.counts[factor]
+        counts = tuple(put(self.counts, {factor: count + 1}))
+
+        def at(slot, inside):
+            before, after = self.orders[:slot], self.orders[slot + inside :]
+            order = self.orders[slot] + 1 if inside else 1
+            place = sum(before) + order - 1
+            return 1 + place, self._replace(
+                counts=self.counts if inside else counts,
+                orders=(*before, order, *after),
+                moving=(*self.moving[:place], moving, *self.moving[place:]),
+            )
+
+        gaps = [at(slot, False) for slot in range(start, start + count + 1)]
+        if self.linear:
+            return gaps
+        return gaps + [at(slot, True) for slot in range(start, start + count)]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -75,9 +110,9 @@ def contraction(
             an operator closes over.
         bases: what is known of the factors as constants; derivatives do not see it.
         constants: what f closes over.
-        operands: the left end W, the directions in each factor's chain, the right end V
-            if there is one; None for the one left out. A direction is a dictionary
-            from the numbers of the arrays that move to their tangents.
+        operands: the left end W, the tangents in each factor's chain, the right end V
+            if there is one; None for the one left out. A tangent is a dictionary from
+            the numbers of the arrays that move.
     """
     return chain.evaluate(chain, factors, bases, constants, operands)
 
@@ -126,29 +161,24 @@ def _of_operand(whole, chain, constants, operands, slot):
     left_out = missing(operands)
 
     def along(x):
-        return whole(chain, constants, _put(operands, {slot: x}))
+        return whole(chain, constants, put(operands, {slot: x}))
 
     def back(w):
-        return whole(chain, constants, _put(operands, {slot: None, left_out: w}))
+        return whole(chain, constants, put(operands, {slot: None, left_out: w}))
 
     return along, back
 
 
 def _of_factor(whole, chain, constants, operands, factor, moving):
     """E -> the sum over places of E in one factor's chain, and its transpose."""
-    left_out, count = missing(operands), chain.counts[factor]
-    first = 1 + sum(chain.counts[:factor])
-    longer = chain._replace(
-        counts=tuple(_put(chain.counts, {factor: count + 1})),
-        moving=tuple(_put(chain.moving, {factor: moving})),
-    )
+    left_out, longer = missing(operands), chain.longer(factor, moving)
 
     def over_places(here, there):
         """here stands in each place in turn, there in what was left out."""
-        filled = _put(operands, {left_out: there})
+        filled = put(operands, {left_out: there})
         terms = [
-            whole(longer, constants, [*filled[:place], here, *filled[place:]])
-            for place in range(first, first + count + 1)
+            whole(chain, constants, [*filled[:place], here, *filled[place:]])
+            for place, chain in longer
         ]
         return functools.reduce(functools.partial(jax.tree.map, jnp.add), terms)
 
@@ -175,7 +205,7 @@ def _slope(run, moving, *args):
     constants, directions = given[: len(given) - len(moving)], given[-len(moving) :]
 
     def of_moving(*values):
-        return run(*_put(constants, dict(zip(moving, values, strict=True))), x)
+        return run(*put(constants, dict(zip(moving, values, strict=True))), x)
 
     primals = tuple(constants[i] for i in moving)
     return jax.jvp(of_moving, primals, tuple(directions))[1]
@@ -234,5 +264,11 @@ def _moving(tangents) -> tuple[int, ...]:
     return tuple(i for i, leaf in enumerate(leaves) if not _is_zero(leaf))
 
 
-def _put(items, changes: dict[int, Any]) -> list:
+def put(items: Sequence[Any], changes: Mapping[int, Any]) -> list:
+    """The items, some of them changed.
+
+    Args:
+        items: any.
+        changes: number -> what stands in its place.
+    """
     return [changes.get(i, item) for i, item in enumerate(items)]

@@ -140,6 +140,15 @@ def resolve_damping(damping: DampingLike, of: Any) -> Any:
     return found.of(of) if isinstance(found, OfMetric) and of is not layout else found
 
 
+def is_by_layer(damping: DampingLike | None) -> bool:
+    """Is it a damping by layer, and no single number?
+
+    Args:
+        damping: what was given; None for none is no number either.
+    """
+    return not jax.tree_util.all_leaves([damping])
+
+
 def damping_of_step(own: DampingLike, given: DampingLike | None, layout: Layout) -> Any:
     """What an update is damped by, as `resolve_damping` gives it for a layout.
 
@@ -148,13 +157,13 @@ def damping_of_step(own: DampingLike, given: DampingLike | None, layout: Layout)
         given: in its place; None for none. A number multiplies what is by layer.
         layout: of the parameters.
     """
+    # Equal numbers by layer are by layer, too, and become one when they are resolved.
+    multiplies = is_by_layer(own) and not is_by_layer(given)
     own = resolve_damping(own, layout)
     if given is None:
         return own
     given = resolve_damping(given, layout)
-    if isinstance(own, jax.Array) or not isinstance(given, jax.Array):
-        return given
-    return jax.tree.map(lambda number: given * number, own)
+    return jax.tree.map(lambda number: given * number, own) if multiplies else given
 
 
 def entries(

@@ -9,7 +9,8 @@ of eigenvalues that `Metric.function`, `trace_of` and `diagonal_of` take. Max s 
 of the decomposition which the filter is applied by; of a metric that is known by its
 products, that of `Metric.largest_eigenvalue`. Derivatives hold the first constant.
 
-λ is one number: f(F + Λ) of a Λ by layer would not have the eigenvalues s + λ.
+For cutoffs λ is one number: F + Λ with a Λ by layer has other eigenvectors than F. The
+third needs none: it is (F + Λ)⁻¹ (F + γ Λ²) (F + Λ)⁻¹.
 
 Source: Medvidović & Carleo (2020), Classical variational simulation of the quantum
 approximate optimization algorithm, and Schmitt & Heyl (2020), Quantum many-body
@@ -20,13 +21,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.solvers.base import Solution
-from natgrad.solvers.damping import DampingLike, resolve_damping
+from natgrad.solvers.damping import (
+    DampingLike,
+    by_leaf,
+    entries,
+    resolve_damping,
+)
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import spectrum
 from natgrad.typing import Array, ArrayLike, Params
@@ -34,6 +40,8 @@ from natgrad.typing import Array, ArrayLike, Params
 
 class Filter(abc.ABC):
     """A function of the eigenvalues of F in the place of 1/(s + λ)."""
+
+    takes_layers: ClassVar[bool] = False
 
     @abc.abstractmethod
     def of(self, largest: ArrayLike, damping: ArrayLike = 0.0) -> Spectral:
@@ -68,7 +76,7 @@ class Filter(abc.ABC):
     ) -> Solution:
         """f(F) v, and what the eigenvalues say.
 
-        With an anchor a it is a + f(F) (v − (F + λI) a): where f drops a direction a
+        With an anchor a it is a + f(F) (v − (F + Λ) a): where f drops a direction a
         stays as it is, and where f is 1/(s + λ) nothing changes.
 
         Args:
@@ -78,10 +86,10 @@ class Filter(abc.ABC):
             anchor: a, a tree like the parameters; None for 0.
 
         Raises:
-            ValueError: layers or parameters have dampings of their own.
+            ValueError: layers or parameters have dampings of their own, in a cutoff.
         """
         found = resolve_damping(damping, metric)
-        if not isinstance(found, jax.Array):
+        if not (self.takes_layers or isinstance(found, jax.Array)):
             raise ValueError(
                 f"{self!r} weighs the eigenvalues of F with one λ for all parameters; "
                 f"got one by {'layer' if hasattr(found, 'index') else 'parameter'}: "
@@ -90,9 +98,10 @@ class Filter(abc.ABC):
         if anchor is None:
             return self._weighted(metric, v, found)
         left = jax.tree.map(
-            lambda v, f, a: (v - f - found * a).astype(v.dtype),
+            lambda v, f, own, a: (v - f - own * a).astype(v.dtype),
             v,
             metric.mv(anchor),
+            by_leaf(found, anchor),
             anchor,
         )
         step = self._weighted(metric, left, found)
@@ -165,13 +174,16 @@ class RobustDamping(Filter):
     """Damping whose step is shorter than (F + λI)⁻¹ v where s is far below λ.
 
     With γ = 1/λ it is (F + λI)⁻¹ v, with γ = 0 directions of s = 0 are dropped. It is
-    a − λ (1 − γ λ) (F + λI)⁻¹ a, a = (F + λI)⁻¹ v: two of the metric's solves.
+    a − (F + λI)⁻¹ λ (1 − γ λ) a, a = (F + λI)⁻¹ v: two of the metric's solves, with λ
+    by layer too.
 
     Attributes:
         gamma: γ, 0 <= γ <= 1/λ, in the units of 1/F.
     """
 
     gamma: float = 0.0
+
+    takes_layers: ClassVar[bool] = True
 
     def of(self, largest: ArrayLike, damping: ArrayLike = 0.0) -> Spectral:
         """s -> (s + γ λ²)/(s + λ)²; arguments as of `Filter.of`."""
@@ -183,12 +195,12 @@ class RobustDamping(Filter):
 
         return f
 
-    def _weighted(self, metric: Any, v: Params, damping: Array) -> Solution:
-        layout = metric.layout
+    def _weighted(self, metric: Any, v: Params, damping: Any) -> Solution:
+        layout, own = metric.layout, entries(damping, metric)
         once = metric.solution(v, damping)
-        twice = layout.ravel(metric.solve(once.value, damping))
-        share = damping * (1 - self.gamma * damping)
-        value = layout.unravel(layout.ravel(once.value) - share * twice)
+        inside = own * (1 - self.gamma * own) * layout.ravel(once.value)
+        twice = layout.ravel(metric.solve(layout.unravel(inside), damping))
+        value = layout.unravel(layout.ravel(once.value) - twice)
         return once._replace(value=value, remainder=None)
 
 

@@ -13,7 +13,9 @@ Calculation of Gauss quadrature rules.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +25,8 @@ from jaxtyping import Float
 
 from natgrad import tree
 from natgrad.control_flow import lifted
-from natgrad.solvers.chains import Chain, contraction, missing
-from natgrad.solvers.divided_differences import divided_difference, quotient
+from natgrad.solvers.chains import Chain, contraction, missing, put
+from natgrad.solvers.divided_differences import divided_difference
 from natgrad.solvers.matrix_functions import Spectral
 from natgrad.solvers.spectral import HIGHEST, eigh
 from natgrad.typing import Array
@@ -37,8 +39,9 @@ class Ritz(NamedTuple):
     """What k products with F know of v: v = Σ c_i x_i, F x_i ≈ θ_i x_i.
 
     Attributes:
-        values: θ, ascending, those below 0 as 0.
-        vectors: x_i as rows, orthonormal; 0 from where the space was exhausted.
+        values: θ, ascending, those below 0 as 0. The first are those of vectors that
+            are 0, and one of the spectrum; 1 where v = 0.
+        vectors: x_i as rows, orthonormal; 0 for as many as the space lacks.
         weights: c.
     """
 
@@ -76,13 +79,18 @@ def ritz(
         following = jnp.where(alive, rest / jnp.where(alive, below, 1), 0)
         return (basis.at[index + 1].set(following), scale), (diagonal, below)
 
-    (basis, _), (diagonal, below) = jax.lax.scan(
+    (basis, scale), (diagonal, below) = jax.lax.scan(
         advance, (basis, jnp.zeros((), v.dtype)), jnp.arange(iterations)
     )
+    # What is beyond an exhausted space gets values far below all others, of which it is
+    # told: f may not be finite at 0, which need not be an eigenvalue.
+    lacking = jnp.arange(iterations) > jnp.sum(jnp.cumprod(below[:-1] > 0))
     off = jnp.diag(below[:-1], 1)
-    values, vectors = eigh(jnp.diag(diagonal) + off + off.T)
+    values, vectors = eigh(jnp.diag(jnp.where(lacking, -scale, diagonal)) + off + off.T)
+    values = jnp.where(values < -scale / 2, diagonal[0], jnp.maximum(values, 0))
+    values = jnp.where(length > 0, values, 1)
     rows = jnp.matmul(vectors.T, basis[:-1], precision=HIGHEST)
-    return Ritz(jnp.maximum(values, 0), rows, length * vectors[0])
+    return Ritz(values, rows, length * vectors[0])
 
 
 def function_of_operator(
@@ -93,8 +101,9 @@ def function_of_operator(
 ) -> Float[Array, " P"]:
     """f(F) v, as far as k products get.
 
-    Derivatives are those of f(F) v, of any order in v and in what f closes over, and of
-    the first order in F: forwards in k² products, backwards in 2 k.
+    Derivatives are those of f(F) v, of any order in F, in v and in what f closes over:
+    the first in F forwards in k² products, backwards in 2 k, and each further order in
+    k times as many.
 
     Args:
         f: of an array of eigenvalues, elementwise.
@@ -105,7 +114,7 @@ def function_of_operator(
     product, arrays = lifted(operator, v)
     run, constants = lifted(f, jnp.zeros((), v.dtype))
     evaluate = functools.partial(_evaluate, product, min(iterations, v.size))
-    chain = Chain(evaluate, run, (0,), ((),))
+    chain = Chain(evaluate, run, (0,), linear=False)
     return contraction(chain, (arrays,), (), tuple(constants), (None, v))
 
 
@@ -139,54 +148,71 @@ def largest_of_matrix(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
 
 
 def _evaluate(product, iterations, chain, arrays, bases, constants, operands):
-    """See `natgrad.solvers.chains.contraction`: W, perhaps a direction of F, and V."""
+    """See `natgrad.solvers.chains.contraction`: W, tangents of F, and V.
+
+    A chain is walked from its ends, from each Ritz vector through the next derivative
+    of F to new Ritz vectors; f is read where the walk ends.
+    """
     del bases
     (arrays,), f, left_out = arrays, chain.f(constants), missing(operands)
-    if chain.counts[0] > 1:
-        raise NotImplementedError(
-            "Functions f(F) of a metric that is known by its products have first "
-            "derivatives in F, and this is a second one. Take a metric that is "
-            "written out, such as that of Dense or Gram, or hold F constant with "
-            "natgrad.curvature.Constant."
-        )
+    first, *tangents, last = operands
+    edges = [0, *itertools.accumulate(chain.orders)]
+    slots = [tangents[a:b] for a, b in itertools.pairwise(edges)]
+    moved = functools.partial(_moved, product, arrays)
 
-    def of(x):
-        return ritz(lambda x: product(*arrays, x)[0], x, iterations)
+    def f_at(*points):
+        return divided_difference(f, jnp.broadcast_arrays(*points))
 
-    def moved(direction, x):
-        """E x."""
+    def walk(v, slots, finish, *points):
+        found = ritz(lambda x: product(*arrays, x)[0], v, iterations)
+        if not slots:
+            return finish(found, *points)
 
-        def image(values):
-            return product(*(values.get(i, a) for i, a in enumerate(arrays)), x)[0]
+        def term(pair):
+            value, weight, x = jax.tree.map(lambda leaf: leaf[0], pair)
+            return walk(weight * moved(slots[0], x), slots[1:], finish, *points, value)
 
-        primal = {i: arrays[i] for i in chain.moving[0]}
-        return jax.jvp(image, (primal,), (direction,))[1]
+        pairs = found.values, found.weights, found.vectors
+        return tree.sum_over_chunks(term, pairs, 1)
 
-    if chain.counts[0] == 0:
-        found = of(operands[1 - left_out])
-        return jnp.matmul(
-            f(found.values) * found.weights, found.vectors, precision=HIGHEST
-        )
-    right = of(operands[0] if left_out == 2 else operands[2])
-    if left_out == 1:
-        left = of(operands[0])
-        pairs = divided_difference(
-            f, jnp.broadcast_arrays(left.values[:, None], right.values[None])
-        )
-        scaled = left.weights[:, None] * pairs * right.weights[None]
-        images = jnp.matmul(scaled.T, left.vectors, precision=HIGHEST)
-        zero = {i: jnp.zeros_like(arrays[i]) for i in chain.moving[0]}
+    def vector(found, *points):
+        weights = f_at(found.values, *points) * found.weights
+        return jnp.matmul(weights, found.vectors, precision=HIGHEST)
 
-        def pulled(pair):
-            x, image = jax.tree.map(lambda leaf: leaf[0], pair)
-            return jax.vjp(lambda direction: moved(direction, x), zero)[1](image)[0]
+    if left_out == 0:
+        return walk(last, slots[::-1], vector)
+    if left_out == len(operands) - 1:
+        return walk(first, slots, vector)
+    slot = bisect.bisect_right(edges, left_out - 1) - 1
+    hole, position = slots[slot], left_out - 1 - edges[slot]
+    zero = {i: jnp.zeros_like(arrays[i]) for i in chain.moving[left_out - 1]}
 
-        return tree.sum_over_chunks(pulled, (right.vectors, images), 1)
+    def from_both(right, *behind):
+        def gradient(left, *before):
+            points = left.values[:, None], right.values[None], *before, *behind
+            scaled = left.weights[:, None] * f_at(*points) * right.weights[None]
+            images = jnp.matmul(scaled.T, left.vectors, precision=HIGHEST)
 
-    def term(pair):
-        value, weight, x = jax.tree.map(lambda leaf: leaf[0], pair)
-        found = of(weight * moved(operands[1], x))
-        slopes = quotient(f, found.values, jnp.full_like(found.values, value))
-        return jnp.matmul(slopes * found.weights, found.vectors, precision=HIGHEST)
+            def pulled(pair):
+                x, image = jax.tree.map(lambda leaf: leaf[0], pair)
+                along = lambda tangent: moved(put(hole, {position: tangent}), x)
+                return jax.vjp(along, zero)[1](image)[0]
 
-    return tree.sum_over_chunks(term, (right.values, right.weights, right.vectors), 1)
+            return tree.sum_over_chunks(pulled, (right.vectors, images), 1)
+
+        return walk(first, slots[:slot], gradient)
+
+    return walk(last, slots[:slot:-1], from_both)
+
+
+def _moved(product, arrays, tangents, x):
+    """The derivative of F x in its arrays, along all of the tangents."""
+
+    def along(function, tangent):
+        def slope(values):
+            at = lambda moving: function(put(values, moving))
+            return jax.jvp(at, ({i: values[i] for i in tangent},), (tangent,))[1]
+
+        return slope
+
+    return functools.reduce(along, tangents, lambda a: product(*a, x)[0])(arrays)

@@ -129,7 +129,7 @@ def _contraction(f, factors, ends, operands):
     run, constants = lifted(f, jnp.zeros((), factors[0].values.dtype))
     count = len(factors)
     evaluate = functools.partial(_evaluate, ends)
-    chain = Chain(evaluate, run, (0,) * count, ((0,),) * count)
+    chain = Chain(evaluate, run, (0,) * count)
     matrices = tuple([(each.matrix + each.matrix.mT) / 2] for each in factors)
     bases = tuple((each.values, each.vectors) for each in factors)
     return contraction(chain, matrices, bases, tuple(constants), operands)

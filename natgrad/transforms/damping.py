@@ -32,6 +32,7 @@ __all__ = [
     "as_damping",
     "check_number",
     "check_scalar",
+    "first_damping",
     "known_value",
     "longest_within",
 ]
@@ -62,6 +63,16 @@ def as_damping(damping: DampingLike | Damping) -> Damping:
             "eigenvalues of a positive semi-definite matrix."
         )
     return optax.constant_schedule(given)
+
+
+def first_damping(rule: Damping) -> Any:
+    """What a rule gives for the first step, or would.
+
+    Args:
+        rule: count -> damping.
+    """
+    count: Any = 0
+    return rule(count)
 
 
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:

@@ -26,7 +26,12 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
-from natgrad.solvers.damping import EntryDamping
+from natgrad.solvers.damping import (
+    DampingLike,
+    EntryDamping,
+    damping_of_step,
+    entries,
+)
 from natgrad.transforms.damping import (
     Damping,
     TrustRegion,
@@ -58,7 +63,7 @@ class MarchState(NamedTuple):
 def scale_by_march(
     curvature: Curvature,
     *,
-    damping: ArrayLike | Damping = 1e-3,
+    damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike = 0.95,
     variance_decay: ArrayLike = 0.995,
     trust_region: TrustRegion | None = None,
@@ -72,14 +77,16 @@ def scale_by_march(
     Args:
         curvature: the approximation of the Fisher information; `KFAC` and `EKFAC` are
             refused, whose eigenbases F + λ D does not have.
-        damping: λ >= 0, or a schedule of it; one number, which D multiplies.
+        damping: λ >= 0, or a schedule of it, which D multiplies; by layer too, but for
+            what F decides.
         momentum: μ in [0, 1].
         variance_decay: β in [0, 1], of v.
         trust_region: as for `scale_by_spring`.
         seed: as for `scale_by_curvature`.
 
     Raises:
-        ValueError: for impossible arguments.
+        ValueError: for impossible arguments; in `update` for a damping that does not
+            fit the parameters, or that F decides.
     """
     check_number("variance_decay", variance_decay)
     known = known_value(variance_decay)
@@ -97,9 +104,9 @@ def scale_by_march(
     def update(updates, state, params=None, *, damping=None, **extra_args):
         variance, spring = state
         layout = Layout.of(updates)
-        number = call(rule, spring.solve.count) if damping is None else damping
+        own = damping_of_step(call(rule, spring.solve.count), damping, layout)
         root = jnp.sqrt(jnp.maximum(layout.ravel(variance), _LEAST**2))
-        scale = jnp.asarray(number, layout.dtype) * root
+        scale = entries(own, layout) * root
         direction, new = inner.update(
             updates, spring, params, damping=EntryDamping(scale), **extra_args
         )

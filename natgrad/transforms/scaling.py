@@ -14,13 +14,12 @@ and theory, section 6, for the largest so far.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, cast, final
+from typing import Any, final
 
 import jax.numpy as jnp
 
 from natgrad.metrics.base import Metric
 from natgrad.solvers.base import (
-    DampedOperator,
     Remainder,
     Solution,
     Solver,
@@ -29,7 +28,7 @@ from natgrad.solvers.base import (
 from natgrad.solvers.damping import DampingLike, entries, resolve_damping
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
-from natgrad.tree import Layout
+from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
 
 
@@ -61,26 +60,23 @@ class Marquardt(StatefulSolver):
         Args:
             metric: F; one that knows its diagonal.
             v: like the parameters.
-            damping: λ, a number without units; by layer too, but for `Relative`.
+            damping: λ, a number without units; by layer too. What F decides is that
+                of S⁻¹ F S⁻¹, as one block.
             state: D before this step, [P].
         """
         layout = metric.layout
-        by_layer = resolve_damping(damping, layout)
-        damping = entries(by_layer, layout)
         largest = jnp.maximum(state, layout.ravel(metric.diagonal()))
         scale = jnp.where(largest > 0, largest, 1)
-        operator = _Scaled(metric, jnp.sqrt(scale), layout)
+        operator = _Scaled(layout, metric, jnp.sqrt(scale))
+        by_layer = resolve_damping(damping, operator)
+        damping = entries(by_layer, operator)
         right = layout.ravel(v) / operator.root
         if self.solver is None:
             found = direct_solution(operator.dense(), right, damping)
             x, fallback = found.value, found.fallback
         else:
-            x = layout.ravel(
-                self.solver(
-                    cast(DampedOperator, operator), layout.unravel(right), by_layer
-                )
-            )
-            fallback = jnp.zeros((), bool)
+            found = self.solver(operator, layout.unravel(right), by_layer)
+            x, fallback = layout.ravel(found), jnp.zeros((), bool)
         x = x / operator.root
         value = layout.unravel(x)
         product = layout.ravel(metric.mv(value))
@@ -97,18 +93,30 @@ class Marquardt(StatefulSolver):
         return Solution(value, fallback, remainder), largest
 
 
-class _Scaled(NamedTuple):
+@metric_pytree("layout")
+class _Scaled(Metric):
     """S⁻¹ F S⁻¹."""
 
+    layout: Layout
     metric: Metric
     root: Array
-    layout: Layout
 
     def mv(self, v: Params) -> Params:
         """S⁻¹ F S⁻¹ v."""
         there = self.layout.unravel(self.layout.ravel(v) / self.root)
         product = self.layout.ravel(self.metric.mv(there))
         return self.layout.unravel(product / self.root)
+
+    def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:
+        """By its matrix; see `Metric.solution`."""
+        right, own = self.layout.ravel(v), entries(damping, self)
+        found = direct_solution(self.dense(), right, own)
+        return found._replace(value=self.layout.unravel(found.value), remainder=None)
+
+    def diagonal(self) -> Params:
+        """At most 1."""
+        entries = self.layout.ravel(self.metric.diagonal()) / self.root**2
+        return self.layout.split(entries)
 
     def dense(self) -> Array:
         """[P, P]; its diagonal is at most 1."""

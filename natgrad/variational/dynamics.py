@@ -26,8 +26,9 @@ from jaxtyping import Num
 
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
+from natgrad.solvers.damping import DampingLike, OfMetric, resolve_damping
 from natgrad.tree import join_complex, split_complex
-from natgrad.typing import Array, ArrayLike, Inputs, Params
+from natgrad.typing import Array, Inputs, Params
 from natgrad.variational.energy import force
 
 
@@ -37,7 +38,7 @@ def imaginary_time(
     inputs: Inputs,
     local_energies: Num[Array, " N"],
     *,
-    damping: ArrayLike = 0.0,
+    damping: DampingLike = 0.0,
     solver: Solver | None = None,
 ) -> Params:
     """dθ/dτ = −(S + λI)⁻¹ Re⟨(O − Ō)* E_loc⟩: towards the ground state.
@@ -48,7 +49,7 @@ def imaginary_time(
         params: θ.
         inputs: a batch of N configurations.
         local_energies: (Hψ)(x)/ψ(x) of each, [N].
-        damping: λ >= 0, in the units of S.
+        damping: λ >= 0, in the units of S; by layer: `natgrad.solvers.damping`.
         solver: (metric, v, λ) -> θ̇, such as `natgrad.solvers.HardCutoff(1e-8)`; None
             for the metric's own.
 
@@ -68,7 +69,7 @@ def real_time(
     inputs: Inputs,
     local_energies: Num[Array, " N"],
     *,
-    damping: ArrayLike = 0.0,
+    damping: DampingLike = 0.0,
     solver: Solver | None = None,
 ) -> Params:
     """dθ/dt = (S + λI)⁻¹ Im⟨(O − Ō)* E_loc⟩, for ħ = 1.
@@ -80,7 +81,7 @@ def real_time(
         params: θ.
         inputs: a batch of N configurations.
         local_energies: (Hψ)(x)/ψ(x) of each, [N].
-        damping: λ >= 0, in the units of S.
+        damping: λ >= 0, in the units of S; by layer: `natgrad.solvers.damping`.
         solver: as for `imaginary_time`.
 
     Returns:
@@ -112,5 +113,8 @@ def _velocity(curvature, params, inputs, values, damping, solver) -> Params:
     amplitude = jax.eval_shape(curvature.model.outputs, pairs, inputs).ndim == 2
     share = 1 if amplitude else 4  # F = 4 S of z = 2 log ψ
     solve = solver or (lambda metric, v, damping: metric.solve(v, damping))
-    velocity = solve(metric, right, share * damping)
+    found = resolve_damping(damping, metric)
+    if not isinstance(damping, OfMetric):  # which F decides, and not S
+        found = jax.tree.map(lambda own: share * own, found)
+    velocity = solve(metric, right, found)
     return join_complex(jax.tree.map(lambda leaf: share * leaf, velocity))

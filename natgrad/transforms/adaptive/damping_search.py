@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from natgrad import tree
 from natgrad.control_flow import any_over_vmap
-from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
+from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.typing import Array
 
 SOLVER = FactoredTikhonov()
@@ -42,7 +42,7 @@ class Trials:
 
 
 def best_inverses(
-    metric: KroneckerMetric,
+    invert: Callable[[Array], tuple],
     factors: Float[Array, " F"],
     value_of: Callable[[tuple, Array], Array],
     accepted: Bool[Array, ""],
@@ -52,7 +52,7 @@ def best_inverses(
     """(γ, inverses) made anew: for γ times factor 1, or in a trial for the best factor.
 
     Args:
-        metric: what is inverted.
+        invert: γ -> inverses.
         factors: of γ, the first of them 1.
         value_of: M at its minimum, of inverses and their γ.
         accepted: is anything to change? Under `vmap` not for every member.
@@ -63,14 +63,13 @@ def best_inverses(
         (γ, inverses).
     """
     gamma, _ = so_far
-    all_blocks = range(SOLVER.num_blocks(metric))
 
     def try_factor(best, factor):
         unchanged = factor == 1
 
-        def invert():
+        def renew():
             new_gamma = gamma * factor
-            pieces = tuple(SOLVER.factorize(metric, new_gamma**2, all_blocks))
+            pieces = invert(new_gamma)
             value = jax.lax.cond(
                 any_over_vmap(trial),
                 lambda: value_of(pieces, new_gamma),
@@ -81,7 +80,7 @@ def best_inverses(
             return tree.where(better, (value, new_gamma, pieces), best)
 
         due = any_over_vmap(unchanged | trial)
-        return jax.lax.cond(due, invert, lambda: best), None
+        return jax.lax.cond(due, renew, lambda: best), None
 
     worst = jnp.full_like(gamma, jnp.inf)
     (_, gamma, pieces), _ = jax.lax.scan(try_factor, (worst, *so_far), factors)

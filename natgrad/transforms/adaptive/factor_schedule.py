@@ -18,6 +18,7 @@ from natgrad import tree
 from natgrad.control_flow import cond_in_place
 from natgrad.curvature.base import Curvature
 from natgrad.metrics.kronecker.factors import Inverted
+from natgrad.solvers.damping import OfMetric
 from natgrad.transforms.adaptive.damping_search import SOLVER, Trials, best_inverses
 from natgrad.transforms.adaptive.proposals import FactoredState, Proposals
 from natgrad.transforms.inverse_cache import Refresh, shapes_of_pieces
@@ -109,7 +110,17 @@ class FactorSchedule:
 
         def renew(so_far):
             metric = proposals.metric_of(statistics)
-            return best_inverses(metric, factors, value_of, accepted, trial, so_far)
+
+            def invert(gamma):
+                damping = proposals.factor_damping(metric, gamma)
+                blocks = range(SOLVER.num_blocks(metric))
+                return tuple(SOLVER.factorize(metric, damping, blocks))
+
+            if isinstance(proposals.step.damping, OfMetric):
+                first = proposals.first_gamma(metric, so_far[0])
+                gamma = jnp.where(state.count == 0, first, so_far[0])
+                so_far = gamma, so_far[1]
+            return best_inverses(invert, factors, value_of, accepted, trial, so_far)
 
         due = trial | (accepted & self.refresh.renews_inverses(state.count))
         return cond_in_place(due, renew, (gamma, state.solve.inverse.pieces))

@@ -1,17 +1,22 @@
 """K-FAC steps with the factored damping γ adapted, and rescaled with momentum.
 
-    u = (A + π γ I)⁻¹ V (G + γ/π I)⁻¹,     d = α u + μ d₀
+    u = (A + π γ_b I)⁻¹ V (G + γ_b/π I)⁻¹,     d = α u + μ d₀
 
-The factors are damped by γ, the quadratic model by λ, and (α, μ) minimise the model
-(`scale_by_quadratic_model`), for each layer or group of layers its own. Every T₂ steps
-γ is compared with γ ω₂ or γ/ω₂, each with inverses of its own, and that with the lower
-value of the model stays: the direction that was better last, and after a failure the
-other. (Martens & Grosse compare all three, for half as many inverses again.)
+The factors are damped by γ, the quadratic model by λ; where damping is by layer, by
+
+    γ_b² = γ² (Λ_b + η) / mean(Λ + η)
+
+and Λ. (α, μ) minimise the model (`scale_by_quadratic_model`), for each layer or group
+of layers its own. Every T₂ steps γ is compared with γ ω₂ or γ/ω₂, each with inverses of
+its own, and that with the lower value of the model stays: the direction that was better
+last, and after a failure the other. (Martens & Grosse compare all three, for half as
+many inverses again.)
 
 A step uses the inverses of the steps before it. `accept=` of `levenberg_marquardt` then
 decides whether it is taken, and only if it is, factors and inverses are renewed: so a
 step that is undone has changed nothing, and nothing has to be copied to undo it. Before
-the first factors F is taken to be 0: the first step is one of steepest descent.
+the first factors F is taken to be 0: the first step is one of steepest descent, and
+dampings that F decides are 0 in its model. The first factors decide on their first γ.
 
 Source: Martens & Grosse (2015), sections 6.4, 6.6, 7 and 8.
 """
@@ -29,6 +34,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
+from natgrad.solvers.damping import DampingLike, is_by_layer, mean_damping
 from natgrad.transforms.adaptive.damping_search import Trials
 from natgrad.transforms.adaptive.factor_schedule import FactorSchedule, identities
 from natgrad.transforms.adaptive.learning_rates import advance, no_step_yet
@@ -36,13 +42,14 @@ from natgrad.transforms.adaptive.proposals import (
     FactoredState,
     Proposals,
     as_kronecker,
+    first_mean,
 )
 from natgrad.transforms.adaptive.quadratic_forms import (
     check_batch,
     of_successive_blocks,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum
-from natgrad.transforms.damping import Damping, as_damping, check_scalar
+from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
@@ -62,7 +69,7 @@ TRIALS = Trials()
 def scale_by_factored_curvature(
     curvature: Curvature,
     *,
-    damping: ArrayLike | Damping = 1.0,
+    damping: DampingLike | Damping = 1.0,
     weight_decay: ArrayLike = 0.0,
     decay: ArrayLike = 0.95,
     refresh: Refresh = TWENTY,
@@ -73,13 +80,15 @@ def scale_by_factored_curvature(
     """Replace the gradient by the whole update d of K-FAC with γ adapted.
 
     `update` takes `inputs=x`, and `rows=` or `statistics=` as `scale_by_curvature`
-    does; `damping=` instead of the rule's λ; `accept=` as `levenberg_marquardt` gives
+    does; `damping=` instead of the rule's λ, or to multiply what is by layer; `accept=`
+    as `levenberg_marquardt` gives
     it. `health.residual` and `health.ratio` of the state are not measured.
 
     Args:
         curvature: `natgrad.curvature.KFAC(model, labels)`, or a `SubBatch` of it: then
             the quadratic model has the F of such a part of the batch too.
-        damping: λ, or a schedule of it; γ starts from √(λ + η).
+        damping: λ, or a schedule of it, by layer too; γ starts from √(λ + η), by the
+            mean of λ over the parameters.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         decay: β of the moving averages of A and G.
         refresh: how often, in steps, factors and inverses are renewed; not staggered.
@@ -94,9 +103,8 @@ def scale_by_factored_curvature(
     Raises:
         ValueError: for impossible arguments, a staggered refresh, and a curvature that
             keeps no Kronecker factors; in `update`, where `inputs=` or `params` is
-            missing.
+            missing, and in both where the damping does not fit the parameters.
     """
-    check_scalar("damping", damping)
     rule = as_damping(damping)
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(
@@ -121,16 +129,17 @@ class _Method:
 
     curvature: Curvature
     solve: optax.GradientTransformationExtraArgs
-    damping: Callable[[Any], ArrayLike]
+    damping: Damping
     weight_decay: ArrayLike
     schedule: FactorSchedule
     groups: int
 
     def init(self, params: Params) -> FactoredState:
         solve: Any = self.solve.init(params)
-        total = self.damping(0) + self.weight_decay
-        gamma = jnp.sqrt(jnp.asarray(total, solve.decay.dtype))
-        number_of_groups = 0
+        number_of_groups, own = 0, first_damping(self.damping)
+        if is_by_layer(own):
+            own = first_mean(own, params)
+        gamma = jnp.sqrt(jnp.asarray(own + self.weight_decay, solve.decay.dtype))
         if jax.tree.leaves(params):
             curvature = self.curvature.specialize(params)
             metric = curvature.metric(solve.statistics, params)
@@ -168,7 +177,7 @@ class _Method:
         )
         tree.check_kept(state.step.update, params)
         proposals = Proposals.of(step, state, self.groups, self.weight_decay)
-        return self.step(proposals, state, self.gamma(state, step.damping), accept)
+        return self.step(proposals, state, self.gamma(state, proposals), accept)
 
     def step(
         self,
@@ -206,11 +215,12 @@ class _Method:
             step=advance(state.step, minimum, accepted, counted),
         )
 
-    def gamma(self, state: FactoredState, damping: Array) -> Array:
+    def gamma(self, state: FactoredState, proposals: Proposals) -> Array:
         """γ of this step: that of the state, but in the first step √(λ + η).
 
         The first λ may differ from the one at init, where it follows the loss.
         """
+        damping = mean_damping(proposals.model.damping, proposals.step.layout)
         total = damping + self.weight_decay
         first = (state.count == 0) & (total > 0)
         root = jnp.sqrt(jnp.where(first, total, 1))

@@ -1,6 +1,6 @@
 """Learning rates and momenta from the quadratic model of the loss.
 
-    M(d) = ⟨g, d⟩ + ½ ⟨d, (F + (λ + η) I) d⟩
+    M(d) = ⟨g, d⟩ + ½ ⟨d, (F + Λ + η I) d⟩,     Λ = λI, or diagonal by layer,
 
 is minimised over d = α u + μ d₀, u the direction that comes in, d₀ the update before;
 each group of parameters, such as a layer, can have an α and a μ of its own.
@@ -26,9 +26,16 @@ from jaxtyping import Bool, Float, Int
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
+from natgrad.curvature.matrix_free import MatrixFree
 from natgrad.curvature.sub_batch import check_stride, subsample
 from natgrad.eager import call
 from natgrad.model import Model, placeholders
+from natgrad.solvers.damping import (
+    DampingLike,
+    OfMetric,
+    damping_of_step,
+    resolve_damping,
+)
 from natgrad.transforms.adaptive.quadratic_forms import (
     EXACT,
     check_batch,
@@ -38,9 +45,9 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     part,
 )
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
-from natgrad.transforms.damping import Damping, as_damping, check_scalar
+from natgrad.transforms.damping import Damping, as_damping
 from natgrad.transforms.validation import MISSING, transformation
-from natgrad.tree import of_pairs
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 # The largest count is followed by one so many lower, as parts of a batch take turns.
@@ -67,7 +74,7 @@ class QuadraticModelState(NamedTuple):
 def scale_by_quadratic_model(
     model: Model,
     *,
-    damping: ArrayLike | Damping = 0.0,
+    damping: DampingLike | Damping = 0.0,
     weight_decay: ArrayLike = 0.0,
     labels: Labels = EXACT,
     sub_batch: int = 1,
@@ -80,12 +87,14 @@ def scale_by_quadratic_model(
 
         tx.update(direction, state, params, inputs=x, grad=gradient)
 
-    and `damping=` instead of the rule's λ (`levenberg_marquardt` passes both `grad` and
-    `damping`). A direction that is 0 or not finite gives the update 0.
+    and `damping=` instead of the rule's λ, or to multiply what is by layer
+    (`levenberg_marquardt` passes both `grad` and `damping`). A direction that is 0 or
+    not finite gives the update 0.
 
     Args:
         model: the statistical model.
-        damping: λ >= 0, or a schedule of it.
+        damping: λ >= 0, or a schedule of it; by layer too, as that of the
+            `scale_by_curvature` before it. F is all one block for `Relative`.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
         labels: whose F, as for `fisher_forms`.
         sub_batch: k: F is that of every k-th example of the batch.
@@ -96,10 +105,9 @@ def scale_by_quadratic_model(
         The transformation; its update is to be added to the parameters as it is.
 
     Raises:
-        ValueError: for impossible arguments, and where `grad=`, `inputs=` or `params`
-            is missing in `update`.
+        ValueError: for impossible arguments, and in `update` where `grad=`, `inputs=`
+            or `params` is missing or the damping does not fit the parameters.
     """
-    check_scalar("damping", damping)
     rule = as_damping(damping)
     check_labels(labels)
     check_stride("scale_by_quadratic_model(sub_batch=...)", sub_batch)
@@ -131,13 +139,13 @@ def scale_by_quadratic_model(
             sampled, _ = subsample(inputs, None, model.in_axes, sub_batch, state.count)
         leaves = grouped(groups, params)
         restricted = part(model, model_params)
-        quadratic = QuadraticModel(
-            forms=grouped_forms(restricted, params, sampled, labels, leaves),
-            groups=leaves,
-            gradient=placeholders.masked_like(grad, params),
-            damping=call(rule, state.count) if damping is None else damping,
-            weight_decay=weight_decay,
-        )
+        forms = grouped_forms(restricted, params, sampled, labels, leaves)
+        own = damping_of_step(call(rule, state.count), damping, Layout.of(params))
+        if isinstance(own, OfMetric):
+            metric = MatrixFree(restricted, labels).at(params, sampled)
+            own = resolve_damping(own, metric)
+        gradient = placeholders.masked_like(grad, params)
+        quadratic = QuadraticModel(forms, leaves, gradient, own, weight_decay)
         minimum = quadratic.minimum(updates, state.update)
         return minimum.step, advance(state, minimum, minimum.usable, jnp.array(True))
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +35,10 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.labels import Labels
+from natgrad.eager import call
 from natgrad.model import Model
-from natgrad.transforms.adaptive.acceptance import (
-    Decision,
-    decide,
-    moves,
-)
+from natgrad.solvers.damping import DampingLike, is_by_layer, resolve_damping
+from natgrad.transforms.adaptive.acceptance import Decision, decide, moves
 from natgrad.transforms.adaptive.batch_loss import BatchLoss, with_signature_of
 from natgrad.transforms.adaptive.damping_by_ratio import (
     DampingByRatio,
@@ -49,15 +47,16 @@ from natgrad.transforms.adaptive.damping_by_ratio import (
     StepDamping,
 )
 from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule, Thresholds
-from natgrad.transforms.adaptive.quadratic_forms import (
-    EXACT,
-    check_batch,
-    part,
+from natgrad.transforms.adaptive.quadratic_forms import EXACT, check_batch, part
+from natgrad.transforms.damping import (
+    Damping,
+    as_damping,
+    first_damping,
+    known_value,
 )
-from natgrad.transforms.damping import Damping, as_damping, check_scalar, known_value
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
-from natgrad.tree import of_pairs
+from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
 THRESHOLDS = Thresholds()
@@ -68,7 +67,7 @@ def levenberg_marquardt(
     inner: optax.GradientTransformation,
     model: Model,
     *,
-    damping: ArrayLike = 1.0,
+    damping: DampingLike | Damping = 1.0,
     rule: Rule = THRESHOLDS,
     floor: LossFloor = NO_FLOOR,
     weight_decay: ArrayLike = 0.0,
@@ -99,6 +98,8 @@ def levenberg_marquardt(
         inner: the transformation whose steps these are.
         model: the statistical model, for the predicted decrease.
         damping: λ > 0 of the first step; 0 only with a floor, since it is multiplied.
+            By layer it is Λ, or a schedule of it, and steps are damped by λ Λ, with
+            λ = 1 in the first; `inner` then needs none of its own.
         rule: how ρ changes λ: `Thresholds()` or `Nielsen()`.
         floor: what λ does not fall below.
         weight_decay: η, if the loss has ½ η |θ|² beside the model's.
@@ -110,16 +111,17 @@ def levenberg_marquardt(
         The transformation; its update is to be added to the parameters as it is.
 
     Raises:
-        ValueError: for impossible arguments, and where `value=`, `value_fn=`,
-            `inputs=` or `params` is missing in `update`.
+        ValueError: for impossible arguments, and in `update` where `value=`,
+            `value_fn=`, `inputs=` or `params` is missing or the damping does not fit
+            the parameters.
     """
-    check_scalar("damping", damping)
-    first_damping = as_damping(damping)
+    own_damping = as_damping(damping)
     _check(damping, floor, halvings)
     method = _Method(
         optax.with_extra_args_support(inner),
         model,
-        first_damping,
+        own_damping,
+        is_by_layer(first_damping(own_damping)),
         DampingByRatio(rule, floor, weight_decay, labels),
         halvings,
     )
@@ -132,7 +134,8 @@ class _Method:
 
     inner: optax.GradientTransformationExtraArgs
     model: Model
-    first_damping: Callable[[Any], ArrayLike]
+    own_damping: Damping
+    by_layer: bool
     adaptation: DampingByRatio
     halvings: int
 
@@ -145,7 +148,7 @@ class _Method:
 
         return LevenbergMarquardtState(
             count=number(0, jnp.int32),
-            damping=number(self.first_damping(0)),
+            damping=number(1 if self.by_layer else first_damping(self.own_damping)),
             growth=number(2),
             ratio=number(1),
             rejected=number(False, bool),
@@ -220,7 +223,8 @@ class _Method:
             return decisions[-1].step, decisions[-1].accepted
 
         arguments = {"grad": batch.gradient} | dict(batch.arguments)
-        arguments |= {"value": value, "damping": strength, "accept": accept}
+        arguments |= {"value": value, "accept": accept}
+        arguments["damping"] = self.damping_of_step(batch, state, strength)
         arguments["judge_by"] = modelled.append
         arguments["value_fn"] = with_signature_of(batch.value_fn, arguments)
         step, inner = self.inner.update(
@@ -232,6 +236,16 @@ class _Method:
         if modelled:
             decision = decision._replace(modelled=modelled[-1])
         return decision, tree.where(decision.accepted, inner, state.inner)
+
+    def damping_of_step(
+        self, batch: BatchLoss, state: LevenbergMarquardtState, strength: Array
+    ) -> DampingLike:
+        """λ, or λ Λ."""
+        if not self.by_layer:
+            return strength
+        own = call(self.own_damping, state.count)
+        own = resolve_damping(own, Layout.of(batch.params))
+        return jax.tree.map(lambda number: strength * number, own)
 
     def next_state(
         self,
@@ -260,8 +274,9 @@ class _Method:
         )
 
 
-def _check(damping: ArrayLike | Damping, floor: LossFloor, halvings: int) -> None:
-    value = None if callable(damping) else known_value(damping)
+def _check(damping: DampingLike, floor: LossFloor, halvings: int) -> None:
+    known = not (callable(damping) or is_by_layer(damping))
+    value = known_value(cast(ArrayLike, damping)) if known else None
     if value == 0 and floor.coefficient == 0:
         raise ValueError(
             "levenberg_marquardt multiplies λ, and 0 stays 0: give it damping > 0, or "

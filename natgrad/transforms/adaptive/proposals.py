@@ -1,15 +1,17 @@
 """The steps that K-FAC with one γ proposes for a batch, and M at each of them.
 
-    u = (A + π γ I)⁻¹ V (G + γ/π I)⁻¹,     d = α u + μ d₀
+    u = (A + π γ_b I)⁻¹ V (G + γ_b/π I)⁻¹,     d = α u + μ d₀
 
-M and the groups of layers, each with its α and μ, are the same for every γ.
+γ_b = γ, or γ √((Λ_b + η)/mean(Λ + η)) where damping is by layer. M and the groups of
+layers, each with its α and μ, are the same for every γ.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
@@ -18,6 +20,12 @@ from natgrad.curvature.sub_batch import SubBatch
 from natgrad.metrics.base import Metric
 from natgrad.metrics.kronecker import FactoredTikhonov, KroneckerMetric
 from natgrad.model.batch import input_count
+from natgrad.solvers.damping import (
+    DampingLike,
+    OfMetric,
+    mean_damping,
+    resolve_damping,
+)
 from natgrad.transforms.adaptive.damping_search import SOLVER
 from natgrad.transforms.adaptive.learning_rates import QuadraticModelState
 from natgrad.transforms.adaptive.quadratic_forms import (
@@ -29,6 +37,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
 from natgrad.transforms.adaptive.quadratic_model import Minimum, QuadraticModel
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
+from natgrad.tree import Layout
 from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 # α and μ fit the noise of a batch, too: hardly, with as many examples for each group.
@@ -95,6 +104,7 @@ class Proposals:
         model = curvature.model
         metric = curvature.metric(state.solve.statistics, params, inputs, targets)
         metric = as_kronecker(metric, curvature)
+        damping = resolve_damping(step.damping, metric)
         examples = input_count(inputs, model.in_axes) or 1
         layers = of_successive_blocks(metric, groups)
         leaves, group_of = merged(layers, max(1, examples // EXAMPLES_A_GROUP))
@@ -106,9 +116,7 @@ class Proposals:
             step=step,
             metric=metric,
             solver=SOLVER if rows is None else SOLVER.with_row_factors(rows),
-            model=QuadraticModel(
-                forms, leaves, step.gradient, step.damping, weight_decay
-            ),
+            model=QuadraticModel(forms, leaves, step.gradient, damping, weight_decay),
             group_of=group_of,
             previous=state.step.update,
         )
@@ -118,6 +126,40 @@ class Proposals:
         curvature, (params, inputs, targets, _) = self.step.curvature, self.step.batch
         metric = curvature.metric(statistics, params, inputs, targets)
         return as_kronecker(metric, curvature)
+
+    def factor_damping(self, metric: KroneckerMetric, gamma: Float[Array, ""]) -> Any:
+        """γ², or γ_b² of each layer.
+
+        Args:
+            metric: F, which some dampings are relative to.
+            gamma: γ.
+        """
+        if isinstance(self.step.damping, jax.Array):
+            return gamma**2
+        total, mean = self._total(metric)
+        scale = gamma**2 / jnp.where(mean > 0, mean, 1)
+        return jax.tree.map(
+            lambda own: jnp.where(mean > 0, scale * own, gamma**2), total
+        )
+
+    def first_gamma(
+        self, metric: KroneckerMetric, gamma: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """√ mean(Λ + η) of a Λ that F decides, which was not known before.
+
+        Args:
+            metric: the first F.
+            gamma: γ where that is 0.
+        """
+        _, mean = self._total(metric)
+        root = jnp.sqrt(jnp.where(mean > 0, mean, 1))
+        return jnp.where(mean > 0, root, gamma).astype(gamma.dtype)
+
+    def _total(self, metric: KroneckerMetric) -> tuple[Any, Array]:
+        """(Λ + ηI, its mean)."""
+        own = resolve_damping(self.step.damping, metric)
+        total = jax.tree.map(lambda own: own + self.model.weight_decay, own)
+        return total, mean_damping(total, metric.layout)
 
     def propose(self, pieces: tuple, gamma: Float[Array, ""]) -> Minimum:
         """The step by inverses and their γ.
@@ -130,10 +172,25 @@ class Proposals:
             M at its minimum, with coefficients [groups of the state, 2].
         """
         gradient = self.step.gradient
-        u = self.solver.solve(self.metric, pieces, gradient, gamma**2).value
+        damping = self.factor_damping(self.metric, gamma)
+        u = self.solver.solve(self.metric, pieces, gradient, damping).value
         minimum = self.model.minimum(u, self.previous)
         coefficients = minimum.coefficients[jnp.array(self.group_of)]
         return minimum._replace(coefficients=coefficients)
+
+
+def first_mean(damping: DampingLike, params: Params) -> Any:
+    """tr Λ / P of a damping by layer; 1 where F or the parameters are not known yet.
+
+    Args:
+        damping: Λ.
+        params: θ.
+    """
+    if not jax.tree.leaves(params):
+        return 1
+    layout = Layout.of(params)
+    own = resolve_damping(damping, layout)
+    return 1 if isinstance(own, OfMetric) else mean_damping(own, layout)
 
 
 def as_kronecker(metric: Metric, curvature: Curvature) -> KroneckerMetric:

@@ -1,11 +1,12 @@
 """The quadratic model of the loss, and its minimum over two directions a group.
 
-    M(d) = ⟨g, d⟩ + ½ ⟨d, (F + (λ + η) I) d⟩
+    M(d) = ⟨g, d⟩ + ½ ⟨d, (F + Λ + η I) d⟩
 
 is minimised over d = α u + μ d₀, u a direction, d₀ the update before: two equations in
-two unknowns. With the parameters in G groups, such as layers, each group has an α and a
-μ of its own, 2 G equations in 2 G unknowns: F couples the groups, which an
-approximation of it without blocks off the diagonal knows nothing of.
+two unknowns. Λ is λI, or diagonal by layer. With the parameters in G groups, such as
+layers, each group has an α and a μ of its own, 2 G equations in 2 G unknowns: F couples
+the groups, which an approximation of it without blocks off the diagonal knows nothing
+of.
 
 Source: as for `natgrad.transforms.adaptive.learning_rates`.
 """
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from natgrad.solvers.damping import EntryDamping, LeafDamping, Resolved, by_leaf
 from natgrad.solvers.dense import direct_solution
 from natgrad.solvers.spectral import HIGHEST
 from natgrad.transforms.adaptive.quadratic_forms import Forms, Groups, grouped_inner
@@ -33,7 +35,7 @@ class Minimum(NamedTuple):
         step: d in the dtypes of the parameters; 0 where not usable.
         coefficients: (α, μ) of each group, [G, 2].
         decrease: −M(d), in nats.
-        undamped: −M(d) without λ.
+        undamped: −M(d) without Λ.
     """
 
     usable: Bool[Array, ""]
@@ -51,14 +53,14 @@ class QuadraticModel:
         forms: the quadratic forms of F between the parts in groups.
         groups: the leaves of each group.
         gradient: g.
-        damping: λ.
+        damping: λ, or Λ as `natgrad.solvers.damping.resolve_damping` gives it.
         weight_decay: η.
     """
 
     forms: Forms
     groups: Groups
     gradient: Params
-    damping: ArrayLike
+    damping: Resolved
     weight_decay: ArrayLike
 
     def minimum(self, direction: Params, previous: Params) -> Minimum:
@@ -79,7 +81,7 @@ class QuadraticModel:
         dtype = fisher.dtype
         gram, slopes = self._gram_and_slopes(direction, previous, dtype)
         undamped_matrix = fisher + jnp.asarray(self.weight_decay, dtype) * gram
-        matrix = undamped_matrix + jnp.asarray(self.damping, dtype) * gram
+        matrix = undamped_matrix + self._damped(gram, direction, previous)
         finite = jnp.isfinite(jnp.sum(slopes) + jnp.sum(matrix))
         coefficients = _least_norm_solution(matrix, slopes, finite)
         decrease = _decrease(matrix, slopes, coefficients)
@@ -97,21 +99,36 @@ class QuadraticModel:
         self, direction: Params, previous: Params, dtype: jnp.dtype
     ) -> tuple[Float[Array, "2G 2G"], Float[Array, " 2G"]]:
         """Inner products of (u, d₀) of each group, [2 G, 2 G], and with g, [2 G]."""
+        blocks = self._blocks(direction, previous, direction, previous, dtype)
+        slopes = [
+            grouped_inner(self.gradient, v, self.groups).astype(dtype)
+            for v in (direction, previous)
+        ]
+        slopes = jnp.stack(slopes, -1).reshape(-1)
+        return jax.scipy.linalg.block_diag(*blocks), slopes
+
+    def _damped(self, gram: Array, direction: Params, previous: Params) -> Array:
+        """⟨v, Λ w⟩ of all v, w of (u, d₀) of each group, [2 G, 2 G]."""
+        if not isinstance(self.damping, LeafDamping | EntryDamping):
+            return jnp.asarray(self.damping, gram.dtype) * gram
+        own = by_leaf(self.damping, direction)
+        u_image, d_image = (
+            jax.tree.map(jnp.multiply, own, v) for v in (direction, previous)
+        )
+        blocks = self._blocks(direction, previous, u_image, d_image, gram.dtype)
+        return jax.scipy.linalg.block_diag(*blocks)
+
+    def _blocks(
+        self, u: Params, d: Params, u_image: Params, d_image: Params, dtype: jnp.dtype
+    ) -> Float[Array, "G 2 2"]:
+        """Inner products of (u, d) of each group with symmetric images of them."""
 
         def inner(a, b):
             return grouped_inner(a, b, self.groups).astype(dtype)
 
-        mixed = inner(direction, previous)
-        products = [
-            inner(direction, direction),
-            mixed,
-            mixed,
-            inner(previous, previous),
-        ]
-        blocks = jnp.stack(products, -1).reshape(len(self.groups), 2, 2)
-        slopes = [inner(self.gradient, v) for v in (direction, previous)]
-        slopes = jnp.stack(slopes, -1).reshape(-1)
-        return jax.scipy.linalg.block_diag(*blocks), slopes
+        mixed = inner(u, d_image)
+        products = [inner(u, u_image), mixed, mixed, inner(d, d_image)]
+        return jnp.stack(products, -1).reshape(len(self.groups), 2, 2)
 
     def _combine(
         self, usable: Array, coefficients: Array, direction: Params, previous: Params
