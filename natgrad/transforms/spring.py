@@ -29,6 +29,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
+from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.damping import (
@@ -84,7 +85,8 @@ def scale_by_spring(
         curvature: the approximation of the Fisher information.
         damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
         momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades. Or
-            `natgrad.PrincipalRange()`, which finds it in each step.
+            `natgrad.PrincipalRange()`, which finds it in each step, at most 1 − η of a
+            trust region's learning rate: `TrustRegion(None, η)` bounds μ alone.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
@@ -128,7 +130,9 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         own, layout = call(rule, state.solve.count), Layout.of(updates)
-        mu, principal = _momentum(momentum, curvature, state, params, extra_args)
+        rate = trust_region.learning_rate if trust_region else 0.0
+        rate = call(rate, state.solve.count) if callable(rate) else rate
+        mu, principal = _momentum(momentum, rate, curvature, state, params, extra_args)
         direction, solve = inner.update(
             updates,
             state.solve,
@@ -161,6 +165,7 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
 
 def _momentum(
     momentum: ArrayLike | PrincipalRange,
+    rate: ArrayLike,
     curvature: Curvature,
     state: SpringState,
     params: Params | None,
@@ -169,16 +174,40 @@ def _momentum(
     """(μ, what is remembered of its spectrum), from F with the labels of the step."""
     if not isinstance(momentum, PrincipalRange):
         return jnp.asarray(momentum, state.momentum.dtype), state.principal
+    reader = "PrincipalRange() reads the spectrum of F"
+    metric = metric_of_step(reader, curvature, state.solve, params, extra_args)
+    mu, principal = momentum.update(metric, state.principal)
+    most = jnp.clip(1 - jnp.asarray(rate, mu.dtype), 0)
+    return jnp.minimum(mu, most), principal
+
+
+def metric_of_step(
+    reader: str,
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    params: Params | None,
+    extra_args: Mapping[str, Any],
+) -> Metric:
+    """F of the batch with the labels that the step solves with.
+
+    Args:
+        reader: who reads what of F, for the error.
+        curvature: the approximation.
+        state: before the step.
+        params: θ.
+        extra_args: of `update`.
+
+    Raises:
+        ValueError: there are no inputs or parameters.
+    """
     inputs = extra_args.get("inputs", MISSING)
     if inputs is MISSING or params is None:
         raise ValueError(
-            "PrincipalRange() reads the spectrum of F of each batch: call "
-            "update(gradient, state, params, inputs=x)."
+            f"{reader} of each batch: call update(gradient, state, params, inputs=x)."
         )
     own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
-    _, key = jax.random.split(state.solve.key)
-    metric = own.at(params, inputs, extra_args.get("targets"), key)
-    return momentum.update(metric, state.principal)
+    _, key = jax.random.split(state.key)
+    return own.at(params, inputs, extra_args.get("targets"), key)
 
 
 def scale_by_norm_constraint(
