@@ -40,7 +40,6 @@ def network(params, x):
 
 def equation(params, points):
     """u_t − u_xx / 10, [N]; derivatives by forward mode."""
-
     u, (t_axis, x_axis) = partial(network, params), jnp.eye(2)
     along = lambda d, f: lambda x: jax.jvp(f, (x,), (d,))[1]
     u_t, u_xx = along(t_axis, u), along(x_axis, along(x_axis, u))

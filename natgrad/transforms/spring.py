@@ -85,13 +85,12 @@ def scale_by_spring(
         curvature: the approximation of the Fisher information.
         damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
         momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades. Or
-            `natgrad.PrincipalRange()`, which finds it in each step, at most 1 − η of a
-            trust region's learning rate: `TrustRegion(None, η)` bounds μ alone.
+            `natgrad.PrincipalRange()`, which finds it in each step.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
         trust_region: as for `scale_by_curvature`, without its momentum and weight
-            decay; φ is remembered as it was shortened.
+            decay; φ is remembered as it was shortened. A found μ is at most 1 − η.
         seed: as for `scale_by_curvature`.
 
     Raises:
@@ -130,9 +129,9 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         own, layout = call(rule, state.solve.count), Layout.of(updates)
-        rate = trust_region.learning_rate if trust_region else 0.0
-        rate = call(rate, state.solve.count) if callable(rate) else rate
-        mu, principal = _momentum(momentum, rate, curvature, state, params, extra_args)
+        mu, principal = _momentum(
+            momentum, trust_region, curvature, state, params, extra_args
+        )
         direction, solve = inner.update(
             updates,
             state.solve,
@@ -165,7 +164,7 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
 
 def _momentum(
     momentum: ArrayLike | PrincipalRange,
-    rate: ArrayLike,
+    trust_region: TrustRegion | None,
     curvature: Curvature,
     state: SpringState,
     params: Params | None,
@@ -177,6 +176,8 @@ def _momentum(
     reader = "PrincipalRange() reads the spectrum of F"
     metric = metric_of_step(reader, curvature, state.solve, params, extra_args)
     mu, principal = momentum.update(metric, state.principal)
+    rate = trust_region.learning_rate if trust_region else 0.0
+    rate = call(rate, state.solve.count) if callable(rate) else rate
     most = jnp.clip(1 - jnp.asarray(rate, mu.dtype), 0)
     return jnp.minimum(mu, most), principal
 
