@@ -129,9 +129,7 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         own, layout = call(rule, state.solve.count), Layout.of(updates)
-        mu, principal = _momentum(
-            momentum, trust_region, curvature, state, params, extra_args
-        )
+        mu, space = _mu(momentum, trust_region, curvature, state, params, extra_args)
         direction, solve = inner.update(
             updates,
             state.solve,
@@ -141,9 +139,9 @@ def scale_by_spring(
             **extra_args,
         )
         solve = cast(ScaleByCurvatureState, solve)
-        last, found = (state.direction, state.principal), (direction, principal)
-        kept, principal = tree.where(solve.health.skipped, last, found)
-        return direction, SpringState(kept, mu, solve, principal)
+        last, found = (state.direction, state.principal), (direction, space)
+        kept, space = tree.where(solve.health.skipped, last, found)
+        return direction, SpringState(kept, mu, solve, space)
 
     return transformation(*of_pairs(init, update))
 
@@ -162,7 +160,7 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
 
 
-def _momentum(
+def _mu(
     momentum: ArrayLike | PrincipalRange,
     trust_region: TrustRegion | None,
     curvature: Curvature,
