@@ -9,9 +9,11 @@ all 1024 configurations gives exactly, whatever the steps see:
     summed    all 1024, each with its weight; to 1e-4
 
 by SPRING with fixed μ, with `PrincipalRange` comparing eigenvectors of sample space
-("rows") or of parameter space ("parameters"), and by MARCH. In the units of the library
-η = 0.04 and λ = 4e-3 where sampled, which is 0.02 and 1e-3 of stochastic
-reconfiguration; η = 0.1 where summed. No trust region.
+("rows") or of parameter space ("parameters"), each also without the bound μ <= 1 − η
+("unbounded", the paper's rule), and by MARCH with the variance of steps or of scores.
+In the units of the library η = 0.04 and λ = 4e-3 where sampled, which is 0.02 and 1e-3
+of stochastic reconfiguration; where summed η = 0.1, and twice and half of it. No trust
+region.
 
     python -m benchmarks.momentum --seeds 10 --output benchmarks/results
 """
@@ -35,6 +37,11 @@ from benchmarks.timing import environment
 SPINS, DAMPING = 10, 4e-3
 GROUND = -2 / np.sin(np.pi / (2 * SPINS))
 GRID = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+RULES = (
+    *("rows", "rows, unbounded", "parameters", "parameters, unbounded"),
+    *("march", "march by scores"),
+)
+VARIANCES = {"march": ng.StepVariance(), "march by scores": ng.ScoreVariance()}
 STATES = 1 - 2 * ((np.arange(2**SPINS)[:, None] >> np.arange(SPINS)) & 1)
 FLIPPED = np.arange(2**SPINS)[:, None] ^ (1 << np.arange(SPINS))
 BONDS = np.sum(STATES * np.roll(STATES, 1, axis=1), axis=1)
@@ -43,6 +50,8 @@ SETTINGS = {
     "sampled 64": (64, 0.04, 1e-3, 600),
     "sampled 128": (128, 0.04, 1e-3, 600),
     "summed": (None, 0.1, 1e-4, 300),
+    "summed, η = 0.05": (None, 0.05, 1e-4, 300),
+    "summed, η = 0.2": (None, 0.2, 1e-4, 300),
 }
 
 
@@ -72,8 +81,8 @@ def of_setting(name: str, options: argparse.Namespace) -> dict[str, Any]:
         f"μ = {mu}": [run("fixed", seed, mu) for seed in seeds] for mu in options.grid
     }
     least = min(float(np.median(counts)) for counts in found.values())
-    for rule in ("rows", "parameters", "march"):
-        if rule != "rows" or rows is not None:
+    for rule in RULES:
+        if not rule.startswith("rows") or rows is not None:
             found[rule] = [run(rule, seed, 0.95) for seed in seeds]
     return {
         rule: {
@@ -99,7 +108,7 @@ def compiled(name: str, most: int | None, rule: str) -> Callable:
 
     @jax.jit
     def run(key, momentum):
-        tx = transformation(rule, rows, momentum)
+        tx = transformation(rule, rows, rate, momentum)
         params = initial_params(key)
         draws = jax.random.split(jax.random.fold_in(key, 7), limit)
 
@@ -121,15 +130,21 @@ def compiled(name: str, most: int | None, rule: str) -> Callable:
     return run
 
 
-def transformation(rule: str, rows: int | None, momentum: Any):
+def transformation(rule: str, rows: int | None, rate: float, momentum: Any):
     """SPRING or MARCH, in sample space where there are fewer rows than parameters."""
     form = ng.curvature.Dense if rows is None else ng.curvature.Gram
     curvature = form(MODEL, ng.curvature.Centred())
-    if rule == "march":
-        return ng.scale_by_march(curvature, damping=DAMPING, momentum=momentum)
+    if rule in VARIANCES:
+        return ng.scale_by_march(
+            curvature, damping=DAMPING, momentum=momentum, variance=VARIANCES[rule]
+        )
     kinds = {"rows": ng.PrincipalRange(rows), "parameters": ng.PrincipalRange()}
+    kind, _, unbounded = rule.partition(", ")
     return ng.scale_by_spring(
-        curvature, damping=DAMPING, momentum=kinds.get(rule, momentum)
+        curvature,
+        damping=DAMPING,
+        momentum=kinds.get(kind, momentum),
+        trust_region=None if unbounded else ng.damping.TrustRegion(None, rate),
     )
 
 

@@ -1,6 +1,6 @@
 """Levenberg-Marquardt beside quasi-Newton methods on physics-informed networks.
 
-The problems of `examples/25_pinns.py`: float64, the same points, weights, first
+The problems of `benchmarks.pinn_problems`: float64, the same points, weights, first
 parameters and loss for all. Each method runs alone; its clocks stop while the error is
 measured, and leave out compiling.
 
@@ -35,9 +35,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import natgrad as ng
+from benchmarks import pinn_problems
 from benchmarks.report import table
 from benchmarks.timing import environment
-from benchmarks.training import loaded
 
 TARGETS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
@@ -61,10 +61,10 @@ class Method(NamedTuple):
 
 
 def task(name: str, seed: int) -> Task:
-    """A problem of the example from one seed."""
-    example = loaded("25_pinns")
-    model, batch, sizes, spread, _, u, exact, test = getattr(example, name)()
-    params = example.initial_params(jax.random.key(seed), sizes, spread)
+    """A problem from one seed."""
+    problem = getattr(pinn_problems, name)
+    model, batch, sizes, spread, _, u, exact, test = problem()
+    params = pinn_problems.initial_params(jax.random.key(seed), sizes, spread)
     start, unravel = ravel_pytree(params)
     truth = exact(test)
 

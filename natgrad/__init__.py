@@ -78,7 +78,7 @@ from natgrad.transforms.adaptive import (
 )
 from natgrad.transforms.health import check_health
 from natgrad.transforms.inverse_cache import Refresh
-from natgrad.transforms.march import scale_by_march
+from natgrad.transforms.march import ScoreVariance, StepVariance, scale_by_march
 from natgrad.transforms.mirror_descent import (
     dual_mirror_descent,
     mirror_descent,
@@ -103,6 +103,8 @@ __all__ = [
     "Refresh",
     "Relative",
     "ScaleInvariant",
+    "ScoreVariance",
+    "StepVariance",
     "WhenStale",
     "__version__",
     "adaptive",

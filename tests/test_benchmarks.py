@@ -98,7 +98,7 @@ def test_momentum_counts_steps_to_the_energy(tmp_path):
     arguments = ["--settings", "sampled 64", "--seeds", "1", "--grid", "0.9"]
     report = momentum.main([*arguments, "--steps", "1", "--output", str(tmp_path)])
     (found,) = report["settings"].values()
-    assert set(found) == {"μ = 0.9", "rows", "parameters", "march"}
+    assert set(found) == {"μ = 0.9", *momentum.RULES}
     assert all(v["steps"] == [float("inf")] for v in found.values())
     page = (tmp_path / "momentum.md").read_text()
     assert "| rows | – | – | – | – |" in page

@@ -15,6 +15,7 @@ from benchmarks import (
     memory,
     peers,
     pinn,
+    pinn_problems,
     racing,
     scaling,
     training,
@@ -82,6 +83,23 @@ def test_problems_train(name, tmp_path):
         report = convergence.main(arguments)
     (run,) = report["problems"][name]["optimizers"]["adam"]["runs"]
     assert run["loss"][-1] < run["loss"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problem", "seeds", "bound"),
+    [
+        ("poisson2", 3, 1e-7),
+        ("poisson5", 1, 1e-3),
+        ("heat", 1, 1e-4),
+        ("burgers", 1, 1e-4),
+    ],
+)
+def test_four_equations_are_solved(problem, seeds, bound):
+    with jax.numpy_rank_promotion("allow"):
+        found = pinn_problems.main(seeds, [getattr(pinn_problems, problem)])
+    assert len(found[problem]) == seeds
+    assert max(found[problem]) <= bound
 
 
 @pytest.mark.slow

@@ -107,20 +107,10 @@ def test_the_pinn_solves_the_equation(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("problem", "seeds", "bound"),
-    [
-        ("poisson2", 3, 1e-7),
-        ("poisson5", 1, 1e-3),
-        ("heat", 1, 1e-4),
-        ("burgers", 1, 1e-4),
-    ],
-)
-def test_four_equations_are_solved(run, problem, seeds, bound):
-    problems = (getattr(load("25_pinns"), problem),)
-    errors = run("25_pinns", seeds, problems)[problem]
-    assert len(errors) == seeds
-    assert max(errors) <= bound
+def test_a_bar_cools_as_its_equation_says(run):
+    errors = run("25_pinns", 1)
+    assert len(errors) == 1
+    assert max(errors) <= 1e-4
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from loading import load
 
 import natgrad as ng
+from benchmarks import pinn_problems
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +56,7 @@ def test_a_pinn_step_is_taken_only_downhill():
 
 def test_the_exact_solutions_of_the_pinns_solve_their_equations():
     """Differences of the formulas, and Burgers' start −sin πx."""
-    pinns = load("25_pinns")
-    (*_, heat, _), (*_, burgers, _) = pinns.heat(), pinns.burgers()
+    (*_, heat, _), (*_, burgers, _) = pinn_problems.heat(), pinn_problems.burgers()
     x, h = np.array([[0.3, 0.4], [0.7, 0.15]]), 1e-3
     t_step, x_step = h * np.eye(2)
 

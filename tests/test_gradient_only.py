@@ -176,6 +176,23 @@ def test_ten_steps_are_those_of_the_papers(name):
 
 
 @BOTH
+def test_steps_of_complex_parameters_are_those_of_the_papers_on_pairs(name):
+    """x and y of x + i y are two parameters, each with its factors; k is real."""
+    shapes = {"b": (2,), "k": (3, 2), "w": (4, 3)}
+    real, imag = draw(8, shapes, seed=5), draw(8, shapes, seed=6)
+    gradients = {n: real[n] + 1j * imag[n] for n in "bw"} | {"k": real["k"]}
+    updates, states = trained(name, gradients)
+    assert [updates[n].dtype.kind for n in "bkw"] == ["c", "f", "c"]
+    pairs = [("b", np.real), ("b", np.imag), ("k", np.real)]
+    for place, (leaf, part) in enumerate([*pairs, ("w", np.real), ("w", np.imag)]):
+        paper = Paper(name, shapes[leaf], SETTINGS["max_dimension"])
+        for t, g in enumerate(part(gradients[leaf])):
+            bases = [q if q is None else np.asarray(q[t]) for q in states.bases[place]]
+            found, expected = part(updates[leaf][t]), -paper.step(g, bases)
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@BOTH
 def test_rotated_gradients_give_rotated_steps(name):
     gradients = draw(9, {"w": (4, 4)})["w"]
     u, v = (

@@ -27,6 +27,18 @@ def test_large_weights_that_are_not_understood_are_an_error_with_the_line_to_pas
     assert [block.kind for block in captured.blocks] == ["diagonal", "diagonal"]
 
 
+def test_large_complex_weights_say_what_to_use_in_place_of_their_factors():
+    """By a cast, and as a pair of real ones."""
+    p = {"w": zoo.normal(0, 3, 350), "v": zoo.normal(1, 3, 350)}
+    for apply in (
+        lambda p, x: jnp.abs(x.astype(complex) @ p["w"].astype(complex) + x @ p["v"]),
+        lambda p, x: jnp.abs(x.astype(complex) @ jax.lax.complex(p["w"], p["v"])),
+    ):
+        message = r"w' of shape \(3, 350\).*would be complex; use Gram, Dense or Matrix"
+        with pytest.raises(layers.NotCapturedError, match=message):
+            layers.capture(apply, p, X)
+
+
 @pytest.mark.parametrize(
     "apply",
     [

@@ -289,6 +289,10 @@ IMPOSSIBLE = {
     r"\[5, ...\], a row a point": lambda: ng.least_squares(
         {"one": lambda p, x: jnp.sum(p["k"] * x)}
     ).loss(PARAMS, {"one": np.ones(5)}),
+    r"groups \['decay', .* each has another. Use Dense": lambda: ng.curvature.KFAC(
+        MODEL
+    ).at(PARAMS, X),
+    "^KFAC has one product of": lambda: ng.ekfac(0.1, MODEL).init(PARAMS),
     "apply was replaced": lambda: ng.curvature.columns.law_of_outputs(MODEL).losses(
         PARAMS, X
     ),

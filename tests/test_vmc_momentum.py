@@ -1,4 +1,4 @@
-"""Momentum of variational Monte Carlo: SPRING under any damping, PRIME-SR, MARCH."""
+"""Momentum of variational Monte Carlo: SPRING under any damping, and PRIME-SR."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import ravel, relative_error
-from vmc_steps import CASE, DAMPING, MOMENTUM, path, problem, traced
+from problems import relative_error
+from vmc_steps import DAMPING, MOMENTUM, path, problem
 
 import natgrad as ng
 from natgrad import curvature as curvatures
@@ -43,20 +43,26 @@ def test_spring_takes_dampings_that_the_metric_decides():
             assert relative_error(update, before) < 1e-9
 
 
-@pytest.mark.parametrize("rows", [7, None])
-def test_the_momentum_of_the_principal_range_is_that_of_the_paper(rows):
-    """Equations 4.4 to 4.7 in numpy, with eigenvectors of B Bᵀ, or of Bᵀ B."""
+@pytest.mark.parametrize(("rows", "rate"), [(7, None), (None, None), (7, 0.3)])
+def test_the_momentum_of_the_principal_range_is_that_of_the_paper(rows, rate):
+    """Equations 4.4 to 4.7 in numpy, with eigenvectors of B Bᵀ, or of Bᵀ B.
+
+    Where the rate is known, 1.5 in the third step as the schedule has it, μ <= 1 − η.
+    """
+    rates = (rate, rate, 1.5, 0.0) if rate else (0.0,) * 4
     model, params, x, y = problem("gram", 4)
     tx = ng.scale_by_spring(
         curvatures.Gram(model, curvatures.Empirical()),
         damping=DAMPING,
         momentum=ng.PrincipalRange(rows),
+        trust_region=rate
+        and ng.damping.TrustRegion(None, lambda count: jnp.asarray(rates)[count]),
     )
     record = lambda state: (state.momentum, state.principal[2:])
     updates, gradients, matrices, (momenta, said) = path(
         tx, model, params, x, y, record
     )
-    before, last = np.zeros(matrices.shape[2]), None
+    before, last, paper = np.zeros(matrices.shape[2]), None, []
     for k, row in enumerate(matrices):
         left, singular, right = np.linalg.svd(row, full_matrices=False)
         s = singular[singular**2 > len(row) * np.finfo(float).eps * singular[0] ** 2]
@@ -67,6 +73,8 @@ def test_the_momentum_of_the_principal_range_is_that_of_the_paper(rows):
             most = np.sqrt(min(space.shape[1], last.shape[1]))
             overlap = np.linalg.norm(space.T @ last) / most
             momentum = 1 - (1 - np.sqrt(overlap)) * (1 - (alpha / rank) ** 0.25)
+            paper.append(momentum)
+            momentum = min(momentum, max(1 - rates[k], 0))
         assert relative_error(momenta[k], momentum) < 1e-9
         for given, expected in zip(said, (alpha, rank, overlap), strict=True):
             assert abs(given[k] - expected) < 1e-9 * (1 + expected)
@@ -75,6 +83,8 @@ def test_the_momentum_of_the_principal_range_is_that_of_the_paper(rows):
         before, last = np.linalg.solve(damped, pulled), space
         assert relative_error(updates[k], before) < 1e-9
     assert 0 < momenta[-1] < 1
+    bounded = [mu < own - 1e-9 for mu, own in zip(momenta[1:], paper, strict=True)]
+    assert bounded == [rate is not None] * 2 + [False]
 
 
 def test_the_principal_range_refuses_other_rows_and_large_matrices():
@@ -104,6 +114,7 @@ def test_a_skipped_step_keeps_the_principal_space_and_the_variance():
     transforms = (
         ng.scale_by_spring(curvature, momentum=ng.PrincipalRange(7)),
         ng.scale_by_march(curvature),
+        ng.scale_by_march(curvature, variance=ng.ScoreVariance()),
     )
 
     @jax.jit
@@ -130,51 +141,3 @@ def test_a_skipped_step_keeps_the_principal_space_and_the_variance():
                     jax.tree.leaves(one), jax.tree.leaves(other), strict=True
                 ):
                     np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("form", [curvatures.Gram, curvatures.Dense])
-def test_march_is_the_update_of_its_paper(form):
-    """Equations S17 to S23 in sample space, with v_0 = 1 and ε = 1e-8."""
-    model, params, x, y = problem("gram", 4)
-    decay, strength = 0.8, 0.05
-    tx = ng.scale_by_march(
-        form(model, curvatures.Empirical()),
-        damping=strength,
-        momentum=MOMENTUM,
-        variance_decay=decay,
-    )
-    updates, _, matrices, variances = path(
-        tx, model, params, x, y, lambda state: ravel(state.variance)
-    )
-    step, variance = np.zeros(matrices.shape[2]), np.ones(matrices.shape[2])
-    for k, rows in enumerate(matrices):
-        e = np.ones(len(rows)) / np.sqrt(len(rows))
-        phi, inverse = MOMENTUM * step, 1 / np.maximum(np.sqrt(variance), 1e-8)
-        kernel = rows * inverse @ rows.T + strength * np.eye(len(rows))
-        new = phi + inverse * (rows.T @ np.linalg.solve(kernel, e - rows @ phi))
-        variance = decay * variance + (new - step) ** 2
-        step = new
-        assert relative_error(updates[k], step) < 1e-9
-        assert relative_error(variances[k], variance) < 1e-9
-
-
-def test_the_alias_of_march_lowers_the_loss_and_refuses_kfac():
-    model, params, x, y = CASE.problem(examples=30)
-    tx = ng.march(0.1, model, damping=1e-2, constraint=1e-2)
-
-    def step(carry, _):
-        params, state = carry
-        loss, gradient = jax.value_and_grad(model.loss)(params, x, y)
-        updates, state = tx.update(gradient, state, params, inputs=x)
-        length = optax.tree.norm(updates)
-        return (optax.apply_updates(params, updates), state), (loss, length)
-
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=40)[1])
-    losses, lengths = run(params)
-    assert losses[-1] < 0.8 * losses[0]
-    assert (lengths <= 0.1 + 1e-12).all()
-    refused = ng.march(0.1, model, curvature=curvatures.KFAC)
-    with pytest.raises(ValueError, match="one number a layer"):
-        traced(refused, model, params, x, y)
-    with pytest.raises(ValueError, match=r"variance_decay must lie in \[0, 1\]"):
-        ng.march(0.1, model, variance_decay=1.5)

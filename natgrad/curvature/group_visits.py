@@ -1,4 +1,9 @@
-"""The rows of groups of residuals in turn, as one batch of examples."""
+"""The rows of groups of residuals in turn, as one batch of examples.
+
+Curvatures by layers refuse several groups. Of group g a layer's part of F is A_g ⊗ G_g,
+and means of x xᵀ and of g gᵀ over the rows of all groups would multiply the inputs of
+one with the gradients of the other, weights of 1/100 and of 100 among them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.layers import Dependence
+from natgrad.model import LeastSquares
 from natgrad.model.residuals import Group
 from natgrad.typing import Array, Params
 
@@ -43,6 +49,23 @@ class GroupVisits:
     def fold_columns(self, collect: Any, beside: Any = None) -> tuple[Any, Any]:
         """As `Visits.fold_columns`."""
         return _sum_of([part.fold_columns(collect, beside) for part in self.parts])
+
+
+def refuse_groups(curvature: Any) -> None:
+    """Raise a ValueError for a curvature by layers of a model of groups of residuals.
+
+    Args:
+        curvature: it.
+    """
+    model = curvature.model
+    if isinstance(model, LeastSquares):
+        raise ValueError(
+            f"{type(curvature).__name__} has one product of inputs and gradients a "
+            f"layer, and of the groups {list(model.residuals.functions)} of "
+            "least_squares each has another. Use Dense, Gram or MatrixFree, which are "
+            "exact; or one group alone as Model(residual, families.NormalMean(), "
+            "example_inputs=points), whose labels are 0."
+        )
 
 
 def rows_alone(group: Group, params: Params) -> bool:

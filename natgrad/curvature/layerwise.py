@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from natgrad import layers, tree
 from natgrad.curvature.columns import BatchColumns, law_of_outputs, summed_over
+from natgrad.curvature.group_visits import refuse_groups
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.layers import Block, Captured
 from natgrad.layers.captured import StatisticRequest
@@ -216,8 +217,8 @@ class LayerCurvature(SummedCurvature):
         self.labels.check(given.targets, given.key)
         local, model = self.to_device_local(given), self.model
         program = layers.trace(model.raw_outputs, local.params, local.inputs)
-        self._check_examples(local, program)
         captured = self.captured(local.params, local.inputs, program)
+        self._check_examples(local, program)
         return CapturedBatch(law_of_outputs(model), local, captured, program.shape)
 
     def _check_examples(self, local: Batch, program: Any) -> None:
@@ -253,9 +254,10 @@ class LayerCurvature(SummedCurvature):
             program: the trace of the model on these, where the caller has it.
 
         Raises:
-            ValueError: there are no inputs, a part of the parameters is masked, or a
-                use of a parameter is not understood.
+            ValueError: there are no inputs, or groups of residuals, a part of the
+                parameters is masked, or a use of a parameter is not understood.
         """
+        refuse_groups(self)
         inputs = self.model.example_inputs if inputs is None else inputs
         if inputs is None:
             raise ValueError(
@@ -293,8 +295,6 @@ def _ordered(sums: Mapping, captured: Captured) -> Mapping:
     return {block.name: sums[block.name] for block in captured.blocks}
 
 
-def _answers(
-    pullback: Callable, z: Array, columns: BatchColumns
-) -> tuple[Callable, int]:
+def _answers(pullback: Callable, z: Array, columns: BatchColumns) -> tuple:
     """k -> the answers to score column k, and K."""
     return lambda k: pullback(columns.column(k).astype(z.dtype))[1], columns.count

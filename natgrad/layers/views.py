@@ -7,9 +7,8 @@ with stride `step`; an atom with axis −1 repeats its entries (a broadcast). So
     view[i_1, i_2, ...] = parameter[start + Σ_atoms step · digit]
 
 where the digits of an atom's place within i_k are those of a mixed-radix number.
-Transposing, reshaping, slicing, reversing and broadcasting map views to views without
-looking at an array, and two views can be compared, put in a natural order, or turned
-into a matrix, whatever the size of the parameter.
+Transposing, reshaping, slicing, reversing and broadcasting map views to views, and two
+views can be compared, put in a natural order, or turned into a matrix.
 """
 
 from __future__ import annotations
@@ -246,13 +245,14 @@ def follow(
         is not a structural op.
 
     Raises:
-        NotUnderstoodError: the op is structural, but cuts across the view's axes or
-            makes complex numbers, whose x gᵀ is no gradient.
+        NotUnderstoodError: the op cuts across the view's axes, or makes it complex.
     """
     params, name = equation.params, equation.primitive.name
-    if name in IDENTITIES:
+    if name in IDENTITIES or name == "complex":
         if np.issubdtype(equation.outvars[0].aval.dtype, np.complexfloating):
-            raise NotUnderstoodError("a cast to complex numbers")
+            raise NotUnderstoodError(
+                "its Kronecker factors would be complex; use Gram, Dense or MatrixFree"
+            )
         return [view]
     if name == "optimization_barrier":
         return [view if i == operand else None for i in range(len(equation.outvars))]

@@ -29,7 +29,12 @@ from natgrad.optimizers.chains import (
 from natgrad.solvers.base import Solver
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
 from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
-from natgrad.transforms.march import scale_by_march
+from natgrad.transforms.march import (
+    BY_STEPS,
+    ScoreVariance,
+    StepVariance,
+    scale_by_march,
+)
 from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
@@ -156,7 +161,7 @@ def spring(
         model: the statistical model.
         damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         momentum: μ in [0, 1]; or `natgrad.PrincipalRange()`, which finds it in each
-            step from the spectrum of F (PRIME-SR).
+            step from the spectrum of F (PRIME-SR), at most 1 − η.
         constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
             the paper has in place of a trust region; None for none.
         curvature: model -> curvature; None for Gram with `Exact` labels. A function
@@ -193,14 +198,15 @@ def march(
     *,
     damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike = 0.95,
-    variance_decay: ArrayLike = 0.995,
+    variance: StepVariance | ScoreVariance = BY_STEPS,
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
 ) -> optax.GradientTransformationExtraArgs:
     """`spring` whose damping λ √v is by the variance v of each parameter's steps.
 
-    φ = (F + λ √v)⁻¹ (g + λ μ √v φ_before), v = β v_before + (φ − φ_before)², v_0 = 1.
+    φ = (F + λ √v)⁻¹ (g + λ μ √v φ_before), v = β v_before + (φ − φ_before)², v_0 = 1;
+    or by that of its scores, v = β v_before + (1 − β) diag F / mean diag F.
     `Gram` writes out the rows of B for it, M·P numbers.
 
     Args:
@@ -208,7 +214,8 @@ def march(
         model: the statistical model.
         damping: λ, or a schedule; by layer too, but for what F decides.
         momentum: μ in [0, 1].
-        variance_decay: β in [0, 1].
+        variance: `natgrad.StepVariance(decay)` or `natgrad.ScoreVariance(decay)`, β
+            in [0, 1].
         constraint: as for `spring`.
         curvature: as for `spring`; not KFAC or EKFAC.
         trust_region: as for `spring`.
@@ -226,7 +233,7 @@ def march(
         curvature_of(form, model),
         damping=damping,
         momentum=momentum,
-        variance_decay=variance_decay,
+        variance=variance,
         trust_region=TrustRegion(trust_region, learning_rate),
     )
     return chain(

@@ -11,6 +11,11 @@
 Where the spectrum is flat, or where the leading directions of two batches are the same,
 a step has much in common with the last one, and μ is near 1. The first step has μ = 0.
 
+Where the rate η of the steps is known, μ <= 1 − η: after a step −η φ with φ = F⁻¹ g,
+what is left to go is F⁻¹ (g − η F φ) = (1 − η) φ if F is the Hessian, so more of φ than
+that is not worth remembering. The paper has no such bound: where the leading directions
+do not change, as on a full sum, its μ goes to 1 whatever η is.
+
 Eigenvectors are those of K = B Bᵀ in sample space, where rows of one batch are compared
 with the same rows of the last one, as in the paper (Markov chains, or a full sum), or
 those of F in parameter space, which does not ask what the rows are. The spectra agree.

@@ -29,6 +29,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
+from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.damping import (
@@ -89,7 +90,7 @@ def scale_by_spring(
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
         trust_region: as for `scale_by_curvature`, without its momentum and weight
-            decay; φ is remembered as it was shortened.
+            decay; φ is remembered as it was shortened. A found μ is at most 1 − η.
         seed: as for `scale_by_curvature`.
 
     Raises:
@@ -128,7 +129,7 @@ def scale_by_spring(
             )
         tree.check_kept(state.direction, updates)
         own, layout = call(rule, state.solve.count), Layout.of(updates)
-        mu, principal = _momentum(momentum, curvature, state, params, extra_args)
+        mu, space = _mu(momentum, trust_region, curvature, state, params, extra_args)
         direction, solve = inner.update(
             updates,
             state.solve,
@@ -138,9 +139,9 @@ def scale_by_spring(
             **extra_args,
         )
         solve = cast(ScaleByCurvatureState, solve)
-        last, found = (state.direction, state.principal), (direction, principal)
-        kept, principal = tree.where(solve.health.skipped, last, found)
-        return direction, SpringState(kept, mu, solve, principal)
+        last, found = (state.direction, state.principal), (direction, space)
+        kept, space = tree.where(solve.health.skipped, last, found)
+        return direction, SpringState(kept, mu, solve, space)
 
     return transformation(*of_pairs(init, update))
 
@@ -159,8 +160,9 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
 
 
-def _momentum(
+def _mu(
     momentum: ArrayLike | PrincipalRange,
+    trust_region: TrustRegion | None,
     curvature: Curvature,
     state: SpringState,
     params: Params | None,
@@ -169,16 +171,42 @@ def _momentum(
     """(μ, what is remembered of its spectrum), from F with the labels of the step."""
     if not isinstance(momentum, PrincipalRange):
         return jnp.asarray(momentum, state.momentum.dtype), state.principal
+    reader = "PrincipalRange() reads the spectrum of F"
+    metric = metric_of_step(reader, curvature, state.solve, params, extra_args)
+    mu, principal = momentum.update(metric, state.principal)
+    rate = trust_region.learning_rate if trust_region else 0.0
+    rate = call(rate, state.solve.count) if callable(rate) else rate
+    most = jnp.clip(1 - jnp.asarray(rate, mu.dtype), 0)
+    return jnp.minimum(mu, most), principal
+
+
+def metric_of_step(
+    reader: str,
+    curvature: Curvature,
+    state: ScaleByCurvatureState,
+    params: Params | None,
+    extra_args: Mapping[str, Any],
+) -> Metric:
+    """F of the batch with the labels that the step solves with.
+
+    Args:
+        reader: who reads what of F, for the error.
+        curvature: the approximation.
+        state: before the step.
+        params: θ.
+        extra_args: of `update`.
+
+    Raises:
+        ValueError: there are no inputs or parameters.
+    """
     inputs = extra_args.get("inputs", MISSING)
     if inputs is MISSING or params is None:
         raise ValueError(
-            "PrincipalRange() reads the spectrum of F of each batch: call "
-            "update(gradient, state, params, inputs=x)."
+            f"{reader} of each batch: call update(gradient, state, params, inputs=x)."
         )
     own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
-    _, key = jax.random.split(state.solve.key)
-    metric = own.at(params, inputs, extra_args.get("targets"), key)
-    return momentum.update(metric, state.principal)
+    _, key = jax.random.split(state.key)
+    return own.at(params, inputs, extra_args.get("targets"), key)
 
 
 def scale_by_norm_constraint(
