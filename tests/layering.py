@@ -52,7 +52,7 @@ OPTAX = {
     "natgrad.transforms": "makes a transformation of any curvature",
     "natgrad.optimizers": "chains it with a learning rate",
     "natgrad.inference.online_newton": "is an optimizer of optax",
-    "natgrad.laplace.prior": "fits priors by optimizers of optax",
+    "natgrad.laplace.posterior": "fits priors by optimizers of optax",
     "natgrad.attribution.retraining": "trains with optimizers of optax",
     "natgrad.layers.muon": "says which axes of a weight optax's Muon takes for what",
     "natgrad.tree.layout": "sees what optax.masked leaves behind",

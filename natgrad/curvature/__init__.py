@@ -18,6 +18,7 @@ from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.ekfac import EKFAC
+from natgrad.curvature.gathered import DataSet
 from natgrad.curvature.gram import Gram, GramBlocks
 from natgrad.curvature.kfac import KFAC
 from natgrad.curvature.kfoc import KFOC
@@ -93,6 +94,7 @@ __all__ = [
     "Constant",
     "Curvature",
     "DataAverage",
+    "DataSet",
     "Delegate",
     "Dense",
     "Diagonal",

@@ -205,7 +205,8 @@ class Curvature(abc.ABC):
                 A generator will do where `passes` is 1: EKFAC reads the data twice,
                 KFOC twice an iteration. For a progress bar wrap the iterable,
                 `tqdm(loader)`.
-            key: a random key, where `labels` needs one; batch b gets fold_in(key, b).
+            key: a random key, where `labels` needs one; batch b gets fold_in(key, b),
+                and the data where they are kept (`requires_batch`) the key itself.
             start: what `callback` was given at some batch, to go on from there; the
                 other arguments must be as they were, and the batches in their order.
             callback: called with the progress after each batch. The arrays in it are

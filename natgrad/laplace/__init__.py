@@ -6,8 +6,7 @@ with any metric F at θ, exact or factored: samples, the law of outputs and of l
 new inputs, the evidence of prior, noise and model, priors by layer that maximise it.
 """
 
-from natgrad.laplace.posterior import Posterior
+from natgrad.laplace.posterior import Posterior, fit_prior
 from natgrad.laplace.predictive import Outputs
-from natgrad.laplace.prior import fit_prior
 
 __all__ = ["Outputs", "Posterior", "fit_prior"]
