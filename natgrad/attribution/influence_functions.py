@@ -117,7 +117,7 @@ def influence(
 def _rows(model: Model, params, x, y) -> tuple[Jacobian, Array, Array]:
     """Rows b_n of the examples, the numbers [N] that make ∇ℓ_n of them, and Σ_n ω_n."""
     gram, y = Gram(model, Empirical()), jnp.asarray(y)
-    rows = gram.metric(gram.estimate(params, x, y), params, x, y).jacobian
+    rows = gram.jacobian(gram.estimate(params, x, y), params, x, y)
     examples, total = model.examples(params, x)
     weights = jnp.max(examples.weights.reshape(examples.weights.shape[0], -1), axis=1)
     return rows, -jnp.sqrt(weights * total).astype(rows.layout.dtype), total
