@@ -1,37 +1,44 @@
-"""`natgrad compare`, `race` and `spectrum`: what each runs, and what it writes.
-
-compare writes comparison.json, fidelity.png and training.png; race writes race.json and
-training.png; spectrum writes spectrum.json and spectra.png.
-"""
+"""`natgrad compare`, `race`, `spectrum`, `doctor`: what each runs, what it writes."""
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+import jax
+import numpy as np
 import typer
 
-from natgrad.cli.options import CompareOptions, FidelityOptions, Output, RaceOptions
+from natgrad.cli import data
+from natgrad.cli.experiment import approach, build_model
+from natgrad.cli.options import (
+    AtStep,
+    BatchSize,
+    CompareOptions,
+    FidelityOptions,
+    ModelOptions,
+    Output,
+    RaceOptions,
+)
 from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
+from natgrad.compare.doctor import Diagnosis, doctor
+
+# Characters a line of the doctor's.
+_WIDTH = 80
 
 
 class FullCompareSession(Session):
     """Compare, race, and write."""
 
-    command = "compare"
-
-    def stages(self) -> list[Stage]:
-        """Both."""
-        return [self.compare(), self.train()]
-
-    def save(self, *, complete: bool) -> None:
-        """Pictures and comparison.json."""
-        self.picture("fidelity.png", self.comparison, self.fidelity_figure)
-        self.picture("training.png", self.race, self.training_figure)
-        self.record("comparison.json", self.description(complete=complete))
+    command, file = "compare", "comparison.json"
+    pictures: ClassVar = {
+        "fidelity.png": Session.fidelity_figure,
+        "training.png": Session.training_figure,
+    }
 
 
 class CompareSession(FullCompareSession):
@@ -47,31 +54,25 @@ class CompareSession(FullCompareSession):
 class RaceSession(Session):
     """Race, and write."""
 
-    command = "race"
+    command, file = "race", "race.json"
+    pictures: ClassVar = {"training.png": Session.training_figure}
 
     def stages(self) -> list[Stage]:
         """One."""
         return [self.train()]
 
-    def save(self, *, complete: bool) -> None:
-        """training.png and race.json."""
-        self.picture("training.png", self.race, self.training_figure)
-        self.record("race.json", self.description(complete=complete))
-
 
 class SpectrumSession(Session):
     """Measure, and write the eigenvalues."""
 
-    command = "spectrum"
+    command, file = "spectrum", "spectrum.json"
+    pictures: ClassVar = {
+        "spectra.png": lambda self: self.comparison and plots.spectra(self.comparison)
+    }
 
     def stages(self) -> list[Stage]:
         """One."""
         return [self.compare()]
-
-    def save(self, *, complete: bool) -> None:
-        """spectra.png and spectrum.json."""
-        self.picture("spectra.png", self.comparison, plots.spectra)
-        self.record("spectrum.json", self.description(complete=complete))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,3 +126,33 @@ class Spectrum(FidelityOptions, CompareOptions):
     def defaults(self) -> Mapping[str, Any]:
         """Nothing is raced, nothing is timed with care."""
         return {"charts": 0, "repeats": 1, "optimizers": ()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor(ModelOptions):
+    """Which optimizer to use for a model, and why: five lines.
+
+    Check a batch, read the layers, and measure gradient noise and curvature. Nothing
+    is trained to the end and nothing is written.
+    """
+
+    at_step: AtStep = None
+    batch_size: BatchSize = None
+
+    def carry_out(self) -> int:
+        """Print the five lines; the exit code."""
+        for line in str(self._diagnosis()).splitlines():
+            print(textwrap.fill(line, _WIDTH, subsequent_indent="    "))
+        return 0
+
+    def _diagnosis(self) -> Diagnosis:
+        settings = self.settings()
+        dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
+        self.check_counts(dataset)
+        model, params = build_model(settings, dataset, settings.seed)
+        params = approach(model, params, *dataset.train, steps=settings.at_step)
+        order = np.random.default_rng(settings.seed).permutation(len(dataset.train[0]))
+        rows = order[: settings.batch_size]
+        inputs, targets = (array[rows] for array in dataset.train)
+        key = jax.random.PRNGKey(settings.seed)
+        return doctor(model, params, inputs, targets, damping=settings.damping, key=key)

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natgrad import __version__
-from natgrad.cli.commands import Compare, Race, Spectrum
+from natgrad.cli.commands import Compare, Doctor, Race, Spectrum
 from natgrad.cli.devices import Devices
-from natgrad.cli.doctor import Doctor
 from natgrad.cli.options import EPILOG, ModelOptions
 from natgrad.cli.parsing import Command
 from natgrad.cli.report import Report

@@ -6,13 +6,18 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import itertools
+import os
+import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.cli import user_model
 from natgrad.cli.data import Dataset
 from natgrad.curvature import choose
 from natgrad.model import Model
@@ -35,7 +40,8 @@ def build(
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`, or module:function; see `natgrad.cli.user_model`.
+        name: in `MODELS`, or module:function; called with a key,
+            some inputs and the number of outputs.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
         key: of the initial weights.
@@ -44,7 +50,7 @@ def build(
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
     if ":" in name:
-        return user_model.build(name, dataset, key)
+        return _own(name, dataset, key)
     kind = "classes" if dataset.classes else "numbers"
     if kind not in choose(MODELS, name, "model"):
         fitting = [other for other, kinds in MODELS.items() if kind in kinds]
@@ -88,3 +94,76 @@ def apply(params: Params, inputs: Array) -> Array:
         layer = params[f"layer{index}"]
         z = (jnp.tanh(z) if index else z) @ layer["weight"] + layer["bias"][None]
     return z
+
+
+def _own(name: str, dataset: Dataset, key: Key) -> tuple[Model, Params]:
+    """The model that function(key, inputs, outputs) makes, and its parameters."""
+    made = _called(name, _found(name), key, dataset)
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise ValueError(
+            f"{name} must return (apply, params) or (natgrad.Model, params), got "
+            f"{type(made).__name__}."
+        )
+    model, params = made
+    if not isinstance(model, Model):
+        model = Model(model, dataset.family)
+    if model.example_inputs is None:
+        model = dataclasses.replace(model, example_inputs=dataset.train[0][:1])
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} returned no parameters: {params!r}.")
+    _check(name, model, params, dataset)
+    return model, params
+
+
+def _found(name: str) -> Any:
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"--model {name}: expected module:function.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = (
+            isinstance(error, ModuleNotFoundError)
+            and error.name is not None
+            and error.name in module_name
+        )
+        where = f"there is no such module in {os.getcwd()} or on Python's path"
+        reason = where if missing else _reason(error)
+        raise ValueError(f"--model {name}: cannot import it: {reason}.") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(
+            f"--model {name}: {module_name} has no function {function_name!r}."
+        )
+    return function
+
+
+def _called(name: str, function: Any, key: Key, dataset: Dataset) -> Any:
+    try:
+        return function(key, dataset.train[0], dataset.outputs)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--model {name}: it failed: {_reason(error)}.") from error
+
+
+def _check(name: str, model: Model, params: Params, dataset: Dataset) -> None:
+    """Do the outputs have the data's shape?"""
+    inputs, _ = dataset.train
+    try:
+        z = jax.eval_shape(model.outputs, params, inputs)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--model {name}: apply failed: {_reason(error)}.") from error
+    wanted = (len(inputs), dataset.outputs)
+    if model.family == dataset.family and z.shape != wanted:
+        raise ValueError(
+            f"--model {name}: apply(params, inputs) must give z [N, C] = "
+            f"{list(wanted)} for {dataset.name}, got {list(z.shape)}."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """What was raised, and where in the person's own code."""
+    lines = traceback.extract_tb(error.__traceback__)
+    where = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}".rstrip(".")

@@ -11,13 +11,12 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from natgrad.cli.config import defaults_from_file
 from natgrad.cli.data import FEWEST, SOURCES, Dataset
 from natgrad.cli.experiment import QUICK, Experiment, Settings
-from natgrad.cli.files import check_directory
 from natgrad.cli.models import MODELS
+from natgrad.cli.parsing import defaults_from_file
 from natgrad.cli.session import Session
-from natgrad.cli.shared import UsageError, numerics
+from natgrad.cli.shared import UsageError, check_directory, numerics
 from natgrad.compare.contenders import BASELINES, DEFAULT
 from natgrad.compare.extras import require
 from natgrad.curvature import CURVATURES
@@ -114,6 +113,26 @@ class ModelOptions:
         ),
     ] = None
 
+    def run(self) -> int:
+        """Carry out what was typed, in the precision that was asked for.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            UsageError: for names, numbers and files that make no sense.
+            MissingExtra: where rich, matplotlib or scikit-learn is not installed.
+        """
+        with numerics(x64=self.x64):
+            try:
+                return self.carry_out()
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+
+    def carry_out(self) -> int:
+        """What the command does; the exit code."""
+        raise NotImplementedError
+
     def defaults(self) -> Mapping[str, Any]:
         """Settings of this command that differ from `Settings`."""
         return {}
@@ -131,14 +150,7 @@ class ModelOptions:
         return dataclasses.replace(base, **{**self.defaults(), **typed})
 
     def check_counts(self, dataset: Dataset) -> None:
-        """Raise where more was typed than the data has.
-
-        Args:
-            dataset: which was loaded.
-
-        Raises:
-            UsageError: for --examples or --batch-size.
-        """
+        """Raise a UsageError where more was typed than the data has."""
         train, test = len(dataset.train[0]), len(dataset.test[0])
         for name, most in {"examples": train + test, "batch_size": train}.items():
             typed = getattr(self, name, None)
@@ -158,27 +170,18 @@ class CompareOptions(ModelOptions):
 
     session: ClassVar[type[Session]]
 
-    def run(self) -> int:
+    def carry_out(self) -> int:
         """Check everything, prepare the experiment and run the session.
 
-        Returns:
-            The exit code.
-
         Raises:
-            UsageError: for names, numbers and files that make no sense.
-            MissingExtra: where rich, matplotlib or scikit-learn is not installed.
             OSError: where the output cannot be written.
         """
         for module in ("rich", "matplotlib"):
             require(module)
         check_directory(self.output)
-        with numerics(x64=self.x64):
-            try:
-                experiment = Experiment.of(self.settings())
-                self.check_counts(experiment.dataset)
-                return self.session(experiment, self.output).run()
-            except ValueError as error:
-                raise UsageError(str(error)) from error
+        experiment = Experiment.of(self.settings())
+        self.check_counts(experiment.dataset)
+        return self.session(experiment, self.output).run()
 
 
 AtStep = Annotated[

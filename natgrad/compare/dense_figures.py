@@ -10,13 +10,13 @@ import numpy as np
 
 from natgrad.compare.figures import (
     Figures,
+    Part,
     Spectrum,
     divergence,
     effective_dimension,
     ratio,
     step_figures,
 )
-from natgrad.compare.partition import Part
 from natgrad.metrics.base import Metric
 from natgrad.typing import Array
 

@@ -20,9 +20,12 @@ from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
+from natgrad import layers
+from natgrad.layers import Captured, NotCapturedError
 from natgrad.metrics.base import Metric
-from natgrad.tree import Layout
-from natgrad.typing import Params
+from natgrad.model import Model
+from natgrad.tree import Layout, paths
+from natgrad.typing import Inputs, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,3 +139,65 @@ def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
 def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
     """numerator / denominator, NaN where the denominator is 0."""
     return float(numerator) / float(denominator) if float(denominator) else math.nan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the parameters: all, or a block.
+
+    A block is a layer as `natgrad.layers` reads it, weight and bias together. Blocks
+    that share a parameter are one. A model that cannot be read has a block a parameter.
+
+    Attributes:
+        name: of the block; "" for all parameters.
+        positions: of its entries in the vector [P], ascending.
+    """
+
+    name: str
+    positions: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """How many parameters."""
+        return len(self.positions)
+
+
+def captured(model: Model, params: Params, inputs: Inputs) -> Captured | None:
+    """The layers of the model, None where it cannot be read."""
+    try:
+        return layers.capture(model.apply_real, params, inputs, in_axes=model.in_axes)
+    except NotCapturedError:
+        return None
+
+
+def parts(model: Model, params: Params, inputs: Inputs) -> list[Part]:
+    """All parameters as one part, then the blocks."""
+    layout, names = Layout.of(params), paths(params)
+    read = captured(model, params, inputs)
+    leaves = [set(block.leaves) for block in read.blocks] if read else []
+    groups = _merged([*leaves, *({leaf} for leaf in range(len(names)))])
+    blocks = [
+        Part(
+            _title([names[leaf] for leaf in group]),
+            np.concatenate([layout.positions(leaf) for leaf in group]),
+        )
+        for group in groups
+    ]
+    return [Part("", np.arange(layout.size)), *blocks]
+
+
+def _merged(sets: list[set[int]]) -> list[list[int]]:
+    """The connected components, in the order of the leaves."""
+    components: list[set[int]] = []
+    for members in sets:
+        touching = [c for c in components if c & members]
+        components = [c for c in components if not c & members]
+        components.append(members.union(*touching))
+    return sorted(sorted(component) for component in components)
+
+
+def _title(names: list[str]) -> str:
+    """'dense/bias + kernel' for 'dense/bias' and 'dense/kernel'."""
+    first, *others = names
+    prefix = first.rpartition("/")[0] + "/"
+    return " + ".join([first, *(name.removeprefix(prefix) for name in others)])

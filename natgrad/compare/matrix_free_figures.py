@@ -3,7 +3,7 @@
 With random signs v on the part in question, and D = A − F,
 
     ‖D‖_F² = E|D v|²     tr A = E⟨v, A v⟩     (Hutchinson 1989)
-    log det and effective dimension by quadrature (`natgrad.compare.lanczos`)
+    log det and effective dimension by quadrature (`natgrad.solvers.lanczos`)
     tr (F + λI)⁻¹(A + λI) = E⟨v, (A + λI)(F + λI)⁻¹ v⟩
 
 F and A see the same v, so that most of the noise of a ratio or difference cancels; what
@@ -25,10 +25,9 @@ import numpy as np
 
 from natgrad.compare import estimates
 from natgrad.compare.budget import Budget
-from natgrad.compare.figures import Figures, Spectrum, ratio, step_figures
-from natgrad.compare.lanczos import Krylov, lanczos
-from natgrad.compare.partition import Part
+from natgrad.compare.figures import Figures, Part, Spectrum, ratio, step_figures
 from natgrad.metrics.base import Metric
+from natgrad.solvers.lanczos import Krylov, krylov
 from natgrad.typing import Array, Key
 
 
@@ -149,13 +148,13 @@ class MatrixFreeFigures:
     ) -> dict[str, float]:
         """The extreme eigenvalues of D, and the extreme ratios, in a Krylov space."""
         place = self._placed(part, probes[0].signs)
-        krylov, gram = _difference(metric, self._metric, *place, self._iterations)
+        space, gram = _difference(metric, self._metric, *place, self._iterations)
         largest = max(float(np.abs(probe.nodes).max()) for probe in probes)
         gram = np.asarray(gram, float)
         damped = (gram + gram.T) / 2 + self._damping * np.eye(len(gram))
-        lowest, highest = estimates.extreme_ratios(damped, krylov.matrix())
+        lowest, highest = estimates.extreme_ratios(damped, space.matrix())
         return {
-            "spectral_error": ratio(np.abs(krylov.quadrature()[0]).max(), largest),
+            "spectral_error": ratio(np.abs(space.quadrature()[0]).max(), largest),
             "lowest_ratio": lowest,
             "median_ratio": np.nan,
             "highest_ratio": highest,
@@ -163,10 +162,10 @@ class MatrixFreeFigures:
 
     def _probe(self, metric: Metric, part: Part, signs: np.ndarray) -> Probe:
         place = self._placed(part, signs)
-        krylov = _krylov(metric, *place, self._iterations)
-        vectors = krylov.image(), krylov.solved(self._damping)
+        space = _krylov(metric, *place, self._iterations)
+        vectors = space.image(), space.solved(self._damping)
         image, solved = (np.asarray(vector)[part.positions] for vector in vectors)
-        return Probe(signs, image, solved, *krylov.quadrature())
+        return Probe(signs, image, solved, *space.quadrature())
 
     def _placed(self, part: Part, signs: np.ndarray) -> tuple[Array, Array]:
         """The part as a mask [P], and a vector of the part as one of all parameters."""
@@ -181,7 +180,7 @@ class MatrixFreeFigures:
 
 @functools.partial(jax.jit, static_argnames="iterations")
 def _krylov(metric: Metric, mask: Array, start: Array, iterations: int) -> Krylov:
-    return lanczos(lambda x: (_product(metric, mask, x), ()), start, iterations)
+    return krylov(lambda x: (_product(metric, mask, x), ()), start, iterations)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
@@ -194,9 +193,9 @@ def _difference(
         image = _product(exact, mask, x)
         return _product(metric, mask, x) - image, image
 
-    krylov = lanczos(operator, start, iterations)
-    gram = jnp.matmul(krylov.basis, krylov.extra.T, precision=jax.lax.Precision.HIGHEST)
-    return krylov._replace(extra=()), gram
+    space = krylov(operator, start, iterations)
+    gram = jnp.matmul(space.basis, space.extra.T, precision=jax.lax.Precision.HIGHEST)
+    return space._replace(extra=()), gram
 
 
 def _product(metric: Metric, mask: Array, x: Array) -> Array:
