@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import typer
 
-from natgrad.cli import data
-from natgrad.cli.experiment import approach, build_model
+from natgrad.cli import data, models
+from natgrad.cli.experiment import approach
 from natgrad.cli.options import (
-    AtStep,
-    BatchSize,
-    CompareOptions,
-    FidelityOptions,
-    ModelOptions,
-    Output,
-    RaceOptions,
+    OF_FIDELITY,
+    OF_MODEL,
+    OF_RACE,
+    ComparingCommand,
+    ModelCommand,
+    takes,
 )
 from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
@@ -75,18 +72,18 @@ class SpectrumSession(Session):
         return [self.compare()]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare(RaceOptions, FidelityOptions, CompareOptions):
+@takes(
+    *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "full"),
+    output=Path("natgrad-compare"),
+)
+class Compare(ComparingCommand):
     """Measure approximations of the Fisher against the exact one.
 
     Measure every approximation of the Fisher information against the exact one, then
     train with optimizers built from them.
     """
 
-    output: Output = Path("natgrad-compare")
-    full: Annotated[
-        bool, typer.Option("--full", help="all figures, in four tables")
-    ] = False
+    full: bool
 
     @property
     def session(self) -> type[Session]:
@@ -94,15 +91,13 @@ class Compare(RaceOptions, FidelityOptions, CompareOptions):
         return FullCompareSession if self.full else CompareSession
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Race(RaceOptions, CompareOptions):
+@takes(*OF_MODEL, "output", *OF_RACE, output=Path("natgrad-race"))
+class Race(ComparingCommand):
     """Train with optimizers built from approximations.
 
     Train with each optimizer at as many learning rates, and compare the best runs by
     step and by second.
     """
-
-    output: Output = Path("natgrad-race")
 
     session = RaceSession
 
@@ -111,15 +106,13 @@ class Race(RaceOptions, CompareOptions):
         return {"at_step": 0}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spectrum(FidelityOptions, CompareOptions):
+@takes(*OF_MODEL, "output", *OF_FIDELITY, output=Path("natgrad-spectrum"))
+class Spectrum(ComparingCommand):
     """Eigenvalues of the Fisher information and its approximations.
 
     Eigenvalues of the exact Fisher, of its approximations, and of their ratio: which
     directions an approximation thinks too much or too little of.
     """
-
-    output: Output = Path("natgrad-spectrum")
 
     session = SpectrumSession
 
@@ -128,16 +121,13 @@ class Spectrum(FidelityOptions, CompareOptions):
         return {"charts": 0, "repeats": 1, "optimizers": ()}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Doctor(ModelOptions):
+@takes(*OF_MODEL, "at_step", "batch_size")
+class Doctor(ModelCommand):
     """Which optimizer to use for a model, and why: five lines.
 
     Check a batch, read the layers, and measure gradient noise and curvature. Nothing
     is trained to the end and nothing is written.
     """
-
-    at_step: AtStep = None
-    batch_size: BatchSize = None
 
     def carry_out(self) -> int:
         """Print the five lines; the exit code."""
@@ -149,7 +139,9 @@ class Doctor(ModelOptions):
         settings = self.settings()
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
         self.check_counts(dataset)
-        model, params = build_model(settings, dataset, settings.seed)
+        model, params = models.build(
+            settings.model, dataset, settings.hidden, settings.seed
+        )
         params = approach(model, params, *dataset.train, steps=settings.at_step)
         order = np.random.default_rng(settings.seed).permutation(len(dataset.train[0]))
         rows = order[: settings.batch_size]

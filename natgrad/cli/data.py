@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from natgrad.compare.extras import require
 from natgrad.curvature import choose
-from natgrad.families import Categorical, Family, NormalMean
+from natgrad.families import Categorical, NormalMean
 from natgrad.typing import Array
 
 _HELD_OUT = 0.25
@@ -39,31 +38,25 @@ class Dataset:
         name: of the source.
         train: (inputs [N, D] or [N, ...], targets).
         test: (inputs, targets).
-        family: the law of the targets.
+        classes: are the targets classes, or numbers?
         outputs: C, outputs the model must have.
+        about_targets: what they are taken for, in words.
+        family: the law of the targets.
         score_name: what `score` is.
         score: (outputs, targets) -> a number, the higher the better.
-        about_targets: what they are taken for, in words.
     """
 
     name: str
     train: tuple[Array, Array]
     test: tuple[Array, Array]
-    family: Family
+    classes: bool
     outputs: int
-    score_name: str
-    score: Callable[[Array, Array], Array]
     about_targets: str
 
-    @property
-    def features(self) -> int:
-        """D."""
-        return self.train[0][0].size
-
-    @property
-    def classes(self) -> bool:
-        """Are the targets classes?"""
-        return self.score_name == "accuracy"
+    features = property(lambda data: data.train[0][0].size)
+    family = property(lambda data: Categorical() if data.classes else NormalMean())
+    score_name = property(lambda data: "accuracy" if data.classes else "R²")
+    score = property(lambda data: accuracy if data.classes else r_squared)
 
 
 # Those that ship inside scikit-learn: do all inputs share a unit?
@@ -95,24 +88,14 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     inputs = _standardised(inputs, train, one_unit)
     if classes:
         targets = targets.astype(np.int32)
-        family, outputs = Categorical(), int(targets.max()) + 1
-        score_name, score, about = "accuracy", accuracy, f"{outputs} classes"
+        outputs = int(targets.max()) + 1
+        about = f"{outputs} classes"
     else:
         about = _about_numbers(targets)
         targets = targets[:, None] if targets.ndim == 1 else targets
-        targets = _standardised(targets, train, one_unit=False)
-        family, outputs = NormalMean(), targets.shape[1]
-        score_name, score = "R²", r_squared
-    return Dataset(
-        name=name,
-        train=(jnp.asarray(inputs[train]), jnp.asarray(targets[train])),
-        test=(jnp.asarray(inputs[test]), jnp.asarray(targets[test])),
-        family=family,
-        outputs=outputs,
-        score_name=score_name,
-        score=score,
-        about_targets=about,
-    )
+        targets, outputs = _standardised(targets, train, False), targets.shape[1]
+    parts = [(jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in (train, test)]
+    return Dataset(name, parts[0], parts[1], classes, outputs, about)
 
 
 def _about_numbers(targets: np.ndarray) -> str:
@@ -162,35 +145,48 @@ def read(path: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: saying what is wrong with the file, in one line.
     """
-    inputs, targets = (_checked(path, *item) for item in _arrays(path).items())
-    if inputs.ndim < 2:
-        raise ValueError(
-            f"{path}: inputs must have an axis of examples and at least one more, got "
-            f"shape {inputs.shape}."
-        )
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"{path}: inputs and targets must have as many rows, got shapes "
-            f"{inputs.shape} and {targets.shape}."
-        )
+    inputs, targets = (_numbers(path, *item) for item in _arrays(path).items())
+    _need(
+        inputs.ndim > 1,
+        f"{path}: inputs must have an axis of examples and at least one more, got "
+        f"shape {inputs.shape}.",
+    )
+    _need(
+        len(inputs) == len(targets),
+        f"{path}: inputs and targets must have as many rows, got shapes "
+        f"{inputs.shape} and {targets.shape}.",
+    )
     if targets.dtype.kind in "iu":
         _check_classes(path, targets)
-        return inputs, targets
-    if targets.ndim > 2:
-        raise ValueError(
-            f"{path}: numbers to predict must have shape [N] or [N, K], got "
-            f"{targets.shape}."
-        )
+    _need(
+        targets.ndim <= 2,
+        f"{path}: numbers to predict must have shape [N] or [N, K], got "
+        f"{targets.shape}.",
+    )
     return inputs, targets
 
 
+def _need(fine: Any, sentence: str) -> None:
+    if not fine:
+        raise ValueError(sentence)
+
+
 def _arrays(path: str) -> dict[str, np.ndarray]:
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
+    _need(Path(path).is_file(), f"There is no file {path}.")
     try:
         # Opened here: numpy leaves a file open that it cannot read.
         with open(path, "rb") as file:
-            return _taken(np.load(file, allow_pickle=False))
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                words = "it is a single array; expected an .npz of inputs, targets"
+                raise ValueError(words)
+            missing = [repr(key) for key in _KEYS if key not in archive]
+            _need(
+                not missing,
+                f"it has no {' and no '.join(missing)}; its arrays are "
+                f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets",
+            )
+            return {key: archive[key] for key in _KEYS}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         text = str(error).rstrip(".")
         if "pickle" in text:
@@ -198,59 +194,38 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read: {text}.") from error
 
 
-def _taken(archive: Any) -> dict[str, np.ndarray]:
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it is a single array; expected an .npz of inputs, targets")
-    missing = [key for key in _KEYS if key not in archive]
-    if missing:
-        raise ValueError(
-            f"it has no {' and no '.join(map(repr, missing))}; its arrays are "
-            f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets"
-        )
-    return {key: archive[key] for key in _KEYS}
-
-
-def _checked(path: str, name: str, values: np.ndarray) -> np.ndarray:
+def _numbers(path: str, name: str, values: np.ndarray) -> np.ndarray:
     """Real and finite numbers."""
-    if values.dtype.kind == "b":
-        values = values.astype(np.int32)
-    if values.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{path}: {name} must be real numbers, got dtype {values.dtype}."
-        )
-    if values.ndim == 0:
-        raise ValueError(f"{path}: {name} is one number; expected an axis of examples.")
-    if values.size == 0:
-        raise ValueError(f"{path}: {name} is empty: its shape is {values.shape}.")
+    values = values.astype(np.int32) if values.dtype.kind == "b" else values
+    what = f"{path}: {name}"
+    real = values.dtype.kind in "iuf"
+    _need(real, f"{what} must be real numbers, got dtype {values.dtype}.")
+    _need(values.ndim, f"{what} is one number; expected an axis of examples.")
+    _need(values.size, f"{what} is empty: its shape is {values.shape}.")
     bad = int(np.sum(~np.isfinite(values)))
-    if bad:
-        raise ValueError(
-            f"{path}: {name} must be finite, got {bad} NaN or infinite of "
-            f"{values.size} numbers."
-        )
+    _need(
+        not bad,
+        f"{what} must be finite, got {bad} NaN or infinite of {values.size} numbers.",
+    )
     return values
 
 
 def _check_classes(path: str, targets: np.ndarray) -> None:
-    if targets.ndim != 1:
-        raise ValueError(
-            f"{path}: classes must have shape [N], got {targets.shape}. Numbers to "
-            "predict must be floating."
-        )
-    if targets.min() < 0:
-        raise ValueError(
-            f"{path}: classes are counted from 0, got {int(targets.min())}."
-        )
-    last = int(targets.argmax())
-    if (classes := int(targets[last]) + 1) > len(targets):
-        raise ValueError(
-            f"{path}: targets[{last}] = {classes - 1} makes {classes:,} classes for "
-            f"{len(targets)} rows. Correct it, or count the classes from 0 without "
-            "gaps; numbers to predict must be floating."
-        )
-    found = np.unique(targets)
-    if len(found) < 2:
-        raise ValueError(
-            f"{path}: all targets are of one class, {int(found[0])}: there is nothing "
-            "to learn."
-        )
+    _need(
+        targets.ndim == 1,
+        f"{path}: classes must have shape [N], got {targets.shape}. Numbers to "
+        "predict must be floating.",
+    )
+    least, last = int(targets.min()), int(targets.argmax())
+    _need(least >= 0, f"{path}: classes are counted from 0, got {least}.")
+    classes = int(targets[last]) + 1
+    _need(
+        classes <= len(targets),
+        f"{path}: targets[{last}] = {classes - 1} makes {classes:,} classes for "
+        f"{len(targets)} rows. Correct it, or count the classes from 0 without gaps; "
+        "numbers to predict must be floating.",
+    )
+    _need(
+        len(np.unique(targets)) > 1,
+        f"{path}: all targets are of one class, {least}: there is nothing to learn.",
+    )

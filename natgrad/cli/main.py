@@ -17,7 +17,7 @@ import typer
 from natgrad import __version__
 from natgrad.cli.commands import Compare, Doctor, Race, Spectrum
 from natgrad.cli.devices import Devices
-from natgrad.cli.options import EPILOG, ModelOptions
+from natgrad.cli.options import EPILOG, ModelCommand
 from natgrad.cli.parsing import Command
 from natgrad.cli.report import Report
 from natgrad.cli.shared import FAILED, INTERRUPTED, USAGE, UsageError
@@ -110,7 +110,7 @@ def _application() -> Any:
     )
     app.callback()(_natgrad)
     for name, command in COMMANDS.items():
-        epilog = EPILOG if issubclass(command, ModelOptions) else None
+        epilog = EPILOG if issubclass(command, ModelCommand) else None
         app.command(name, cls=Command, epilog=epilog)(command)
     anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("kunstner", hidden=True, context_settings=anything)(Kunstner)

@@ -6,13 +6,14 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ MODELS = {
 
 
 def build(
-    name: str, dataset: Dataset, *, hidden: Sequence[int], key: Key
+    name: str, dataset: Dataset, hidden: Sequence[int], seed: int
 ) -> tuple[Model, Params]:
     """The model called `name` for a data set, and initial parameters.
 
@@ -44,11 +45,12 @@ def build(
             some inputs and the number of outputs.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
-        key: of the initial weights.
+        seed: of the initial weights.
 
     Raises:
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
+    key = jax.random.PRNGKey(seed)
     if ":" in name:
         return _own(name, dataset, key)
     kind = "classes" if dataset.classes else "numbers"
@@ -78,12 +80,10 @@ def initial(sizes: Sequence[int], key: Key, dtype: jnp.dtype) -> Params:
     keys = jax.random.split(key, len(sizes) - 1)
     return {
         f"layer{index}": {
-            "weight": jax.random.normal(key, (fan_in, fan_out), dtype) / fan_in**0.5,
-            "bias": jnp.zeros(fan_out, dtype),
+            "weight": jax.random.normal(keys[index], shape, dtype) / shape[0] ** 0.5,
+            "bias": jnp.zeros(shape[1], dtype),
         }
-        for index, (key, fan_in, fan_out) in enumerate(
-            zip(keys, sizes[:-1], sizes[1:], strict=True)
-        )
+        for index, shape in enumerate(itertools.pairwise(sizes))
     }
 
 
@@ -98,7 +98,9 @@ def apply(params: Params, inputs: Array) -> Array:
 
 def _own(name: str, dataset: Dataset, key: Key) -> tuple[Model, Params]:
     """The model that function(key, inputs, outputs) makes, and its parameters."""
-    made = _called(name, _found(name), key, dataset)
+    function, inputs = _found(name), dataset.train[0]
+    with _blaming(f"--model {name}: it failed"):
+        made = function(key, inputs, dataset.outputs)
     if not (isinstance(made, tuple) and len(made) == 2):
         raise ValueError(
             f"{name} must return (apply, params) or (natgrad.Model, params), got "
@@ -108,30 +110,38 @@ def _own(name: str, dataset: Dataset, key: Key) -> tuple[Model, Params]:
     if not isinstance(model, Model):
         model = Model(model, dataset.family)
     if model.example_inputs is None:
-        model = dataclasses.replace(model, example_inputs=dataset.train[0][:1])
+        model = dataclasses.replace(model, example_inputs=inputs[:1])
     if not jax.tree.leaves(params):
         raise ValueError(f"{name} returned no parameters: {params!r}.")
-    _check(name, model, params, dataset)
+    with _blaming(f"--model {name}: apply failed"):
+        z = jax.eval_shape(model.outputs, params, inputs)
+    wanted = (len(inputs), dataset.outputs)
+    if model.family == dataset.family and z.shape != wanted:
+        raise ValueError(
+            f"--model {name}: apply(params, inputs) must give z [N, C] = "
+            f"{list(wanted)} for {dataset.name}, got {list(z.shape)}."
+        )
     return model, params
 
 
 def _found(name: str) -> Any:
+    """The function called "module:function", also from the working directory."""
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ValueError(f"--model {name}: expected module:function.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    what = f"--model {name}: cannot import it"
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        missing = (
-            isinstance(error, ModuleNotFoundError)
-            and error.name is not None
-            and error.name in module_name
-        )
-        where = f"there is no such module in {os.getcwd()} or on Python's path"
-        reason = where if missing else _reason(error)
-        raise ValueError(f"--model {name}: cannot import it: {reason}.") from error
+        with _blaming(what):
+            module = importlib.import_module(module_name)
+    except ValueError as error:
+        cause = error.__cause__
+        missing = isinstance(cause, ModuleNotFoundError) and cause.name
+        if not missing or missing not in module_name:
+            raise
+        where = f"{os.getcwd()} or on Python's path"
+        raise ValueError(f"{what}: there is no such module in {where}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(
@@ -140,30 +150,13 @@ def _found(name: str) -> Any:
     return function
 
 
-def _called(name: str, function: Any, key: Key, dataset: Dataset) -> Any:
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Say what was raised, and where in the person's own code."""
     try:
-        return function(key, dataset.train[0], dataset.outputs)
+        yield
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--model {name}: it failed: {_reason(error)}.") from error
-
-
-def _check(name: str, model: Model, params: Params, dataset: Dataset) -> None:
-    """Do the outputs have the data's shape?"""
-    inputs, _ = dataset.train
-    try:
-        z = jax.eval_shape(model.outputs, params, inputs)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"--model {name}: apply failed: {_reason(error)}.") from error
-    wanted = (len(inputs), dataset.outputs)
-    if model.family == dataset.family and z.shape != wanted:
-        raise ValueError(
-            f"--model {name}: apply(params, inputs) must give z [N, C] = "
-            f"{list(wanted)} for {dataset.name}, got {list(z.shape)}."
-        )
-
-
-def _reason(error: BaseException) -> str:
-    """What was raised, and where in the person's own code."""
-    lines = traceback.extract_tb(error.__traceback__)
-    where = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
-    return f"{type(error).__name__}: {error}{where}".rstrip(".")
+        lines = traceback.extract_tb(error.__traceback__)
+        where = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
+        reason = f"{type(error).__name__}: {error}{where}".rstrip(".")
+        raise ValueError(f"{what}: {reason}.") from error

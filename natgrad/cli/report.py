@@ -8,23 +8,22 @@ and what is wider scrolls in its own box.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import optax
 
 from natgrad.cli.experiment import APPROACH_RATE, Experiment
 from natgrad.cli.options import (
-    CompareOptions,
-    FidelityOptions,
-    Output,
-    RaceOptions,
-    option,
+    OF_FIDELITY,
+    OF_MODEL,
+    OF_RACE,
+    ComparingCommand,
     racers,
+    takes,
 )
 from natgrad.cli.session import Session, Stage
 from natgrad.cli.shared import write_atomically, write_json
@@ -228,32 +227,17 @@ def _data_uri(buffer: io.BytesIO) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(RaceOptions, FidelityOptions, CompareOptions):
+@takes(
+    *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "repeat", "along"),
+    output=Path("natgrad-report"),
+    optimizers=racers(_OPTIMIZERS),
+)
+class Report(ComparingCommand):
     """Write one HTML page: which approximation to use, and why.
 
     Compare, train, and write one self-contained page that can be read offline or
     sent to a colleague: which approximation to use, and what that rests on.
     """
-
-    output: Output = Path("natgrad-report")
-    optimizers: Annotated[list[str] | None, racers(_OPTIMIZERS)] = None
-    repeat: Annotated[
-        int | None,
-        option(
-            "N",
-            "run each optimizer from N more seeds at its best rate (default: 0)",
-            lowest=0,
-        ),
-    ] = None
-    along: Annotated[
-        list[int] | None,
-        option(
-            "STEP...",
-            "also compare after these steps of a run of Adam (default: none)",
-            lowest=0,
-        ),
-    ] = None
 
     session = ReportSession
 

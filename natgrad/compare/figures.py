@@ -16,13 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from natgrad import layers
 from natgrad.layers import Captured, NotCapturedError
-from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import Layout, paths
 from natgrad.typing import Inputs, Params
@@ -82,30 +81,6 @@ class Spectrum:
     values: tuple[float, ...]
 
 
-class FigureComputer(Protocol):
-    """F, ready for measuring approximations of it.
-
-    Attributes:
-        norm: ‖F‖_F.
-        spectrum: eigenvalues of F.
-    """
-
-    norm: float
-    spectrum: Spectrum
-
-    def measure(
-        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
-    ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """The figures of A = `metric` in all and by block, and its spectrum.
-
-        Args:
-            metric: A.
-            step: d_A, [P].
-            exact_step: d_F, [P].
-        """
-        ...
-
-
 def vector(tree: Params) -> np.ndarray:
     """A tree of parameters as one vector in float64, [P]."""
     return np.asarray(Layout.of(tree).ravel(tree), np.float64)
@@ -116,24 +91,6 @@ def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     own, other = np.linalg.norm(step), np.linalg.norm(exact)
     cosine = ratio(step @ exact, own * other)
     return {"step_cosine": cosine, "step_norm_ratio": ratio(own, other)}
-
-
-def divergence(ratios: np.ndarray) -> float:
-    """½ Σ (μ − 1 − log μ); infinite where some μ is not positive."""
-    if np.isnan(ratios).any():
-        return math.nan
-    if ratios.min() <= 0:
-        return math.inf
-    # μ − 1 − log μ without cancellation near 1.
-    excess = ratios - 1
-    return float(np.sum(np.maximum(excess - np.log1p(excess), 0)) / 2)
-
-
-def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
-    """Σ a/(a + λ); the rank for λ = 0."""
-    noise = np.finfo(float).eps * len(eigenvalues) * np.abs(eigenvalues).max()
-    positive = eigenvalues[eigenvalues > noise]
-    return float(np.sum(positive / (positive + damping)))
 
 
 def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:

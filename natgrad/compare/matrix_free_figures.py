@@ -32,15 +32,7 @@ from natgrad.typing import Array, Key
 
 
 class Probe(NamedTuple):
-    """One random vector v, and what it shows of an operator F on one part.
-
-    Attributes:
-        signs: v on the part, [p].
-        image: F v, [p].
-        solved: (F + λI)⁻¹ v, [p].
-        nodes: of the quadrature vᵀ f(F) v ≈ Σ w f(θ).
-        weights: of the quadrature.
-    """
+    """A random v, F v, (F + λI)⁻¹ v on one part, and vᵀ f(F) v ≈ Σ weights f(nodes)."""
 
     signs: np.ndarray
     image: np.ndarray
@@ -69,12 +61,11 @@ class MatrixFreeFigures:
         key: Key,
         budget: Budget,
     ):
-        """Probe F.
+        """Probe F; on the blocks, of which there are many, half as often.
 
         Args:
             metric: F.
-            parts: all parameters, then the blocks, which get half the probes: there are
-                many of them.
+            parts: all parameters, then the blocks.
             damping: λ.
             key: of the probes.
             budget: how many there are, and the iterations of Lanczos's method.
@@ -97,7 +88,7 @@ class MatrixFreeFigures:
     def measure(
         self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """See `FigureComputer`."""
+        """See `DenseFigures.measure`."""
         measured, spectra = [], []
         for part, exact in self._probes:
             own = [self._probe(metric, part, probe.signs) for probe in exact]

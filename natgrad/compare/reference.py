@@ -14,18 +14,11 @@ from natgrad.compare import invariance
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.dense_figures import DenseFigures
 from natgrad.compare.error_sources import error_sources
-from natgrad.compare.figures import FigureComputer, parts, vector
+from natgrad.compare.figures import parts, vector
 from natgrad.compare.matrix_free_figures import MatrixFreeFigures
 from natgrad.compare.misspecification import information_matrix_test
-from natgrad.compare.observation import (
-    Batch,
-    Observation,
-    Solve,
-    by_conjugate_gradients,
-    own_solve,
-)
 from natgrad.compare.row import Row, walk
-from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.setup import Batch, ComparisonSetup, Observation
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
@@ -54,7 +47,7 @@ class Reference:
     gradient: Params
     loss: float
     exact: Observation
-    computer: FigureComputer
+    computer: DenseFigures | MatrixFreeFigures
     formed: bool
 
     @classmethod
@@ -90,7 +83,7 @@ class Reference:
         batch = Batch(params, inputs, jnp.asarray(targets), key)
         formed = Layout.of(params).size <= setup.budget.matrices
         name = setup.reference(formed)
-        exact = _observe(setup, name, setup.model, batch, gradient)
+        exact = setup.observe(name, setup.model, batch, gradient)
         all_parts = parts(setup.model, params, inputs)
         if formed:
             computer = DenseFigures(exact.metric, all_parts, setup.damping)
@@ -109,7 +102,7 @@ class Reference:
         """
         setup, observed = self.setup, self.exact
         if name != self.name:
-            observed = _observe(setup, name, setup.model, self.batch, self.gradient)
+            observed = setup.observe(name, setup.model, self.batch, self.gradient)
         whole, blocks, spectrum = self.computer.measure(
             observed.metric, vector(observed.direction), vector(self.exact.direction)
         )
@@ -217,7 +210,7 @@ class Reference:
             params = chart.from_original(self.batch.params)
             batch = self.batch._replace(params=params)
             gradient = chart.transposed(self.gradient)
-            other = _observe(self.setup, name, model, batch, gradient)
+            other = self.setup.observe(name, model, batch, gradient)
             defect, error = invariance.defect(
                 observed.metric, other.metric, chart, self.batch.key, self.setup.budget
             )
@@ -225,18 +218,6 @@ class Reference:
             if not defect <= worst[0]:
                 worst = (defect, error, step)
         return worst
-
-
-def _observe(
-    setup: ComparisonSetup, name: str, model: Model, batch: Batch, gradient: Params
-) -> Observation:
-    """One curvature somewhere; as the exact one by products, where F is not formed."""
-    formed = Layout.of(batch.params).size <= setup.budget.matrices
-    solve: Solve = own_solve
-    if not formed and name == setup.reference(formed):
-        solve = by_conjugate_gradients(setup.budget)
-    compiled = setup.compiled(name, model, solve)
-    return compiled.observe(batch, gradient, setup.damping, setup.budget)
 
 
 @functools.partial(jax.jit, static_argnames="model")

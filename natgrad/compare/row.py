@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.compare.figures import Figures, Spectrum
-from natgrad.compare.observation import Batch, Cost, Observation
+from natgrad.compare.setup import Batch, Cost, Observation
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
 from natgrad.tree import inner

@@ -26,8 +26,8 @@ import numpy as np
 import optax
 
 from natgrad.compare.contenders import DEFAULT, Contender, contender
-from natgrad.compare.observation import compiled, timed
 from natgrad.compare.runs import Entry, Race, Repeated, Run
+from natgrad.compare.setup import compiled, timed
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
