@@ -32,26 +32,14 @@ FEWEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set ready to train on.
-
-    Attributes:
-        name: of the source.
-        train: (inputs [N, D] or [N, ...], targets).
-        test: (inputs, targets).
-        classes: are the targets classes, or numbers?
-        outputs: C, outputs the model must have.
-        about_targets: what they are taken for, in words.
-        family: the law of the targets.
-        score_name: what `score` is.
-        score: (outputs, targets) -> a number, the higher the better.
-    """
+    """A data set ready to train on."""
 
     name: str
-    train: tuple[Array, Array]
+    train: tuple[Array, Array]  # inputs [N, D] or [N, ...], targets
     test: tuple[Array, Array]
-    classes: bool
-    outputs: int
-    about_targets: str
+    classes: bool  # or numbers?
+    outputs: int  # C, that the model must have
+    about_targets: str  # what they are taken for, in words
 
     features = property(lambda data: data.train[0][0].size)
     family = property(lambda data: Categorical() if data.classes else NormalMean())

@@ -75,22 +75,13 @@ QUICK = Settings(
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Settings made concrete.
-
-    Attributes:
-        settings: as chosen, names resolved.
-        dataset: what to learn from.
-        model: the statistical model.
-        initial: parameters where the race starts.
-        params: parameters where approximations are compared.
-        setup: what is compared, and how.
-    """
+    """Settings made concrete, names resolved."""
 
     settings: Settings
     dataset: Dataset
     model: Model
-    initial: Params
-    params: Params
+    initial: Params  # where the race starts
+    params: Params  # where approximations are compared
     setup: ComparisonSetup
 
     @classmethod

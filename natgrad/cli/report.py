@@ -126,6 +126,7 @@ class ReportSession(Session):
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
         comparison, race = self.comparison, self.race
+        best = race and race.recommended
         return {
             "title": f"Which Fisher approximation? {self.experiment.subject}",
             "record": record,
@@ -134,7 +135,7 @@ class ReportSession(Session):
             "race": race,
             "summary": summary(comparison, race) if comparison and race else [],
             "bars": _bars(race) if race else [],
-            "winner": race.recommended.name if race and race.recommended else "",
+            "winner": best.name if best else "",
             "seeds": len(self._repeated[0].runs) if self._repeated else 0,
             "along": tuple(self._comparisons),
             "tables": tables,
@@ -167,13 +168,10 @@ def _bars(race: Race) -> list[tuple[str, str, float]]:
 
 
 def render(values: Mapping[str, Any]) -> str:
-    """Fill in page.html, which stands beside this file.
+    """The page: page.html, filled in.
 
     Args:
         values: name in the template -> value; text is escaped.
-
-    Returns:
-        The page.
 
     Raises:
         MissingExtra: where jinja2 is not installed.
@@ -192,13 +190,10 @@ def render(values: Mapping[str, Any]) -> str:
 
 
 def pictures(figure: Any) -> list[str]:
-    """A matplotlib figure as the `src` of images, one a panel where panels stand alone.
+    """PNGs as the `src` of images, one a panel; one where panels share axes.
 
     Args:
-        figure: what to show; one whose panels share axes is one image.
-
-    Returns:
-        PNGs in base64.
+        figure: of matplotlib.
     """
     buffer, axes = io.BytesIO(), figure.axes
     groups = [g for a in axes for g in (a.get_shared_x_axes(), a.get_shared_y_axes())]

@@ -27,22 +27,16 @@ Stage = tuple[int, Callable[[Advance], None]]
 
 
 class Session:
-    """Stages that run in order; each is saved when it ends.
-
-    Attributes:
-        command: the name of the command.
-        file: where the record goes, as JSON.
-        pictures: file -> what draws it, or gives None while its result is not there.
-        comparison: of approximations, as far as it is finished.
-        race: of optimizers, as far as it is finished.
-    """
+    """Stages that run in order; each is saved when it ends."""
 
     command: str
-    file: str
+    file: str  # where the record goes, as JSON
+    # File -> what draws it, or gives None while its result is not there.
     pictures: Mapping[str, Callable[[Any], Any]] = {}
 
     def __init__(self, experiment: Experiment, output: Path):
         self.experiment = experiment
+        # As far as they are finished.
         self.comparison: Comparison | None = None
         self.race: Race | None = None
         self.surroundings = surroundings()

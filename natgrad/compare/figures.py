@@ -104,19 +104,12 @@ class Part:
 
     A block is a layer as `natgrad.layers` reads it, weight and bias together. Blocks
     that share a parameter are one. A model that cannot be read has a block a parameter.
-
-    Attributes:
-        name: of the block; "" for all parameters.
-        positions: of its entries in the vector [P], ascending.
     """
 
-    name: str
-    positions: np.ndarray
+    name: str  # "" for all parameters
+    positions: np.ndarray  # of its entries in the vector [P], ascending
 
-    @property
-    def size(self) -> int:
-        """How many parameters."""
-        return len(self.positions)
+    size = property(lambda part: len(part.positions))
 
 
 def captured(model: Model, params: Params, inputs: Inputs) -> Captured | None:

@@ -62,23 +62,14 @@ class Batch(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """One curvature, estimated and solved with.
+    """One curvature, estimated and solved with."""
 
-    Attributes:
-        metric: A.
-        direction: (A + λI)⁻¹ g.
-        fallback: did the solver fall back?
-        statistics_bytes: of the statistics kept.
-        cost: of estimate and solve.
-        labels: over which A averages.
-    """
-
-    metric: Metric
-    direction: Params
-    fallback: bool
-    statistics_bytes: int
-    cost: Cost
-    labels: Labels
+    metric: Metric  # A
+    direction: Params  # (A + λI)⁻¹ g
+    fallback: bool  # did the solver fall back?
+    statistics_bytes: int  # of the statistics kept
+    cost: Cost  # of estimate and solve
+    labels: Labels  # over which A averages
 
 
 class ComparisonSetup:

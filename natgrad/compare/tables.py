@@ -15,17 +15,11 @@ MISSING = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        title: its heading, lines separated by newlines, with the unit where it has one.
-        text: row -> what stands in the cell.
-        meaning: one sentence for the legend; empty where the title says it all.
-    """
-
-    title: str
-    text: Callable[[Any], str]
-    meaning: str = ""
+    title: str  # lines of its heading, with the unit where it has one
+    text: Callable[[Any], str]  # row -> what stands in the cell
+    meaning: str = ""  # for the legend; empty where the title says it all
 
 
 Table = tuple[Column, ...]

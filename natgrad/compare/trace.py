@@ -170,16 +170,8 @@ def along(
         ValueError: as for `natgrad.compare.compare`; for no steps or negative ones; and
             when the run leaves what is finite, naming the step.
     """
-    comparisons = comparisons_along(
-        model,
-        params,
-        inputs,
-        targets,
-        optimizer=optimizer,
-        steps=steps,
-        batch_size=batch_size,
-        key=key,
-    )
+    how = {"optimizer": optimizer, "steps": steps, "batch_size": batch_size, "key": key}
+    comparisons = comparisons_along(model, params, inputs, targets, **how)
     return Trace(*zip(*comparisons, strict=True))
 
 
