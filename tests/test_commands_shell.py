@@ -15,7 +15,7 @@ from modules import PACKAGE
 
 from natgrad import __main__
 from natgrad.__main__ import main
-from natgrad.cli import devices, parsing, progress
+from natgrad.cli import devices, parsing, terminal
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_devices_fails_where_a_solve_is_wrong(capsys, monkeypatch):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
     clock = iter(np.arange(0.0, 100.0, 10.0))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.progress(4) as advance:
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress(4) as advance:
         advance("one", 1)
         advance("two", 1)
         advance("three", 1)

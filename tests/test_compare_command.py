@@ -13,7 +13,7 @@ import pytest
 
 import natgrad as ng
 from natgrad.__main__ import main
-from natgrad.cli import data, files
+from natgrad.cli import data, shared
 from natgrad.compare import RaceSettings, race
 from natgrad.compare.contenders import BASELINES, contender
 from natgrad.compare.reference import Reference
@@ -170,7 +170,7 @@ def test_an_output_that_takes_no_files_is_refused_before_anything_is_computed(
     def full(**where):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(shared.tempfile, "TemporaryFile", full)
     assert main(["compare", "--output", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().err
     assert f"cannot write to {tmp_path / 'out'}: No space left" in shown
@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_names_the_file(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*race\.json: No space left"):
-        files.write_atomically(tmp_path / "race.json", write)
+        shared.write_atomically(tmp_path / "race.json", write)
 
 
 def test_interrupted_comparison_keeps_finished_rows(tmp_path, capsys, monkeypatch):
@@ -219,7 +219,7 @@ def test_interrupted_before_anything_is_finished_writes_nothing(
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "comparison.json"
-    files.write_json(path, {"value": float("nan")})
+    shared.write_json(path, {"value": float("nan")})
     assert json.loads(path.read_text()) == {"value": None}
 
     def write(file):
@@ -227,7 +227,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
         raise error
 
     with pytest.raises(error):
-        files.write_atomically(path, write)
+        shared.write_atomically(path, write)
     assert json.loads(path.read_text()) == {"value": None}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -10,7 +10,7 @@ from compare_oracle import BLOCKS, DAMPING, Oracle
 
 import natgrad as ng
 from natgrad.compare import Budget
-from natgrad.compare.lanczos import lanczos
+from natgrad.solvers.lanczos import krylov
 
 NAMES = ("kfac", "empirical", "matrix_free")
 ESTIMATED = ("relative_error", "trace_ratio", "divergence", "effective_dimension")
@@ -27,7 +27,7 @@ def operator():
 def test_lanczos_integrates_and_solves_as_the_matrix_does(operator):
     matrix, values, v = operator
     product = lambda x: (jnp.asarray(matrix) @ x, x)
-    found = lanczos(product, jnp.asarray(v), 16)
+    found = krylov(product, jnp.asarray(v), 16)
     assert found.image() == pytest.approx(matrix @ v, abs=1e-12)
     damped = matrix + 0.01 * np.eye(30)
     assert found.solved(0.01) == pytest.approx(np.linalg.solve(damped, v), rel=1e-6)

@@ -18,7 +18,7 @@ import pytest
 
 import natgrad as ng
 from natgrad.__main__ import main
-from natgrad.cli import html, session
+from natgrad.cli import report, session
 from natgrad.cli.terminal import summary
 from natgrad.compare import Entry, Race, Run, Verdict
 from natgrad.compare.contenders import BASELINES, contender, line
@@ -219,7 +219,7 @@ def test_what_is_shown_is_escaped():
         "device": {"kind": "<k>"},
     }
     pictures = ("fidelity", "quadratic", "spectra", "blocks")
-    text = html.render(
+    text = report.render(
         {
             "title": "<t>",
             "record": record,
@@ -231,7 +231,7 @@ def test_what_is_shown_is_escaped():
             "winner": "",
             "seeds": 0,
             "along": (),
-            "columns": SimpleNamespace(
+            "tables": SimpleNamespace(
                 FIGURES=(columns,) * 3, BLOCKS=columns, SOURCES=columns
             ),
             "notes": [("<†>", "<note>")],
@@ -254,12 +254,12 @@ def test_panels_that_stand_alone_are_pictures_of_their_own():
         axis.set_facecolor(colour)
     images = [
         matplotlib.image.imread(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-        for uri in html.pictures(figure)
+        for uri in report.pictures(figure)
     ]
     assert [image[60, 60, :3].tolist() for image in images] == [[1, 0, 0], [0, 0, 1]]
     together = matplotlib.figure.Figure(figsize=(4, 2))
     together.subplots(1, 2, sharey=True)
-    assert len(html.pictures(together)) == 1
+    assert len(report.pictures(together)) == 1
 
 
 FEW = """

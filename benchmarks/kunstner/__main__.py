@@ -28,7 +28,7 @@ from benchmarks.kunstner.optimisation import METHODS, cosines, iterates
 from benchmarks.kunstner.problems import Linear, Problem
 from benchmarks.kunstner.tuning import CHAOTIC, Grid
 from benchmarks.kunstner.vector_field import POINTS, vector_field
-from natgrad.cli import files
+from natgrad.cli import shared
 from natgrad.cli.experiment import surroundings
 from natgrad.cli.shared import INTERRUPTED, USAGE, numerics
 from natgrad.compare.extras import MissingExtra, require
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with numerics(x64=True):
         try:
             require("matplotlib")
-            files.check_directory(options.output)
+            shared.check_directory(options.output)
             if options.seed < 0:
                 raise ValueError(f"--seed must be at least 0, got {options.seed}.")
             problems = {name: data.load(name) for name in dict.fromkeys(options.data)}
@@ -149,7 +149,7 @@ class Session:
         """Draw and write a picture, and the record of all that is finished."""
         figure = draw(*results)
         save = functools.partial(figures.save, figure)
-        self._write(f"{name}.png", lambda path: files.write_atomically(path, save))
+        self._write(f"{name}.png", lambda path: shared.write_atomically(path, save))
         if record is not None:
             self._record[name] = record
         self._save(complete=False)
@@ -169,7 +169,7 @@ class Session:
             },
             **self._record,
         }
-        self._write("kunstner.json", lambda path: files.write_json(path, record))
+        self._write("kunstner.json", lambda path: shared.write_json(path, record))
         for name in figures.NAMES:
             picture = options.output / f"{name}.png"
             if str(picture) not in self.written:

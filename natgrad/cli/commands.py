@@ -1,37 +1,41 @@
-"""`natgrad compare`, `race` and `spectrum`: what each runs, and what it writes.
-
-compare writes comparison.json, fidelity.png and training.png; race writes race.json and
-training.png; spectrum writes spectrum.json and spectra.png.
-"""
+"""`natgrad compare`, `race`, `spectrum`, `doctor`: what each runs, what it writes."""
 
 from __future__ import annotations
 
-import dataclasses
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
-import typer
+import jax
+import numpy as np
 
-from natgrad.cli.options import CompareOptions, FidelityOptions, Output, RaceOptions
+from natgrad.cli import data, models
+from natgrad.cli.experiment import approach
+from natgrad.cli.options import (
+    OF_FIDELITY,
+    OF_MODEL,
+    OF_RACE,
+    ComparingCommand,
+    ModelCommand,
+    takes,
+)
 from natgrad.cli.session import Session, Stage
 from natgrad.compare import plots
+from natgrad.compare.doctor import Diagnosis, doctor
+
+# Characters a line of the doctor's.
+_WIDTH = 80
 
 
 class FullCompareSession(Session):
     """Compare, race, and write."""
 
-    command = "compare"
-
-    def stages(self) -> list[Stage]:
-        """Both."""
-        return [self.compare(), self.train()]
-
-    def save(self, *, complete: bool) -> None:
-        """Pictures and comparison.json."""
-        self.picture("fidelity.png", self.comparison, self.fidelity_figure)
-        self.picture("training.png", self.race, self.training_figure)
-        self.record("comparison.json", self.description(complete=complete))
+    command, file = "compare", "comparison.json"
+    pictures: ClassVar = {
+        "fidelity.png": Session.fidelity_figure,
+        "training.png": Session.training_figure,
+    }
 
 
 class CompareSession(FullCompareSession):
@@ -47,45 +51,39 @@ class CompareSession(FullCompareSession):
 class RaceSession(Session):
     """Race, and write."""
 
-    command = "race"
+    command, file = "race", "race.json"
+    pictures: ClassVar = {"training.png": Session.training_figure}
 
     def stages(self) -> list[Stage]:
         """One."""
         return [self.train()]
 
-    def save(self, *, complete: bool) -> None:
-        """training.png and race.json."""
-        self.picture("training.png", self.race, self.training_figure)
-        self.record("race.json", self.description(complete=complete))
-
 
 class SpectrumSession(Session):
     """Measure, and write the eigenvalues."""
 
-    command = "spectrum"
+    command, file = "spectrum", "spectrum.json"
+    pictures: ClassVar = {
+        "spectra.png": lambda self: self.comparison and plots.spectra(self.comparison)
+    }
 
     def stages(self) -> list[Stage]:
         """One."""
         return [self.compare()]
 
-    def save(self, *, complete: bool) -> None:
-        """spectra.png and spectrum.json."""
-        self.picture("spectra.png", self.comparison, plots.spectra)
-        self.record("spectrum.json", self.description(complete=complete))
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare(RaceOptions, FidelityOptions, CompareOptions):
+@takes(
+    *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "full"),
+    output=Path("natgrad-compare"),
+)
+class Compare(ComparingCommand):
     """Measure approximations of the Fisher against the exact one.
 
     Measure every approximation of the Fisher information against the exact one, then
     train with optimizers built from them.
     """
 
-    output: Output = Path("natgrad-compare")
-    full: Annotated[
-        bool, typer.Option("--full", help="all figures, in four tables")
-    ] = False
+    full: bool
 
     @property
     def session(self) -> type[Session]:
@@ -93,15 +91,13 @@ class Compare(RaceOptions, FidelityOptions, CompareOptions):
         return FullCompareSession if self.full else CompareSession
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Race(RaceOptions, CompareOptions):
+@takes(*OF_MODEL, "output", *OF_RACE, output=Path("natgrad-race"))
+class Race(ComparingCommand):
     """Train with optimizers built from approximations.
 
     Train with each optimizer at as many learning rates, and compare the best runs by
     step and by second.
     """
-
-    output: Output = Path("natgrad-race")
 
     session = RaceSession
 
@@ -110,18 +106,45 @@ class Race(RaceOptions, CompareOptions):
         return {"at_step": 0}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spectrum(FidelityOptions, CompareOptions):
+@takes(*OF_MODEL, "output", *OF_FIDELITY, output=Path("natgrad-spectrum"))
+class Spectrum(ComparingCommand):
     """Eigenvalues of the Fisher information and its approximations.
 
     Eigenvalues of the exact Fisher, of its approximations, and of their ratio: which
     directions an approximation thinks too much or too little of.
     """
 
-    output: Output = Path("natgrad-spectrum")
-
     session = SpectrumSession
 
     def defaults(self) -> Mapping[str, Any]:
         """Nothing is raced, nothing is timed with care."""
         return {"charts": 0, "repeats": 1, "optimizers": ()}
+
+
+@takes(*OF_MODEL, "at_step", "batch_size")
+class Doctor(ModelCommand):
+    """Which optimizer to use for a model, and why: five lines.
+
+    Check a batch, read the layers, and measure gradient noise and curvature. Nothing
+    is trained to the end and nothing is written.
+    """
+
+    def carry_out(self) -> int:
+        """Print the five lines; the exit code."""
+        for line in str(self._diagnosis()).splitlines():
+            print(textwrap.fill(line, _WIDTH, subsequent_indent="    "))
+        return 0
+
+    def _diagnosis(self) -> Diagnosis:
+        settings = self.settings()
+        dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
+        self.check_counts(dataset)
+        model, params = models.build(
+            settings.model, dataset, settings.hidden, settings.seed
+        )
+        params = approach(model, params, *dataset.train, steps=settings.at_step)
+        order = np.random.default_rng(settings.seed).permutation(len(dataset.train[0]))
+        rows = order[: settings.batch_size]
+        inputs, targets = (array[rows] for array in dataset.train)
+        key = jax.random.PRNGKey(settings.seed)
+        return doctor(model, params, inputs, targets, damping=settings.damping, key=key)

@@ -1,28 +1,30 @@
 """Data sets that ship inside scikit-learn, or a person's own, split and scaled.
 
-Read from scikit-learn's own CSV files, or from an .npz file: nothing is downloaded and
-nothing unpickled. A quarter is held out, by a permutation that the seed fixes. Inputs
-have mean 0 and standard deviation 1 over the training data; the pixels of digits, which
-share a unit, and inputs of more than one axis are divided by one standard deviation. A
-column that never changes becomes 0. Numbers to predict are standardised too, so that
-their loss is in units of their spread.
+Read from scikit-learn's own CSV files, or from an .npz file with `inputs` and
+`targets`: nothing is downloaded and nothing unpickled. A quarter is held out, by a
+permutation that the seed fixes. Inputs have mean 0 and standard deviation 1 over the
+training data; the pixels of digits, which share a unit, and inputs of more than one
+axis are divided by one standard deviation. A column that never changes becomes 0.
+Numbers to predict are standardised too, so that their loss is in units of their spread.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import zipfile
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.cli import user_data
 from natgrad.compare.extras import require
 from natgrad.curvature import choose
-from natgrad.families import Categorical, Family, NormalMean
+from natgrad.families import Categorical, NormalMean
 from natgrad.typing import Array
 
 _HELD_OUT = 0.25
+_KEYS = ("inputs", "targets")
 
 # Rows without which there is nothing to hold out.
 FEWEST = 8
@@ -30,37 +32,19 @@ FEWEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set ready to train on.
-
-    Attributes:
-        name: of the source.
-        train: (inputs [N, D] or [N, ...], targets).
-        test: (inputs, targets).
-        family: the law of the targets.
-        outputs: C, outputs the model must have.
-        score_name: what `score` is.
-        score: (outputs, targets) -> a number, the higher the better.
-        about_targets: what they are taken for, in words.
-    """
+    """A data set ready to train on."""
 
     name: str
-    train: tuple[Array, Array]
+    train: tuple[Array, Array]  # inputs [N, D] or [N, ...], targets
     test: tuple[Array, Array]
-    family: Family
-    outputs: int
-    score_name: str
-    score: Callable[[Array, Array], Array]
-    about_targets: str
+    classes: bool  # or numbers?
+    outputs: int  # C, that the model must have
+    about_targets: str  # what they are taken for, in words
 
-    @property
-    def features(self) -> int:
-        """D."""
-        return self.train[0][0].size
-
-    @property
-    def classes(self) -> bool:
-        """Are the targets classes?"""
-        return self.score_name == "accuracy"
+    features = property(lambda data: data.train[0][0].size)
+    family = property(lambda data: Categorical() if data.classes else NormalMean())
+    score_name = property(lambda data: "accuracy" if data.classes else "R²")
+    score = property(lambda data: accuracy if data.classes else r_squared)
 
 
 # Those that ship inside scikit-learn: do all inputs share a unit?
@@ -71,7 +55,7 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     """The data set called `name`.
 
     Args:
-        name: in `SOURCES`, or the path of an .npz file; see `natgrad.cli.user_data`.
+        name: in `SOURCES`, or the path of an .npz file; see `read`.
         seed: of the split.
         limit: rows to keep before the split; None for all.
 
@@ -92,24 +76,14 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     inputs = _standardised(inputs, train, one_unit)
     if classes:
         targets = targets.astype(np.int32)
-        family, outputs = Categorical(), int(targets.max()) + 1
-        score_name, score, about = "accuracy", accuracy, f"{outputs} classes"
+        outputs = int(targets.max()) + 1
+        about = f"{outputs} classes"
     else:
         about = _about_numbers(targets)
         targets = targets[:, None] if targets.ndim == 1 else targets
-        targets = _standardised(targets, train, one_unit=False)
-        family, outputs = NormalMean(), targets.shape[1]
-        score_name, score = "R²", r_squared
-    return Dataset(
-        name=name,
-        train=(jnp.asarray(inputs[train]), jnp.asarray(targets[train])),
-        test=(jnp.asarray(inputs[test]), jnp.asarray(targets[test])),
-        family=family,
-        outputs=outputs,
-        score_name=score_name,
-        score=score,
-        about_targets=about,
-    )
+        targets, outputs = _standardised(targets, train, False), targets.shape[1]
+    parts = [(jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in (train, test)]
+    return Dataset(name, parts[0], parts[1], classes, outputs, about)
 
 
 def _about_numbers(targets: np.ndarray) -> str:
@@ -127,7 +101,7 @@ def _about_numbers(targets: np.ndarray) -> str:
 def _read(name: str) -> tuple[np.ndarray, np.ndarray, bool]:
     """Inputs and targets as they are, and whether all inputs share a unit."""
     if name.endswith(".npz"):
-        inputs, targets = user_data.read(name)
+        inputs, targets = read(name)
         return inputs, targets, inputs.ndim > 2
     one_unit = choose(SOURCES, name, "data set")
     load_bundled = getattr(require("sklearn.datasets"), f"load_{name}")
@@ -151,3 +125,95 @@ def _standardised(values: np.ndarray, train: np.ndarray, one_unit: bool) -> np.n
     axis = None if one_unit else 0
     scale = np.sqrt(np.mean(centred[train] ** 2, axis=axis))
     return centred / np.where(scale == 0, 1, scale)
+
+
+def read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs [N, ...], targets [N] or [N, K]) of a file; whole targets are classes.
+
+    Raises:
+        ValueError: saying what is wrong with the file, in one line.
+    """
+    inputs, targets = (_numbers(path, *item) for item in _arrays(path).items())
+    _need(
+        inputs.ndim > 1,
+        f"{path}: inputs must have an axis of examples and at least one more, got "
+        f"shape {inputs.shape}.",
+    )
+    _need(
+        len(inputs) == len(targets),
+        f"{path}: inputs and targets must have as many rows, got shapes "
+        f"{inputs.shape} and {targets.shape}.",
+    )
+    if targets.dtype.kind in "iu":
+        _check_classes(path, targets)
+    _need(
+        targets.ndim <= 2,
+        f"{path}: numbers to predict must have shape [N] or [N, K], got "
+        f"{targets.shape}.",
+    )
+    return inputs, targets
+
+
+def _need(fine: Any, sentence: str) -> None:
+    if not fine:
+        raise ValueError(sentence)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    _need(Path(path).is_file(), f"There is no file {path}.")
+    try:
+        # Opened here: numpy leaves a file open that it cannot read.
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                words = "it is a single array; expected an .npz of inputs, targets"
+                raise ValueError(words)
+            missing = [repr(key) for key in _KEYS if key not in archive]
+            _need(
+                not missing,
+                f"it has no {' and no '.join(missing)}; its arrays are "
+                f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets",
+            )
+            return {key: archive[key] for key in _KEYS}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        text = str(error).rstrip(".")
+        if "pickle" in text:
+            text = "it holds Python objects, or is no .npz file; nothing is unpickled"
+        raise ValueError(f"{path} cannot be read: {text}.") from error
+
+
+def _numbers(path: str, name: str, values: np.ndarray) -> np.ndarray:
+    """Real and finite numbers."""
+    values = values.astype(np.int32) if values.dtype.kind == "b" else values
+    what = f"{path}: {name}"
+    real = values.dtype.kind in "iuf"
+    _need(real, f"{what} must be real numbers, got dtype {values.dtype}.")
+    _need(values.ndim, f"{what} is one number; expected an axis of examples.")
+    _need(values.size, f"{what} is empty: its shape is {values.shape}.")
+    bad = int(np.sum(~np.isfinite(values)))
+    _need(
+        not bad,
+        f"{what} must be finite, got {bad} NaN or infinite of {values.size} numbers.",
+    )
+    return values
+
+
+def _check_classes(path: str, targets: np.ndarray) -> None:
+    _need(
+        targets.ndim == 1,
+        f"{path}: classes must have shape [N], got {targets.shape}. Numbers to "
+        "predict must be floating.",
+    )
+    least, last = int(targets.min()), int(targets.argmax())
+    _need(least >= 0, f"{path}: classes are counted from 0, got {least}.")
+    classes = int(targets[last]) + 1
+    _need(
+        classes <= len(targets),
+        f"{path}: targets[{last}] = {classes - 1} makes {classes:,} classes for "
+        f"{len(targets)} rows. Correct it, or count the classes from 0 without gaps; "
+        "numbers to predict must be floating.",
+    )
+    _need(
+        len(np.unique(targets)) > 1,
+        f"{path}: all targets are of one class, {least}: there is nothing to learn.",
+    )

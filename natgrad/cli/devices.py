@@ -39,30 +39,28 @@ class Devices:
 
     def run(self) -> int:
         """Print what was found; the exit code."""
-        return _report(self.seed)
-
-
-def _report(seed: int) -> int:
-    devices = jax.devices()
-    print(f"natgrad {__version__}, JAX {jax.__version__}, {jax.default_backend()}")
-    for device in devices:
-        print(f"  {device.id}: {device.device_kind} ({device.platform})")
-    precision = jax.config.values["jax_default_matmul_precision"] or "default"
-    x64 = jax.config.values["jax_enable_x64"]
-    print(f"x64: {'on' if x64 else 'off'}")
-    print(f"default precision of products: {precision}")
-    fine = True
-    for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64" or x64):
-            error, product = solve_error(dtype, seed), product_error(dtype)
-        rounding = float(np.finfo(dtype).eps)
-        bound = _TOLERANCE * rounding * _CONDITION**0.5
-        verdict = "fine" if error <= bound else f"TOO LARGE: at most {bound:.1e}"
-        print(f"{dtype}: solve off by {error:.1e} ({verdict})")
-        note = "" if product <= _TOLERANCE * rounding else ", rounded to fewer digits"
-        print(f"{dtype}: product off by {product:.1e}{note}")
-        fine &= error <= bound
-    return 0 if fine else FAILED
+        devices = jax.devices()
+        print(f"natgrad {__version__}, JAX {jax.__version__}, {jax.default_backend()}")
+        for device in devices:
+            print(f"  {device.id}: {device.device_kind} ({device.platform})")
+        precision = jax.config.values["jax_default_matmul_precision"] or "default"
+        x64 = jax.config.values["jax_enable_x64"]
+        print(f"x64: {'on' if x64 else 'off'}")
+        print(f"default precision of products: {precision}")
+        fine = True
+        for dtype in ("float32", "float64"):
+            with jax.enable_x64(dtype == "float64" or x64):
+                error, product = solve_error(dtype, self.seed), product_error(dtype)
+            rounding = float(np.finfo(dtype).eps)
+            bound = _TOLERANCE * rounding * _CONDITION**0.5
+            verdict = "fine" if error <= bound else f"TOO LARGE: at most {bound:.1e}"
+            print(f"{dtype}: solve off by {error:.1e} ({verdict})")
+            note = (
+                "" if product <= _TOLERANCE * rounding else ", rounded to fewer digits"
+            )
+            print(f"{dtype}: product off by {product:.1e}{note}")
+            fine &= error <= bound
+        return 0 if fine else FAILED
 
 
 def solve_error(dtype: str, seed: int) -> float:
@@ -75,9 +73,8 @@ def solve_error(dtype: str, seed: int) -> float:
     exact = basis @ ((basis.T @ vector) / (eigenvalues + _DAMPING))
     v = jnp.asarray(vector, dtype)
     found = jax.jit(DenseMetric(Layout.of(v), matrix).solve)(v, _DAMPING)
-    return float(np.linalg.norm(np.asarray(found, float) - exact)) / float(
-        np.linalg.norm(exact)
-    )
+    off = np.asarray(found, float) - exact
+    return float(np.linalg.norm(off) / np.linalg.norm(exact))
 
 
 def product_error(dtype: str) -> float:

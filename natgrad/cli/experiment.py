@@ -38,27 +38,13 @@ _LARGE_MODEL_BYTES = 1e9
 class Settings:
     """What a person chooses; everything else follows.
 
+    Options of the same names say what each is, and these they do not set:
+
     Attributes:
-        data: a name in `natgrad.cli.data.SOURCES`, or the path of an .npz file.
-        model: a name in `natgrad.cli.models.MODELS`, or module:function.
-        hidden: widths of hidden layers.
-        examples: rows of the data to use; None for all.
-        damping: λ, of the comparison and of the race.
-        at_step: full-batch steps of Adam before comparing.
-        approximations: names in `natgrad.CURVATURES`; None for all.
-        reference: what counts as exact; None for the exact Fisher as a matrix, or as
-            an operator where a matrix would be too large.
         repeats: timed runs of each approximation.
         charts: random coordinates in which invariance is tested; each compiles every
             approximation once more.
-        optimizers: who races.
         leave_out: leave out optimizers that do not fit the model, instead of refusing?
-        steps: of each run of the race.
-        batch_size: examples a step.
-        rates: learning rates in each grid.
-        repeat: further runs of each optimizer at its best rate, from other seeds.
-        along: steps of a run of Adam at which to compare.
-        seed: of split, weights, batches and sampled labels.
     """
 
     data: str = "digits"
@@ -83,34 +69,19 @@ class Settings:
 
 # Small enough for a look or a test.
 QUICK = Settings(
-    hidden=(4,),
-    examples=200,
-    repeats=1,
-    steps=10,
-    batch_size=64,
-    rates=3,
-    at_step=10,
+    hidden=(4,), examples=200, repeats=1, steps=10, batch_size=64, rates=3, at_step=10
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Settings made concrete.
-
-    Attributes:
-        settings: as chosen, names resolved.
-        dataset: what to learn from.
-        model: the statistical model.
-        initial: parameters where the race starts.
-        params: parameters where approximations are compared.
-        setup: what is compared, and how.
-    """
+    """Settings made concrete, names resolved."""
 
     settings: Settings
     dataset: Dataset
     model: Model
-    initial: Params
-    params: Params
+    initial: Params  # where the race starts
+    params: Params  # where approximations are compared
     setup: ComparisonSetup
 
     @classmethod
@@ -121,7 +92,9 @@ class Experiment:
             ValueError: for unknown names and impossible settings.
         """
         dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
-        model, initial = build_model(settings, dataset, settings.seed)
+        model, initial = models.build(
+            settings.model, dataset, settings.hidden, settings.seed
+        )
         setup = _setup(settings, model, initial)
         optimizers = _racers(settings, model, initial)
         settings = dataclasses.replace(
@@ -132,7 +105,8 @@ class Experiment:
 
     def initial_from(self, seed: int) -> Params:
         """Initial parameters from another seed."""
-        return build_model(self.settings, self.dataset, seed)[1]
+        settings = self.settings
+        return models.build(settings.model, self.dataset, settings.hidden, seed)[1]
 
     @property
     def subject(self) -> str:
@@ -146,16 +120,16 @@ class Experiment:
 
     def describe(self) -> dict[str, Any]:
         """What was compared, as plain Python values."""
-        inputs, _ = self.dataset.train
+        data, inputs = self.dataset, self.dataset.train[0]
         return {
             "settings": dataclasses.asdict(self.settings),
             "data": {
-                "name": self.dataset.name,
-                "features": self.dataset.features,
-                "outputs": self.dataset.outputs,
+                "name": data.name,
+                "features": data.features,
+                "outputs": data.outputs,
                 "train_examples": inputs.shape[0],
-                "test_examples": self.dataset.test[0].shape[0],
-                "score": self.dataset.score_name,
+                "test_examples": data.test[0].shape[0],
+                "score": data.score_name,
             },
             "parameters": Layout.of(self.initial).size,
             "dtype": str(inputs.dtype),
@@ -202,23 +176,6 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def build_model(
-    settings: Settings, dataset: Dataset, seed: int
-) -> tuple[Model, Params]:
-    """The model, and its initial parameters from a seed.
-
-    Args:
-        settings: of the model.
-        dataset: what it is for.
-        seed: of the weights.
-
-    Raises:
-        ValueError: for an unknown model, or one that does not fit the data.
-    """
-    key = jax.random.PRNGKey(seed)
-    return models.build(settings.model, dataset, hidden=settings.hidden, key=key)
-
-
 def _setup(settings: Settings, model: Model, params: Params) -> ComparisonSetup:
     """What is compared; for a large model with less memory."""
     budget = Budget(repeats=settings.repeats, charts=settings.charts)
@@ -237,19 +194,18 @@ def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]
     """The optimizers that fit the model; a ValueError where one that must does not."""
     fitting = []
     for name in dict.fromkeys(settings.optimizers):
-        entrant = contenders.contender(name, model, settings.damping)
-        reason = _does_not_fit(entrant, params)
-        if not reason:
-            fitting.append(name)
-        elif not settings.leave_out:
+        make = contenders.contender(name, model, settings.damping).make
+        reason = _does_not_fit(make(1.0), params)
+        if reason and not settings.leave_out:
             raise ValueError(f"{name} {reason} Name others with --optimizers.")
+        fitting += [name] * (not reason)
     return tuple(fitting)
 
 
-def _does_not_fit(entrant: contenders.Contender, params: Params) -> str:
+def _does_not_fit(optimizer: optax.GradientTransformation, params: Params) -> str:
     """Why an optimizer cannot train this model; empty if it can."""
     try:
-        state = jax.eval_shape(entrant.make(1.0).init, params)
+        state = jax.eval_shape(optimizer.init, params)
     except NotCapturedError as error:
         return f"cannot read this model: {error}"
     except DoesNotFitError as error:

@@ -1,12 +1,11 @@
 """The `natgrad` command: its commands, and what becomes of their errors.
 
 typer makes an instance of a command's dataclass of what was typed; `run` of that
-instance does the work and returns the exit code.
+instance does the work, outside of typer, and returns the exit code.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -15,46 +14,37 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natgrad import __version__
-from natgrad.cli.commands import Compare, Race, Spectrum
+from natgrad.cli.commands import Compare, Doctor, Race, Spectrum
 from natgrad.cli.devices import Devices
-from natgrad.cli.doctor import Doctor
-from natgrad.cli.options import EPILOG, ModelOptions
+from natgrad.cli.options import EPILOG, ModelCommand
 from natgrad.cli.parsing import Command
 from natgrad.cli.report import Report
 from natgrad.cli.shared import FAILED, INTERRUPTED, USAGE, UsageError
 from natgrad.compare.extras import MissingExtra
 
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
+def _completion(
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"], typer.Argument(help="whose script to print")
+    ],
+) -> int:
     """Print what makes a shell complete names and options.
 
     In bash: eval "$(natgrad completion bash)"
     """
-
-    shell: Annotated[
-        Literal["bash", "zsh", "fish"], typer.Argument(help="whose script to print")
-    ]
-
-    def run(self) -> int:
-        """Print the script that typer gives a shell; the exit code."""
-        os.environ["_NATGRAD_COMPLETE"] = f"source_{self.shell}"
-        try:
-            return _application().main([], prog_name="natgrad", standalone_mode=False)
-        finally:
-            del os.environ["_NATGRAD_COMPLETE"]
+    os.environ["_NATGRAD_COMPLETE"] = f"source_{shell}"
+    try:
+        return _application().main([], prog_name="natgrad", standalone_mode=False)
+    finally:
+        del os.environ["_NATGRAD_COMPLETE"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kunstner:
+def _kunstner() -> None:
     """Moved to `python -m benchmarks.kunstner`."""
-
-    def run(self) -> int:
-        """Say where it is now."""
-        raise UsageError(
-            "the experiments of Kunstner, Hennig & Balles (2019) are no part of the "
-            "package any more; in natgrad's repository: python -m benchmarks.kunstner"
-        )
+    raise UsageError(
+        "the experiments of Kunstner, Hennig & Balles (2019) are no part of the "
+        "package any more; in natgrad's repository: python -m benchmarks.kunstner"
+    )
 
 
 COMMANDS = {
@@ -64,7 +54,7 @@ COMMANDS = {
     "report": Report,
     "doctor": Doctor,
     "devices": Devices,
-    "completion": Completion,
+    "completion": _completion,
 }
 
 
@@ -81,9 +71,8 @@ def run(typed: Sequence[str]) -> int:
     names = (*COMMANDS, "kunstner")
     name = next((f" {word}" for word in typed if word in names), "")
     try:
-        command = _application().main(
-            list(typed), prog_name="natgrad", standalone_mode=False
-        )
+        how = {"prog_name": "natgrad", "standalone_mode": False}
+        command = _application().main(list(typed), **how)
         return command if isinstance(command, int) else command.run()
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -111,10 +100,11 @@ def _application() -> Any:
     )
     app.callback()(_natgrad)
     for name, command in COMMANDS.items():
-        epilog = EPILOG if issubclass(command, ModelOptions) else None
+        on_model = isinstance(command, type) and issubclass(command, ModelCommand)
+        epilog = EPILOG if on_model else None
         app.command(name, cls=Command, epilog=epilog)(command)
     anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("kunstner", hidden=True, context_settings=anything)(Kunstner)
+    app.command("kunstner", hidden=True, context_settings=anything)(_kunstner)
     return typer.main.get_command(app)
 
 

@@ -6,13 +6,19 @@ The first two are plain JAX, with parameters {"layer0": {"weight": [I, O], "bias
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib
 import itertools
-from collections.abc import Sequence
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from natgrad.cli import user_model
 from natgrad.cli.data import Dataset
 from natgrad.curvature import choose
 from natgrad.model import Model
@@ -30,21 +36,23 @@ MODELS = {
 
 
 def build(
-    name: str, dataset: Dataset, *, hidden: Sequence[int], key: Key
+    name: str, dataset: Dataset, hidden: Sequence[int], seed: int
 ) -> tuple[Model, Params]:
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`, or module:function; see `natgrad.cli.user_model`.
+        name: in `MODELS`, or module:function; called with a key,
+            some inputs and the number of outputs.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
-        key: of the initial weights.
+        seed: of the initial weights.
 
     Raises:
         ValueError: for an unknown name, or one that does not fit the data's labels.
     """
+    key = jax.random.PRNGKey(seed)
     if ":" in name:
-        return user_model.build(name, dataset, key)
+        return _own(name, dataset, key)
     kind = "classes" if dataset.classes else "numbers"
     if kind not in choose(MODELS, name, "model"):
         fitting = [other for other, kinds in MODELS.items() if kind in kinds]
@@ -72,12 +80,10 @@ def initial(sizes: Sequence[int], key: Key, dtype: jnp.dtype) -> Params:
     keys = jax.random.split(key, len(sizes) - 1)
     return {
         f"layer{index}": {
-            "weight": jax.random.normal(key, (fan_in, fan_out), dtype) / fan_in**0.5,
-            "bias": jnp.zeros(fan_out, dtype),
+            "weight": jax.random.normal(keys[index], shape, dtype) / shape[0] ** 0.5,
+            "bias": jnp.zeros(shape[1], dtype),
         }
-        for index, (key, fan_in, fan_out) in enumerate(
-            zip(keys, sizes[:-1], sizes[1:], strict=True)
-        )
+        for index, shape in enumerate(itertools.pairwise(sizes))
     }
 
 
@@ -88,3 +94,69 @@ def apply(params: Params, inputs: Array) -> Array:
         layer = params[f"layer{index}"]
         z = (jnp.tanh(z) if index else z) @ layer["weight"] + layer["bias"][None]
     return z
+
+
+def _own(name: str, dataset: Dataset, key: Key) -> tuple[Model, Params]:
+    """The model that function(key, inputs, outputs) makes, and its parameters."""
+    function, inputs = _found(name), dataset.train[0]
+    with _blaming(f"--model {name}: it failed"):
+        made = function(key, inputs, dataset.outputs)
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise ValueError(
+            f"{name} must return (apply, params) or (natgrad.Model, params), got "
+            f"{type(made).__name__}."
+        )
+    model, params = made
+    if not isinstance(model, Model):
+        model = Model(model, dataset.family)
+    if model.example_inputs is None:
+        model = dataclasses.replace(model, example_inputs=inputs[:1])
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} returned no parameters: {params!r}.")
+    with _blaming(f"--model {name}: apply failed"):
+        z = jax.eval_shape(model.outputs, params, inputs)
+    wanted = (len(inputs), dataset.outputs)
+    if model.family == dataset.family and z.shape != wanted:
+        raise ValueError(
+            f"--model {name}: apply(params, inputs) must give z [N, C] = "
+            f"{list(wanted)} for {dataset.name}, got {list(z.shape)}."
+        )
+    return model, params
+
+
+def _found(name: str) -> Any:
+    """The function called "module:function", also from the working directory."""
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"--model {name}: expected module:function.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    what = f"--model {name}: cannot import it"
+    try:
+        with _blaming(what):
+            module = importlib.import_module(module_name)
+    except ValueError as error:
+        cause = error.__cause__
+        missing = isinstance(cause, ModuleNotFoundError) and cause.name
+        if not missing or missing not in module_name:
+            raise
+        where = f"{os.getcwd()} or on Python's path"
+        raise ValueError(f"{what}: there is no such module in {where}.") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(
+            f"--model {name}: {module_name} has no function {function_name!r}."
+        )
+    return function
+
+
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Say what was raised, and where in the person's own code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        where = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
+        reason = f"{type(error).__name__}: {error}{where}".rstrip(".")
+        raise ValueError(f"{what}: {reason}.") from error

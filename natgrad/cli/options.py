@@ -1,7 +1,8 @@
 """Options of the commands that compare, and the settings they make.
 
-A command is a dataclass: typer reads an option from each field, and what was typed
-becomes an instance, which `run` carries out. The docstring is what --help says.
+A command is a dataclass with a field for each of its options: typer reads them, and
+what was typed becomes an instance, which `run` carries out. The docstring is what
+--help says.
 """
 
 import dataclasses
@@ -11,13 +12,12 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from natgrad.cli.config import defaults_from_file
 from natgrad.cli.data import FEWEST, SOURCES, Dataset
 from natgrad.cli.experiment import QUICK, Experiment, Settings
-from natgrad.cli.files import check_directory
 from natgrad.cli.models import MODELS
+from natgrad.cli.parsing import defaults_from_file
 from natgrad.cli.session import Session
-from natgrad.cli.shared import UsageError, numerics
+from natgrad.cli.shared import UsageError, check_directory, numerics
 from natgrad.compare.contenders import BASELINES, DEFAULT
 from natgrad.compare.extras import require
 from natgrad.curvature import CURVATURES
@@ -45,15 +45,101 @@ def racers(default: tuple[str, ...]) -> Any:
     return option("NAME...", f"who races: {words}", (*CURVATURES, *BASELINES))
 
 
+def _flag(name: str, help: str) -> Any:
+    return typer.Option(f"--{name}", help=help)
+
+
 def _folder(text: str | Path) -> Path:
     if not str(text):
         raise UsageError("--output is empty; expected a folder, such as . for this one")
     return Path(text)
 
 
-Output = Annotated[
-    Path, typer.Option(metavar="DIR", help="where files go", parser=_folder)
-]
+_CONFIG = typer.Option(
+    metavar="FILE",
+    help="a TOML file of these options, such as hidden = [16, 8]; what is typed goes "
+    "first",
+    callback=defaults_from_file,
+    is_eager=True,
+)
+_SOURCES, _MODELS = ", ".join(SOURCES), ", ".join(MODELS)
+_FORMS = f"some of {', '.join(CURVATURES)} (default: all that fit)"
+_EXACT = "what counts as exact (default: dense, or matrix_free for large models)"
+_REPEAT = "run each optimizer from N more seeds at its best rate (default: 0)"
+_ALONG = "also compare after these steps of a run of Adam (default: none)"
+
+# name -> (type, option); what was not typed is None, a flag False.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "data": (
+        str,
+        option("NAME", f"{_SOURCES}, or an .npz file (default: digits)", SOURCES),
+    ),
+    "model": (
+        str,
+        option("NAME", f"{_MODELS}, or module:function (default: mlp)", MODELS),
+    ),
+    "hidden": (
+        list[int],
+        option("WIDTH...", "widths of the mlp's hidden layers (default: 16)"),
+    ),
+    "examples": (int, option("N", "rows of the data (default: all)", lowest=FEWEST)),
+    "damping": (float, option("λ", "added to every Fisher (default: 0.001)", lowest=0)),
+    "seed": (
+        int,
+        option("N", "of split, weights, batches and draws (default: 0)", lowest=0),
+    ),
+    "x64": (bool, _flag("x64", "compute in float64")),
+    "quick": (bool, _flag("quick", "a small model and few steps: a look")),
+    "config": (str, _CONFIG),
+    "output": (
+        Path,
+        typer.Option(metavar="DIR", help="where files go", parser=_folder),
+    ),
+    "at_step": (
+        int,
+        option("STEP", "steps of Adam before measuring (default: 20)", lowest=0),
+    ),
+    "approximations": (list[str], option("NAME...", _FORMS, CURVATURES)),
+    "reference": (str, option("NAME", _EXACT, CURVATURES)),
+    "optimizers": (list[str], racers(DEFAULT)),
+    "steps": (int, option("N", "of each training run (default: 30)", lowest=1)),
+    "batch_size": (int, option("N", "examples a step (default: 256)", lowest=1)),
+    "rates": (
+        int,
+        option("N", "learning rates for each optimizer (default: 6)", lowest=1),
+    ),
+    "full": (bool, _flag("full", "all figures, in four tables")),
+    "repeat": (int, option("N", _REPEAT, lowest=0)),
+    "along": (list[int], option("STEP...", _ALONG, lowest=0)),
+}
+OF_MODEL = ("data", "model", "hidden", "examples", "damping", "seed", "x64", "quick")
+OF_MODEL += ("config",)
+OF_FIDELITY = ("at_step", "approximations", "reference")
+OF_RACE = ("optimizers", "steps", "batch_size", "rates")
+
+
+def takes(*names: str, **defaults: Any) -> Callable[[type], type]:
+    """Make a command of a class: a dataclass with these options.
+
+    Args:
+        names: in `OPTIONS`, in the order in which --help lists them.
+        defaults: of options; another option of typer in place of that of the table.
+    """
+
+    def decorate(cls: type) -> type:
+        cls.__annotations__ = {}
+        for name in names:
+            kind, how = OPTIONS[name]
+            default = defaults.get(name, False if kind is bool else None)
+            if isinstance(default, type(how)):
+                how, default = default, None
+            kind = kind | None if default is None else kind
+            cls.__annotations__[name] = Annotated[kind, how]
+            setattr(cls, name, default)
+        return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
 
 EPILOG = """\
 The figures are taken after a few steps of Adam (--at-step): at initial parameters
@@ -69,50 +155,31 @@ inputs) gives [N, C], or (natgrad.Model, params).
 """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model on which data; options that were not typed are None."""
+class ModelCommand:
+    """A command on a model and data."""
 
-    data: Annotated[
-        str | None,
-        option(
-            "NAME", f"{', '.join(SOURCES)}, or an .npz file (default: digits)", SOURCES
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        option(
-            "NAME", f"{', '.join(MODELS)}, or module:function (default: mlp)", MODELS
-        ),
-    ] = None
-    hidden: Annotated[
-        list[int] | None,
-        option("WIDTH...", "widths of the mlp's hidden layers (default: 16)"),
-    ] = None
-    examples: Annotated[
-        int | None, option("N", "rows of the data (default: all)", lowest=FEWEST)
-    ] = None
-    damping: Annotated[
-        float | None, option("λ", "added to every Fisher (default: 0.001)", lowest=0)
-    ] = None
-    seed: Annotated[
-        int | None,
-        option("N", "of split, weights, batches and draws (default: 0)", lowest=0),
-    ] = None
-    x64: Annotated[bool, typer.Option("--x64", help="compute in float64")] = False
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a small model and few steps: a look")
-    ] = False
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="a TOML file of these options, such as hidden = [16, 8]; what is "
-            "typed goes first",
-            callback=defaults_from_file,
-            is_eager=True,
-        ),
-    ] = None
+    x64: bool
+    quick: bool
+
+    def run(self) -> int:
+        """Carry out what was typed, in the precision that was asked for.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            UsageError: for names, numbers and files that make no sense.
+            MissingExtra: where rich, matplotlib or scikit-learn is not installed.
+        """
+        with numerics(x64=self.x64):
+            try:
+                return self.carry_out()
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+
+    def carry_out(self) -> int:
+        """What the command does; the exit code."""
+        raise NotImplementedError
 
     def defaults(self) -> Mapping[str, Any]:
         """Settings of this command that differ from `Settings`."""
@@ -131,14 +198,7 @@ class ModelOptions:
         return dataclasses.replace(base, **{**self.defaults(), **typed})
 
     def check_counts(self, dataset: Dataset) -> None:
-        """Raise where more was typed than the data has.
-
-        Args:
-            dataset: which was loaded.
-
-        Raises:
-            UsageError: for --examples or --batch-size.
-        """
+        """Raise a UsageError where more was typed than the data has."""
         train, test = len(dataset.train[0]), len(dataset.test[0])
         for name, most in {"examples": train + test, "batch_size": train}.items():
             typed = getattr(self, name, None)
@@ -150,79 +210,22 @@ class ModelOptions:
                 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions(ModelOptions):
-    """Options of every command that compares."""
+class ComparingCommand(ModelCommand):
+    """A command that compares, and writes files."""
 
-    output: Output = Path("natgrad")
+    output: Path
 
     session: ClassVar[type[Session]]
 
-    def run(self) -> int:
+    def carry_out(self) -> int:
         """Check everything, prepare the experiment and run the session.
 
-        Returns:
-            The exit code.
-
         Raises:
-            UsageError: for names, numbers and files that make no sense.
-            MissingExtra: where rich, matplotlib or scikit-learn is not installed.
             OSError: where the output cannot be written.
         """
         for module in ("rich", "matplotlib"):
             require(module)
         check_directory(self.output)
-        with numerics(x64=self.x64):
-            try:
-                experiment = Experiment.of(self.settings())
-                self.check_counts(experiment.dataset)
-                return self.session(experiment, self.output).run()
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-
-
-AtStep = Annotated[
-    int | None,
-    option("STEP", "steps of Adam before measuring (default: 20)", lowest=0),
-]
-BatchSize = Annotated[
-    int | None, option("N", "examples a step (default: 256)", lowest=1)
-]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FidelityOptions:
-    """Options of what is compared, and where."""
-
-    at_step: AtStep = None
-    approximations: Annotated[
-        list[str] | None,
-        option(
-            "NAME...",
-            f"some of {', '.join(CURVATURES)} (default: all that fit)",
-            CURVATURES,
-        ),
-    ] = None
-    reference: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "what counts as exact (default: dense, or matrix_free for large models)",
-            CURVATURES,
-        ),
-    ] = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RaceOptions:
-    """Options of the training runs."""
-
-    optimizers: Annotated[list[str] | None, racers(DEFAULT)] = None
-    steps: Annotated[
-        int | None, option("N", "of each training run (default: 30)", lowest=1)
-    ] = None
-    batch_size: BatchSize = None
-    rates: Annotated[
-        int | None,
-        option("N", "learning rates for each optimizer (default: 6)", lowest=1),
-    ] = None
+        experiment = Experiment.of(self.settings())
+        self.check_counts(experiment.dataset)
+        return self.session(experiment, self.output).run()

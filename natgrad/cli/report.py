@@ -1,56 +1,55 @@
 """`natgrad report`: everything in one HTML page, and the figures beside it as JSON.
 
-Writes report.html and report.json.
+Writes report.html and report.json. The page asks for nothing beside itself, which its
+content security policy also forbids; it reads on a phone as on a desk: panels stack,
+and what is wider scrolls in its own box.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import numpy as np
 import optax
 
-from natgrad.cli import html
 from natgrad.cli.experiment import APPROACH_RATE, Experiment
 from natgrad.cli.options import (
-    CompareOptions,
-    FidelityOptions,
-    Output,
-    RaceOptions,
-    option,
+    OF_FIDELITY,
+    OF_MODEL,
+    OF_RACE,
+    ComparingCommand,
     racers,
+    takes,
 )
-from natgrad.cli.progress import Advance
 from natgrad.cli.session import Session, Stage
-from natgrad.cli.terminal import notes, summary
-from natgrad.compare import columns, plots
+from natgrad.cli.shared import write_atomically, write_json
+from natgrad.cli.terminal import Advance, notes, summary
+from natgrad.compare import plots, tables
 from natgrad.compare.budget import Budget
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.repetition import Repeated, repeated
-from natgrad.compare.runs import Race
+from natgrad.compare.extras import require
+from natgrad.compare.runs import Race, Repeated
 from natgrad.compare.setup import ComparisonSetup
 from natgrad.compare.tables import figure
 from natgrad.compare.trace import Trace, comparisons_along
+from natgrad.compare.training import repeated
 from natgrad.compare.verdict import Verdict
 
-_OPTIMIZERS = (
-    "dense",
-    "matrix_free",
-    "kfac",
-    "ekfac",
-    "diagonal",
-    "empirical",
-    "sgd",
-    "adam",
-)
+_OPTIMIZERS = ("dense", "matrix_free", "kfac", "ekfac", "diagonal", "empirical")
+_OPTIMIZERS += ("sgd", "adam")
+
+# Pixels an inch.
+_DPI = 130
 
 
 class ReportSession(Session):
     """Compare, race, and write the page."""
 
-    command = "report"
+    command, file = "report", "report.json"
 
     def __init__(self, experiment: Experiment, output: Path):
         super().__init__(experiment, output)
@@ -117,13 +116,17 @@ class ReportSession(Session):
         record["along"] = steps or None
         record["repeated"] = [entry.to_dict() for entry in self._repeated] or None
         record["verdict"] = {**vars(words), "points": list(words.points)}
-        text = html.render(self._page(record, words))
-        self.record("report.json", record)
-        self.file("report.html", lambda file: file.write(text.encode()))
+        page = render(self._page(record, words)).encode()
+        self.write(self.file, lambda path: write_json(path, record))
+        self.write(
+            "report.html",
+            lambda path: write_atomically(path, lambda file: file.write(page)),
+        )
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
         comparison, race = self.comparison, self.race
+        best = race and race.recommended
         return {
             "title": f"Which Fisher approximation? {self.experiment.subject}",
             "record": record,
@@ -132,24 +135,23 @@ class ReportSession(Session):
             "race": race,
             "summary": summary(comparison, race) if comparison and race else [],
             "bars": _bars(race) if race else [],
-            "winner": race.recommended.name if race and race.recommended else "",
+            "winner": best.name if best else "",
             "seeds": len(self._repeated[0].runs) if self._repeated else 0,
             "along": tuple(self._comparisons),
-            "columns": columns,
+            "tables": tables,
             "notes": notes(comparison.rows) if comparison else [],
-            "pictures": {k: html.pictures(f) for k, f in self._figures().items()},
+            "pictures": {k: pictures(f) for k, f in self._figures().items()},
         }
 
     def _figures(self) -> dict[str, Any]:
         """The pictures of what is finished: name -> matplotlib figure."""
         figures = {}
         if self.comparison is not None:
-            figures["fidelity"] = self.fidelity_figure(self.comparison)
-            figures["quadratic"] = plots.quadratic(self.comparison)
-            figures["spectra"] = plots.spectra(self.comparison)
-            figures["blocks"] = plots.blocks(self.comparison)
+            figures["fidelity"] = self.fidelity_figure()
+            for draw in (plots.quadratic, plots.spectra, plots.blocks):
+                figures[draw.__name__] = draw(self.comparison)
         if self.race is not None:
-            figures["training"] = self.training_figure(self.race)
+            figures["training"] = self.training_figure()
         if self._repeated:
             figures["bands"] = plots.bands(self._repeated)
         if self._comparisons:
@@ -165,32 +167,72 @@ def _bars(race: Race) -> list[tuple[str, str, float]]:
     return [(name, figure(loss), abs(loss) / longest) for name, loss in losses.items()]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(RaceOptions, FidelityOptions, CompareOptions):
+def render(values: Mapping[str, Any]) -> str:
+    """The page: page.html, filled in.
+
+    Args:
+        values: name in the template -> value; text is escaped.
+
+    Raises:
+        MissingExtra: where jinja2 is not installed.
+        jinja2.UndefinedError: for a name of the template that has no value.
+    """
+    jinja2 = require("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("natgrad.cli", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["legend"] = tables.legend
+    return environment.get_template("page.html").render(values)
+
+
+def pictures(figure: Any) -> list[str]:
+    """PNGs as the `src` of images, one a panel; one where panels share axes.
+
+    Args:
+        figure: of matplotlib.
+    """
+    buffer, axes = io.BytesIO(), figure.axes
+    groups = [g for a in axes for g in (a.get_shared_x_axes(), a.get_shared_y_axes())]
+    if any(len(group.get_siblings(axis)) > 1 for axis in axes for group in groups):
+        plots.save(figure, buffer)
+        return [_data_uri(buffer)]
+    figure.set_dpi(_DPI)
+    canvas = require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    uris = []
+    for axis in axes:
+        # Drawn by matplotlib from the lower edge, stored from the upper one.
+        box = axis.get_tightbbox(canvas.get_renderer()).padded(_DPI // 16)
+        left, right, low, high = (
+            max(0, round(x)) for x in (*box.intervalx, *box.intervaly)
+        )
+        rows = slice(max(0, len(pixels) - high), len(pixels) - low)
+        buffer = io.BytesIO()
+        require("matplotlib.image").imsave(buffer, pixels[rows, left:right])
+        uris.append(_data_uri(buffer))
+    return uris
+
+
+def _data_uri(buffer: io.BytesIO) -> str:
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@takes(
+    *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "repeat", "along"),
+    output=Path("natgrad-report"),
+    optimizers=racers(_OPTIMIZERS),
+)
+class Report(ComparingCommand):
     """Write one HTML page: which approximation to use, and why.
 
     Compare, train, and write one self-contained page that can be read offline or
     sent to a colleague: which approximation to use, and what that rests on.
     """
-
-    output: Output = Path("natgrad-report")
-    optimizers: Annotated[list[str] | None, racers(_OPTIMIZERS)] = None
-    repeat: Annotated[
-        int | None,
-        option(
-            "N",
-            "run each optimizer from N more seeds at its best rate (default: 0)",
-            lowest=0,
-        ),
-    ] = None
-    along: Annotated[
-        list[int] | None,
-        option(
-            "STEP...",
-            "also compare after these steps of a run of Adam (default: none)",
-            lowest=0,
-        ),
-    ] = None
 
     session = ReportSession
 

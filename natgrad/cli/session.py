@@ -5,46 +5,38 @@ What is finished when the person presses Ctrl-C is kept; no file is ever there b
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
-from natgrad.cli import files
 from natgrad.cli.experiment import Experiment, surroundings
-from natgrad.cli.progress import Advance, progress
-from natgrad.cli.shared import INTERRUPTED
-from natgrad.cli.terminal import Report
+from natgrad.cli.shared import INTERRUPTED, write_atomically, write_json
+from natgrad.cli.terminal import Advance, Report, progress
 from natgrad.compare import plots
 from natgrad.compare.comparison import Comparison
+from natgrad.compare.row import Row
 from natgrad.compare.runs import Entry, Race
 from natgrad.compare.training import RaceSettings, race
 from natgrad.compare.verdict import Verdict, together
-from natgrad.layers import NotCapturedError
-from natgrad.model.errors import DoesNotFitError
 
 # (parts, what to do); each part is an approximation or a run.
 Stage = tuple[int, Callable[[Advance], None]]
 
-Result = TypeVar("Result")
 
-
-class Session(abc.ABC):
-    """Stages that run in order; each is saved when it ends.
-
-    Attributes:
-        command: the name of the command.
-        comparison: of approximations, as far as it is finished.
-        race: of optimizers, as far as it is finished.
-    """
+class Session:
+    """Stages that run in order; each is saved when it ends."""
 
     command: str
+    file: str  # where the record goes, as JSON
+    # File -> what draws it, or gives None while its result is not there.
+    pictures: Mapping[str, Callable[[Any], Any]] = {}
 
     def __init__(self, experiment: Experiment, output: Path):
         self.experiment = experiment
+        # As far as they are finished.
         self.comparison: Comparison | None = None
         self.race: Race | None = None
         self.surroundings = surroundings()
@@ -53,13 +45,9 @@ class Session(abc.ABC):
         self._start = time.perf_counter()
         self._written: list[str] = []
 
-    @abc.abstractmethod
     def stages(self) -> list[Stage]:
         """What to do, in order."""
-
-    @abc.abstractmethod
-    def save(self, *, complete: bool) -> None:
-        """Write what is finished."""
+        return [self.compare(), self.train()]
 
     def run(self) -> int:
         """Run all stages; the exit code."""
@@ -74,41 +62,35 @@ class Session(abc.ABC):
                 self.save(complete=not waiting)
         except KeyboardInterrupt:
             return self._interrupted()
-        self.report.closing(self._output, self._written, self.seconds())
+        seconds = time.perf_counter() - self._start
+        self.report.closing(self._output, self._written, seconds)
         return 0
 
     def compare(self) -> Stage:
         """The stage that measures approximations."""
-        setup = self.experiment.setup
+        names = self.experiment.setup.names
 
         def stage(advance: Advance) -> None:
-            rows, skipped = [], []
             advance("the exact Fisher", 0)
             reference = self.experiment.reference()
             advance("the exact Fisher", 1)
+            measured: dict[str, Row | str] = {}
             try:
-                for name in setup.names:
+                for name in names:
                     advance(name, 0)
-                    try:
-                        rows.append(reference.row(name))
-                    except (DoesNotFitError, NotCapturedError) as error:
-                        if setup.all_named:
-                            raise
-                        skipped.append((name, str(error)))
+                    measured[name] = reference.row_or_reason(name)
                     advance(name, 1)
-            finally:
-                if rows:
-                    self.comparison = reference.comparison(rows, skipped)
-            if not rows:
-                reasons = "; ".join(reason for _, reason in skipped)
-                raise ValueError(f"No approximation can be measured: {reasons}")
+            except KeyboardInterrupt:
+                if any(isinstance(row, Row) for row in measured.values()):
+                    self.comparison = reference.comparison(measured)
+                raise
+            self.comparison = reference.comparison(measured)
 
-        return 1 + len(setup.names), stage
+        return 1 + len(names), stage
 
     def train(self) -> Stage:
         """The stage that races optimizers."""
-        experiment, settings = self.experiment, self.experiment.settings
-        data = experiment.dataset
+        settings, data = self.experiment.settings, self.experiment.dataset
         shared = RaceSettings(
             steps=settings.steps,
             batch_size=min(settings.batch_size, len(data.train[0])),
@@ -118,7 +100,7 @@ class Session(abc.ABC):
         )
 
         def stage(advance: Advance) -> None:
-            entries = []
+            entries: list[Entry] = []
 
             def on_run(entry: Entry) -> None:
                 if len(entry.runs) == settings.rates:
@@ -128,8 +110,8 @@ class Session(abc.ABC):
             advance("training", 0)
             try:
                 race(
-                    experiment.model,
-                    experiment.initial,
+                    self.experiment.model,
+                    self.experiment.initial,
                     data.train,
                     data.test,
                     score=data.score,
@@ -157,39 +139,44 @@ class Session(abc.ABC):
         finished = [part for part in (self.race, self.comparison) if part is not None]
         return together(*(part.verdict() for part in finished))
 
-    def fidelity_figure(self, comparison: Comparison) -> Any:
+    def fidelity_figure(self) -> Any:
         """The picture of the approximations."""
         about = f"after {self.experiment.settings.at_step} steps of Adam"
         title = f"{self.experiment.subject}, {about}"
-        return plots.fidelity(comparison, title=title)
+        return self.comparison and plots.fidelity(self.comparison, title=title)
 
-    def training_figure(self, race: Race) -> Any:
+    def training_figure(self) -> Any:
         """The picture of the race."""
         title = f"Training: {self.experiment.subject}"
         score = self.experiment.dataset.score_name
-        return plots.training(race, title=title, score=score)
+        return self.race and plots.training(self.race, title=title, score=score)
 
-    def picture(
-        self, name: str, result: Result | None, draw: Callable[[Result], Any]
-    ) -> None:
-        """Write a picture once its result is there; an older one of it goes."""
-        path = self._output / name
-        if result is None:
-            path.unlink(missing_ok=True)
-        elif str(path) not in self._written:
-            figure = draw(result)
-            files.write_atomically(path, lambda file: plots.save(figure, file))
+    def save(self, *, complete: bool) -> None:
+        """Write what is finished; an older picture of what is not goes.
+
+        Args:
+            complete: is that all?
+        """
+        for name, draw in self.pictures.items():
+            path = self._output / name
+            if str(path) in self._written:
+                continue
+            figure = draw(self)
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            write_atomically(path, lambda file, figure=figure: plots.save(figure, file))
             self._written.append(str(path))
+        record = self.description(complete=complete)
+        self.write(self.file, lambda path: write_json(path, record))
 
-    def record(self, name: str, description: dict[str, Any]) -> None:
-        """Write JSON, again at every save."""
-        self._write(name, lambda path: files.write_json(path, description))
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file, again at every save.
 
-    def file(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Write a file, again at every save."""
-        self._write(name, lambda path: files.write_atomically(path, write))
-
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        Args:
+            name: of the file.
+            write: path -> nothing.
+        """
         path = self._output / name
         write(path)
         if str(path) not in self._written:
@@ -200,16 +187,12 @@ class Session(abc.ABC):
         return {
             "format": f"natgrad.{self.command}/1",
             "complete": complete,
-            "seconds": self.seconds(),
+            "seconds": time.perf_counter() - self._start,
             **self.surroundings,
             **self.experiment.describe(),
             "fidelity": self.comparison and self.comparison.to_dict(),
             "training": self.race and self.race.to_dict(),
         }
-
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._start
 
     def _interrupted(self) -> int:
         """Keep what is finished; a second Ctrl-C gives that up too."""

@@ -1,9 +1,18 @@
-"""What the commands share: exit codes, errors and numerics."""
+"""What the commands share: exit codes, errors, numerics, and writing of results.
+
+A file is either all there or not there at all.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 
@@ -30,3 +39,48 @@ def numerics(*, x64: bool) -> Iterator[None]:
         limits(1, user_api="blas"),
     ):
         yield
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call write(file), then put the file in place; on any failure leave no trace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # name the file: a full disk names none
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """`record` as JSON that any parser reads: a number that is not finite is null."""
+    text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def check_directory(path: Path) -> None:
+    """Raise an OSError unless files can be written to `path`, made if missing."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"cannot write to {path}: {place} is not a directory.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write to {path}: {reason} in {place}.") from error
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    return node

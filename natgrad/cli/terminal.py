@@ -1,20 +1,29 @@
-"""What the terminal shows: tables with rich, and what they mean."""
+"""What the terminal shows: tables with rich, what they mean, and progress."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from natgrad.cli.experiment import Experiment
-from natgrad.compare import columns, tables
+from natgrad.compare import tables
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
 from natgrad.compare.row import Row
 from natgrad.compare.runs import Race
 from natgrad.compare.tables import Table, figure
 from natgrad.compare.verdict import Verdict
+
+# (what is being done now, how many parts were finished since the last call).
+Advance = Callable[[str, float], None]
+
+# Seconds between two lines of progress where there is no terminal.
+_INTERVAL = 15.0
 
 # Characters a line from which columns stand further apart.
 _WIDE = 100
@@ -53,15 +62,12 @@ class Report:
             f"{figure(comparison.reference_norm)}; damping λ = {comparison.damping:g}; "
             f"step d = {comparison.step_size:g} · (A + λI)⁻¹g."
         )
-        step, *others = columns.FIGURES
-        self._table(step, comparison.rows)
-        self._legend([*notes(comparison.rows), *tables.legend(step)])
+        step, *others = tables.FIGURES
+        self._table(step, comparison.rows, notes(comparison.rows))
         for table in others:
             self._table(table, comparison.rows)
-            self._legend(tables.legend(table))
         if comparison.error_sources:
-            self._table(columns.SOURCES, comparison.error_sources)
-            self._legend(tables.legend(columns.SOURCES))
+            self._table(tables.SOURCES, comparison.error_sources)
         self._line(f"Labels: {comparison.misspecification.verdict}.")
 
     def race(self, race: Race, experiment: Experiment) -> None:
@@ -72,23 +78,17 @@ class Report:
             f"{experiment.settings.rates} learning rates half a decade apart, the best "
             "chosen by training loss."
         )
-        self._table(columns.RACE, race.entries)
-        baselines = "sgd and adam are optax's, soap and kl_shampoo know no curvature"
-        self._legend(
-            [
-                (
-                    "optimizer",
-                    "a curvature's name: the step −η (A + λI)⁻¹g with A of the current "
-                    f"batch and λ = {race.damping:g}, which was not tuned; {baselines}",
-                ),
-                *tables.legend(columns.RACE),
-            ]
+        named = (
+            "a curvature's name: the step −η (A + λI)⁻¹g with A of the current batch "
+            f"and λ = {race.damping:g}, which was not tuned; sgd and adam are optax's, "
+            "soap and kl_shampoo know no curvature"
         )
+        self._table(tables.RACE, race.entries, [("optimizer", named)])
 
     def summary(self, comparison: Comparison, race: Race) -> None:
         """One table of all: approximations as such, and as optimizers."""
         self._out.print()
-        self._table(columns.SUMMARY, summary(comparison, race))
+        self._table(tables.SUMMARY, summary(comparison, race), None)
         exact = [row.name for row in comparison.rows if row.agrees]
         self._line(
             f"Error, cosine and length: of A and its step (A + λI)⁻¹g against F = "
@@ -121,15 +121,21 @@ class Report:
     def _line(self, text: str, style: str = "") -> None:
         self._out.print(text, style=style, markup=False, soft_wrap=False)
 
-    def _table(self, columns: Table, rows: Sequence[Any]) -> None:
-        self._out.print(tables.rich(columns, rows, int(self._out.width >= _WIDE)))
-
-    def _legend(self, entries: Iterable[tuple[str, str]]) -> None:
+    def _table(
+        self,
+        table: Table,
+        rows: Sequence[Any],
+        legend: Iterable[tuple[str, str]] | None = (),
+    ) -> None:
+        """A table, and what its columns mean below these notes; None for no legend."""
+        self._out.print(tables.rich(table, rows, int(self._out.width >= _WIDE)))
+        if legend is None:
+            return
         grid = require("rich.table").Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True, style="dim")
         grid.add_column(style="dim")
         text = require("rich.text").Text
-        for title, meaning in entries:
+        for title, meaning in (*legend, *tables.legend(table)):
             grid.add_row(text(title), text(meaning))
         self._out.print(grid)
 
@@ -140,11 +146,11 @@ def notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
     Args:
         rows: of a comparison; marks that none of them has are left out.
     """
-    used = {mark for row in rows for mark in columns.marks(row)}
-    return [(mark, meaning) for mark, meaning in columns.NOTES if mark in used]
+    used = {mark for row in rows for mark in tables.marks(row)}
+    return [(mark, meaning) for mark, meaning in tables.NOTES if mark in used]
 
 
-def summary(comparison: Comparison, race: Race) -> list[columns.SummaryRow]:
+def summary(comparison: Comparison, race: Race) -> list[tables.SummaryRow]:
     """Each name once: by final training loss, then by the cosine of the step.
 
     Args:
@@ -159,11 +165,51 @@ def summary(comparison: Comparison, race: Race) -> list[columns.SummaryRow]:
         if name in entries or name == comparison.reference or not rows[name].agrees
     ]
     lines = [
-        columns.SummaryRow(name, rows.get(name), entries.get(name)) for name in names
+        tables.SummaryRow(name, rows.get(name), entries.get(name)) for name in names
     ]
 
-    def order(line: columns.SummaryRow) -> tuple[float, float]:
+    def order(line: tables.SummaryRow) -> tuple[float, float]:
         loss = line.entry.final_train_loss if line.entry else math.inf
         return loss, -line.row.step_cosine if line.row else 0.0
 
     return sorted(lines, key=order)
+
+
+@contextlib.contextmanager
+def progress(total: float) -> Iterator[Advance]:
+    """Shows on standard error how much of `total` is done."""
+    if not sys.stderr.isatty():
+        yield _Lines(total)
+        return
+    parts = require("rich.progress")
+    columns = (
+        parts.TextColumn("{task.description}", markup=False),
+        parts.BarColumn(bar_width=None),
+        parts.TaskProgressColumn(),
+        parts.TimeElapsedColumn(),
+        parts.TextColumn("left"),
+        parts.TimeRemainingColumn(),
+    )
+    console = require("rich.console").Console(stderr=True, highlight=False)
+    with parts.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda text, done: bar.update(task, description=text, advance=done)
+
+
+class _Lines:
+    """Prints a line if the last is `_INTERVAL` seconds old."""
+
+    def __init__(self, total: float):
+        self._total, self._done = total, 0.0
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, text: str, done: float) -> None:
+        self._done = min(self._done + done, self._total)
+        now = time.monotonic()
+        if now - self._last < _INTERVAL:
+            return
+        self._last = now
+        share, left = self._done / self._total, ""
+        if share:
+            left = f", about {(now - self._start) * (1 / share - 1):.0f} s left"
+        print(f"{share:.0%} {text}{left}", file=sys.stderr, flush=True)

@@ -6,21 +6,19 @@ run, `race` trains with optimizers built from curvatures, `plots` draws the resu
 their `verdict()` says in words what they mean. What pictures and `rich.print` need
 comes with `pip install natgrad[report]` and is imported when used.
 
-    setup -> reference -> fidelity -> trace      training -> repetition      plots
+    setup -> reference -> trace      contenders -> training      plots
 """
 
 from natgrad.compare.budget import Budget
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.fidelity import compare
 from natgrad.compare.figures import Figures
 from natgrad.compare.misspecification import Misspecification
 from natgrad.compare.reference import Reference
-from natgrad.compare.repetition import Repeated, repeated
 from natgrad.compare.row import Row
-from natgrad.compare.runs import Entry, Race, Run
+from natgrad.compare.runs import Entry, Race, Repeated, Run
 from natgrad.compare.setup import ComparisonSetup
-from natgrad.compare.trace import Trace, along, comparisons_along
-from natgrad.compare.training import RaceSettings, race
+from natgrad.compare.trace import Trace, along, compare, comparisons_along
+from natgrad.compare.training import RaceSettings, race, repeated
 from natgrad.compare.verdict import Verdict
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -68,7 +69,8 @@ def check_batch(
     """
     Layout.of(params)
     batched, _ = batch.split_inputs(inputs, model.in_axes)
-    floating = [leaf for leaf in map(jnp.asarray, batched) if _floating(leaf)]
+    arrays = map(jnp.asarray, batched)
+    floating = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
     for what, leaves in {"params": jax.tree.leaves(params), "inputs": floating}.items():
         bad = sum(int(np.sum(~np.isfinite(np.asarray(leaf)))) for leaf in leaves)
         if bad:
@@ -98,17 +100,8 @@ def check_batch(
         least_squares=isinstance(model.family, NormalMean),
         counted=float(np.mean(weights != 0)),
         depends_on=dependence,
-        to_mend=(
-            *notes,
-            *_of_outputs(model, z),
-            *_of_labels(model, z, targets),
-            *_of_dependence(dependence),
-        ),
+        to_mend=(*notes, *_harmful(model, z, targets, dependence)),
     )
-
-
-def _floating(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _scales(inputs: list[Array]) -> tuple[float, list[str]]:
@@ -133,37 +126,27 @@ def _scales(inputs: list[Array]) -> tuple[float, list[str]]:
     return scale, []
 
 
-def _of_outputs(model: Model, z: Array) -> list[str]:
-    """Are the outputs of a classifier probabilities instead of logits?"""
+def _harmful(
+    model: Model, z: Array, targets: Array, dependence: Dependence
+) -> Iterator[str]:
+    """What is likely to do harm in outputs and labels."""
     values: Any = np.asarray(z, float)
-    if not isinstance(model.family, Categorical) or values.shape[-1] < 2:
-        return []
-    if np.all(values >= 0) and np.allclose(values.sum(axis=-1), 1, atol=1e-3):
-        return [
-            "outputs are not negative and sum to 1: Categorical takes logits, so leave "
-            "the softmax out of apply"
-        ]
-    return []
-
-
-def _of_labels(model: Model, z: Array, targets: Array) -> list[str]:
-    """Are labels so many standard deviations away that a bounded step takes ages?"""
-    if not isinstance(model.family, NormalMean):
-        return []
-    residual = (np.asarray(targets, float) - np.asarray(z, float)) / model.family.scale
-    distance = float(np.sqrt(np.mean(residual**2)))
-    if not distance > FAR:
-        return []
-    return [
-        f"labels are {figure(distance)} standard deviations of the law from the "
-        "outputs: standardise them, or NormalMean(scale=...) with their own"
-    ]
-
-
-def _of_dependence(dependence: Dependence) -> list[str]:
-    if dependence is not Dependence.OTHERS:
-        return []
-    return [
-        "an example's output depends on the other examples (batch normalisation?): "
-        "use stored statistics if you can"
-    ]
+    if isinstance(model.family, Categorical) and values.shape[-1] > 1:
+        if np.all(values >= 0) and np.allclose(values.sum(axis=-1), 1, atol=1e-3):
+            yield (
+                "outputs are not negative and sum to 1: Categorical takes logits, so "
+                "leave the softmax out of apply"
+            )
+    elif isinstance(model.family, NormalMean):
+        residual = (np.asarray(targets, float) - values) / model.family.scale
+        distance = float(np.sqrt(np.mean(residual**2)))
+        if distance > FAR:  # a bounded step takes ages
+            yield (
+                f"labels are {figure(distance)} standard deviations of the law from "
+                "the outputs: standardise them, or NormalMean(scale=...) with their own"
+            )
+    if dependence is Dependence.OTHERS:
+        yield (
+            "an example's output depends on the other examples (batch normalisation?): "
+            "use stored statistics if you can"
+        )

@@ -1,16 +1,17 @@
 """The record of a comparison: rows of figures, and where they were taken.
 
-What the figures are stands in `natgrad.compare.figures`, `path`, `invariance` and
-`misspecification`, which measure them.
+What the figures are stands in `natgrad.compare.figures`, `row`, `invariance` and
+`misspecification`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-from natgrad.compare import columns, tables
+from natgrad.compare import tables
 from natgrad.compare.error_sources import ErrorSource
 from natgrad.compare.extras import require
 from natgrad.compare.figures import Figures, Spectrum
@@ -74,19 +75,19 @@ class Comparison:
 
     def __rich__(self) -> Any:
         """The tables and what the labels say, for `rich.print`."""
-        parts = [tables.rich(table, self.rows) for table in columns.FIGURES]
-        parts.append(tables.rich(columns.BLOCKS, self.by_block()))
-        if self.error_sources:
-            parts.append(tables.rich(columns.SOURCES, self.error_sources))
+        parts = [tables.rich(table, rows) for table, rows in self._tables()]
         labels = require("rich.text").Text(f"Labels: {self.misspecification.verdict}.")
         return require("rich.console").Group(*parts, labels)
 
+    def _tables(self) -> list[tuple[tables.Table, Sequence[Any]]]:
+        """(columns, what stands in them) of each table."""
+        sources = [(tables.SOURCES, self.error_sources)] * bool(self.error_sources)
+        figures = [(table, self.rows) for table in tables.FIGURES]
+        return [*figures, (tables.BLOCKS, self.by_block()), *sources]
+
     def table(self) -> str:
         """The figures as plain text."""
-        parts = [tables.plain(table, self.rows) for table in columns.FIGURES]
-        parts.append(tables.plain(columns.BLOCKS, self.by_block()))
-        if self.error_sources:
-            parts.append(tables.plain(columns.SOURCES, self.error_sources))
+        parts = [tables.plain(table, rows) for table, rows in self._tables()]
         notes = [f"left out: {name}: {reason}" for name, reason in self.skipped]
         lines = [f"labels: {self.misspecification.verdict}", *notes]
         return "\n\n".join(
@@ -97,10 +98,10 @@ class Comparison:
         """Which approximation to use, in plain words: see `natgrad.compare.verdict`."""
         return judge(self.rows, self.misspecification, self.error_sources)
 
-    def by_block(self) -> list[columns.BlockRow]:
+    def by_block(self) -> list[tables.BlockRow]:
         """One line a block and approximation, block by block."""
         return [
-            columns.BlockRow(row.name, figures)
+            tables.BlockRow(row.name, figures)
             for of_rows in zip(*(row.blocks for row in self.rows), strict=True)
             for row, figures in zip(self.rows, of_rows, strict=True)
         ]

@@ -9,6 +9,7 @@ All grids have the same number of rates, half a decade apart (1, 3, 10, 30 …).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,31 +18,25 @@ import optax
 from natgrad.curvature import CURVATURES, choose
 from natgrad.model import Model
 from natgrad.optimizers import kl_shampoo, natural_gradient, soap
-from natgrad.typing import ArrayLike
 
-Make = Callable[[ArrayLike], optax.GradientTransformationExtraArgs]
+Make = Callable[[Any], optax.GradientTransformationExtraArgs]
 
 DEFAULT = ("dense", "kfac", "diagonal", "sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """An optimizer up to its learning rate.
-
-    Attributes:
-        name: what it is called.
-        make: learning rate -> transformation; called under jit.
-        middle: of the grid, in half decades above 1e-3: 0 is 0.001, 1 is 0.003.
-    """
+    """An optimizer up to its learning rate."""
 
     name: str
-    make: Make
-    middle: int
+    make: Make  # learning rate -> transformation; called under jit
+    middle: int  # of the grid, in half decades above 1e-3: 0 is 0.001, 1 is 0.003
 
     def rates(self, count: int) -> tuple[float, ...]:
         """`count` learning rates around the middle."""
         first = self.middle - count // 2
-        return tuple(_half_decade(first + index) for index in range(count))
+        steps = (divmod(index, 2) for index in range(first, first + count))
+        return tuple(float(f"{3 if odd else 1}e{tens - 3}") for tens, odd in steps)
 
 
 # (optimizer, middle of its grid, where it comes from)
@@ -65,17 +60,16 @@ def contender(name: str, model: Model, damping: float) -> Contender:
     choose({**CURVATURES, **BASELINES}, name, "optimizer")
     if name in BASELINES:
         optimizer, middle, _ = BASELINES[name]
-
-        def make(rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
-            return optax.with_extra_args_support(optimizer(rate))
-
-        return Contender(name, make, middle)
-
-    def make_natural(rate: Any) -> optax.GradientTransformationExtraArgs:
-        how = {"curvature": CURVATURES[name], "damping": damping}
-        return natural_gradient(rate, model, **how, trust_region=None)
-
-    return Contender(name, make_natural, _CURVATURE_MIDDLE)
+        with_extra = optax.with_extra_args_support
+        return Contender(name, lambda rate: with_extra(optimizer(rate)), middle)
+    make = functools.partial(
+        natural_gradient,
+        model=model,
+        curvature=CURVATURES[name],
+        damping=damping,
+        trust_region=None,
+    )
+    return Contender(name, make, _CURVATURE_MIDDLE)
 
 
 def line(name: str, rate: float, damping: float) -> str:
@@ -93,8 +87,3 @@ def line(name: str, rate: float, damping: float) -> str:
     where = where or f'CURVATURES["{name}"]'
     keywords = f"curvature=ng.{where}, damping={damping:g}, trust_region=None"
     return f"ng.natural_gradient({rate:g}, model, {keywords})"
-
-
-def _half_decade(index: int) -> float:
-    decade, half = divmod(index, 2)
-    return float(f"{3 if half else 1}e{decade - 3}")

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from natgrad.compare.figures import (
-    Figures,
-    Spectrum,
-    divergence,
-    effective_dimension,
-    ratio,
-    step_figures,
-)
-from natgrad.compare.partition import Part
+from natgrad.compare.figures import Figures, Part, Spectrum, ratio, step_figures
 from natgrad.metrics.base import Metric
 from natgrad.typing import Array
 
@@ -24,73 +16,8 @@ from natgrad.typing import Array
 _KEPT = 128
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DecomposedPart:
-    """F on one part, decomposed.
-
-    Attributes:
-        part: which parameters.
-        matrix: F, [p, p].
-        values: eigenvalues of F, ascending; what is negative by rounding is 0.
-        vectors: its eigenvectors, in columns.
-        damping: λ.
-    """
-
-    part: Part
-    matrix: np.ndarray
-    values: np.ndarray
-    vectors: np.ndarray
-    damping: float
-
-    @classmethod
-    def of(cls, part: Part, matrix: np.ndarray, damping: float) -> DecomposedPart:
-        """The part of F, [P, P]."""
-        own = matrix[np.ix_(part.positions, part.positions)]
-        values, vectors = np.linalg.eigh(_symmetric(own))
-        return cls(part, own, np.maximum(values, 0), vectors, damping)
-
-    def figures(
-        self, matrix: np.ndarray, step: np.ndarray, exact_step: np.ndarray
-    ) -> tuple[Figures, np.ndarray]:
-        """The figures of A, and its eigenvalues on this part, ascending.
-
-        Args:
-            matrix: A, [P, P].
-            step: d_A, [P].
-            exact_step: d_F, [P].
-        """
-        place, exact, norm = self.part.positions, self.matrix, np.linalg.norm
-        own = matrix[np.ix_(place, place)]
-        values, ratios = np.linalg.eigvalsh(_symmetric(own)), self._ratios(own)
-        figures = Figures(
-            name=self.part.name,
-            parameters=self.part.size,
-            relative_error=ratio(norm(own - exact), norm(exact)),
-            spectral_error=ratio(_spectral_norm(own - exact), self.values[-1]),
-            trace_ratio=ratio(np.trace(own), np.trace(exact)),
-            divergence=divergence(ratios),
-            lowest_ratio=float(ratios.min()),
-            median_ratio=float(np.median(ratios)),
-            highest_ratio=float(ratios.max()),
-            effective_dimension=effective_dimension(values, self.damping),
-            exact_effective_dimension=effective_dimension(self.values, self.damping),
-            **step_figures(step[place], exact_step[place]),
-        )
-        return figures, values
-
-    def _ratios(self, matrix: np.ndarray) -> np.ndarray:
-        """Eigenvalues of (F + λI)⁻¹(A + λI); NaN where F + λI is singular."""
-        damped = self.values + self.damping
-        if damped[0] <= np.finfo(float).eps * len(damped) * damped[-1]:
-            return np.full(len(damped), np.nan)
-        # I + W (A − F) W with W = (F + λI)^-½: exact where A is F.
-        whiten = self.vectors / np.sqrt(damped)
-        change = whiten.T @ _symmetric(matrix - self.matrix) @ whiten
-        return 1 + np.linalg.eigvalsh(change)
-
-
 class DenseFigures:
-    """F as a matrix, with which approximations are measured.
+    """F as a matrix, decomposed on all parameters and on the blocks after them.
 
     Attributes:
         norm: ‖F‖_F.
@@ -98,20 +25,61 @@ class DenseFigures:
     """
 
     def __init__(self, metric: Metric, parts: Sequence[Part], damping: float):
-        """Form F and decompose it on all parameters and on the blocks after them."""
-        matrix = _dense(metric)
-        self._parts = [DecomposedPart.of(part, matrix, damping) for part in parts]
+        matrix, self._damping = _dense(metric), damping
+        self._parts = []
+        for part in parts:
+            own = matrix[np.ix_(part.positions, part.positions)]
+            values, vectors = np.linalg.eigh(_symmetric(own))
+            # What is negative by rounding is 0.
+            self._parts.append((part, own, np.maximum(values, 0), vectors))
         self.norm = float(np.linalg.norm(matrix))
-        self.spectrum = _thinned(self._parts[0].values)
+        self.spectrum = _thinned(self._parts[0][2])
 
     def measure(
         self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """See `FigureComputer`."""
-        matrix = _dense(metric)
-        measured = [part.figures(matrix, step, exact_step) for part in self._parts]
-        (whole, values), *blocks = measured
-        return whole, tuple(figures for figures, _ in blocks), _thinned(values)
+        """The figures of A in all and by block, and its spectrum.
+
+        Args:
+            metric: A.
+            step: d_A, [P].
+            exact_step: d_F, [P].
+        """
+        matrix, norm, damping = _dense(metric), np.linalg.norm, self._damping
+        measured, spectra = [], []
+        for part, exact, exact_values, vectors in self._parts:
+            own = matrix[np.ix_(part.positions, part.positions)]
+            values = np.linalg.eigvalsh(_symmetric(own))
+            ratios = self._ratios(own - exact, exact_values, vectors)
+            largest = _spectral_norm(own - exact)
+            figures = Figures(
+                name=part.name,
+                parameters=part.size,
+                relative_error=ratio(norm(own - exact), norm(exact)),
+                spectral_error=ratio(largest, exact_values[-1]),
+                trace_ratio=ratio(np.trace(own), np.trace(exact)),
+                divergence=_divergence(ratios),
+                lowest_ratio=float(ratios.min()),
+                median_ratio=float(np.median(ratios)),
+                highest_ratio=float(ratios.max()),
+                effective_dimension=_effective_dimension(values, damping),
+                exact_effective_dimension=_effective_dimension(exact_values, damping),
+                **step_figures(step[part.positions], exact_step[part.positions]),
+            )
+            measured.append(figures)
+            spectra.append(values)
+        return measured[0], tuple(measured[1:]), _thinned(spectra[0])
+
+    def _ratios(
+        self, change: np.ndarray, values: np.ndarray, vectors: np.ndarray
+    ) -> np.ndarray:
+        """Eigenvalues of (F + λI)⁻¹(A + λI); NaN where F + λI is singular."""
+        damped = values + self._damping
+        if damped[0] <= np.finfo(float).eps * len(damped) * damped[-1]:
+            return np.full(len(damped), np.nan)
+        # I + W (A − F) W with W = (F + λI)^-½: exact where A is F.
+        whiten = vectors / np.sqrt(damped)
+        return 1 + np.linalg.eigvalsh(whiten.T @ _symmetric(change) @ whiten)
 
 
 @jax.jit
@@ -139,3 +107,21 @@ def _thinned(values: np.ndarray) -> Spectrum:
     ranks = np.unique(np.geomspace(1, len(values), _KEPT).round().astype(int))
     largest = values[::-1][ranks - 1]
     return Spectrum(tuple(ranks.astype(float).tolist()), tuple(largest.tolist()))
+
+
+def _divergence(ratios: np.ndarray) -> float:
+    """½ Σ (μ − 1 − log μ); infinite where some μ is not positive."""
+    if np.isnan(ratios).any():
+        return math.nan
+    if ratios.min() <= 0:
+        return math.inf
+    # μ − 1 − log μ without cancellation near 1.
+    excess = ratios - 1
+    return float(np.sum(np.maximum(excess - np.log1p(excess), 0)) / 2)
+
+
+def _effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
+    """Σ a/(a + λ); the rank for λ = 0."""
+    noise = np.finfo(float).eps * len(eigenvalues) * np.abs(eigenvalues).max()
+    positive = eigenvalues[eigenvalues > noise]
+    return float(np.sum(positive / (positive + damping)))

@@ -16,13 +16,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
-from natgrad.metrics.base import Metric
-from natgrad.tree import Layout
-from natgrad.typing import Params
+from natgrad import layers
+from natgrad.layers import Captured, NotCapturedError
+from natgrad.model import Model
+from natgrad.tree import Layout, paths
+from natgrad.typing import Inputs, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,30 +81,6 @@ class Spectrum:
     values: tuple[float, ...]
 
 
-class FigureComputer(Protocol):
-    """F, ready for measuring approximations of it.
-
-    Attributes:
-        norm: ‖F‖_F.
-        spectrum: eigenvalues of F.
-    """
-
-    norm: float
-    spectrum: Spectrum
-
-    def measure(
-        self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
-    ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """The figures of A = `metric` in all and by block, and its spectrum.
-
-        Args:
-            metric: A.
-            step: d_A, [P].
-            exact_step: d_F, [P].
-        """
-        ...
-
-
 def vector(tree: Params) -> np.ndarray:
     """A tree of parameters as one vector in float64, [P]."""
     return np.asarray(Layout.of(tree).ravel(tree), np.float64)
@@ -115,24 +93,61 @@ def step_figures(step: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     return {"step_cosine": cosine, "step_norm_ratio": ratio(own, other)}
 
 
-def divergence(ratios: np.ndarray) -> float:
-    """½ Σ (μ − 1 − log μ); infinite where some μ is not positive."""
-    if np.isnan(ratios).any():
-        return math.nan
-    if ratios.min() <= 0:
-        return math.inf
-    # μ − 1 − log μ without cancellation near 1.
-    excess = ratios - 1
-    return float(np.sum(np.maximum(excess - np.log1p(excess), 0)) / 2)
-
-
-def effective_dimension(eigenvalues: np.ndarray, damping: float) -> float:
-    """Σ a/(a + λ); the rank for λ = 0."""
-    noise = np.finfo(float).eps * len(eigenvalues) * np.abs(eigenvalues).max()
-    positive = eigenvalues[eigenvalues > noise]
-    return float(np.sum(positive / (positive + damping)))
-
-
 def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
     """numerator / denominator, NaN where the denominator is 0."""
     return float(numerator) / float(denominator) if float(denominator) else math.nan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the parameters: all, or a block.
+
+    A block is a layer as `natgrad.layers` reads it, weight and bias together. Blocks
+    that share a parameter are one. A model that cannot be read has a block a parameter.
+    """
+
+    name: str  # "" for all parameters
+    positions: np.ndarray  # of its entries in the vector [P], ascending
+
+    size = property(lambda part: len(part.positions))
+
+
+def captured(model: Model, params: Params, inputs: Inputs) -> Captured | None:
+    """The layers of the model, None where it cannot be read."""
+    try:
+        return layers.capture(model.apply_real, params, inputs, in_axes=model.in_axes)
+    except NotCapturedError:
+        return None
+
+
+def parts(model: Model, params: Params, inputs: Inputs) -> list[Part]:
+    """All parameters as one part, then the blocks."""
+    layout, names = Layout.of(params), paths(params)
+    read = captured(model, params, inputs)
+    leaves = [set(block.leaves) for block in read.blocks] if read else []
+    groups = _merged([*leaves, *({leaf} for leaf in range(len(names)))])
+    blocks = [
+        Part(
+            _title([names[leaf] for leaf in group]),
+            np.concatenate([layout.positions(leaf) for leaf in group]),
+        )
+        for group in groups
+    ]
+    return [Part("", np.arange(layout.size)), *blocks]
+
+
+def _merged(sets: list[set[int]]) -> list[list[int]]:
+    """The connected components, in the order of the leaves."""
+    components: list[set[int]] = []
+    for members in sets:
+        touching = [c for c in components if c & members]
+        components = [c for c in components if not c & members]
+        components.append(members.union(*touching))
+    return sorted(sorted(component) for component in components)
+
+
+def _title(names: list[str]) -> str:
+    """'dense/bias + kernel' for 'dense/bias' and 'dense/kernel'."""
+    first, *others = names
+    prefix = first.rpartition("/")[0] + "/"
+    return " + ".join([first, *(name.removeprefix(prefix) for name in others)])

@@ -22,8 +22,7 @@ import numpy as np
 from natgrad import layers
 from natgrad.compare.budget import Budget
 from natgrad.compare.estimates import root_of_ratio
-from natgrad.compare.figures import ratio, vector
-from natgrad.compare.partition import captured
+from natgrad.compare.figures import captured, ratio, vector
 from natgrad.layers import Recombined
 from natgrad.metrics.base import Metric
 from natgrad.model import Model

@@ -3,7 +3,7 @@
 With random signs v on the part in question, and D = A − F,
 
     ‖D‖_F² = E|D v|²     tr A = E⟨v, A v⟩     (Hutchinson 1989)
-    log det and effective dimension by quadrature (`natgrad.compare.lanczos`)
+    log det and effective dimension by quadrature (`natgrad.solvers.lanczos`)
     tr (F + λI)⁻¹(A + λI) = E⟨v, (A + λI)(F + λI)⁻¹ v⟩
 
 F and A see the same v, so that most of the noise of a ratio or difference cancels; what
@@ -25,23 +25,14 @@ import numpy as np
 
 from natgrad.compare import estimates
 from natgrad.compare.budget import Budget
-from natgrad.compare.figures import Figures, Spectrum, ratio, step_figures
-from natgrad.compare.lanczos import Krylov, lanczos
-from natgrad.compare.partition import Part
+from natgrad.compare.figures import Figures, Part, Spectrum, ratio, step_figures
 from natgrad.metrics.base import Metric
+from natgrad.solvers.lanczos import Krylov, krylov
 from natgrad.typing import Array, Key
 
 
 class Probe(NamedTuple):
-    """One random vector v, and what it shows of an operator F on one part.
-
-    Attributes:
-        signs: v on the part, [p].
-        image: F v, [p].
-        solved: (F + λI)⁻¹ v, [p].
-        nodes: of the quadrature vᵀ f(F) v ≈ Σ w f(θ).
-        weights: of the quadrature.
-    """
+    """A random v, F v, (F + λI)⁻¹ v on one part, and vᵀ f(F) v ≈ Σ weights f(nodes)."""
 
     signs: np.ndarray
     image: np.ndarray
@@ -70,12 +61,11 @@ class MatrixFreeFigures:
         key: Key,
         budget: Budget,
     ):
-        """Probe F.
+        """Probe F; on the blocks, of which there are many, half as often.
 
         Args:
             metric: F.
-            parts: all parameters, then the blocks, which get half the probes: there are
-                many of them.
+            parts: all parameters, then the blocks.
             damping: λ.
             key: of the probes.
             budget: how many there are, and the iterations of Lanczos's method.
@@ -98,7 +88,7 @@ class MatrixFreeFigures:
     def measure(
         self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
     ) -> tuple[Figures, tuple[Figures, ...], Spectrum]:
-        """See `FigureComputer`."""
+        """See `DenseFigures.measure`."""
         measured, spectra = [], []
         for part, exact in self._probes:
             own = [self._probe(metric, part, probe.signs) for probe in exact]
@@ -149,13 +139,13 @@ class MatrixFreeFigures:
     ) -> dict[str, float]:
         """The extreme eigenvalues of D, and the extreme ratios, in a Krylov space."""
         place = self._placed(part, probes[0].signs)
-        krylov, gram = _difference(metric, self._metric, *place, self._iterations)
+        space, gram = _difference(metric, self._metric, *place, self._iterations)
         largest = max(float(np.abs(probe.nodes).max()) for probe in probes)
         gram = np.asarray(gram, float)
         damped = (gram + gram.T) / 2 + self._damping * np.eye(len(gram))
-        lowest, highest = estimates.extreme_ratios(damped, krylov.matrix())
+        lowest, highest = estimates.extreme_ratios(damped, space.matrix())
         return {
-            "spectral_error": ratio(np.abs(krylov.quadrature()[0]).max(), largest),
+            "spectral_error": ratio(np.abs(space.quadrature()[0]).max(), largest),
             "lowest_ratio": lowest,
             "median_ratio": np.nan,
             "highest_ratio": highest,
@@ -163,10 +153,10 @@ class MatrixFreeFigures:
 
     def _probe(self, metric: Metric, part: Part, signs: np.ndarray) -> Probe:
         place = self._placed(part, signs)
-        krylov = _krylov(metric, *place, self._iterations)
-        vectors = krylov.image(), krylov.solved(self._damping)
+        space = _krylov(metric, *place, self._iterations)
+        vectors = space.image(), space.solved(self._damping)
         image, solved = (np.asarray(vector)[part.positions] for vector in vectors)
-        return Probe(signs, image, solved, *krylov.quadrature())
+        return Probe(signs, image, solved, *space.quadrature())
 
     def _placed(self, part: Part, signs: np.ndarray) -> tuple[Array, Array]:
         """The part as a mask [P], and a vector of the part as one of all parameters."""
@@ -181,7 +171,7 @@ class MatrixFreeFigures:
 
 @functools.partial(jax.jit, static_argnames="iterations")
 def _krylov(metric: Metric, mask: Array, start: Array, iterations: int) -> Krylov:
-    return lanczos(lambda x: (_product(metric, mask, x), ()), start, iterations)
+    return krylov(lambda x: (_product(metric, mask, x), ()), start, iterations)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
@@ -194,9 +184,9 @@ def _difference(
         image = _product(exact, mask, x)
         return _product(metric, mask, x) - image, image
 
-    krylov = lanczos(operator, start, iterations)
-    gram = jnp.matmul(krylov.basis, krylov.extra.T, precision=jax.lax.Precision.HIGHEST)
-    return krylov._replace(extra=()), gram
+    space = krylov(operator, start, iterations)
+    gram = jnp.matmul(space.basis, space.extra.T, precision=jax.lax.Precision.HIGHEST)
+    return space._replace(extra=()), gram
 
 
 def _product(metric: Metric, mask: Array, x: Array) -> Array:

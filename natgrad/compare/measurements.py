@@ -8,7 +8,7 @@ where G is the gradient over all data, of which the batch is taken to be N draws
 the simple noise scale: in a mean over B examples noise and gradient are equally long.
 
 The curvature is that of F's products with random signs: means over probes of Lanczos's
-quadrature (`natgrad.compare.lanczos`), the extreme eigenvalue a bound from inside.
+quadrature (`natgrad.solvers.lanczos`), the extreme eigenvalue a bound from inside.
 
 Source: McCandlish, Kaplan, Amodei & the OpenAI Dota Team (2018), An empirical model of
 large-batch training, appendix A.1, for B.
@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad.compare import estimates
-from natgrad.compare.lanczos import Krylov, lanczos
 from natgrad.curvature import Empirical, Exact, MatrixFree
 from natgrad.curvature.visits import visits
 from natgrad.model import Model
 from natgrad.model.batch import Batch
+from natgrad.solvers.lanczos import Krylov, krylov
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Key, Params
 
@@ -152,9 +152,9 @@ def _probes(model, params, inputs, signs, key) -> tuple[Array, Array, Array]:
 
     def probe(key):
         start = jax.random.rademacher(key, (layout.size,), layout.dtype)
-        krylov = lanczos(
+        space = krylov(
             lambda v: (layout.ravel(product(layout.unravel(v))), ()), start, ITERATIONS
         )
-        return krylov.diagonal, krylov.below, krylov.length
+        return space.diagonal, space.below, space.length
 
     return jax.lax.map(probe, jax.random.split(signs, PROBES))

@@ -104,9 +104,8 @@ def information_matrix_test(
     layout = Layout.of(params)
     directions = 0 if layout.size <= budget.matrices else budget.probes
     keys = jax.random.split(key)
-    statistics = _statistics(
-        model, params, inputs, targets, keys, budget.draws, directions
-    )
+    where = (model, params, inputs, targets)
+    statistics = _statistics(*where, keys, budget.draws, directions)
     observed, expected, drawn = (np.asarray(x, float) for x in statistics)
     # Rounding aside: T of a family whose scores have one length does not vary.
     noise = float(jnp.finfo(layout.dtype).eps) ** 0.5 * expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,11 @@ from natgrad.compare import invariance
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.dense_figures import DenseFigures
 from natgrad.compare.error_sources import error_sources
-from natgrad.compare.figures import FigureComputer, vector
+from natgrad.compare.figures import parts, vector
 from natgrad.compare.matrix_free_figures import MatrixFreeFigures
 from natgrad.compare.misspecification import information_matrix_test
-from natgrad.compare.observation import (
-    Batch,
-    Observation,
-    Solve,
-    by_conjugate_gradients,
-    own_solve,
-)
-from natgrad.compare.partition import parts
-from natgrad.compare.path import walk
-from natgrad.compare.row import Row
-from natgrad.compare.setup import ComparisonSetup
+from natgrad.compare.row import Row, walk
+from natgrad.compare.setup import Batch, ComparisonSetup, Observation
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
@@ -56,7 +47,7 @@ class Reference:
     gradient: Params
     loss: float
     exact: Observation
-    computer: FigureComputer
+    computer: DenseFigures | MatrixFreeFigures
     formed: bool
 
     @classmethod
@@ -92,10 +83,7 @@ class Reference:
         batch = Batch(params, inputs, jnp.asarray(targets), key)
         formed = Layout.of(params).size <= setup.budget.matrices
         name = setup.reference(formed)
-        solve = own_solve if formed else by_conjugate_gradients(setup.budget)
-        exact = setup.compiled(name, setup.model, solve).observe(
-            batch, gradient, setup.damping, setup.budget
-        )
+        exact = setup.observe(name, setup.model, batch, gradient)
         all_parts = parts(setup.model, params, inputs)
         if formed:
             computer = DenseFigures(exact.metric, all_parts, setup.damping)
@@ -114,7 +102,7 @@ class Reference:
         """
         setup, observed = self.setup, self.exact
         if name != self.name:
-            observed = self._observe(name, setup.model, self.batch, self.gradient)
+            observed = setup.observe(name, setup.model, self.batch, self.gradient)
         whole, blocks, spectrum = self.computer.measure(
             observed.metric, vector(observed.direction), vector(self.exact.direction)
         )
@@ -124,7 +112,7 @@ class Reference:
             self.batch,
             self.gradient,
             setup.damping,
-            (observed.metric, observed.direction),
+            observed,
             self.exact.metric,
             tuple(factor * setup.step_size for factor in factors),
         )
@@ -149,6 +137,23 @@ class Reference:
             uses_key=observed.labels.needs_key,
         )
 
+    def row_or_reason(self, name: str) -> Row | str:
+        """The figures; why there are none, of an approximation that nobody named.
+
+        Args:
+            name: of an approximation.
+
+        Raises:
+            DoesNotFitError: and NotCapturedError, where it was asked for and cannot be
+                measured.
+        """
+        try:
+            return self.row(name)
+        except (DoesNotFitError, NotCapturedError) as error:
+            if self.setup.all_named:
+                raise
+            return str(error)
+
     def compare(self) -> Comparison:
         """The rows of all approximations; those that nobody named may be left out.
 
@@ -157,24 +162,23 @@ class Reference:
                 be measured.
             ValueError: where none can.
         """
-        rows, skipped = [], []
-        for name in self.setup.names:
-            try:
-                rows.append(self.row(name))
-            except (DoesNotFitError, NotCapturedError) as error:
-                if self.setup.all_named:
-                    raise
-                skipped.append((name, str(error)))
+        return self.comparison({n: self.row_or_reason(n) for n in self.setup.names})
+
+    def comparison(self, measured: Mapping[str, Row | str]) -> Comparison:
+        """The rows, with where they were taken.
+
+        Args:
+            measured: name -> what `row_or_reason` gave.
+
+        Raises:
+            ValueError: for no row.
+        """
+        setup, layout = self.setup, Layout.of(self.batch.params)
+        rows = tuple(row for row in measured.values() if isinstance(row, Row))
+        skipped = tuple((n, r) for n, r in measured.items() if isinstance(r, str))
         if not rows:
             reasons = "; ".join(reason for _, reason in skipped)
             raise ValueError(f"None of the approximations can be measured: {reasons}")
-        return self.comparison(rows, skipped)
-
-    def comparison(
-        self, rows: Iterable[Row], skipped: Iterable[tuple[str, str]] = ()
-    ) -> Comparison:
-        """The rows, with where they were taken."""
-        setup, layout, rows = self.setup, Layout.of(self.batch.params), tuple(rows)
         sources = ()
         if any(row.name == "kfac" for row in rows):
             where = (self.batch.params, self.batch.inputs)
@@ -195,32 +199,18 @@ class Reference:
             misspecification=information_matrix_test(
                 setup.model, *self.batch, setup.budget
             ),
-            skipped=tuple(skipped),
+            skipped=skipped,
             error_sources=sources,
         )
-
-    def _observe(
-        self, name: str, model: Model, batch: Batch, gradient: Params
-    ) -> Observation:
-        """One curvature of a model somewhere, solved with as its part here asks."""
-        setup = self.setup
-        solve: Solve = own_solve
-        if not self.formed and name == self.name:
-            solve = by_conjugate_gradients(setup.budget)
-        compiled = setup.compiled(name, model, solve)
-        return compiled.observe(batch, gradient, setup.damping, setup.budget)
 
     def _defects(self, name: str, observed: Observation) -> tuple[float, float, float]:
         """How far A notices other coordinates: matrix, its error, step; the worst."""
         worst = (math.nan, 0.0, math.nan)
         for chart, model in self.setup.charts(self.batch):
             params = chart.from_original(self.batch.params)
-            other = self._observe(
-                name,
-                model,
-                self.batch._replace(params=params),
-                chart.transposed(self.gradient),
-            )
+            batch = self.batch._replace(params=params)
+            gradient = chart.transposed(self.gradient)
+            other = self.setup.observe(name, model, batch, gradient)
             defect, error = invariance.defect(
                 observed.metric, other.metric, chart, self.batch.key, self.setup.budget
             )

@@ -1,16 +1,50 @@
-"""One approximation measured against the reference: its figures, path and cost."""
+"""One approximation measured against the reference: its figures, path and cost.
+
+The path is θ − h (A + λI)⁻¹ g: what quadratic models say along it, and what happens.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from natgrad.compare.figures import Figures, Spectrum
-from natgrad.compare.path import Point
-from natgrad.compare.timing import Cost
+from natgrad.compare.setup import Batch, Cost, Observation
+from natgrad.metrics.base import Metric
+from natgrad.model import Model
+from natgrad.tree import inner
+from natgrad.typing import Array, Params
 
 _NOT_FIGURES = {"name", "parameters", "standard_errors", "step_size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One step size; nats an example, d = h (A + λI)⁻¹ g.
+
+    Attributes:
+        step_size: h.
+        predicted_loss_decrease: ⟨g, d⟩ − ½⟨d, F d⟩.
+        own_predicted_loss_decrease: the same with A in place of F.
+        actual_loss_decrease: L(θ) − L(θ − d); negative where the step overshoots.
+        predicted_kl: ½⟨d, F d⟩.
+        own_predicted_kl: ½⟨d, A d⟩.
+        actual_kl: mean KL(p_θ ‖ p_{θ−d}).
+    """
+
+    step_size: float
+    predicted_loss_decrease: float
+    own_predicted_loss_decrease: float
+    actual_loss_decrease: float
+    predicted_kl: float
+    own_predicted_kl: float
+    actual_kl: float
 
 
 def figure_names(cls: type) -> tuple[str, ...]:
@@ -100,3 +134,66 @@ class Row:
         del record["whole"], record["full"]
         errors = dict(self.whole.standard_errors)
         return {**record, **self.figures(), "standard_errors": errors}
+
+
+def walk(
+    model: Model,
+    batch: Batch,
+    gradient: Params,
+    damping: float,
+    observed: Observation,
+    exact: Metric,
+    sizes: tuple[float, ...],
+) -> tuple[tuple[Point, ...], float]:
+    """A point for each of `sizes` h, and |(A + λI) d − g| / |g| of the direction d.
+
+    Args:
+        model: the statistical model.
+        batch: θ, inputs and labels.
+        gradient: g.
+        damping: λ.
+        observed: A and (A + λI)⁻¹ g.
+        exact: F.
+        sizes: h.
+    """
+    own = observed.metric, observed.direction
+    path = _walked(model, batch, gradient, damping, own, exact, jnp.array(sizes))
+    slope, kl, own_kl, residual, loss, losses, kls = (
+        np.asarray(x, float) for x in path
+    )
+    points = [
+        Point(
+            step_size=h,
+            predicted_loss_decrease=float(h * slope - h**2 * kl),
+            own_predicted_loss_decrease=float(h * slope - h**2 * own_kl),
+            actual_loss_decrease=float(loss - after),
+            predicted_kl=float(h**2 * kl),
+            own_predicted_kl=float(h**2 * own_kl),
+            actual_kl=float(divergence),
+        )
+        for h, after, divergence in zip(sizes, losses, kls, strict=True)
+    ]
+    return tuple(points), float(residual)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _walked(model, batch, gradient, damping, own, exact, sizes) -> tuple[Array, ...]:
+    params, inputs, targets, _ = batch
+    metric, direction = own
+    image = metric.mv(direction)
+    rest = jax.tree.map(lambda f, d, g: f + damping * d - g, image, direction, gradient)
+
+    def at(h):
+        end = jax.tree.map(lambda p, d: p - h.astype(d.dtype) * d, params, direction)
+        return model.loss(end, inputs, targets), model.kl(params, end, inputs)
+
+    losses, divergences = jax.lax.map(at, sizes)
+    return (
+        inner(gradient, direction),
+        inner(direction, exact.mv(direction)) / 2,
+        inner(direction, image) / 2,
+        jnp.sqrt(inner(rest, rest) / inner(gradient, gradient)),
+        model.loss(params, inputs, targets),
+        losses,
+        divergences,
+    )

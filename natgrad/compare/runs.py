@@ -1,4 +1,4 @@
-"""The record of a race: runs, each contender's entry, and the race.
+"""The records of a race: runs, each contender's entry, the race, and repetitions.
 
 What is run and what counts as best stands in `natgrad.compare.training`.
 """
@@ -9,6 +9,8 @@ import dataclasses
 import math
 import statistics
 from typing import Any
+
+import numpy as np
 
 from natgrad.compare.contenders import BASELINES, line
 from natgrad.compare.tables import duration, figure
@@ -190,6 +192,35 @@ class Race:
         """Plain Python numbers, strings, lists and dicts."""
         entries = [entry.to_dict() for entry in self.entries]
         return {**vars(self), "entries": entries}
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """One contender's runs at its best learning rate.
+
+    Attributes:
+        name: of the contender.
+        learning_rate: η.
+        runs: one a seed.
+    """
+
+    name: str
+    learning_rate: float
+    runs: tuple[Run, ...]
+
+    def quartiles(self, figure: str) -> np.ndarray:
+        """Lower quartile, median and upper quartile at each step, [3, steps + 1].
+
+        Args:
+            figure: `train_loss`, `test_loss`, `score` or `seconds`.
+        """
+        values = np.array([getattr(run, figure) for run in self.runs])
+        values = np.where(np.isfinite(values), values, np.inf)
+        return np.quantile(values, (0.25, 0.5, 0.75), axis=0, method="nearest")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python numbers, strings, lists and dicts."""
+        return {**vars(self), "runs": [dataclasses.asdict(run) for run in self.runs]}
 
 
 def _told(entry: Entry) -> str:

@@ -3,26 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from natgrad.compare import invariance
+from natgrad.compare import invariance, tables
 from natgrad.compare.budget import Budget
-from natgrad.compare.observation import Batch, CompiledCurvature, Solve
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
+from natgrad.curvature.labels import Labels
 from natgrad.layers import Recombined
+from natgrad.metrics.base import Metric
 from natgrad.model import Model
+from natgrad.model.errors import DoesNotFitError
+from natgrad.solvers.base import Solution
+from natgrad.solvers.conjugate_gradients import conjugate_gradients
 from natgrad.tree import Layout
+from natgrad.typing import Array, Inputs, Key, Params
 
 Factory = Callable[[Model], Curvature]
 Approximations = str | Iterable[str] | Mapping[str, Curvature | Factory] | None
 
 # What counts as exact where nobody says: as a matrix, and as an operator.
 _EXACT = ("dense", "matrix_free")
+
+# Seconds after which no further run is started: so long a run varies little.
+_PATIENCE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one function at one set of shapes.
+
+    Attributes:
+        compile_seconds: tracing, lowering and compiling, once.
+        run_seconds: the median of repeated runs, each waited for.
+        temporary_bytes: what XLA allocates beside arguments and results; None where
+            the backend does not say.
+    """
+
+    compile_seconds: float
+    run_seconds: float
+    temporary_bytes: int | None
+
+
+class Batch(NamedTuple):
+    """Where to measure: θ, a batch, its labels, and a key for sampled ones."""
+
+    params: Params
+    inputs: Inputs
+    targets: Array
+    key: Key
+
+
+class Observation(NamedTuple):
+    """One curvature, estimated and solved with."""
+
+    metric: Metric  # A
+    direction: Params  # (A + λI)⁻¹ g
+    fallback: bool  # did the solver fall back?
+    statistics_bytes: int  # of the statistics kept
+    cost: Cost  # of estimate and solve
+    labels: Labels  # over which A averages
 
 
 class ComparisonSetup:
@@ -78,12 +125,78 @@ class ComparisonSetup:
         self._compiled: dict = {}
         self._charts: dict = {}
 
-    def compiled(self, name: str, model: Model, solve: Solve) -> CompiledCurvature:
-        """The curvature called `name` of a model, with what was compiled for it."""
-        if (name, model) not in self._compiled:
-            curvature = self._factory(name)(model)
-            self._compiled[name, model] = CompiledCurvature(name, curvature, solve)
-        return self._compiled[name, model]
+    def observe(
+        self, name: str, model: Model, batch: Batch, gradient: Params
+    ) -> Observation:
+        """Estimate a curvature on a batch and solve for the damped step, timed.
+
+        Args:
+            name: of the curvature.
+            model: the statistical model, perhaps in other coordinates.
+            batch: where.
+            gradient: g.
+
+        Raises:
+            DoesNotFitError: before anything is allocated.
+        """
+        arguments = (*batch, gradient, jnp.asarray(self.damping))
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves))
+        place = (name, model, structure, shapes)
+        if place not in self._compiled:
+            self._compiled[place] = self._compile(name, model, arguments)
+        curvature, executable, seconds = self._compiled[place]
+        (solution, kept), run = _median(executable, arguments, self.budget.repeats)
+        return Observation(
+            metric=curvature.metric(kept, *batch[:3]),
+            direction=solution.value,
+            fallback=bool(solution.fallback),
+            statistics_bytes=_bytes(kept),
+            cost=Cost(seconds, run, _temporary(executable)),
+            labels=curvature.labels,
+        )
+
+    def _compile(self, name: str, model: Model, arguments: tuple) -> tuple:
+        """The curvature, its step compiled, and the seconds of that."""
+        formed = Layout.of(arguments[0]).size <= self.budget.matrices
+        by_products = not formed and name == self.reference(formed)
+        curvature = self._factory(name)(model)
+
+        def step(params, inputs, targets, key, gradient, damping):
+            kept = curvature.estimate(params, inputs, targets, key)
+            metric = curvature.metric(kept, params, inputs, targets)
+            if by_products:
+                return self._by_products(metric, gradient, damping), kept
+            return metric.solution(gradient, damping), kept
+
+        def check(what: str, needed: int) -> None:
+            if needed > self.budget.memory:
+                raise DoesNotFitError(
+                    f"{name} needs {tables.size(needed)} of {what}, and "
+                    f"budget.memory is {tables.size(self.budget.memory)}. Leave it "
+                    "out, or allow more with budget=Budget(memory=...)."
+                )
+
+        kept = jax.eval_shape(curvature.estimate, *arguments[:4])
+        check("statistics", _bytes(kept))
+        executable, seconds = compiled(step, *arguments)
+        check("temporary arrays", _temporary(executable) or 0)
+        return curvature, executable, seconds
+
+    def _by_products(
+        self, metric: Metric, gradient: Params, damping: Array
+    ) -> Solution:
+        """(F + λI)⁻¹ g from products alone, as exact as `budget.stop` says."""
+        layout = metric.layout
+        damping = damping.astype(layout.dtype)
+        value, iterations = conjugate_gradients(
+            lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
+            layout.ravel(gradient),
+            lambda x: x,
+            self.budget.stop,
+        )
+        fallback = jnp.zeros((), bool)
+        return Solution(layout.unravel(value), fallback, iterations=iterations)
 
     def charts(self, batch: Batch) -> list[tuple[Recombined, Model]]:
         """Random coordinates and the model in them; the same ones at any θ."""
@@ -128,7 +241,7 @@ def factories(approximations: Approximations) -> dict[str, Factory]:
 
 def _factory(name: str, curvature: Curvature | Factory) -> Factory:
     if isinstance(curvature, Curvature):
-        return functools.partial(_with_model, curvature)
+        return lambda model: dataclasses.replace(curvature, model=model)
     if callable(curvature):
         return curvature
     raise ValueError(
@@ -138,13 +251,40 @@ def _factory(name: str, curvature: Curvature | Factory) -> Factory:
     )
 
 
-def _with_model(curvature: Curvature, model: Model) -> Curvature:
-    return dataclasses.replace(curvature, model=model)
-
-
 def _finite(name: str, value: float, lowest: float) -> float:
     value = float(value)
     if not (math.isfinite(value) and value >= lowest):
         bound = "" if lowest == -math.inf else f" and at least {lowest:g}"
         raise ValueError(f"{name} must be finite{bound}, got {value}.")
     return value
+
+
+def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
+    """`function` compiled for the shapes of `args`, and the seconds that took."""
+    return timed(lambda: jax.jit(function).lower(*args).compile())
+
+
+def timed(function: Callable, *args: Any) -> tuple[Any, float]:
+    """function(*args), finished, and the seconds it took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - start
+
+
+def _median(executable: Callable, args: tuple, repeats: int) -> tuple[Any, float]:
+    """The result, and the median seconds; a slow first run is itself the time."""
+    result, first = timed(executable, *args)
+    seconds = [first] if first > _PATIENCE else []
+    while len(seconds) < repeats and sum(seconds) < _PATIENCE:
+        seconds.append(timed(executable, *args)[1])
+    return result, statistics.median(seconds)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _temporary(executable: Any) -> int | None:
+    """The bytes that XLA allocates beside arguments and results, where it says."""
+    analysis = executable.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)

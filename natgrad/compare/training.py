@@ -9,12 +9,15 @@ The steps of a run are compiled into one `lax.scan`, in segments, and only these
 timed: losses are evaluated after each segment, for all of its iterates. Learning rates
 run one after another instead of under `vmap`, so that a run that diverges cannot slow
 the others (their solvers would fall back together) and the seconds are those of a run.
+
+A race tunes learning rates on one seed. How much of its result is luck, the quartiles
+of some repetitions at the chosen rates say, from other starts and in other orders.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from natgrad.compare import timing
 from natgrad.compare.contenders import DEFAULT, Contender, contender
-from natgrad.compare.runs import Entry, Race, Run
+from natgrad.compare.runs import Entry, Race, Repeated, Run
+from natgrad.compare.setup import compiled, timed
 from natgrad.model import Model
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
@@ -63,24 +66,24 @@ class RaceSettings:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
 class Course:
     """What all contenders run on.
 
     Attributes:
-        model: the statistical model.
+        model: the statistical model; layers are read from its example inputs.
         train: (inputs, targets).
-        test: (inputs, targets).
-        score: of outputs against targets.
     """
 
-    model: Model
-    train: Data
-    test: Data
-    score: Score
+    def __init__(self, model: Model, train: Data, test: Data, score: Score):
+        if model.example_inputs is None and model.in_axes == 0:
+            example = jax.tree.map(lambda leaf: leaf[:1], train[0])
+            model = dataclasses.replace(model, example_inputs=example)
+        self.model, self.train = model, train
+        self._test, self._score = test, score
+        self._evaluate = jax.jit(self._figures)
 
     def runner(
-        self, entrant: Contender, params: Params, batches: Array, evaluate: Callable
+        self, entrant: Contender, params: Params, batches: Array
     ) -> tuple[float, Callable[[float, Params, Array], Run]]:
         """Compile the steps of a contender.
 
@@ -88,7 +91,6 @@ class Course:
             entrant: who runs.
             params: parameters of the shapes that all runs have.
             batches: rows of the examples of each step, [steps, batch size], likewise.
-            evaluate: `self.evaluate`, compiled once for all contenders.
 
         Returns:
             The seconds of compiling, and a function (learning rate, start, batches) ->
@@ -99,19 +101,19 @@ class Course:
         segment = max(d for d in range(1, _SEGMENT + 1) if steps % d == 0)
         start = jax.jit(lambda params: (params, entrant.make(1.0).init(params)))
         example = (jnp.asarray(1.0, dtype), start(params), batches[:segment])
-        advance, compile_seconds = timing.compiled(
+        advance, compile_seconds = compiled(
             lambda *args: self._advance(entrant, *args), *example, self.train
         )
 
         def run(rate: float, params: Params, batches: Array) -> Run:
             first = jax.tree.map(lambda leaf: leaf[None], params)
-            figures = [evaluate(first, self.train, self.test)]
+            figures = [self._evaluate(first, self.train, self._test)]
             carry, seconds = start(params), [0.0]
             for rows in batches.reshape(-1, segment, batch_size):
-                (carry, iterates), elapsed = timing.timed(
+                (carry, iterates), elapsed = timed(
                     advance, jnp.asarray(rate, dtype), carry, rows, self.train
                 )
-                figures.append(evaluate(iterates, self.train, self.test))
+                figures.append(self._evaluate(iterates, self.train, self._test))
                 ticks = np.arange(1, segment + 1) / segment
                 seconds += (seconds[-1] + elapsed * ticks).tolist()
             columns = [
@@ -133,16 +135,14 @@ class Course:
 
         return jax.lax.scan(step, carry, indices)
 
-    def evaluate(
-        self, iterates: Params, train: Data, test: Data
-    ) -> tuple[Array, Array, Array]:
+    def _figures(self, iterates, train, test) -> tuple[Array, Array, Array]:
         """(train loss, test loss, score) of each of some parameters."""
 
         def one(params):
             return (
                 self.model.loss(params, *train),
                 self.model.loss(params, *test),
-                self.score(self.model.outputs(params, test[0]), test[1]),
+                self._score(self.model.outputs(params, test[0]), test[1]),
             )
 
         return jax.lax.map(one, iterates)
@@ -179,17 +179,14 @@ def race(
     Raises:
         ValueError: for unknown names.
     """
-    model = with_example(model, train[0])
-    damping = settings.damping
-    entrants = [contender(name, model, damping) for name in dict.fromkeys(names)]
+    course, damping = Course(model, train, test, score), settings.damping
+    entrants = [contender(name, course.model, damping) for name in dict.fromkeys(names)]
     count = jnp.shape(train[1])[0]
     batch_size = min(settings.batch_size, count)
     batches = batch_order(count, batch_size, settings.steps, settings.seed)
-    course = Course(model, train, test, score)
-    evaluate = jax.jit(course.evaluate)
     entries = []
     for entrant in entrants:
-        seconds, run = course.runner(entrant, params, batches, evaluate)
+        seconds, run = course.runner(entrant, params, batches)
         entry = Entry(entrant.name, (), seconds)
         for rate in entrant.rates(settings.rates):
             runs = (*entry.runs, run(rate, params, batches))
@@ -198,6 +195,54 @@ def race(
                 on_run(entry)
         entries.append(entry)
     return Race(tuple(entries), settings.steps, batch_size, damping)
+
+
+def repeated(
+    model: Model,
+    initial: Callable[[int], Params],
+    train: Data,
+    test: Data,
+    race: Race,
+    *,
+    score: Score,
+    seeds: Iterable[int] = range(1, 6),
+) -> tuple[Repeated, ...]:
+    """Run each contender of a race at its best rate once for each seed.
+
+    Args:
+        model: the statistical model.
+        initial: seed -> where the run starts.
+        train: (inputs, targets).
+        test: (inputs, targets).
+        race: what was tuned, with its steps, batch size and damping.
+        score: (outputs, targets) -> a number, the higher the better.
+        seeds: of starts and orders of the examples.
+
+    Returns:
+        One entry a contender; those all of whose runs failed are left out.
+
+    Raises:
+        ValueError: for no seeds, and where nobody has a best rate.
+    """
+    course, count = Course(model, train, test, score), jnp.shape(train[1])[0]
+    starts = [
+        (initial(seed), batch_order(count, race.batch_size, race.steps, seed))
+        for seed in seeds
+    ]
+    if not starts:
+        raise ValueError("seeds is empty: there is nothing to repeat.")
+    repetitions = []
+    for entry in race.entries:
+        if entry.best is None:
+            continue
+        rate = entry.best.learning_rate
+        entrant = contender(entry.name, course.model, race.damping)
+        _, run = course.runner(entrant, *starts[0])
+        runs = tuple(run(rate, params, batches) for params, batches in starts)
+        repetitions.append(Repeated(entry.name, rate, runs))
+    if not repetitions:
+        raise ValueError("Every run of every contender failed: there is no best rate.")
+    return tuple(repetitions)
 
 
 def optimizer_step(
@@ -214,14 +259,6 @@ def optimizer_step(
         gradient, state, params, inputs=inputs, targets=targets
     )
     return optax.apply_updates(params, updates), state
-
-
-def with_example(model: Model, inputs: Any) -> Model:
-    """The model, with example inputs if it has none: layers are read before a step."""
-    if model.example_inputs is not None or model.in_axes != 0:
-        return model
-    example = jax.tree.map(lambda leaf: leaf[:1], inputs)
-    return dataclasses.replace(model, example_inputs=example)
 
 
 def batch_order(

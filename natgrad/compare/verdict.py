@@ -64,7 +64,13 @@ def judge(
     fishers = [row for row in ranked if not row.uses_targets]
     best = next((row for row in fishers if _follows(row)), None)
     points = _warnings(rows) + in_words(sources)
-    points += [_on_labels(row) for row in rows if row.uses_targets]
+    points += [
+        f"{row.name} is made of the data's own labels and is not the Fisher: its step "
+        f"has cosine {row.step_cosine:.2f} with the natural gradient here, and "
+        f"{row.step_norm_ratio:.2f} of its length."
+        for row in rows
+        if row.uses_targets
+    ]
     points.append(f"The labels: {labels.verdict}.")
     if best is None:
         headline = "No approximation measured here follows the natural gradient."
@@ -84,27 +90,23 @@ def judge(
         f"The natural gradient is followed most cheaply by {best.name}: "
         f"{duration(_seconds(best))} for a step {close}."
     )
-    return Verdict(headline, (*_cheaper(best, fishers), *points))
+    quick = [row for row in fishers if _CHEAP * _seconds(row) <= _seconds(best)]
+    if quick:
+        other = max(quick, key=_cosine)
+        cheaper = (
+            f"If {best.name} is too slow: {other.name} takes "
+            f"{duration(_seconds(other))}, and its step has cosine "
+            f"{other.step_cosine:.2f} with the exact one and "
+            f"{other.step_norm_ratio:.2f} of its length."
+        )
+        points.insert(0, cheaper)
+    return Verdict(headline, tuple(points))
 
 
 def _follows(row: Row) -> bool:
     """Is its damped step nearly the exact one?"""
     near = 1 / _LENGTH <= row.step_norm_ratio <= _LENGTH
     return row.step_cosine >= _FAITHFUL and near
-
-
-def _cheaper(best: Row, rows: Sequence[Row]) -> list[str]:
-    """What to take where the recommended one is too slow."""
-    quick = [row for row in rows if _CHEAP * _seconds(row) <= _seconds(best)]
-    if not quick:
-        return []
-    other = max(quick, key=_cosine)
-    return [
-        f"If {best.name} is too slow: {other.name} takes "
-        f"{duration(_seconds(other))}, and its step has cosine "
-        f"{other.step_cosine:.2f} with the exact one and "
-        f"{other.step_norm_ratio:.2f} of its length."
-    ]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -121,15 +123,6 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
             "rate or more damping."
         )
     return points
-
-
-def _on_labels(row: Row) -> str:
-    """What follows for an approximation made of the data's labels."""
-    return (
-        f"{row.name} is made of the data's own labels and is not the Fisher: its step "
-        f"has cosine {row.step_cosine:.2f} with the natural gradient here, and "
-        f"{row.step_norm_ratio:.2f} of its length."
-    )
 
 
 def _seconds(row: Row) -> float:

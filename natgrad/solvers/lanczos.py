@@ -8,7 +8,8 @@ number of distinct eigenvalues. Every vector is orthogonalised against all befor
 twice: memory k P.
 
 Source: Higham (2008), Functions of Matrices, section 13.2; Golub & Welsch (1969),
-Calculation of Gauss quadrature rules.
+Calculation of Gauss quadrature rules; Ubaru, Chen & Saad (2017), Fast estimation of
+tr(f(A)) via stochastic Lanczos quadrature, for traces by random v.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import bisect
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from natgrad import tree
@@ -33,6 +35,85 @@ from natgrad.typing import Array
 
 # With a matrix, for its largest eigenvalue.
 _PRODUCTS = 100
+
+
+class Krylov(NamedTuple):
+    """What k products with F know of v; the methods are for the host, in float64.
+
+    Attributes:
+        diagonal: of T.
+        below: beside it; the last lies outside T.
+        basis: Q's columns as rows; 0 from where the space was exhausted.
+        extra: what the operator gave beside its products, stacked.
+        length: |v|.
+    """
+
+    diagonal: Float[Array, " k"]
+    below: Float[Array, " k"]
+    basis: Float[Array, "k P"]
+    extra: Any
+    length: Float[Array, ""]
+
+    def matrix(self) -> np.ndarray:
+        """T."""
+        off = np.asarray(self.below, float)[:-1]
+        diagonal = np.asarray(self.diagonal, float)
+        return np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+
+    def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes θ and weights w with vᵀ f(F) v ≈ Σ w f(θ)."""
+        nodes, vectors = np.linalg.eigh(self.matrix())
+        return nodes, float(self.length) ** 2 * vectors[0] ** 2
+
+    def image(self) -> Array:
+        """F v, for k >= 2."""
+        first = self.diagonal[0] * self.basis[0] + self.below[0] * self.basis[1]
+        return self.length * first
+
+    def solved(self, damping: float) -> Array:
+        """(F + λI)⁻¹ v, as far as k steps of conjugate gradients get."""
+        right = np.zeros(len(self.diagonal))
+        right[0] = float(self.length)
+        damped = self.matrix() + damping * np.eye(len(right))
+        weights = np.linalg.lstsq(damped, right)[0]
+        return jnp.asarray(weights, self.basis.dtype) @ self.basis
+
+
+def krylov(
+    operator: Callable[[Array], tuple[Array, Any]],
+    v: Float[Array, " P"],
+    iterations: int,
+) -> Krylov:
+    """T and Q from v.
+
+    Args:
+        operator: x -> (F x, anything to be stacked), F symmetric.
+        v: [P]; 0 gives zeros.
+        iterations: k >= 1.
+    """
+    length = jnp.linalg.norm(v)
+    start = jnp.where(length > 0, v / jnp.where(length > 0, length, 1), 0)
+    basis = jnp.zeros((iterations + 1, v.size), v.dtype).at[0].set(start)
+    noise = 10 * jnp.finfo(v.dtype).eps
+
+    def advance(carry, index):
+        basis, scale = carry
+        rest, extra = operator(basis[index])
+        diagonal = jnp.vdot(basis[index], rest, precision=HIGHEST)
+        for _ in range(2):
+            along = jnp.matmul(basis, rest, precision=HIGHEST)
+            rest = rest - jnp.matmul(along, basis, precision=HIGHEST)
+        below = jnp.linalg.norm(rest)
+        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), below))
+        alive = below > noise * scale
+        below = jnp.where(alive, below, 0)
+        following = jnp.where(alive, rest / jnp.where(alive, below, 1), 0)
+        return (basis.at[index + 1].set(following), scale), (diagonal, below, extra)
+
+    (basis, _), (diagonal, below, extra) = jax.lax.scan(
+        advance, (basis, jnp.zeros((), v.dtype)), jnp.arange(iterations)
+    )
+    return Krylov(diagonal, below, basis[:-1], extra, length)
 
 
 class Ritz(NamedTuple):
@@ -60,37 +141,18 @@ def ritz(
         v: [P]; 0 gives zeros.
         iterations: k >= 1.
     """
-    length = jnp.linalg.norm(v)
-    start = jnp.where(length > 0, v / jnp.where(length > 0, length, 1), 0)
-    basis = jnp.zeros((iterations + 1, v.size), v.dtype).at[0].set(start)
-    noise = 10 * jnp.finfo(v.dtype).eps
-
-    def advance(carry, index):
-        basis, scale = carry
-        rest = operator(basis[index])
-        diagonal = jnp.vdot(basis[index], rest, precision=HIGHEST)
-        for _ in range(2):
-            along = jnp.matmul(basis, rest, precision=HIGHEST)
-            rest = rest - jnp.matmul(along, basis, precision=HIGHEST)
-        below = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), below))
-        alive = below > noise * scale
-        below = jnp.where(alive, below, 0)
-        following = jnp.where(alive, rest / jnp.where(alive, below, 1), 0)
-        return (basis.at[index + 1].set(following), scale), (diagonal, below)
-
-    (basis, scale), (diagonal, below) = jax.lax.scan(
-        advance, (basis, jnp.zeros((), v.dtype)), jnp.arange(iterations)
-    )
+    space = krylov(lambda x: (operator(x), ()), v, iterations)
+    diagonal, below = space.diagonal, space.below[:-1]
+    scale = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(space.below))
     # What is beyond an exhausted space gets values far below all others, of which it is
     # told: f may not be finite at 0, which need not be an eigenvalue.
-    lacking = jnp.arange(iterations) > jnp.sum(jnp.cumprod(below[:-1] > 0))
-    off = jnp.diag(below[:-1], 1)
+    lacking = jnp.arange(iterations) > jnp.sum(jnp.cumprod(below > 0))
+    off = jnp.diag(below, 1)
     values, vectors = eigh(jnp.diag(jnp.where(lacking, -scale, diagonal)) + off + off.T)
     values = jnp.where(values < -scale / 2, diagonal[0], jnp.maximum(values, 0))
-    values = jnp.where(length > 0, values, 1)
-    rows = jnp.matmul(vectors.T, basis[:-1], precision=HIGHEST)
-    return Ritz(values, rows, length * vectors[0])
+    values = jnp.where(space.length > 0, values, 1)
+    rows = jnp.matmul(vectors.T, space.basis, precision=HIGHEST)
+    return Ritz(values, rows, space.length * vectors[0])
 
 
 def function_of_operator(

@@ -4,9 +4,8 @@ Each function gives a matplotlib figure; `save(figure, file)` writes it as PNG. 
 raise `MissingExtra` where matplotlib is not installed.
 """
 
-from natgrad.compare.plots.of_comparison import blocks, fidelity, quadratic
+from natgrad.compare.plots.of_comparison import blocks, fidelity, quadratic, spectra
 from natgrad.compare.plots.of_runs import along, bands, training
-from natgrad.compare.plots.of_spectra import spectra
 from natgrad.compare.plots.style import save
 
 __all__ = [

@@ -15,8 +15,7 @@ from natgrad.compare.plots.style import (
     plain,
     style,
 )
-from natgrad.compare.repetition import Repeated
-from natgrad.compare.runs import Entry, Race
+from natgrad.compare.runs import Entry, Race, Repeated
 from natgrad.compare.trace import Trace
 
 _NATS = "nats an example"
