@@ -210,7 +210,7 @@ def solving(name, form, **options):
         ("sines", Gram, 300_000),
         ("sines", GramBlocks, 600_000),
         ("convolution", Gram, 240_000),
-        ("convolution", GramBlocks, 280_000),
+        ("convolution", GramBlocks, 400_000),
         ("several columns", Gram, 500_000),
     ],
 )
