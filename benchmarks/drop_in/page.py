@@ -36,7 +36,11 @@ from benchmarks.report import about, table
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
-HEAD = """# Report card
+HEAD = """---
+hide: [toc]
+---
+
+# Report card
 
 What happens to a person who puts an optimizer of this library in Adam's place and tunes
 nothing? Small problems of many kinds; every optimizer **as it comes** but for the
