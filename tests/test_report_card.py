@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import benchmarks.drop_in.__main__ as drop_in
-from benchmarks.drop_in import card, page, problems, profile, running, stress
+from benchmarks.drop_in import card, doctor, page, problems, profile, running, stress
 from benchmarks.drop_in.running import Cell
 
 
@@ -130,6 +130,31 @@ def test_performance_profiles_of_made_up_curves():
     cells = [[each.strip() for each in line.split("|")[1:-1]] for line in lines]
     assert ["`kfac`", "2", "1", "1", "1", "0", "0", "0", "1"] in cells
     assert ["`adam`", "2", "2", "1", "1", "2", "2", "2", "2"] in cells
+
+
+def test_advice_is_held_against_the_best_cells():
+    sheet = made_up()
+    for name, rate, loss in (
+        ("kfac", 0.3, 2.0),
+        ("kfac", 0.1, 1.1),
+        ("gram", 0.3, 3.0),
+    ):
+        sheet.add(cell(name, rate, 11.0, loss))
+    sheet.add(cell("spring", 0.3, 11.0, 1.0, note="too slow"))
+    sheet.add(cell("muon", 0.1, 11.0, 1.4))
+    says = lambda code: {"problem": "made up", "batch": 32, "code": code}
+    codes = ("kfac(model=model)", "gram(model=model)", "gram(model=model, labels=x)")
+    text = doctor.beside(map(says, codes), {"made up": sheet})
+    # Above the floor of 1: Adam 2, kfac 1 at the shown rate, gram 2, muon 0.4.
+    rows = [[one.strip() for one in r.split("|")[3:-1]] for r in text.splitlines()[2:5]]
+    assert rows == [
+        ["`kfac`", "0.5", "`kfac`", "1", "`muon`", "2.5"],
+        ["`gram`", "1", "`kfac`", "2", "`muon`", "5"],
+        ["`gram(model=model, labels=x)`", "–", "`kfac`", "–", "`muon`", "–"],
+    ]
+    assert "this library: 1 of 3. Of all, the tuned ones too: 0." in text
+    other = [says(codes[0]) | {"batch": 64}]
+    assert "of this library: 0 of 0." in doctor.beside(other, {"made up": sheet})
 
 
 def test_made_up_cells_survive_their_file(tmp_path):

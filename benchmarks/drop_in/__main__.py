@@ -10,7 +10,7 @@ r"""`python -m benchmarks.drop_in`: the report card, every optimizer as it comes
 Each line is an optimizer on a problem: by rate, the last loss of all data over that of
 Adam, which has the best of five rates, as have Muon and, where they are named, the
 other tuned ones of `benchmarks.drop_in.running`; `benchmarks.drop_in.problems` has the
-floors.
+floors. It ends with the cells in each class, by optimizer, and in words.
 Adam's runs are read from `--output`, or from benchmarks/results/drop_in/after, where
 they are there with as many steps. Losses are kept in `--output`, a file a problem; with
 none nothing is written.
@@ -96,8 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     if options.write:
         page.write()
+    found = {}
     for name in [] if options.write else options.problems:
-        (stressed if options.stress else of_problem)(name, options)
+        if options.stress:
+            stressed(name, options)
+        else:
+            found[name] = of_problem(name, options)
+    if found:
+        print(verdict(found))
     print(f"{time.perf_counter() - started:.0f} s")
 
 
@@ -120,7 +126,7 @@ def stressed(name: str, options: argparse.Namespace) -> None:
             path.write_text(f"[\n {rows}\n]\n")
 
 
-def of_problem(name: str, options: argparse.Namespace) -> None:
+def of_problem(name: str, options: argparse.Namespace) -> card.Sheet:
     """Its cells, printed a program at a time, into `--output`."""
     found = PROBLEMS[name]()
     path = options.output and options.output / f"{name}.json"
@@ -143,6 +149,26 @@ def of_problem(name: str, options: argparse.Namespace) -> None:
                 print(line(name, sheet, cells), flush=True)
             if cells and path:
                 sheet.save(path)
+    return sheet
+
+
+def verdict(found: dict[str, card.Sheet]) -> str:
+    """The table by optimizer, and in words how many cells came near tuned Adam."""
+    classes = [
+        sheet.class_of(cell)
+        for sheet in found.values()
+        for cell in sheet.cells.values()
+        if cell.optimizer in NATURAL
+    ]
+    near = sum(one in card.CLASSES[:2] for one in classes)
+    untrained, unfinished = (classes.count(one) for one in card.CLASSES[3:])
+    by_optimizer = page.summary({"": found})
+    return (
+        "\nCells in each class by their last loss, over that of tuned Adam (at most 1, "
+        f"at most 2, above):\n\n{by_optimizer}\n\n{near} of {len(classes)} cells end "
+        "within twice the loss of Adam with the best of five rates; "
+        f"{untrained} did not train, {unfinished} did not finish."
+    )
 
 
 def sheet_of(name: str, found: Small, path: Path | None, options) -> card.Sheet:

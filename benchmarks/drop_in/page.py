@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drop_in import profile
+from benchmarks.drop_in import doctor, profile
 from benchmarks.drop_in.card import (
     CLASSES,
     FOLDER,
@@ -36,7 +36,11 @@ from benchmarks.report import about, table
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
-HEAD = """# Report card
+HEAD = """---
+hide: [toc]
+---
+
+# Report card
 
 What happens to a person who puts an optimizer of this library in Adam's place and tunes
 nothing? Small problems of many kinds; every optimizer **as it comes** but for the
@@ -71,6 +75,10 @@ hundred times these, on each batch. One seed, the same start and batches for all
 the XLA flags below, where any stand there, programs compile in half the time and steps
 are slower; the table of costs is measured without them.
 """
+DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
+batch, and the figure that it has above, with no momentum: how many times the lowest
+figure of this library's optimizers as they come, and of all, the tuned ones too.
+"""
 STRESS = """How many problems diverged: the last loss is not finite, or more than twice
 as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials."""
 
@@ -85,8 +93,9 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     """The page and its picture.
 
     Args:
-        folder: holds `after`, with a file a problem. May hold stress.json; `before`,
-            as `after` with an older version; and `costs`, of which times are taken.
+        folder: holds `after`, with a file a problem. May hold stress.json; doctor.json;
+            `before`, as `after` with an older version; and `costs`, of which times are
+            taken.
         docs: where report_card.md and images/report_card.png go.
 
     Returns:
@@ -94,15 +103,17 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     """
     found = {side: sheets(folder / side) for side in ("after", "before")}
     sides = {side: some for side, some in found.items() if some}
-    stress = folder / "stress.json"
-    records = json.loads(stress.read_text()) if stress.exists() else []
+    records, advice = (
+        json.loads(path.read_text()) if path.exists() else []
+        for path in (folder / "stress.json", folder / "doctor.json")
+    )
     (docs / "images").mkdir(parents=True, exist_ok=True)
     picture(sides).savefig(docs / "images" / "report_card.png", dpi=160)
     newest = next(iter(sides.values()))
     profiles = profile.picture(newest, profile.largest_batch(newest))
     profiles.savefig(docs / "images" / "performance_profiles.png", dpi=160)
     timed = sheets(folder / "costs") or next(iter(sides.values()))
-    text = page(sides, timed, records)
+    text = page(sides, timed, records, advice)
     (docs / "report_card.md").write_text(text)
     return text
 
@@ -111,6 +122,7 @@ def page(
     sides: dict[str, dict[str, Sheet]],
     timed: dict[str, Sheet],
     records: list[dict[str, Any]],
+    advice: list[dict[str, Any]],
 ) -> str:
     """Markdown."""
     parts = [HEAD, "## By optimizer", "Cells in each class, over problems and rates."]
@@ -122,6 +134,8 @@ def page(
         parts.append("Figures at the learning rate 0.3; **bold**: at most Adam's.")
         parts.append(at_one_rate(sides[side], batch, momentum))
     newest = next(iter(sides.values()))
+    if advice:
+        parts += ["## What the doctor advises", DOCTOR, doctor.beside(advice, newest)]
     batch = profile.largest_batch(newest)
     parts += ["## Performance profiles", PROFILE.format(batch=batch, every=EVERY)]
     parts.append(profile.summary(newest, batch))

@@ -177,7 +177,7 @@ def doctor(
         inputs, targets = subsample(inputs, targets, model.in_axes, every)
     noise = gradient_noise(model, params, inputs, targets)
     curvature = curvature_figures(model, params, inputs, damping, key)
-    advice = advise(found, seen, noise, curvature, costs)
+    advice = advise(found, seen, curvature, costs)
     return Diagnosis(advice, found, seen, noise, curvature, costs)
 
 
