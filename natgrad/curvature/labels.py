@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.curvature.columns import (
     BatchColumns,
     Columns,
@@ -241,12 +242,8 @@ class Sampled(Labels):
         return True
 
 
-@jax.custom_jvp
-def _ratio_to_itself(log_prob: Array) -> Array:
-    """e^{log p − log p₀} at p₀ = p: 1, with the derivatives in p alone."""
-    return jnp.ones_like(log_prob)
-
-
+# e^{log p − log p₀} at p₀ = p: 1, with the derivatives in p alone.
+_ratio_to_itself = jax.custom_jvp(lambda p: tree.varying_like(jnp.ones_like(p), p))
 _ratio_to_itself.defjvps(lambda d, one, _: one * d)
 
 
