@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from natgrad import tree
 from natgrad.curvature.columns import (
     BatchColumns,
     Columns,
@@ -226,7 +227,7 @@ class Sampled(Labels):
         log_prob = model.factor_sum(family.log_prob)
         counted = (weights != 0).astype(weights.dtype)
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
-        ones = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+        ones = _ratio_to_itself(log_probs)
         scores = jax.vmap(lambda y: _scores(model, z, y, weights))(ys)
         whole, share = jnp.ones((), weights.dtype), weights
         if model.weights is not None:  # a maximum of ones would take long to compile
@@ -239,6 +240,11 @@ class Sampled(Labels):
     def needs_key(self) -> bool:
         """Yes."""
         return True
+
+
+# e^{log p − log p₀} at p₀ = p: 1, with the derivatives in p alone.
+_ratio_to_itself = jax.custom_jvp(lambda p: tree.varying_like(jnp.ones_like(p), p))
+_ratio_to_itself.defjvps(lambda d, one, _: one * d)
 
 
 @dataclasses.dataclass(frozen=True)

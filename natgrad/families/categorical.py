@@ -113,7 +113,9 @@ class Categorical(ExponentialFamily):
         """A class for each factor, an integer array of shape z.shape[:-1]."""
         z = self._checked(z)
         shape = (*z.shape[:-1], max(z.shape[-1], _FEW))
-        noise = jax.random.gumbel(key, shape, z.dtype)[..., : z.shape[-1]]
+        noise = jax.random.gumbel(key, shape, z.dtype)
+        # Else its logarithms are unrolled in the search of the largest.
+        noise = jax.lax.optimization_barrier(noise)[..., : z.shape[-1]]
         return jnp.argmax(z + noise, axis=-1).astype(jnp.int32)
 
     def in_support(self, z: Array, y: Array) -> Array:
@@ -174,16 +176,19 @@ def _divergence_jvp(
 def _parts(z: Array, z2: Array) -> tuple[Array, Array, Array]:
     """KL, p and c = d − Σ p d; c is 0 where p is."""
     impossible, lost = z == -jnp.inf, z2 == -jnp.inf
+    largest = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     log_p = jax.nn.log_softmax(z, axis=-1)
     p = jnp.exp(log_p)
-    # What is measured from the likeliest class keeps the accuracy of the others.
-    top = jnp.argmax(z, axis=-1, keepdims=True)
-    rise = lambda x: x - jnp.take_along_axis(x, top, axis=-1)
-    d = rise(jnp.where(impossible | lost, z, z2) - jnp.where(impossible, 0.0, z))
-    d = jnp.where(impossible, 0.0, d)
+    # What is measured from the likeliest class keeps the accuracy of the others. Its
+    # entry of z2 is found by a maximum: to look it up takes longer to compile.
+    of_top = jnp.where(z == largest, z2, -jnp.inf)
+    top = jnp.max(of_top, axis=-1, keepdims=True)
+    log_p_top = -jnp.log(jnp.sum(jnp.exp(z - largest), axis=-1, keepdims=True))
+    d = jnp.where(impossible | lost, z, z2) - jnp.where(impossible, 0.0, z)
+    d = jnp.where(impossible, 0.0, d - jnp.where(top == -jnp.inf, 0.0, top - largest))
     centre = jnp.einsum("...c,...c->...", p, d, precision="highest")[..., None]
     c = jnp.where(impossible, 0.0, d - centre)
-    exponents = rise(z2) + jnp.take_along_axis(log_p, top, axis=-1) - centre
+    exponents = z2 - top + log_p_top - centre
     exponents = jnp.where(lost, -jnp.inf, exponents)
     kl = log_mean_exp(log_p, c, exponents)
     never = jnp.any(lost & ~impossible, axis=-1)

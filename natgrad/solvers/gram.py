@@ -185,7 +185,7 @@ def _cholesky(jacobian: Jacobian, gram: Array, damping: Array) -> tuple[Array, A
     pivots = jnp.diagonal(lower) ** 2 / jnp.where(diagonal > 0, diagonal, 1)
     rounding = size * jnp.finfo(dtype).eps
     regular = jnp.min(pivots) > jnp.where(tiny, rounding**2, rounding)
-    return lower, ~(regular & (damping > 0) & jnp.all(jnp.isfinite(lower)))
+    return lower, ~(regular & (damping > 0) & tree.all_finite(lower))
 
 
 def _tiny(dtype, size: int) -> float:

@@ -32,8 +32,9 @@ from natgrad.solvers.spectral import damped_reciprocal, eigh
 from natgrad.typing import Array
 
 # Sizes within these of each other share one program: a weight's I + 1 and O, and
-# small ones, where a program of its own costs more than the larger size.
-_NEAR, _NEARLY = 128, 0.05
+# small ones, where a program of its own costs more than the larger size. So do others,
+# as long as that adds no more than this part to the operations of all.
+_NEAR, _NEARLY, _MORE = 128, 0.05, 0.15
 
 
 def inverses(
@@ -85,14 +86,17 @@ def shared_sizes(sizes: Sequence[int]) -> tuple[dict[int, int], frozenset[int]]:
     """Which sizes share a program.
 
     Args:
-        sizes: of matrices. Given back are size -> to which it is enlarged, and those
-            that several sizes share.
+        sizes: of all matrices. Given back are size -> to which it is enlarged, and
+            those that several sizes share.
     """
     found: dict[int, int] = {}
+    allowed = _MORE * sum(size**3 for size in sizes)
     for size in sorted(set(sizes), reverse=True):
         top = min(found.values(), default=size)
         near = top - size <= max(_NEAR, _NEARLY * top)
-        found[size] = top if near else size
+        more = 0 if near else sizes.count(size) * (top**3 - size**3)
+        found[size] = top if more <= allowed else size
+        allowed -= more if more <= allowed else 0
     found = {size: halvable(top) for size, top in found.items()}
     return found, frozenset(top for size, top in found.items() if size < top)
 
@@ -124,9 +128,13 @@ def guarded_inverse(
     sound = vouched & _bounded(found, floor)
 
     def spectral():
-        values, vectors = eigh(matrix)
-        reciprocal, dropped = damped_reciprocal(values - floor, floor, size=size)
-        other = product(vectors * reciprocal[None], vectors.T)
+        values, vectors = eigh(matrix)  # ascending
+        values = values - floor
+        top = jnp.maximum(values[-1], 0)
+        reciprocal, _ = damped_reciprocal(values, floor, size=size, largest=top)
+        scale = jnp.sqrt(reciprocal)
+        dropped, root = scale[0] == 0, vectors * scale[None]
+        other = product(root, root.T)
         failed = dropped | ~(sound | (floor == 0))
         return jnp.where(sound, found, other), failed.astype(float)
 
@@ -139,8 +147,9 @@ def guarded_inverse(
 
 def _bounded(inverse: Array, floor: Array) -> Array:
     """Is this the inverse of a matrix that is at least δI, for δ > 0?"""
+    # XLA's sum sees what is not finite; its maximum, on the diagonal, passes over NaN.
     finite = jnp.isfinite(jnp.sum(inverse)) & (floor > 0)
-    return finite & (jnp.max(diagonal(inverse)) * floor <= 2)
+    return finite & (jnp.max(inverse) * floor <= 2)
 
 
 def diagonal(matrix: Float[Array, "*lead d d"]) -> Float[Array, "*lead d"]:

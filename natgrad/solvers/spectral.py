@@ -38,6 +38,7 @@ def damped_reciprocal(
     damping: ArrayLike,
     axes: Sequence[int] = (-1,),
     size: ArrayLike | None = None,
+    largest: ArrayLike | None = None,
 ) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
     """1/(max(s, 0) + λ), for λ = 0 the pseudo-inverse, and whether it drops anything.
 
@@ -46,6 +47,7 @@ def damped_reciprocal(
         damping: λ >= 0.
         axes: over which s belong to one matrix.
         size: n; None for the sum of the sizes of these axes.
+        largest: of the s of each matrix, where it is known.
 
     Returns:
         (an array like `values`, a boolean scalar).
@@ -53,7 +55,8 @@ def damped_reciprocal(
     axes, damping = tuple(axes), jnp.asarray(damping, values.dtype)
     size = sum(values.shape[axis] for axis in axes) if size is None else size
     positive = jnp.where(values < 0, 0, values)  # with the derivative 1 at 0
-    largest = jnp.max(positive, axes, keepdims=True, initial=0)
+    if largest is None:
+        largest = jnp.max(positive, axes, keepdims=True, initial=0)
     cutoff = size * jnp.finfo(values.dtype).eps * largest
     drop = (damping == 0) & (positive <= cutoff)
     total = jnp.where(drop, 1, positive + damping)

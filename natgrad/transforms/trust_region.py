@@ -248,14 +248,19 @@ def longest_within(
     bound = radius * (1 + SLACK)
     one = jnp.ones_like(radius)
 
-    def attempt(tried, number):
-        # Both in one array, of which a turn is compiled once, not number by number.
-        inside, outside = (_Tried(*row) for row in tried)
-        done = (inside.length > 0) & (inside.found >= radius / 4)
-        going = ~(done | (inside.length == 1))
+    def going(tried):
+        length, found, _ = tried[0]
+        done = (length > 0) & (found >= radius / 4)
+        return ~(done | (length == 1))
+
+    def attempt(tried, _):
+        # Both in one array, of which a turn is compiled once, not number by number; and
+        # read within the branch, else each number is a function of its own.
 
         def again():
-            length = jnp.where(number == 0, one, _next(inside, outside, radius))
+            inside, outside = (_Tried(*row) for row in tried)
+            first = outside.length > 1
+            length = jnp.where(first, one, _next(inside, outside, radius))
             new = divergence(length)
             known = jnp.isfinite(outside.found) & (outside.found > bound) & (new > 0)
             fell = jnp.where(known, outside.found, 1) / jnp.where(known, new, 1)
@@ -264,12 +269,12 @@ def longest_within(
             point = _Tried(length, new, jnp.where(known, power, outside.power))
             good = new <= bound  # NaN is outside
             place = jnp.arange(2)[:, None] == jnp.where(good, 0, 1)
-            return jnp.where(place & going, jnp.stack(point)[None], tried)
+            return jnp.where(place & going(tried), jnp.stack(point)[None], tried)
 
-        return jax.lax.cond(any_over_vmap(going), again, lambda: tried), None
+        return jax.lax.cond(any_over_vmap(going(tried)), again, lambda: tried), None
 
-    start = one * jnp.array([[0, 0, 2], [1, jnp.inf, 2]], one.dtype)
-    found, _ = jax.lax.scan(attempt, start, jnp.arange(TRIES))
+    start = one * jnp.array([[0, 0, 2], [2, jnp.inf, 2]], one.dtype)
+    found, _ = jax.lax.scan(attempt, start, length=TRIES)
     return found[0, 0], found[0, 1]
 
 

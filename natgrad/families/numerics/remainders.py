@@ -228,12 +228,15 @@ def log_mean_exp(
         exponents = log_weights + deviations
     weights = jnp.exp(log_weights)
     near = (deviations < 1) & (log_weights > -jnp.inf)
-    finite = jnp.all(exponents < 30, axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(jnp.max(exponents, axis=-1, keepdims=True))
+    finite = top < 30
     close = weights * expm1_remainder(jnp.where(near, deviations, 0.0))
     far = jnp.where(finite & ~near, exponents, 0.0)
     apart = jnp.exp(far) - weights * (1 + jnp.where(near, 0.0, deviations))
     total = jnp.sum(jnp.where(near, close, apart), axis=-1)
-    largest = jax.nn.logsumexp(jnp.where(finite, 0.0, exponents), axis=-1)
+    top = jnp.where(~finite & jnp.isfinite(top), top, 0.0)
+    total_far = jnp.sum(jnp.exp(jnp.where(finite, 0.0, exponents) - top), axis=-1)
+    largest = jnp.log(total_far) + top[..., 0]
     finite = finite[..., 0]
     return jnp.where(finite, jnp.log1p(jnp.where(finite, total, 0.0)), largest)
 

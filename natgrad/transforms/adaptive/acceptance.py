@@ -63,16 +63,18 @@ def decide(
     Returns:
         The decision on d.
     """
-    allowed = batch.finite & moves(batch, full_step)
+    allowed = batch.finite & moves(batch, full_step) & tree.all_finite(full_step)
+
+    def part(length):
+        return full_step if halvings == 0 else scaled(length, full_step)
 
     def attempt(length):
-        step = full_step if halvings == 0 else scaled(length, full_step)
-        comparison = batch.compare(optax.apply_updates(batch.params, step))
-        finite = tree.all_finite((step, comparison.after))
-        return length, step, allowed & finite & (comparison.fall >= 0), comparison
+        comparison = batch.compare(optax.apply_updates(batch.params, part(length)))
+        finite = jnp.isfinite(comparison.after)
+        return length, allowed & finite & (comparison.fall >= 0), comparison
 
     def attempt_half(best, _):
-        length, _, accepted, comparison = best
+        length, accepted, comparison = best
         again = allowed & ~accepted
         if decrease is not None:
             again = again & (decrease > comparison.rounding)
@@ -86,7 +88,9 @@ def decide(
     best = attempt(jnp.ones((), tree.working_dtype(batch.params)))
     if halvings > 0:
         best, _ = jax.lax.scan(attempt_half, best, length=halvings)
-    return Decision(full_step, *best, decrease, full_step)
+    length, accepted, comparison = best
+    step = part(length)
+    return Decision(full_step, length, step, accepted, comparison, decrease, full_step)
 
 
 def judge_last_step(

@@ -237,8 +237,7 @@ def _ask(accept: Accept | None, minimum: Minimum) -> tuple[Minimum, Array]:
 
 def _health(health: Health, step: Step, minimum: Minimum, gamma: Array) -> Health:
     """The health after a step; a gradient of 0 has the step 0 and is sound."""
-    at_rest = jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(step.gradient)]).all()
-    sound = minimum.usable | at_rest
+    sound = minimum.usable | ~tree.any_nonzero(step.gradient)
     return health._replace(
         damping=gamma**2,
         predicted_decrease=minimum.decrease,

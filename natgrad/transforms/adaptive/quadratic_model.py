@@ -21,8 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from natgrad.solvers.damping import EntryDamping, LeafDamping, Resolved, by_leaf
-from natgrad.solvers.dense import direct_solution
-from natgrad.solvers.spectral import HIGHEST
+from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.transforms.adaptive.quadratic_forms import Forms, Groups, grouped_inner
 from natgrad.typing import Array, ArrayLike, Params
 
@@ -158,7 +157,21 @@ def _least_norm_solution(
     identity = jnp.eye(len(root), dtype=matrix.dtype)
     correlations = jnp.where(finite, correlations, identity)
     right_side = jnp.where(present & finite, slopes / root, 0)
-    return -direct_solution(correlations, right_side, 0).value / root
+
+    def solve(_, right_side):
+        values, vectors = eigh(jax.lax.stop_gradient(correlations))  # ascending
+        top = jnp.maximum(values[-1], 0)
+        reciprocal, _ = damped_reciprocal(values, 0, largest=top)
+        parts = jnp.matmul(vectors.T, right_side, precision=HIGHEST)
+        return jnp.matmul(vectors, reciprocal * parts, precision=HIGHEST)
+
+    solution = jax.lax.custom_linear_solve(
+        lambda x: jnp.matmul(correlations, x, precision=HIGHEST),
+        right_side,
+        solve,
+        symmetric=True,
+    )
+    return -solution / root
 
 
 def _decrease(matrix: Array, slopes: Array, coefficients: Array) -> Array:
