@@ -42,7 +42,7 @@ from natgrad.typing import Array, Inputs, Key, Params, Statistics
 AVERAGED, FORMED = 512, 4096
 # M up to which an M×M matrix is factorised.
 SAMPLES = 8192
-# M up to which exact labels cost little more than sampled ones.
+# M up to which exact labels cost a few times what sampled ones do.
 FEW_SAMPLES = 512
 # Of conjugate gradients; whether they got there stands in the state's health.
 STOP = RelativeResidual(1e-5, 250)
@@ -146,8 +146,8 @@ class OfTheBatch(BatchChoice):
 class GramOfTheBatch(BatchChoice):
     """`Gram` with `Exact` labels where these have few columns, else `Sampled(1)`.
 
-    Few are M = K N <= 512. Sampled labels leave most of what F knows to λ: for some
-    cost more, exact ones are the natural gradient of the batch.
+    Few are M = K N <= 512. Sampled labels leave most of what F knows to λ; for a few
+    times their cost exact ones are the natural gradient of the batch.
 
     Attributes:
         labels: the exact ones, whose columns are counted.
