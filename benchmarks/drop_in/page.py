@@ -88,9 +88,9 @@ is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW, and `soap` an
 problem and batch size, chosen by the figure itself; L-BFGS searches steps up to a
 hundred times these, on each batch. One seed, the same start and batches for all. With
 the XLA flags below, where any stand there, programs compile in half the time and steps
-are slower, those of `gram` on convolutions twenty times: on `digits_cnn` in batches of 32
-`gram` with momentum, `spring` and `diagonal_fisher` are without them, as is the table of
-costs.
+are slower, those of `gram` on convolutions twenty times: on `digits_cnn` in batches of
+32 `gram` with momentum, `spring` and `diagonal_fisher` are without them, as is the
+table of costs.
 """
 STRESS = """How many problems diverged: the last loss is not finite, or more than twice
 as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials, here
