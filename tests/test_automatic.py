@@ -76,6 +76,27 @@ def test_every_choice_gives_the_same_step(examples):
         assert relative_error(chosen, other) < 1e-9
 
 
+@pytest.mark.parametrize(("examples", "exact"), [(170, True), (171, False)])
+def test_gram_takes_exact_labels_up_to_512_columns(examples, exact):
+    model, params = linear(3, 5)
+    x = jax.random.normal(KEY, (examples, 5))
+    gradient = {"w": jnp.cos(jnp.arange(15.0)).reshape(5, 3)}
+
+    def step(labels):
+        tx = ng.gram(1.0, model, damping=0.1, labels=labels, trust_region=None)
+        return tx.update(gradient, tx.init(params), params, inputs=x)[0]["w"]
+
+    chosen, sampled = jax.jit(lambda: (step(None), step(ng.curvature.Sampled(1))))()
+    z = np.asarray(x) @ np.asarray(params["w"])
+    p = np.exp(z) / np.sum(np.exp(z), axis=1, keepdims=True)
+    law = np.einsum("ni,ij->nij", p, np.eye(3)) - p[:, :, None] * p[:, None]
+    fisher = np.einsum("nab,nij->aibj", x[:, :, None] * x[:, None], law) / examples
+    damped = fisher.reshape(15, 15) + 0.1 * np.eye(15)
+    expected = -np.linalg.solve(damped, np.ravel(gradient["w"])).reshape(5, 3)
+    assert (relative_error(chosen, expected) < 1e-9) == exact
+    assert (relative_error(chosen, sampled) < 1e-9) != exact
+
+
 def test_an_average_needs_a_matrix_and_says_so():
     model, params = linear(3, 200)
     tx = ng.natural_gradient(0.1, model, decay=0.9)

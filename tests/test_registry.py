@@ -40,7 +40,7 @@ def test_every_concrete_curvature_is_registered():
     assert ng.curvature.Dense in classes
     # Choosing among others, or changing one, is no approximation of its own.
     classes -= concrete(ng.curvature.Delegate, ng.curvature)
-    classes -= {ng.curvature.OfTheBatch}
+    classes -= {ng.curvature.GramOfTheBatch, ng.curvature.OfTheBatch}
     assert classes == built_by(ng.CURVATURES)
     without = {name: make for name, make in ng.CURVATURES.items() if name != "diagonal"}
     assert classes - built_by(without) == {ng.curvature.Diagonal}

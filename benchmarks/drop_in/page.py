@@ -56,6 +56,25 @@ model goes below, over that of tuned Adam: 0.5 is half of Adam's after as many s
 under Adam. *Unfinished*: the steps took longer than the limit that stands below, or too
 much memory.
 """
+SHARES = """How many cells end within twice tuned Adam's loss, over all problems,
+batch sizes, rates and momenta that were run. The others are unfinished, not trained or
+worse."""
+# What an optimizer is for, beside its share.
+PURPOSE = {
+    "natural_gradient": "few parameters, or few outputs an example. Take a rate of 0.1 "
+    "or more, and no momentum where a batch does not determine F",
+    "gram": "few outputs an example: up to 512 exact columns a batch. With more it "
+    "draws labels, trains, and ends above Adam: then `kfac`",
+    "gram_blocks": "as `gram`, layer by layer",
+    "spring": "least squares, and batches whose exact step fits: with ten outputs "
+    "for each of 128 examples many take longer than the limit, or too much memory",
+    "kfac": "networks: the first to try",
+    "ekfac": "networks, as `kfac`",
+    "kfac_adaptive": "no rate to choose; raw, badly scaled inputs",
+    "diagonal_fisher": "memory for P numbers. It knows nothing of how parameters act "
+    "together and is **no replacement for Adam**: it trains, and ends near Adam or "
+    "above",
+}
 PROFILE = """Tuned optimizers with the best of five rates and this library's as they
 come, batches of {batch}: on how many problems does each reach the last loss of tuned
 Adam, where does it need the least of all, and where at most one and a half times that?
@@ -73,14 +92,17 @@ is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW, and `soap` an
 problem and batch size, chosen by the figure itself; L-BFGS searches steps up to a
 hundred times these, on each batch. One seed, the same start and batches for all. With
 the XLA flags below, where any stand there, programs compile in half the time and steps
-are slower; the table of costs is measured without them.
+are slower, those of `gram` on convolutions twenty times: on `digits_cnn` in batches of
+32 `gram` with momentum, `spring` and `diagonal_fisher` are without them, as is the
+table of costs.
 """
 DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
 batch, and the figure that it has above, with no momentum: how many times the lowest
 figure of this library's optimizers as they come, and of all, the tuned ones too.
 """
 STRESS = """How many problems diverged: the last loss is not finite, or more than twice
-as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials."""
+as far above its floor as the first. `benchmarks/drop_in/stress.py` has the trials, here
+of {steps} steps on {problems}."""
 
 
 def sheets(folder: Path) -> dict[str, Sheet]:
@@ -125,15 +147,15 @@ def page(
     advice: list[dict[str, Any]],
 ) -> str:
     """Markdown."""
-    parts = [HEAD, "## By optimizer", "Cells in each class, over problems and rates."]
-    parts.append(summary(sides))
+    newest = next(iter(sides.values()))
+    parts = [HEAD, "## By optimizer", SHARES, shares(newest)]
+    parts += ["Cells in each class, over problems and rates.", summary(sides)]
     for side, batch, momentum in panels(sides):
         what = f"momentum {momentum:g}" if momentum else "no momentum"
         where = f"{side}: " * (len(sides) > 1)
         parts.append(f"## {f'{where}batches of {batch}, {what}'.capitalize()}")
         parts.append("Figures at the learning rate 0.3; **bold**: at most Adam's.")
         parts.append(at_one_rate(sides[side], batch, momentum))
-    newest = next(iter(sides.values()))
     if advice:
         parts += ["## What the doctor advises", DOCTOR, doctor.beside(advice, newest)]
     batch = profile.largest_batch(newest)
@@ -147,11 +169,21 @@ def page(
     )
     parts.append(costs(timed))
     if records:
-        parts += ["## Under stress", STRESS, stressed(records)]
+        problems = ", ".join(dict.fromkeys(record["problem"] for record in records))
+        steps = max(record["steps"] for record in records)
+        text = STRESS.format(steps=steps, problems=problems)
+        parts += ["## Under stress", text, stressed(records)]
     first = next(iter(newest.values())).about
     parts.append(RUN.strip())
-    steps = f"- {first['steps']} steps; {first['limit']:.0f} CPU seconds a cell at most"
-    parts.append("\n".join([share(newest), steps, *about(first["environment"])]))
+    limits = sorted(
+        {f"{sheet.about['limit']:.0f}" for sheet in newest.values()}, key=int
+    )
+    steps = (
+        f"- {first['steps']} steps; {' or '.join(limits)} CPU seconds a cell at most"
+    )
+    commits = sorted({c[:7] for s in newest.values() for c in s.about["commits"]})
+    of = f"- cells of commits {', '.join(commits)}; those that later ones change, anew"
+    parts.append("\n".join([share(newest), steps, of, *about(first["environment"])]))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -171,6 +203,25 @@ def share(found: dict[str, Sheet]) -> str:
     )
     whole *= len(PROBLEMS) * len(MATRIX["batches"])
     return f"- {len(run)} of the {whole} cells of the whole matrix"
+
+
+def shares(found: dict[str, Sheet]) -> str:
+    """By optimizer: the share of all its cells within twice Adam's loss."""
+    rows = []
+    for name in NATURAL:
+        kinds = Counter(
+            sheet.class_of(cell)
+            for sheet in found.values()
+            for cell in sheet.cells.values()
+            if cell.optimizer == name and cell.seed == 1
+        )
+        if count := kinds.total():
+            within = kinds["within 1"] + kinds["within 2"]
+            share = f"{within} of {count}, {100 * within / count:.0f} %"
+            left = (kinds["unfinished"], kinds["not trained"])
+            rows.append((f"`{name}`", share, *left, PURPOSE.get(name, "")))
+    heads = ("optimizer", "within twice", "unfinished", "not trained", "what it is for")
+    return table(heads, rows)
 
 
 def summary(sides: dict[str, dict[str, Sheet]]) -> str:

@@ -5,7 +5,7 @@
     K-FAC takes the model, of at least 32 examples          kfac_adaptive
     K-FAC takes the model                                   kfac
     an exact step is within reach                           as in the first line
-    one label an example, at most 4,096 examples            gram, one sampled label
+    one label an example, at most 4,096 examples            gram
     F has products                                          matrix_free
     else                                                    diagonal_fisher
 

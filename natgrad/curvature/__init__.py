@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from natgrad.curvature.automatic import Automatic, OfTheBatch
+from natgrad.curvature.automatic import Automatic, GramOfTheBatch, OfTheBatch
 from natgrad.curvature.automatic_diagonal import AutomaticDiagonal
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.block_diagonal import BlockDiagonal
@@ -102,6 +102,7 @@ __all__ = [
     "Exact",
     "Gram",
     "GramBlocks",
+    "GramOfTheBatch",
     "Identity",
     "Jacobi",
     "KLHessian",

@@ -12,10 +12,14 @@ numbers, and M P where `Gram` must write its rows out; few are 2^24, or N P wher
 is more, which is what the examples' gradients would take. All are the same matrix, so
 the choice changes time and memory and nothing else. It is made from shapes, when the
 step is traced. Whoever wants another names that curvature.
+
+`GramOfTheBatch` is sample space whatever the sizes, with the exact F where it takes few
+columns and otherwise an estimate of it, from one sampled label an example.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, final
 
@@ -27,6 +31,7 @@ from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.gram import Gram
+from natgrad.curvature.labels import Sampled
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
 from natgrad.curvature.visit_sources import ELEMENTS
 from natgrad.metrics.base import Metric
@@ -38,6 +43,8 @@ from natgrad.typing import Array, Inputs, Key, Params, Statistics
 AVERAGED, FORMED = 512, 4096
 # M up to which an M×M matrix is factorised.
 SAMPLES = 8192
+# M up to which exact labels cost a few times what sampled ones do.
+FEW_SAMPLES = 512
 # Of conjugate gradients; whether they got there stands in the state's health.
 STOP = RelativeResidual(1e-5, 250)
 
@@ -53,10 +60,9 @@ class Automatic(Delegate):
         return (Dense if few else OfTheBatch)(self.model, self.labels)
 
 
-@final
 @dataclasses.dataclass(frozen=True, eq=False)
-class OfTheBatch(Curvature):
-    """Sample space, parameter space or matrix-free, for the batch at hand."""
+class BatchChoice(Curvature):
+    """Another curvature, which one the batch at hand decides."""
 
     requires_batch: ClassVar[bool] = True
     keeps_all_of_f: ClassVar[bool] = True
@@ -93,6 +99,33 @@ class OfTheBatch(Curvature):
             return chosen.metric(statistics, params, inputs, targets)
         return chosen.at(params, inputs, targets, statistics.key)
 
+    @abc.abstractmethod
+    def choice(
+        self, params: Params, inputs: Inputs, targets: Array | None = None
+    ) -> Curvature:
+        """Which curvature suits these shapes."""
+
+    def columns(
+        self, params: Params, inputs: Inputs, targets: Array | None = None
+    ) -> tuple[int, int]:
+        """(K, N)."""
+        used = targets if self.labels.needs_targets else None
+
+        def shaped(params, inputs, targets):
+            key = jax.random.PRNGKey(0)
+            outputs, examples, _ = self.model.whole(params, inputs, targets, key)
+            z = outputs(params)
+            columns = self.labels.count(self.model, z, examples)
+            return jnp.zeros((columns, z.shape[0]))
+
+        return jax.eval_shape(shaped, params, inputs, used).shape
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfTheBatch(BatchChoice):
+    """Sample space, parameter space or matrix-free, for the batch at hand."""
+
     def choice(
         self, params: Params, inputs: Inputs, targets: Array | None = None
     ) -> Curvature:
@@ -109,17 +142,28 @@ class OfTheBatch(Curvature):
             return Dense(self.model, self.labels)
         return MatrixFree(self.model, self.labels, STOP)
 
-    def columns(
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class GramOfTheBatch(BatchChoice):
+    """`Gram` with `Exact` labels where these have few columns, else `Sampled(1)`.
+
+    Few are M = K N <= 512. Sampled labels leave most of what F knows to λ; for a few
+    times their cost exact ones are the natural gradient of the batch.
+
+    Attributes:
+        labels: the exact ones, whose columns are counted.
+    """
+
+    @property
+    def is_exact(self) -> bool:
+        """Not known before the batch."""
+        return False
+
+    def choice(
         self, params: Params, inputs: Inputs, targets: Array | None = None
-    ) -> tuple[int, int]:
-        """(K, N)."""
-        used = targets if self.labels.needs_targets else None
-
-        def shaped(params, inputs, targets):
-            key = jax.random.PRNGKey(0)
-            outputs, examples, _ = self.model.whole(params, inputs, targets, key)
-            z = outputs(params)
-            columns = self.labels.count(self.model, z, examples)
-            return jnp.zeros((columns, z.shape[0]))
-
-        return jax.eval_shape(shaped, params, inputs, used).shape
+    ) -> Gram:
+        """With which labels, for these shapes."""
+        columns, count = self.columns(params, inputs, targets)
+        few = columns * count <= FEW_SAMPLES
+        return Gram(self.model, self.labels if few else Sampled(1))

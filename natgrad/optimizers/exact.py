@@ -9,10 +9,10 @@ import optax
 from natgrad.curvature import (
     Automatic,
     Gram,
+    GramOfTheBatch,
     Identity,
     Labels,
     MatrixFree,
-    Sampled,
     WarmStart,
 )
 from natgrad.curvature.base import Curvature
@@ -39,7 +39,6 @@ from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.spring import scale_by_norm_constraint, scale_by_spring
 from natgrad.typing import ArrayLike
 
-ONE_SAMPLE = Sampled(1)
 HUNDRED = RelativeResidual(max_iterations=100)
 PLAIN = Identity()
 
@@ -104,7 +103,7 @@ def gram(
     model: Model = REQUIRED,
     *,
     damping: DampingLike | Damping = 1e-2,
-    labels: Labels = ONE_SAMPLE,
+    labels: Labels | None = None,
     solver: Solver | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
     momentum: ArrayLike | None = None,
@@ -112,10 +111,11 @@ def gram(
 ) -> optax.GradientTransformationExtraArgs:
     """−η (F + λI)⁻¹ g, solved exactly in sample space, where M×M matrices do.
 
-    With labels sampled once M is the number of examples, and a step of a network with
-    millions of parameters costs about three gradients. F is that of the current batch.
-    With `chunk_size=`, `memory_budget=` or `axis_name=` of the curvature it is
-    `natural_gradient(damping=1e-2, curvature=form)` with `form = lambda m: Gram(m,
+    F is that of the current batch: exact while M, the examples times their outputs, is
+    at most 512; beyond, from labels sampled once, with which M is the number of
+    examples, and a step of a network with millions of parameters costs about three
+    gradients. With `chunk_size=`, `memory_budget=` or `axis_name=` of the curvature it
+    is `natural_gradient(damping=1e-2, curvature=form)` with `form = lambda m: Gram(m,
     labels, chunk_size="auto")`.
 
     Args:
@@ -123,8 +123,8 @@ def gram(
         model: the statistical model.
         damping: λ, or a schedule. F of few sampled labels knows nothing of most
             directions, which 1/λ stretches: take more than with the exact F.
-        labels: over which labels; `Exact()` has as many columns an example as the
-            model has outputs.
+        labels: over which labels; None for `Exact()` in small batches and `Sampled(1)`
+            in others, as above.
         solver: as for `natural_gradient`.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
@@ -140,7 +140,8 @@ def gram(
     gradient methods for training neural networks.
     """
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    return descend(Gram(model, labels), applied, damping=damping, solver=solver)
+    chosen = GramOfTheBatch(model) if labels is None else Gram(model, labels)
+    return descend(chosen, applied, damping=damping, solver=solver)
 
 
 def spring(
