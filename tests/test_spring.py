@@ -155,3 +155,57 @@ def test_rows_of_the_gradient_are_refused():
     params, x, _ = batches()
     with pytest.raises(ValueError, match="leave them out"):
         tx.update(params, tx.init(params), params, inputs=x[0], rows={})
+
+
+@pytest.mark.parametrize(
+    ("rate", "momentum"),
+    [(1e-3, 0.99), (0.3, 0.7), (1.5, 0.0), (lambda k: 0.2 + k, 0.8)],
+)
+def test_the_momentum_is_what_is_left_to_go_unless_given(rate, momentum):
+    params, x, y = batches(1)
+    model = CASE.model()
+    for tx in (
+        ng.spring(rate, model),
+        ng.scale_by_spring(
+            ng.curvature.Gram(model), trust_region=ng.damping.TrustRegion(None, rate)
+        ),
+    ):
+        gradient = jax.grad(model.loss)(params, x[0], y[0])
+        state = tx.update(gradient, tx.init(params), params, inputs=x[0])[1]
+        assert optax.tree.get(state, "momentum") == pytest.approx(momentum)
+
+
+def test_as_it_comes_it_stays_where_other_batches_look_elsewhere(single_precision):
+    """A sine without noise, on which momentum 0.99 at the same rate diverges."""
+    keys = jax.random.split(jax.random.PRNGKey(2), 8)
+    shapes = (1, 16), (16, 16), (16, 1)
+    params = [
+        (jax.random.normal(key, shape) / np.sqrt(shape[0]), jnp.zeros(shape[1]))
+        for key, shape in zip(keys, shapes, strict=False)
+    ]
+
+    def apply(params, x):
+        *hidden, (w, b) = params
+        for v, a in hidden:
+            x = jnp.tanh(x @ v + a[None])
+        return x @ w + b[None]
+
+    model = ng.Model(apply, ng.families.NormalMean())
+    x = jax.random.uniform(keys[5], (1024, 1), minval=-3, maxval=3)
+    y = jnp.sin(2 * x)
+
+    def after(tx):
+        def step(carry, key):
+            params, state = carry
+            batch = jax.random.randint(key, (128,), 0, 1024)
+            gradient = jax.grad(model.loss)(params, x[batch], y[batch])
+            updates, state = tx.update(gradient, state, params, inputs=x[batch])
+            return (optax.apply_updates(params, updates), state), ()
+
+        keys_of_steps = jax.random.split(keys[7], 400)[:120]
+        start = params, tx.init(params)
+        found = jax.lax.scan(step, start, keys_of_steps)[0][0]
+        return jnp.mean((apply(found, x) - y) ** 2)
+
+    # 1e-6; momentum 0.99 ends at 0.05, and at 40 four hundred steps later.
+    assert jax.jit(after, static_argnums=0)(ng.spring(model=model)) < 1e-4

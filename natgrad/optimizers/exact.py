@@ -149,7 +149,7 @@ def spring(
     model: Model = REQUIRED,
     *,
     damping: DampingLike | Damping = 1e-3,
-    momentum: ArrayLike | PrincipalRange = 0.99,
+    momentum: ArrayLike | PrincipalRange | None = None,
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
     solver: Solver | None = None,
@@ -161,8 +161,9 @@ def spring(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule; by layer too, as for `natural_gradient`.
-        momentum: μ in [0, 1]; or `natgrad.PrincipalRange()`, which finds it in each
-            step from the spectrum of F (PRIME-SR), at most 1 − η.
+        momentum: μ in [0, 1]; None for 1 − η, at most 0.99; or
+            `natgrad.PrincipalRange()`, which finds it in each step from the spectrum of
+            F (PRIME-SR), at most 1 − η.
         constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
             the paper has in place of a trust region; None for none.
         curvature: model -> curvature; None for Gram with `Exact` labels. A function

@@ -48,6 +48,9 @@ from natgrad.transforms.validation import MISSING, restrict_to_subtree, transfor
 from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
+# μ of the paper's experiments.
+_MOST = 0.99
+
 
 class SpringState(NamedTuple):
     """State of `scale_by_spring`.
@@ -69,7 +72,7 @@ def scale_by_spring(
     curvature: Curvature,
     *,
     damping: DampingLike | Damping = 1e-3,
-    momentum: ArrayLike | PrincipalRange = 0.99,
+    momentum: ArrayLike | PrincipalRange | None = None,
     decay: ArrayLike = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
@@ -84,13 +87,15 @@ def scale_by_spring(
     Args:
         curvature: the approximation of the Fisher information.
         damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
-        momentum: μ in [0, 1]. 1 can diverge: what no batch sees never fades. Or
-            `natgrad.PrincipalRange()`, which finds it in each step.
+        momentum: μ in [0, 1]. None for 1 − η, the part of φ that is left to go after a
+            step where F is the Hessian, at most the paper's 0.99: beyond, what one
+            batch sees and others do not can grow. Or `natgrad.PrincipalRange()`, which
+            finds it in each step.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
         trust_region: as for `scale_by_curvature`, without its momentum and weight
-            decay; φ is remembered as it was shortened. A found μ is at most 1 − η.
+            decay; φ is remembered as it was shortened. It has the η that bounds μ.
         seed: as for `scale_by_curvature`.
 
     Raises:
@@ -114,7 +119,9 @@ def scale_by_spring(
         dtype = state.health.damping.dtype
         return SpringState(
             jax.tree.map(jnp.zeros_like, params),
-            jnp.asarray(0 if _is_found(momentum) else momentum, dtype),
+            jnp.asarray(
+                0 if momentum is None or _is_found(momentum) else momentum, dtype
+            ),
             state,
             momentum.init(Layout.of(params))
             if _is_found(momentum) and jax.tree.leaves(params)
@@ -146,13 +153,13 @@ def scale_by_spring(
     return transformation(*of_pairs(init, update))
 
 
-def _is_found(momentum: ArrayLike | PrincipalRange) -> TypeGuard[PrincipalRange]:
+def _is_found(momentum: ArrayLike | PrincipalRange | None) -> TypeGuard[PrincipalRange]:
     return isinstance(momentum, PrincipalRange)
 
 
-def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
+def _check_momentum(momentum: ArrayLike | PrincipalRange | None) -> None:
     """Raise a ValueError for an impossible μ."""
-    if isinstance(momentum, PrincipalRange):
+    if momentum is None or isinstance(momentum, PrincipalRange):
         return
     check_number("momentum", momentum)
     known = known_value(momentum)
@@ -161,7 +168,7 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange) -> None:
 
 
 def _mu(
-    momentum: ArrayLike | PrincipalRange,
+    momentum: ArrayLike | PrincipalRange | None,
     trust_region: TrustRegion | None,
     curvature: Curvature,
     state: SpringState,
@@ -169,14 +176,17 @@ def _mu(
     extra_args: Mapping[str, Any],
 ) -> tuple[Array, Any]:
     """(μ, what is remembered of its spectrum), from F with the labels of the step."""
-    if not isinstance(momentum, PrincipalRange):
-        return jnp.asarray(momentum, state.momentum.dtype), state.principal
+    dtype = state.momentum.dtype
+    if not (momentum is None or isinstance(momentum, PrincipalRange)):
+        return jnp.asarray(momentum, dtype), state.principal
+    rate = trust_region.learning_rate if trust_region else 0.0
+    rate = call(rate, state.solve.count) if callable(rate) else rate
+    most = jnp.clip(1 - jnp.asarray(rate, dtype), 0)
+    if momentum is None:
+        return jnp.minimum(most, _MOST), state.principal
     reader = "PrincipalRange() reads the spectrum of F"
     metric = metric_of_step(reader, curvature, state.solve, params, extra_args)
     mu, principal = momentum.update(metric, state.principal)
-    rate = trust_region.learning_rate if trust_region else 0.0
-    rate = call(rate, state.solve.count) if callable(rate) else rate
-    most = jnp.clip(1 - jnp.asarray(rate, mu.dtype), 0)
     return jnp.minimum(mu, most), principal
 
 
