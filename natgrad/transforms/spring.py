@@ -87,10 +87,9 @@ def scale_by_spring(
     Args:
         curvature: the approximation of the Fisher information.
         damping: λ >= 0 in the units of F, or a schedule of it; by layer too.
-        momentum: μ in [0, 1]. None for 1 − η, the part of φ that is left to go after a
-            step where F is the Hessian, at most the paper's 0.99: beyond, what one
-            batch sees and others do not can grow. Or `natgrad.PrincipalRange()`, which
-            finds it in each step.
+        momentum: μ in [0, 1]. None for 1 − η, what is left of φ after a step where F is
+            the Hessian, at most 0.99: beyond, what one batch sees and others do not can
+            grow. Or `natgrad.PrincipalRange()`, which finds it in each step.
         decay: β of the moving average of F.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
