@@ -115,17 +115,12 @@ def scale_by_spring(
 
     def init(params):
         state = cast(ScaleByCurvatureState, inner.init(params))
-        dtype = state.health.damping.dtype
-        return SpringState(
-            jax.tree.map(jnp.zeros_like, params),
-            jnp.asarray(
-                0 if momentum is None or _is_found(momentum) else momentum, dtype
-            ),
-            state,
-            momentum.init(Layout.of(params))
-            if _is_found(momentum) and jax.tree.leaves(params)
-            else (),
-        )
+        found = momentum is None or _is_found(momentum)
+        mu = jnp.asarray(0 if found else momentum, state.health.damping.dtype)
+        principal = ()
+        if _is_found(momentum) and jax.tree.leaves(params):
+            principal = momentum.init(Layout.of(params))
+        return SpringState(jax.tree.map(jnp.zeros_like, params), mu, state, principal)
 
     def update(updates, state, params=None, *, damping=None, rows=None, **extra_args):
         if rows is not None:
