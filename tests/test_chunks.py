@@ -122,7 +122,7 @@ def test_an_alias_with_options_is_natural_gradient_with_its_curvature(alias, for
         return form(model, labels, chunk_size=3)
 
     both = (
-        alias(0.3, model),
+        alias(0.3, model, labels=labels),
         ng.natural_gradient(0.3, model, damping=1e-2, curvature=chunked),
     )
 

@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad import tree
 from natgrad.curvature.columns import (
     BatchColumns,
     Columns,
@@ -242,8 +241,9 @@ class Sampled(Labels):
         return True
 
 
-# e^{log p − log p₀} at p₀ = p: 1, with the derivatives in p alone.
-_ratio_to_itself = jax.custom_jvp(lambda p: tree.varying_like(jnp.ones_like(p), p))
+# e^{log p − log p₀} at p₀ = p: 1, with the derivatives in p alone. A constant would not
+# have the axes of p, under vmap and on devices.
+_ratio_to_itself = jax.custom_jvp(lambda p: jnp.where(jnp.isnan(p), p, 1))
 _ratio_to_itself.defjvps(lambda d, one, _: one * d)
 
 
