@@ -34,7 +34,7 @@ from natgrad.typing import Array
 # Sizes within these of each other share one program: a weight's I + 1 and O, and
 # small ones, where a program of its own costs more than the larger size. So do others,
 # as long as that adds no more than this part to the operations of all.
-_NEAR, _NEARLY, _MORE = 128, 0.05, 0.15
+_NEAR, _NEARLY, _MORE = 128, 0.05, 0.02
 
 
 def inverses(
