@@ -42,6 +42,10 @@ STOP_GRADIENT = {
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
     "1, derivative that of the expectation; and a pivot's size, which cancels",
     "natgrad.curvature.labels": "the same weights, and labels are data",
+    "natgrad.families.categorical": "the largest logit, which is subtracted and cancels",
+    "natgrad.families.numerics.remainders": "the largest exponent, likewise",
+    "natgrad.transforms.adaptive.quadratic_model": "decomposes a constant inside "
+    "lax.custom_linear_solve",
     "natgrad.curvature.matrix_free": "a preconditioner does not change the solution",
     "natgrad.curvature.constant": "is there to stop derivatives, by name",
     "natgrad.inference.draws": "score-function weights and their baseline",
