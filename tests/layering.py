@@ -42,7 +42,7 @@ STOP_GRADIENT = {
     "natgrad.families.expectations": "weights p(y | z)/p(y | stop(z)) of draws: value "
     "1, derivative that of the expectation; and a pivot's size, which cancels",
     "natgrad.curvature.labels": "the same weights, and labels are data",
-    "natgrad.families.categorical": "the largest logit, which is subtracted and cancels",
+    "natgrad.families.categorical": "subtracts the largest logit, which cancels",
     "natgrad.families.numerics.remainders": "the largest exponent, likewise",
     "natgrad.transforms.adaptive.quadratic_model": "decomposes a constant inside "
     "lax.custom_linear_solve",
