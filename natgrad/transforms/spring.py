@@ -175,7 +175,7 @@ def _mu(
         return jnp.asarray(momentum, dtype), state.principal
     rate = trust_region.learning_rate if trust_region else 0.0
     rate = call(rate, state.solve.count) if callable(rate) else rate
-    most = jnp.clip(1 - jnp.asarray(rate, dtype), 0)
+    most = jnp.clip(jnp.nan_to_num(1 - jnp.asarray(rate, dtype)), 0)
     if momentum is None:
         return jnp.minimum(most, _MOST), state.principal
     reader = "PrincipalRange() reads the spectrum of F"
