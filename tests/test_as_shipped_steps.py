@@ -48,6 +48,7 @@ def first_step(name):
             # The trust region of the layered forms is tested with them.
             more = {} if layered else {"trust_region": None}
             more |= {"constraint": 1e-3} if name == "spring" else {}
+            more |= {"labels": Sampled(1)} if name == "gram" else {}
             tx, more = getattr(ng, name)(1.0, model, damping=damping, **more), {}
         update, state = tx.update(gradient, tx.init(params), params, inputs=x, **more)
         if layered or name == "diagonal_fisher":
