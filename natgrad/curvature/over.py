@@ -116,7 +116,7 @@ def over_batches(
     weight = jnp.zeros(())
     for number in range(done, chosen.passes):
         if start is None:
-            start = Progress(None, weight, 0, found, number)
+            start = Progress(None, jnp.zeros(()), 0, found, number)
         progress = _pass(of_batch, add, _fresh(batches), start, callback)
         moments, weight = progress.moments, progress.weight
         if chosen.requires_batch:
