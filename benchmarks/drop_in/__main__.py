@@ -25,7 +25,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.drop_in import card, page, running, stress
+from benchmarks.drop_in import card, page, running, stress, tables
 from benchmarks.drop_in.problems import PROBLEMS, Small
 from benchmarks.drop_in.running import ALWAYS, MATRIX, NATURAL, TUNED, Cell, Limits
 from benchmarks.report import finite
@@ -162,7 +162,7 @@ def verdict(found: dict[str, card.Sheet]) -> str:
     ]
     near = sum(one in card.CLASSES[:2] for one in classes)
     untrained, unfinished = (classes.count(one) for one in card.CLASSES[3:])
-    by_optimizer = page.summary({"": found})
+    by_optimizer = tables.summary({"": found})
     return (
         "\nCells in each class by their last loss, over that of tuned Adam (at most 1, "
         f"at most 2, above):\n\n{by_optimizer}\n\n{near} of {len(classes)} cells end "

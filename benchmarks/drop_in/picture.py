@@ -74,8 +74,9 @@ def picture(sides: dict[str, dict[str, Sheet]]) -> Figure:
 
 def label(axes, columns: list[tuple[str, float | None]]) -> None:
     """Names above, rates below, and gaps between optimizers."""
-    texts = ["none" if rate is None else f"{rate:g}" for _, rate in columns]
-    axes[-1].set_xticks(range(len(columns)), texts, rotation=90, fontsize=6)
+    places = {c: np.mean([i for i, d in enumerate(columns) if d == c]) for c in columns}
+    texts = ["none" if rate is None else f"{rate:g}" for _, rate in places]
+    axes[-1].set_xticks([*places.values()], texts, rotation=90, fontsize=6)
     names = [name for name, _ in columns]
     ends = {name: i + 0.5 for i, name in enumerate(names)}
     middles = [(names.index(name) + end - 0.5) / 2 for name, end in ends.items()]
