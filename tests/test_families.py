@@ -63,18 +63,6 @@ def test_constants_may_be_traced():
     np.testing.assert_allclose(jax.jit(log_prob)(3.0), log_prob(3.0), 1e-12)
 
 
-def test_only_averages_over_draws_stop_a_gradient():
-    stopping = [
-        path.name
-        for path in pathlib.Path(nf.__file__).parent.glob("*.py")
-        if any(
-            isinstance(node, ast.Attribute) and node.attr == "stop_gradient"
-            for node in ast.walk(ast.parse(path.read_text()))
-        )
-    ]
-    assert stopping == ["expectations.py"]
-
-
 def test_every_exported_family_is_in_the_table():
     exported = {
         cls

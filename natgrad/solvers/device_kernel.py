@@ -98,7 +98,7 @@ class SpreadKernel:
                 left = left - jnp.matmul(panel, others.T, precision=HIGHEST)
             panels.append(panel)
             corners.append(tree.varying_like(corner, rows))
-            smallest.append(jnp.min(pivots))
+            smallest.append(-tree.largest(-pivots))
 
         def forward(u):
             total, found = jnp.zeros_like(panels[0][:, 0]), []

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad import tree
 from natgrad.families.base import Family
 from natgrad.geometry.atlases import Chart, charts
 from natgrad.geometry.check.measures import bound_of, place, relative_error, slope
@@ -207,7 +208,7 @@ def _metric_and_hessians(point: Point) -> tuple[Array, Array, Array]:
 
 def _matrix_check(name, matrix, reference, bound) -> Check:
     scale = jnp.sqrt(jnp.diagonal(reference))
-    error = jnp.max(jnp.abs(matrix - reference) / jnp.outer(scale, scale))
+    error = tree.largest(jnp.abs(matrix - reference) / jnp.outer(scale, scale))
     return Check(name, float(error), 0, bound)
 
 
@@ -216,4 +217,4 @@ def _sampled_check(name, values, reference) -> Check:
     scale = jnp.sqrt(jnp.diagonal(reference))
     rounding = jnp.sqrt(jnp.finfo(values.dtype).eps) * jnp.outer(scale, scale)
     z = jnp.abs(jnp.mean(values, axis=0) - reference) / (deviation + rounding)
-    return Check(f"{name}, standard errors off", float(jnp.max(z)), 0, _DEVIATIONS)
+    return Check(f"{name}, standard errors off", float(tree.largest(z)), 0, _DEVIATIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from natgrad import tree
 from natgrad.geometry.points import Point
 from natgrad.typing import Array, ArrayLike
 
@@ -34,8 +35,8 @@ def relative_error(value: Array, reference: Array) -> Array:
     Returns:
         The error, shape (); absolute where the reference is 0.
     """
-    size = jnp.max(jnp.abs(reference))
-    error = jnp.max(jnp.abs(value - reference))
+    size = tree.largest(jnp.abs(reference))
+    error = tree.largest(jnp.abs(value - reference))
     return error / jnp.where(size > 0, size, 1)
 
 
