@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
