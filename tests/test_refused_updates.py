@@ -128,7 +128,7 @@ def test_a_damping_that_is_not_a_scalar_is_refused():
 # Without a schedule.
 NUMBERS = {
     "decay": lambda value: ng.diagonal_fisher(0.1, MODEL, decay=value),
-    "momentum": lambda value: ng.spring(0.1, MODEL, momentum=value),
+    "momentum": lambda value: ng.march(0.1, MODEL, momentum=value),
     "constraint": lambda value: ng.scale_by_norm_constraint(0.1, value),
 }
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.layers import Dependence
-from natgrad.model import LeastSquares
 from natgrad.model.residuals import Group
 from natgrad.typing import Array, Params
 
@@ -49,23 +48,6 @@ class GroupVisits:
     def fold_columns(self, collect: Any, beside: Any = None) -> tuple[Any, Any]:
         """As `Visits.fold_columns`."""
         return _sum_of([part.fold_columns(collect, beside) for part in self.parts])
-
-
-def refuse_groups(curvature: Any) -> None:
-    """Raise a ValueError for a curvature by layers of a model of groups of residuals.
-
-    Args:
-        curvature: it.
-    """
-    model = curvature.model
-    if isinstance(model, LeastSquares):
-        raise ValueError(
-            f"{type(curvature).__name__} has one product of inputs and gradients a "
-            f"layer, and of the groups {list(model.residuals.functions)} of "
-            "least_squares each has another. Use Dense, Gram or MatrixFree, which are "
-            "exact; or one group alone as Model(residual, families.NormalMean(), "
-            "example_inputs=points), whose labels are 0."
-        )
 
 
 def rows_alone(group: Group, params: Params) -> bool:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from natgrad import layers, tree
 from natgrad.curvature.columns import BatchColumns, law_of_outputs, summed_over
-from natgrad.curvature.group_visits import refuse_groups
-from natgrad.curvature.summed import SummedCurvature
+from natgrad.curvature.summed import SummedCurvature, refuse_groups
 from natgrad.layers import Block, Captured
 from natgrad.layers.captured import StatisticRequest
 from natgrad.layers.compiled import compiled_method

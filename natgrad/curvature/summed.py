@@ -34,7 +34,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.curvature.visits import Beside, visits
 from natgrad.layers.compiled import compiled_method
 from natgrad.layers.interactions import exchanges
-from natgrad.model import batch
+from natgrad.model import LeastSquares, batch
 from natgrad.model.batch import Batch
 from natgrad.model.weights import total_weight
 from natgrad.solvers.spectral import HIGHEST
@@ -230,3 +230,20 @@ class PullbackCurvature(SummedCurvature):
         layout = Layout.of(params)
         ones = jnp.ones(means.shape[0], layout.dtype)
         return jax.tree.map(jnp.subtract, statistics, self.outer(layout, means, ones))
+
+
+def refuse_groups(curvature: Curvature) -> None:
+    """Raise a ValueError for a curvature by layers of a model of groups of residuals.
+
+    Args:
+        curvature: it.
+    """
+    model = curvature.model
+    if isinstance(model, LeastSquares):
+        raise ValueError(
+            f"{type(curvature).__name__} has one product of inputs and gradients a "
+            f"layer, and of the groups {list(model.residuals.functions)} of "
+            "least_squares each has another. Use Dense, Gram or MatrixFree, which are "
+            "exact; or one group alone as Model(residual, families.NormalMean(), "
+            "example_inputs=points), whose labels are 0."
+        )

@@ -182,6 +182,7 @@ def scale_by_march(
             "variance must be natgrad.StepVariance(decay) or ScoreVariance(decay), got "
             f"{variance!r}."
         )
+    check_number("momentum", momentum)
     rule = as_damping(damping)
     inner = scale_by_spring(
         curvature, momentum=momentum, trust_region=trust_region, seed=seed
