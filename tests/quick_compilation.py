@@ -4,7 +4,7 @@ The tests compile many small functions: fast rather than well. The older emitter
 fusions, which jaxlib 0.10 still has, take a third of the time of the new ones. They
 write a value that has several uses once for each. With fused multiply-adds these may
 differ in the last bit: differences that are 0 are not, and some searches never end.
-AVX has none. What users run, that is examples, pages of the documentation and
+AVX has none. What users run, that is examples, the README, the first steps and
 `test_as_shipped_*`, is compiled as XLA comes.
 """
 

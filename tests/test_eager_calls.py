@@ -14,7 +14,9 @@ from contract import LAMBDA, MODEL, X, Y, equal, gradient_of, start
 
 import natgrad as ng
 from natgrad.layers.apart import Fixed, taken_apart
+from natgrad.layers.compiled import operation_by_operation
 
+KEY = jax.random.PRNGKey(3)
 KEPT = {"value": 1.0}
 WEIGHTED = ng.Model(
     lambda params, inputs: KEPT["value"] * (inputs["x"] @ params),
@@ -51,6 +53,50 @@ def test_losses_gradients_and_statistics_compile_once(name, compilations):
     assert compilations(call) == 0  # of a curvature that is made anew
     jax.tree.map(np.testing.assert_array_equal, *results)
     equal(results[1], jax.jit(FORMS[name]())(params, X, Y), 1e-12)
+
+
+CURVATURES = {
+    "KFAC": ng.curvature.KFAC,
+    "Dense": ng.curvature.Dense,
+    "Gram": ng.curvature.Gram,
+    "MatrixFree": ng.curvature.MatrixFree,
+}
+NUMBERS = {
+    "solve": lambda metric, v, damping: metric.solve(v, damping),
+    "sample": lambda metric, v, damping: metric.sample(KEY, damping),
+    "logdet": lambda metric, v, damping: metric.logdet(damping),
+    "inverse_diagonal": lambda metric, v, damping: metric.inverse_diagonal(damping),
+    "effective_dimension": lambda metric, v, damping: metric.effective_dimension(
+        damping
+    ),
+    "largest_eigenvalue": lambda metric, v, damping: metric.largest_eigenvalue(),
+}
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_metrics_and_what_is_asked_of_them_compile_once(name, compilations):
+    params, gradient = start(), gradient_of(start())
+    metric_of = lambda x: CURVATURES[name](MODEL).at(params, x, Y, KEY)
+    metric = metric_of(X)
+    jax.tree.map(np.testing.assert_array_equal, metric, metric_of(X))
+    assert compilations(lambda: metric_of(2 * X)) == 0
+    for ask in NUMBERS.values():
+        ask(metric, gradient, LAMBDA)
+        again = lambda ask=ask: ask(metric_of(2 * X), gradient, 2 * LAMBDA)
+        assert compilations(again) == 0
+        with operation_by_operation():
+            equal(again(), ask(metric_of(2 * X), gradient, 2 * LAMBDA), 1e-9)
+
+
+def test_metrics_follow_what_the_model_reads_from_python():
+    """A product of `MatrixFree` calls the model, whose scale is 1 and then 2."""
+    metric = ng.curvature.MatrixFree(WEIGHTED).at(jnp.array([0.3, -0.5]), GOOD)
+    v = jnp.array([1.0, 2.0])
+    for value in (1.0, 2.0, 2.0, 1.0):
+        KEPT["value"] = value
+        solved = metric.solve(v, LAMBDA)
+        with operation_by_operation():
+            np.testing.assert_allclose(solved, metric.solve(v, LAMBDA), rtol=1e-9)
 
 
 def test_statistics_that_a_curvature_continues_from_are_operands(compilations):

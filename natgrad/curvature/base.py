@@ -98,6 +98,7 @@ class Curvature(abc.ABC):
             targets: its labels, for those with empirical labels.
         """
 
+    @compiled_method
     def at(
         self,
         params: Params,

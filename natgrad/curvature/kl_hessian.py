@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature, require_memory
+from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.matrices import DenseMetric
 from natgrad.model.batch import Batch
 from natgrad.tree import Layout
@@ -43,6 +44,7 @@ class KLHessian(Curvature):
         )
         return jnp.zeros((layout.size, layout.size), layout.dtype)
 
+    @compiled_method
     def estimate(
         self,
         params: Params,

@@ -131,6 +131,7 @@ class LayerCurvature(SummedCurvature):
             jax.tree.map(cast, statistics), layout, blocks
         )
 
+    @compiled_method
     def estimate(
         self,
         params: Params,

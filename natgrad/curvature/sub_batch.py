@@ -58,6 +58,7 @@ class SubBatch(Wrapper):
                 "curvature that keeps a matrix, such as natgrad.curvature.KFAC."
             )
 
+    @compiled_method
     def estimate(
         self,
         params: Params,

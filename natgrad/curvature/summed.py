@@ -160,6 +160,7 @@ class PullbackCurvature(SummedCurvature):
     def outer(self, layout: Layout, g: Array, weights: Array) -> Statistics:
         """What is kept of Σ_m w_m g_m g_mᵀ, for g [M, P] and w [M]."""
 
+    @compiled_method
     def estimate(
         self,
         params: Params,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from natgrad.layers.compiled import compiled
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import Decomposition
 from natgrad.solvers import matrix_functions
@@ -82,6 +83,7 @@ class DenseMetric(Metric):
         found = matrix_functions.diagonal(f, self._factors(damping))
         return self.layout.split(found)
 
+    @compiled
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
         return logdet(self.matrix, entries(damping, self))
@@ -174,6 +176,7 @@ class BlockDiagonalMetric(Metric):
         parts = [matrix_functions.diagonal(f, [factor]) for factor in factors]
         return self.layout.split(self._vector(parts))
 
+    @compiled
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b log det(F_b + λI).
 
