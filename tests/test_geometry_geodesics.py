@@ -16,7 +16,11 @@ from scipy.special import polygamma
 import natgrad.families as nf
 from natgrad import geometry as ng
 
-mp.dps = 40
+
+@pytest.fixture(autouse=True)
+def forty_digits():
+    with mp.workdps(40):
+        yield
 
 
 def law(name, x, chart=None, dtype=jnp.float64):
