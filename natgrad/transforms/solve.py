@@ -76,9 +76,9 @@ def solve(
     With an anchor a it is (F + Λ)⁻¹ (g + Λ a), and g below stands for g + Λ a.
 
     With inverses kept over several steps, the product F d that residual and ratio need
-    costs as much as the solution. It is formed in few steps, those in which the inverses
-    are oldest: see `Refresh.measures`. In between they are those of the last measured
-    step.
+    costs as much as the solution. It is formed in few steps, of those in which the
+    inverses are oldest: see `Refresh.measures`. In between they are those of the last
+    measured step.
 
     Args:
         refresh: how often inverses are renewed.
