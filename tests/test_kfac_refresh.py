@@ -256,7 +256,8 @@ def test_solutions_are_measured_in_steps_that_become_rare():
     )
     measured = []
     gradient = np.asarray(ravel(PARAMS))
-    for age, (direction, state) in enumerate(states(tx, 18, batches=[*BATCHES, *BATCHES])):
+    batches = [*BATCHES, *BATCHES]
+    for age, (direction, state) in enumerate(states(tx, 18, batches=batches)):
         found = float(state.health.residual)
         if not refresh.measures(jnp.array(age)):
             assert found == measured[-1]

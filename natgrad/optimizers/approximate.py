@@ -26,8 +26,8 @@ from natgrad.typing import ArrayLike
 
 ONE_SAMPLE = Sampled(1)
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
-# without the warm-up the first inverses are of too few examples, and so they are of
-# parts of 64 at a learning rate of 1.
+# without the warm-up the first inverses are of too few examples. Parts of 64 examples
+# left the digits' autoencoder with a loss 2 % higher at a learning rate of 1.
 SPARING = Refresh(5, inverses=10, warm_up=20, sub_batch=4, min_examples=128)
 
 
