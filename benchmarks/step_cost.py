@@ -9,7 +9,8 @@ Adam and of natural gradients, compiled ahead of time:
     kfac 5 and 5    both every five, statistics of the same part as where it comes
     ekfac           `natgrad.ekfac` as it comes
     kfac_adaptive   `natgrad.kfac_adaptive` as it comes, with rows
-    gram            `natgrad.gram` as it comes, with one sampled label an example
+    gram            `natgrad.gram` as it comes: on the transformer with the exact labels
+                    of 32 examples of ten classes, else with one sampled an example
 
 What is kept is renewed in some steps only, so ten steps are run and divided by ten; the
 rounds of all tasks are interleaved. How good a solution is, which costs as much as the
