@@ -11,7 +11,6 @@ K-FAC and EKFAC, whose trust region bounds each step; 0.9 or so for Adam and Muo
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,12 +20,8 @@ from optax import contrib
 
 import natgrad as ng
 from natgrad.curvature import Centred, Dense
-from natgrad.optimizers.approximate import SPARING
 
 ADAM_RATES = (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2)
-
-
-OF_A_QUARTER = dataclasses.replace(SPARING, sub_batch=4)
 
 
 class Entry(NamedTuple):
@@ -60,11 +55,11 @@ def lbfgs(model: ng.Model, largest: Any):
 
 
 def kfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.kfac(rate, model, damping=damping, refresh=OF_A_QUARTER)
+    return ng.kfac(rate, model, damping=damping)
 
 
 def ekfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.ekfac(rate, model, damping=damping, refresh=OF_A_QUARTER)
+    return ng.ekfac(rate, model, damping=damping)
 
 
 def stochastic_reconfiguration(model: ng.Model, rate: Any, damping: Any):

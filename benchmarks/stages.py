@@ -2,10 +2,12 @@
 
     gradient            loss and gradient
     statistics          factors of the whole batch, beside the gradient in one pass
-    statistics of 1/4   factors of every fourth example, in a pass of their own
+    statistics of part  factors of the part of the batch that `natgrad.kfac` takes as it
+                        comes, in a pass of their own
     inverse             one refresh of all layers
     apply               the kept inverses times a gradient
     apply rows          the same from rows of the gradient, where these are few
+    divergence          that of a step for the trust region: one more forward pass
 
 Operations are XLA's count, but for the inverses, which LAPACK makes in part: d³ a
 factor, a Cholesky factorisation and its inverse, less than any method here needs. Over
@@ -21,17 +23,25 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import compiled
-from natgrad.curvature import KFAC, Sampled, SubBatch
+from natgrad.curvature import KFAC, Sampled
 from natgrad.metrics.kronecker import FactoredTikhonov
+from natgrad.optimizers.approximate import SPARING
 
 PARTS = (
     "gradient",
     "statistics",
-    "statistics of 1/4",
+    "statistics of part",
     "inverse",
     "apply",
     "apply rows",
+    "divergence",
 )
+# Stages that share a pass with another, whose operations and seconds are not theirs.
+SHARED = {
+    "statistics": "gradient",
+    "statistics of part": "gradient",
+    "divergence": "outputs",
+}
 
 Task = tuple[Callable[[], Any], float]
 
@@ -39,10 +49,10 @@ Task = tuple[Callable[[], Any], float]
 def stages(
     model, params, x, y, damping: float
 ) -> tuple[dict[str, Task], dict[str, float]]:
-    """(tasks, operations) by stage; those of statistics hold the gradient too."""
+    """(tasks, operations) by stage; tasks of `SHARED` stages hold the other too."""
     curvature, solver = KFAC(model, Sampled(1)), FactoredTikhonov()
     key, damping = jax.random.PRNGKey(0), jnp.float32(damping)
-    part = SubBatch(curvature, 4)
+    part = SPARING.of_part(curvature)
     metric = jax.jit(curvature.at)(params, x, None, key)
     pieces = range(solver.num_blocks(metric))
     prepare = lambda metric: tuple(solver.factorize(metric, damping, pieces))
@@ -60,7 +70,7 @@ def stages(
             x,
             y,
         ),
-        "statistics of 1/4": (
+        "statistics of part": (
             lambda p, x, y: part.value_and_grad(p, x, y, key),
             params,
             x,
@@ -69,13 +79,15 @@ def stages(
         "inverse": (prepare, metric),
         "apply": (apply, metric, kept, gradient),
         "apply rows": (from_rows, metric, kept, gradient, rows),
+        "outputs": (model.outputs, params, x),
+        "divergence": (model.kl, params, gradient, x),
     }
     tasks, operations = {}, {}
     for name, (function, *args) in programs.items():
         tasks[name] = compiled(function, *args)
         operations[name] = flops(function, *args)
-    for name in ("statistics", "statistics of 1/4"):
-        operations[name] -= operations["gradient"]
+    for name, other in SHARED.items():
+        operations[name] -= operations[other]
     operations["inverse"] = sum(
         leaf.size * leaf.shape[-1] for leaf in jax.tree.leaves(kept) if leaf.ndim > 1
     )

@@ -104,6 +104,9 @@ def test_momentum_counts_steps_to_the_energy(tmp_path):
     assert "| rows | – | – | – | – |" in page
 
 
+USED = ("statistics of part", "inverse", "apply", "apply rows", "divergence")
+
+
 def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):
     x = jax.random.normal(jax.random.PRNGKey(0), (4, 12))
     toy = lambda: problems.classified(
@@ -123,6 +126,10 @@ def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):
         assert math.isclose(stage["floor_seconds"], stage["operations"] / rate)
     factors = 13**3 + 9**3 + 10**3 + 10**3  # with the biases' rows
     assert found["stages"]["inverse"]["operations"] == factors
+    seconds = [s["floor_seconds"] for s in map(found["stages"].get, USED)]
+    floor = seconds[0] / 5 + seconds[1] / 10 + min(seconds[2:4]) + seconds[4]
+    adam = found["tasks"]["adam"]["cpu_seconds"]
+    assert math.isclose(found["floors_over_adam"]["kfac rows"], 1 + floor / adam)
     page = (tmp_path / "step_cost.md").read_text()
     assert "### toy: 217 parameters" in page
     assert "| kfac rows |" in page

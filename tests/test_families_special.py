@@ -59,6 +59,32 @@ def test_the_divergence_of_student_laws_with_the_heaviest_tails(dtype, rtol):
     np.testing.assert_allclose(slope, slopes, max(rtol, 1e-6))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_divergence_of_bits_is_accurate_to_rounding(dtype):
+    """Near and far, likely and unlikely, on both sides of where two forms meet."""
+    logits = [-40.0, -5.0, -0.3, 0.0, 2.0, 30.0]
+    steps = [1e-3, 0.3, 0.999, 1.001, 4.0, 50.0]
+    pairs = [(a, a + s * step) for a in logits for step in steps for s in (-1, 1)]
+    pairs = np.array(pairs, dtype)
+    actual = jax.jit(jax.vmap(nf.Bernoulli().kl))(*pairs.T)
+
+    def exact(a, b):
+        p, softplus = 1 / (1 + mp.exp(-a)), lambda t: mp.log1p(mp.exp(t))
+        return p * (a - b) + softplus(b) - softplus(a)
+
+    with mp.workdps(80):
+        expected = [float(exact(*map(mp.mpf, pair))) for pair in pairs.tolist()]
+    np.testing.assert_allclose(actual, expected, 16 * np.finfo(dtype).eps, atol=0)
+
+
+def test_bits_that_are_certain_of_the_opposite_are_infinitely_far_apart():
+    z, z2 = (
+        np.array([0.0, 0.0, -800.0, 800.0, -3.0]),
+        np.inf * np.array([1, -1, 1, -1, 1]),
+    )
+    assert (np.asarray(jax.vmap(nf.Bernoulli().kl)(z, z2)) == np.inf).all()
+
+
 @pytest.mark.parametrize("ratio", [1e-3, 1.001, 1.5, 200])
 @pytest.mark.parametrize("x", [0.01, 1.7, 9.9, 10.5, 300.0])
 def test_the_divergence_of_log_gammas_excess_is_accurate_to_rounding(x, ratio):

@@ -243,3 +243,30 @@ def test_the_fast_path_is_the_same_step():
     for x in BATCHES[:3]:
         fast, plain, state = both(state, x)
         assert relative_error(ravel(fast), ravel(plain)) < 1e-10
+
+
+def test_solutions_are_measured_in_steps_that_become_rare():
+    """With period 4 after 0, 1, 2, 4, 8 … periods and every hundred steps: there the
+    residual is that of NumPy, in between it does not change."""
+    refresh = ng.Refresh(inverses=4)
+    ages = [age for age in range(450) if refresh.measures(jnp.array(age))]
+    assert ages == [0, 4, 8, 16, 32, 64, 100, 128, 200, 256, 300, 400]
+    tx = ng.scale_by_curvature(
+        KFAC(MODEL), damping=0.1, decay=0.5, solver=Eigenbasis(), refresh=refresh
+    )
+    measured = []
+    gradient = np.asarray(ravel(PARAMS))
+    batches = [*BATCHES, *BATCHES]
+    for age, (direction, state) in enumerate(states(tx, 18, batches=batches)):
+        found = float(state.health.residual)
+        if not refresh.measures(jnp.array(age)):
+            assert found == measured[-1]
+            continue
+        f = KFAC(MODEL).metric(state.statistics, PARAMS).dense()
+        solution = np.asarray(ravel(direction))
+        rest = f @ solution + 0.1 * solution - gradient
+        expected = np.linalg.norm(rest) / np.linalg.norm(gradient)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        measured.append(found)
+    assert len(measured) == 4
+    assert max(measured) > 0.1

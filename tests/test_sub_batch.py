@@ -11,6 +11,7 @@ from problems import CASES, ravel, relative_error
 
 import natgrad as ng
 from natgrad.curvature import EKFAC, KFAC, Empirical, Gram, SubBatch
+from natgrad.optimizers.approximate import SPARING
 
 MODEL, PARAMS, X, Y = CASES["categorical"].problem()
 N = X.shape[0]
@@ -88,7 +89,55 @@ def test_a_refresh_takes_a_part_and_steps(adaptive):
     assert min(errors) < 1e-10
 
 
+def many(count):
+    return np.random.default_rng(0).standard_normal((count, *X.shape[1:]))
+
+
+def distances(factor, x, every):
+    """How far A is from that of each part of every k-th example, by NumPy; sorted."""
+    ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)[:, : factor.shape[-1]]
+    parts = [ones[first::every] for first in range(every)]
+    return sorted(np.abs(p.T @ p / len(p) - factor).max() for p in parts)
+
+
+@pytest.mark.parametrize(("count", "every"), [(255, 1), (256, 2), (390, 3), (640, 4)])
+def test_by_default_large_batches_give_a_part_to_the_factors(count, every):
+    """Of 256 examples every second, and so on to every fourth: 128 are left at least.
+
+    Below that statistics are those of the whole batch to the last bit.
+    """
+    x, curvature = many(count), KFAC(MODEL)
+    given = SPARING.of_part(curvature).estimate(PARAMS, x, None, KEYS[0])
+    nearest, *others = distances(given.inputs[0], x, every)
+    assert nearest < 1e-10
+    assert all(other > 1e-3 for other in others)
+    whole = curvature.estimate(PARAMS, x, None, KEYS[0])
+    assert np.array_equal(ravel(given), ravel(whole)) == (every == 1)
+
+
+def test_the_trust_region_of_a_part_is_that_of_the_whole_batch():
+    """`kfac` as it comes, a step that is too long: it is shortened to δ on all
+    examples, and its factors are of every fourth."""
+    x, tx = many(512), ng.kfac(1e3, MODEL)
+    gradient = jax.tree.map(jnp.ones_like, PARAMS)
+    step = jax.jit(lambda s: tx.update(gradient, s, PARAMS, inputs=x))
+    update, after = step(tx.init(PARAMS))
+    divergence = MODEL.kl(PARAMS, optax.apply_updates(PARAMS, update), x)
+    assert 0.01 / 4 <= divergence <= 0.01 * 1.01
+    factor = optax.tree.get(after, "statistics").inputs[0]
+    assert distances(factor, x, 4)[0] < 1e-10
+
+
+def test_targets_that_no_label_needs_may_be_of_any_kind():
+    curvature, x = SubBatch(KFAC(MODEL), 2), many(6)
+    given = curvature.estimate(PARAMS, x, {"of": {"the": jnp.ones(3)}}, KEYS[0])
+    expected = curvature.estimate(PARAMS, x, None, KEYS[0])
+    assert np.array_equal(ravel(given), ravel(expected))
+
+
 def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match=r"Refresh\(min_examples=...\) is a number"):
+        ng.Refresh(sub_batch=2, min_examples=0)
     with pytest.raises(ValueError, match="integer >= 1"):
         SubBatch(KFAC(MODEL), 0)
     with pytest.raises(ValueError, match="number of examples"):

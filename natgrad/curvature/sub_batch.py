@@ -46,11 +46,7 @@ class SubBatch(Wrapper):
     def __post_init__(self):
         super().__post_init__()
         check_stride("SubBatch(curvature, every)", self.every)
-        if not isinstance(self.min_examples, int) or self.min_examples < 1:
-            raise ValueError(
-                "SubBatch(min_examples=...) is a number of examples, an integer >= 1, "
-                f"got {self.min_examples!r}."
-            )
+        check_fewest("SubBatch(min_examples=...)", self.min_examples)
         if self.curvature.requires_batch:
             raise ValueError(
                 f"{type(self.curvature).__name__} is solved with the whole batch and "
@@ -76,17 +72,21 @@ class SubBatch(Wrapper):
     def _part(self, given: Batch) -> Batch:
         """Some examples of the batch, the first drawn where there is a key."""
         params, inputs, targets, key = given
+        if self._every(inputs) == 1:
+            return given
         apply, axes = self.model.apply_real, self.model.in_axes
         found = layers.dependence(apply, params, inputs, axes)
-        if self.every > 1 and found is layers.Dependence.OTHERS:
+        if found is layers.Dependence.OTHERS:
             raise ValueError(
-                "SubBatch(curvature, every) takes a part of the examples, and here "
-                "their outputs depend on the inputs of the others, which would change "
-                "with the part. Use the curvature itself, of the whole batch."
+                "Statistics are to be those of a part of the examples, and here their "
+                "outputs depend on the inputs of the others, which would change with "
+                "the part. Use the curvature itself, of the whole batch, without "
+                "SubBatch and Refresh(sub_batch=...). Layers, as of kfac and ekfac, "
+                "need examples that are apart: use natural_gradient."
             )
         first = 0
         if key is not None:  # its bits: a random program takes long to compile
-            count = batch.input_count(inputs, self.model.in_axes) or 1
+            count = batch.input_count(inputs, axes) or 1
             bits = tree.raw_key(key).reshape(-1)[-1]
             first = (bits % count).astype(jnp.int32)
         inputs, targets = self.subsample(inputs, targets, first)
@@ -117,11 +117,17 @@ class SubBatch(Wrapper):
     ) -> tuple[Inputs, Any]:
         """The part of inputs and targets, from example `first` on."""
         every = self._every(inputs)
+        if every == 1:
+            return inputs, targets
+        if not self.labels.needs_targets:  # they may be of any kind
+            targets = None
         return subsample(inputs, targets, self.model.in_axes, every, first)
 
     def _every(self, inputs: Inputs) -> int:
         """k, or less, so that `min_examples` examples remain."""
-        count = batch.input_count(inputs, self.model.in_axes) or 1
+        count = batch.input_count(inputs, self.model.in_axes)
+        if count is None:  # which `subsample` refuses
+            return self.every
         return max(1, min(self.every, count // self.min_examples))
 
 
@@ -139,6 +145,22 @@ def check_stride(name: str, every: int) -> None:
         raise ValueError(
             f"{name} uses one example in so many, an integer >= 1, got {every!r}. "
             "Under optax.inject_hyperparams name it in static_args."
+        )
+
+
+def check_fewest(name: str, examples: int) -> None:
+    """Raise unless an argument is a number of examples.
+
+    Args:
+        name: of the argument, for the message.
+        examples: its value, how many are left at least.
+
+    Raises:
+        ValueError: it is not an integer >= 1.
+    """
+    if not isinstance(examples, int) or examples < 1:
+        raise ValueError(
+            f"{name} is a number of examples, an integer >= 1, got {examples!r}."
         )
 
 

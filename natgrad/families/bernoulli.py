@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.families.numerics.checks import inside
-from natgrad.families.numerics.remainders import bounded_expm1, log_mean_exp, logistic
+from natgrad.families.numerics.remainders import bounded_expm1, expm1_series, logistic
 from natgrad.typing import Array, Key
 
 
@@ -83,11 +83,15 @@ def binary_entropy(z: Array) -> Array:
 @jax.custom_jvp
 def binary_divergence(z: Array, z2: Array) -> Array:
     """KL of the law with logit z from that with logit z2, elementwise."""
-    p, q, d = logistic(z), logistic(-z), z2 - z
-    log_weights = -jax.nn.softplus(jnp.stack([z, -z], axis=-1))
-    deviations = jnp.stack([-p * d, q * d], axis=-1)
-    exponents = jnp.stack([-p * z2, q * z2], axis=-1) - binary_entropy(z)[..., None]
-    return log_mean_exp(log_weights, deviations, exponents)
+    # Mirrored, so that a <= 0 and p <= 1/2: then no term of the far form cancels.
+    a, b = -jnp.abs(z), jnp.where(z > 0, -z2, z2)
+    p, q, d = logistic(a), logistic(-a), b - a
+    near = jnp.abs(d) < 1
+    small = jnp.where(near, d, 0.0)
+    close = jnp.log1p(q * expm1_series(-p * small) + p * expm1_series(q * small))
+    rise = jnp.where(b > 0, q * b + p * a, -p * d)
+    far = rise + jnp.log1p(jnp.exp(-jnp.abs(b))) - jnp.log1p(jnp.exp(a))
+    return jnp.where(near, close, far)
 
 
 @binary_divergence.defjvp

@@ -19,11 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
-from natgrad.curvature.sub_batch import SubBatch, check_stride
+from natgrad.curvature.sub_batch import SubBatch, check_fewest, check_stride
 from natgrad.solvers.base import CachedSolver, Solver, StatefulSolver
 from natgrad.transforms.renewal import Every, Renewal
 from natgrad.tree import Layout
 from natgrad.typing import Array, Params
+
+# Steps between two measurements of how good solutions are: each costs as much as one.
+MEASURED = 100
 
 
 @final
@@ -43,6 +46,7 @@ class Refresh:
             in what they miss.
         sub_batch: k: the statistics are those of every k-th example of the batch; None
             for all. Four does no harm where the batch has hundreds.
+        min_examples: a smaller k is taken for batches of which fewer would be left.
     """
 
     statistics: int = 1
@@ -50,10 +54,12 @@ class Refresh:
     staggered: bool = False
     warm_up: int = 0
     sub_batch: int | None = None
+    min_examples: int = 1
 
     def __post_init__(self):
         if self.sub_batch is not None:
             check_stride("Refresh(sub_batch=...)", self.sub_batch)
+        check_fewest("Refresh(min_examples=...)", self.min_examples)
         if not isinstance(self.warm_up, int) or self.warm_up < 0:
             raise ValueError(
                 "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
@@ -85,12 +91,22 @@ class Refresh:
         """The curvature with statistics of a part of each batch, or as it is."""
         if self.sub_batch is None:
             return curvature
-        return SubBatch(curvature, self.sub_batch)
+        return SubBatch(curvature, self.sub_batch, self.min_examples)
 
     def warming(self, steps: Array) -> Array:
         """Does the warm-up renew inverses after so many steps: 0, 1, 2, 4, 8 …?"""
         doubled = (steps & (steps - 1)) == 0
         return (steps == 0) | (doubled & (steps < self.warm_up))
+
+    def measures(self, age: Array) -> Array:
+        """Is the solution measured at this age: after 0, 1, 2, 4, 8 … periods?
+
+        And once in a hundred steps or so, in the step in which inverses are oldest.
+        """
+        periods = age // self.period
+        doubled = (periods & (periods - 1)) == 0
+        seldom = periods % max(1, MEASURED // self.period) == 0
+        return (age % self.period == 0) & (doubled | seldom)
 
     def renews_inverses(self, steps: Array) -> Array:
         """Are all inverses renewed after so many steps?"""

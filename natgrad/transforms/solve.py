@@ -76,8 +76,9 @@ def solve(
     With an anchor a it is (F + Λ)⁻¹ (g + Λ a), and g below stands for g + Λ a.
 
     With inverses kept over several steps, the product F d that residual and ratio need
-    is formed once a period, when the inverses are oldest. In between they are those of
-    the last measured step.
+    costs as much as the solution. It is formed in few steps, of those in which the
+    inverses are oldest: see `Refresh.measures`. In between they are those of the last
+    measured step.
 
     Args:
         refresh: how often inverses are renewed.
@@ -122,7 +123,7 @@ def solve(
 
     if kept:
         age = tree.increment(state.inverse.age, usable, refresh.period)
-        due = usable & (age % refresh.period == 0)
+        due = usable & refresh.measures(age)
         inverse = state.inverse._replace(age=age)
         residual, ratio = _measure_if(due, measure, state.health)
     else:

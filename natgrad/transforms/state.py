@@ -26,7 +26,8 @@ class Health(NamedTuple):
             gradients, and where `solver` is called and keeps nothing: it cannot tell.
         iterations: of an iterative solver; 0 for a direct one.
         residual: |(F + λI) d − g| / |g|; with inverses kept over several steps, this
-            and the next are those of the last measured step.
+            and the next are those of the last measured step: after 0, 1, 2, 4, 8 …
+            periods of the inverses, and once in a hundred steps or so.
         ratio: ⟨d, F d⟩ / ⟨g, d⟩, below 1 for d = (F + λI)⁻¹ g.
         predicted_decrease: ⟨g, d⟩ − ½⟨d, F d⟩, by which the loss falls for the whole
             step −d if F is its curvature, in nats.

@@ -20,13 +20,19 @@ from natgrad.typing import Array
 @jax.custom_jvp
 def expm1_remainder(x: Array) -> Array:
     """The remainder e^x − 1 − x, elementwise; x²/2 near zero."""
-    series = jnp.zeros_like(x)
-    for n in range(20, 1, -1):
-        series = series * x + 1 / math.factorial(n)
-    return jnp.where(jnp.abs(x) < 1, x * x * series, jnp.expm1(x) - x)
+    return jnp.where(jnp.abs(x) < 1, expm1_series(x), jnp.expm1(x) - x)
 
 
 expm1_remainder.defjvps(lambda dx, _, x: jnp.expm1(x) * dx)
+
+
+def expm1_series(x: Array) -> Array:
+    """The same for |x| <= 1 by its Taylor series, to rounding of the dtype."""
+    last = 20 if jnp.finfo(x.dtype).bits > 32 else 11
+    series = jnp.zeros_like(x)
+    for n in range(last, 1, -1):
+        series = series * x + 1 / math.factorial(n)
+    return x * x * series
 
 
 def bounded_expm1(x: Array) -> Array:
