@@ -183,7 +183,7 @@ class ModelCommand:
         Raises:
             ValueError: for what cannot be, as more examples than the data has.
         """
-        typed = {
+        typed: dict[str, Any] = {
             field.name: tuple(value) if isinstance(value, list) else value
             for field in dataclasses.fields(Settings)
             if (value := getattr(self, field.name, None)) is not None
