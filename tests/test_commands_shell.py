@@ -15,7 +15,7 @@ from modules import PACKAGE
 
 from natgrad import __main__
 from natgrad.__main__ import main
-from natgrad.cli import devices, parsing, terminal
+from natgrad.cli import commands, parsing, terminal
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_devices_says_how_precise_a_solve_is(capsys):
     shown = capsys.readouterr().out
     assert "cpu" in shown
     assert shown.count("(fine)") == 2
-    assert 1e-9 < devices.solve_error("float32", 0) < 1e-4
-    assert devices.solve_error("float64", 0) < 1e-12
+    assert 1e-9 < commands.solve_error("float32", 0) < 1e-4
+    assert commands.solve_error("float64", 0) < 1e-12
 
 
 def test_devices_fails_where_a_solve_is_wrong(capsys, monkeypatch):
-    monkeypatch.setattr(devices, "solve_error", lambda dtype, seed: 1e-2)
+    monkeypatch.setattr(commands, "solve_error", lambda dtype, seed: 1e-2)
     assert main(["devices"]) == 1
     assert "TOO LARGE" in capsys.readouterr().out
 

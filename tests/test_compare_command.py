@@ -15,8 +15,8 @@ import natgrad as ng
 from natgrad.__main__ import main
 from natgrad.cli import data, shared
 from natgrad.compare import RaceSettings, race
-from natgrad.compare.contenders import BASELINES, contender
 from natgrad.compare.reference import Reference
+from natgrad.compare.runs import BASELINES, contender
 from natgrad.curvature import CURVATURES
 
 

@@ -21,9 +21,9 @@ from natgrad.__main__ import main
 from natgrad.cli import report, session
 from natgrad.cli.terminal import summary
 from natgrad.compare import Entry, Race, Run, Verdict
-from natgrad.compare.contenders import BASELINES, contender, line
+from natgrad.compare.comparison import judge, together
+from natgrad.compare.runs import BASELINES, contender, line
 from natgrad.compare.tables import Column
-from natgrad.compare.verdict import judge, together
 from natgrad.curvature import CURVATURES
 
 

@@ -1,17 +1,23 @@
-"""`natgrad compare`, `race`, `spectrum`, `doctor`: what each runs, what it writes."""
+"""`natgrad compare`, `race`, `spectrum`, `doctor`, `devices`: what each runs, writes.
+
+`devices` solves (F + λI) x = v for a matrix F of known inverse, Q diag(λ_i) Qᵀ, and
+measures |x − x*|/|x*|; and multiplies two matrices, which tells whether products of
+float32 are rounded to fewer digits (TF32, bfloat16).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import typer
 
-from natgrad.cli import data, models
-from natgrad.cli.experiment import approach
+from natgrad import __version__
 from natgrad.cli.options import (
     OF_FIDELITY,
     OF_MODEL,
@@ -20,12 +26,19 @@ from natgrad.cli.options import (
     ModelCommand,
     takes,
 )
-from natgrad.cli.session import Session, Stage
+from natgrad.cli.session import Session
+from natgrad.cli.shared import FAILED
 from natgrad.compare import plots
-from natgrad.compare.doctor import Diagnosis, doctor
+from natgrad.compare.doctor import doctor
+from natgrad.metrics.matrices import DenseMetric
+from natgrad.tree import Layout
 
 # Characters a line of the doctor's.
 _WIDTH = 80
+# Of the matrix of `devices`.
+_SIZE, _CONDITION, _DAMPING = 200, 1e3, 1e-2
+# Multiples of the rounding that is to be expected, from which something is wrong.
+_TOLERANCE = 50.0
 
 
 class FullCompareSession(Session):
@@ -51,31 +64,20 @@ class CompareSession(FullCompareSession):
 class RaceSession(Session):
     """Race, and write."""
 
-    command, file = "race", "race.json"
+    command, file, plan = "race", "race.json", (Session.train,)
     pictures: ClassVar = {"training.png": Session.training_figure}
-
-    def stages(self) -> list[Stage]:
-        """One."""
-        return [self.train()]
 
 
 class SpectrumSession(Session):
     """Measure, and write the eigenvalues."""
 
-    command, file = "spectrum", "spectrum.json"
+    command, file, plan = "spectrum", "spectrum.json", (Session.compare,)
     pictures: ClassVar = {
         "spectra.png": lambda self: self.comparison and plots.spectra(self.comparison)
     }
 
-    def stages(self) -> list[Stage]:
-        """One."""
-        return [self.compare()]
 
-
-@takes(
-    *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "full"),
-    output=Path("natgrad-compare"),
-)
+@takes(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "full", output="natgrad-compare")
 class Compare(ComparingCommand):
     """Measure approximations of the Fisher against the exact one.
 
@@ -91,7 +93,7 @@ class Compare(ComparingCommand):
         return FullCompareSession if self.full else CompareSession
 
 
-@takes(*OF_MODEL, "output", *OF_RACE, output=Path("natgrad-race"))
+@takes(*OF_MODEL, "output", *OF_RACE, output="natgrad-race")
 class Race(ComparingCommand):
     """Train with optimizers built from approximations.
 
@@ -106,7 +108,7 @@ class Race(ComparingCommand):
         return {"at_step": 0}
 
 
-@takes(*OF_MODEL, "output", *OF_FIDELITY, output=Path("natgrad-spectrum"))
+@takes(*OF_MODEL, "output", *OF_FIDELITY, output="natgrad-spectrum")
 class Spectrum(ComparingCommand):
     """Eigenvalues of the Fisher information and its approximations.
 
@@ -129,22 +131,74 @@ class Doctor(ModelCommand):
     is trained to the end and nothing is written.
     """
 
+    def defaults(self) -> Mapping[str, Any]:
+        """Nothing is raced."""
+        return {"optimizers": ()}
+
     def carry_out(self) -> int:
         """Print the five lines; the exit code."""
-        for line in str(self._diagnosis()).splitlines():
+        experiment = self.experiment()
+        settings, data = experiment.settings, experiment.dataset.train
+        order = np.random.default_rng(settings.seed).permutation(len(data[0]))
+        batch = (array[order[: settings.batch_size]] for array in data)
+        where, how = (experiment.model, experiment.params), {"key": experiment.key}
+        found = doctor(*where, *batch, damping=settings.damping, **how)
+        for line in str(found).splitlines():
             print(textwrap.fill(line, _WIDTH, subsequent_indent="    "))
         return 0
 
-    def _diagnosis(self) -> Diagnosis:
-        settings = self.settings()
-        dataset = data.load(settings.data, seed=settings.seed, limit=settings.examples)
-        self.check_counts(dataset)
-        model, params = models.build(
-            settings.model, dataset, settings.hidden, settings.seed
-        )
-        params = approach(model, params, *dataset.train, steps=settings.at_step)
-        order = np.random.default_rng(settings.seed).permutation(len(dataset.train[0]))
-        rows = order[: settings.batch_size]
-        inputs, targets = (array[rows] for array in dataset.train)
-        key = jax.random.PRNGKey(settings.seed)
-        return doctor(model, params, inputs, targets, damping=settings.damping, key=key)
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What JAX sees here, and a test of precision.
+
+    Devices, precision settings, and the errors of a solve and of a product, in
+    float32 and float64. Exit code 1 where an error is too large.
+    """
+
+    seed: Annotated[int, typer.Option(help="of the test's numbers")] = 0
+
+    def run(self) -> int:
+        """Print what was found; the exit code."""
+        print(f"natgrad {__version__}, JAX {jax.__version__}, {jax.default_backend()}")
+        for device in jax.devices():
+            print(f"  {device.id}: {device.device_kind} ({device.platform})")
+        precision = jax.config.values["jax_default_matmul_precision"] or "default"
+        x64 = jax.config.values["jax_enable_x64"]
+        print(f"x64: {'on' if x64 else 'off'}")
+        print(f"default precision of products: {precision}")
+        fine = True
+        for dtype in ("float32", "float64"):
+            with jax.enable_x64(dtype == "float64" or x64):
+                error, product = solve_error(dtype, self.seed), _product_error(dtype)
+            rounding = _TOLERANCE * float(np.finfo(dtype).eps)
+            bound = rounding * _CONDITION**0.5
+            verdict = "fine" if error <= bound else f"TOO LARGE: at most {bound:.1e}"
+            print(f"{dtype}: solve off by {error:.1e} ({verdict})")
+            note = ", rounded to fewer digits" * (product > rounding)
+            print(f"{dtype}: product off by {product:.1e}{note}")
+            fine &= error <= bound
+        return 0 if fine else FAILED
+
+
+def solve_error(dtype: str, seed: int) -> float:
+    """|x − x*|/|x*| for a matrix with eigenvalues from 1/1000 to 1."""
+    draw = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(draw.normal(size=(_SIZE, _SIZE)))
+    eigenvalues = np.geomspace(1 / _CONDITION, 1, _SIZE)
+    vector = draw.normal(size=_SIZE)
+    matrix = jnp.asarray((basis * eigenvalues) @ basis.T, dtype)
+    exact = basis @ ((basis.T @ vector) / (eigenvalues + _DAMPING))
+    v = jnp.asarray(vector, dtype)
+    found = jax.jit(DenseMetric(Layout.of(v), matrix).solve)(v, _DAMPING)
+    off = np.asarray(found, float) - exact
+    return float(np.linalg.norm(off) / np.linalg.norm(exact))
+
+
+def _product_error(dtype: str) -> float:
+    """|fl(AB) − AB|/(|A||B|), the largest entry, at the default precision."""
+    draw = np.random.default_rng(1)
+    a, b = draw.normal(size=(2, _SIZE, _SIZE)).astype(dtype).astype(float)
+    found = jax.jit(jnp.matmul)(jnp.asarray(a, dtype), jnp.asarray(b, dtype))
+    off = np.abs(np.asarray(found, float) - a @ b)
+    return float(np.max(off / (np.abs(a) @ np.abs(b))))

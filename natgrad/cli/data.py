@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,27 +75,24 @@ def load(name: str, *, seed: int = 0, limit: int | None = None) -> Dataset:
     test, train = order[:held_out], order[held_out:]
     inputs = _standardised(inputs, train, one_unit)
     if classes:
-        targets = targets.astype(np.int32)
-        outputs = int(targets.max()) + 1
+        targets, outputs = targets.astype(np.int32), int(targets.max()) + 1
         about = f"{outputs} classes"
     else:
         about = _about_numbers(targets)
-        targets = targets[:, None] if targets.ndim == 1 else targets
-        targets, outputs = _standardised(targets, train, False), targets.shape[1]
+        targets = _standardised(targets.reshape(len(targets), -1), train, False)
+        outputs = targets.shape[1]
     parts = [(jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in (train, test)]
     return Dataset(name, parts[0], parts[1], classes, outputs, about)
 
 
 def _about_numbers(targets: np.ndarray) -> str:
     """How many numbers are predicted; what they would be as whole ones."""
-    count = targets[0].size
+    count, whole = targets[0].size, np.all(targets == np.floor(targets))
     about = f"{count} to predict as {'a number' if count == 1 else 'numbers'}"
-    if targets.ndim == 1 and np.all(targets == np.floor(targets)):
-        about += (
-            f" (it has {len(np.unique(targets))} whole values: as integers they would "
-            "be classes)"
-        )
-    return about
+    if targets.ndim > 1 or not whole:
+        return about
+    values = f"it has {len(np.unique(targets))} whole values"
+    return f"{about} ({values}: as integers they would be classes)"
 
 
 def _read(name: str) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -133,34 +130,18 @@ def read(path: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: saying what is wrong with the file, in one line.
     """
-    inputs, targets = (_numbers(path, *item) for item in _arrays(path).items())
-    _need(
-        inputs.ndim > 1,
-        f"{path}: inputs must have an axis of examples and at least one more, got "
-        f"shape {inputs.shape}.",
+    inputs, targets = (
+        values.astype(np.int32) if values.dtype.kind == "b" else values
+        for values in _arrays(path)
     )
-    _need(
-        len(inputs) == len(targets),
-        f"{path}: inputs and targets must have as many rows, got shapes "
-        f"{inputs.shape} and {targets.shape}.",
-    )
-    if targets.dtype.kind in "iu":
-        _check_classes(path, targets)
-    _need(
-        targets.ndim <= 2,
-        f"{path}: numbers to predict must have shape [N] or [N, K], got "
-        f"{targets.shape}.",
-    )
+    for fault in _faults(inputs, targets):
+        raise ValueError(f"{path}: {fault}.")
     return inputs, targets
 
 
-def _need(fine: Any, sentence: str) -> None:
-    if not fine:
-        raise ValueError(sentence)
-
-
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    _need(Path(path).is_file(), f"There is no file {path}.")
+def _arrays(path: str) -> list[np.ndarray]:
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
     try:
         # Opened here: numpy leaves a file open that it cannot read.
         with open(path, "rb") as file:
@@ -169,12 +150,12 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
                 words = "it is a single array; expected an .npz of inputs, targets"
                 raise ValueError(words)
             missing = [repr(key) for key in _KEYS if key not in archive]
-            _need(
-                not missing,
-                f"it has no {' and no '.join(missing)}; its arrays are "
-                f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets",
-            )
-            return {key: archive[key] for key in _KEYS}
+            if missing:
+                raise ValueError(
+                    f"it has no {' and no '.join(missing)}; its arrays are "
+                    f"{', '.join(archive.files) or 'none'}. Expected: inputs, targets"
+                )
+            return [archive[key] for key in _KEYS]
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         text = str(error).rstrip(".")
         if "pickle" in text:
@@ -182,38 +163,52 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read: {text}.") from error
 
 
-def _numbers(path: str, name: str, values: np.ndarray) -> np.ndarray:
-    """Real and finite numbers."""
-    values = values.astype(np.int32) if values.dtype.kind == "b" else values
-    what = f"{path}: {name}"
-    real = values.dtype.kind in "iuf"
-    _need(real, f"{what} must be real numbers, got dtype {values.dtype}.")
-    _need(values.ndim, f"{what} is one number; expected an axis of examples.")
-    _need(values.size, f"{what} is empty: its shape is {values.shape}.")
-    bad = int(np.sum(~np.isfinite(values)))
-    _need(
-        not bad,
-        f"{what} must be finite, got {bad} NaN or infinite of {values.size} numbers.",
-    )
-    return values
+def _faults(inputs: np.ndarray, targets: np.ndarray) -> Iterator[str]:
+    """What is wrong with arrays of a file; after the first nothing else may hold."""
+    for name, values in zip(_KEYS, (inputs, targets), strict=True):
+        if values.dtype.kind not in "iuf":
+            yield f"{name} must be real numbers, got dtype {values.dtype}"
+        if not values.ndim:
+            yield f"{name} is one number; expected an axis of examples"
+        if not values.size:
+            yield f"{name} is empty: its shape is {values.shape}"
+        if bad := int(np.sum(~np.isfinite(values))):
+            yield (
+                f"{name} must be finite, got {bad} NaN or infinite of {values.size} "
+                "numbers"
+            )
+    if inputs.ndim == 1:
+        yield (
+            "inputs must have an axis of examples and at least one more, got shape "
+            f"{inputs.shape}"
+        )
+    if len(inputs) != len(targets):
+        yield (
+            f"inputs and targets must have as many rows, got shapes {inputs.shape} and "
+            f"{targets.shape}"
+        )
+    if targets.dtype.kind in "iu":
+        yield from _faults_of_classes(targets)
+    elif targets.ndim > 2:
+        yield f"numbers to predict must have shape [N] or [N, K], got {targets.shape}"
 
 
-def _check_classes(path: str, targets: np.ndarray) -> None:
-    _need(
-        targets.ndim == 1,
-        f"{path}: classes must have shape [N], got {targets.shape}. Numbers to "
-        "predict must be floating.",
-    )
+def _faults_of_classes(targets: np.ndarray) -> Iterator[str]:
+    """The same of whole numbers."""
+    if targets.ndim > 1:
+        yield (
+            f"classes must have shape [N], got {targets.shape}. Numbers to predict "
+            "must be floating"
+        )
     least, last = int(targets.min()), int(targets.argmax())
-    _need(least >= 0, f"{path}: classes are counted from 0, got {least}.")
+    if least < 0:
+        yield f"classes are counted from 0, got {least}"
     classes = int(targets[last]) + 1
-    _need(
-        classes <= len(targets),
-        f"{path}: targets[{last}] = {classes - 1} makes {classes:,} classes for "
-        f"{len(targets)} rows. Correct it, or count the classes from 0 without gaps; "
-        "numbers to predict must be floating.",
-    )
-    _need(
-        len(np.unique(targets)) > 1,
-        f"{path}: all targets are of one class, {least}: there is nothing to learn.",
-    )
+    if classes > len(targets):
+        yield (
+            f"targets[{last}] = {classes - 1} makes {classes:,} classes for "
+            f"{len(targets)} rows. Correct it, or count the classes from 0 without "
+            "gaps; numbers to predict must be floating"
+        )
+    if classes == least + 1:
+        yield f"all targets are of one class, {least}: there is nothing to learn"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,16 +15,16 @@ import optax
 from natgrad import __version__
 from natgrad.cli import data, models
 from natgrad.cli.data import Dataset
-from natgrad.compare import contenders
-from natgrad.compare.budget import Budget
+from natgrad.compare.figures import Budget
 from natgrad.compare.reference import Reference
+from natgrad.compare.runs import DEFAULT, contender
 from natgrad.compare.setup import ComparisonSetup
 from natgrad.compare.training import optimizer_step
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, Key, Params
 
 # Of Adam, which leads from initial parameters to those compared at.
 APPROACH_RATE = 0.01
@@ -57,7 +58,7 @@ class Settings:
     reference: str | None = None
     repeats: int = 3
     charts: int = 0
-    optimizers: tuple[str, ...] = contenders.DEFAULT
+    optimizers: tuple[str, ...] = DEFAULT
     leave_out: bool = True
     steps: int = 30
     batch_size: int = 256
@@ -95,10 +96,20 @@ class Experiment:
         model, initial = models.build(
             settings.model, dataset, settings.hidden, settings.seed
         )
-        setup = _setup(settings, model, initial)
-        optimizers = _racers(settings, model, initial)
+        budget = Budget(repeats=settings.repeats, charts=settings.charts)
+        if Layout.of(initial).size > MAX_PARAMETERS:
+            budget = dataclasses.replace(budget, memory=_LARGE_MODEL_BYTES)
+        setup = ComparisonSetup(
+            model,
+            settings.approximations,
+            reference=settings.reference,
+            damping=settings.damping,
+            budget=budget,
+        )
         settings = dataclasses.replace(
-            settings, approximations=setup.names, optimizers=optimizers
+            settings,
+            approximations=setup.names,
+            optimizers=tuple(_racers(settings, model, initial)),
         )
         params = approach(model, initial, *dataset.train, steps=settings.at_step)
         return cls(settings, dataset, model, initial, params, setup)
@@ -113,10 +124,14 @@ class Experiment:
         """What is compared on what, for titles."""
         return f"{self.settings.model} on {self.settings.data}"
 
+    @property
+    def key(self) -> Key:
+        """Of what is random in measuring."""
+        return jax.random.PRNGKey(self.settings.seed)
+
     def reference(self) -> Reference:
         """The exact Fisher over all training data, at `params`."""
-        key = jax.random.PRNGKey(self.settings.seed)
-        return Reference.at(self.setup, self.params, *self.dataset.train, key)
+        return Reference.at(self.setup, self.params, *self.dataset.train, self.key)
 
     def describe(self) -> dict[str, Any]:
         """What was compared, as plain Python values."""
@@ -159,47 +174,29 @@ def approach(
 def surroundings() -> dict[str, Any]:
     """Versions and the machine, as far as figures and times depend on them."""
     packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
-    devices = jax.devices()
+    versions = {"natgrad": __version__, "python": platform.python_version()}
+    device, count = jax.devices()[0], jax.device_count()
     return {
-        "versions": {
-            "natgrad": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "versions": versions | {p: importlib.metadata.version(p) for p in packages},
         "device": {
-            "kind": devices[0].device_kind,
-            "platform": devices[0].platform,
-            "count": len(devices),
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "count": count,
         },
         "machine": {"system": platform.system(), "architecture": platform.machine()},
         "x64": bool(jnp.result_type(float) == jnp.float64),
     }
 
 
-def _setup(settings: Settings, model: Model, params: Params) -> ComparisonSetup:
-    """What is compared; for a large model with less memory."""
-    budget = Budget(repeats=settings.repeats, charts=settings.charts)
-    if Layout.of(params).size > MAX_PARAMETERS:
-        budget = dataclasses.replace(budget, memory=_LARGE_MODEL_BYTES)
-    return ComparisonSetup(
-        model,
-        settings.approximations,
-        reference=settings.reference,
-        damping=settings.damping,
-        budget=budget,
-    )
-
-
-def _racers(settings: Settings, model: Model, params: Params) -> tuple[str, ...]:
+def _racers(settings: Settings, model: Model, params: Params) -> Iterator[str]:
     """The optimizers that fit the model; a ValueError where one that must does not."""
-    fitting = []
     for name in dict.fromkeys(settings.optimizers):
-        make = contenders.contender(name, model, settings.damping).make
+        make = contender(name, model, settings.damping).make
         reason = _does_not_fit(make(1.0), params)
-        if reason and not settings.leave_out:
+        if not reason:
+            yield name
+        elif not settings.leave_out:
             raise ValueError(f"{name} {reason} Name others with --optimizers.")
-        fitting += [name] * (not reason)
-    return tuple(fitting)
 
 
 def _does_not_fit(optimizer: optax.GradientTransformation, params: Params) -> str:

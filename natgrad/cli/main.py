@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natgrad import __version__
-from natgrad.cli.commands import Compare, Doctor, Race, Spectrum
-from natgrad.cli.devices import Devices
+from natgrad.cli.commands import Compare, Devices, Doctor, Race, Spectrum
 from natgrad.cli.options import EPILOG, ModelCommand
 from natgrad.cli.parsing import Command
 from natgrad.cli.report import Report
@@ -59,10 +58,7 @@ COMMANDS = {
 
 
 def run(typed: Sequence[str]) -> int:
-    """Run the command with these words.
-
-    Args:
-        typed: the words after `natgrad`.
+    """Run the command with the words typed after `natgrad`.
 
     Returns:
         The exit code: 0, 1 where something failed, 2 where it was asked wrongly, 130
@@ -80,10 +76,9 @@ def run(typed: Sequence[str]) -> int:
         return _fail(name, "interrupted, wrote nothing", INTERRUPTED)
     except typer.TyperException as error:
         return _fail(name, f"error: {error.format_message()}", error.exit_code)
-    except UsageError as error:
-        return _fail(name, f"error: {error}", USAGE)
-    except (MissingExtra, OSError) as error:
-        return _fail(name, f"error: {error}", FAILED)
+    except (UsageError, MissingExtra, OSError) as error:
+        code = USAGE if isinstance(error, UsageError) else FAILED
+        return _fail(name, f"error: {error}", code)
 
 
 def _fail(name: str, message: str, code: int) -> int:
@@ -114,15 +109,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def _natgrad(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Show the version and exit.",
-            callback=_show_version,
-            is_eager=True,
-        ),
-    ] = False,
-) -> None:
+_VERSION = typer.Option(
+    "--version",
+    help="Show the version and exit.",
+    callback=_show_version,
+    is_eager=True,
+)
+
+
+def _natgrad(version: Annotated[bool, _VERSION] = False) -> None:
     """Nothing is done before the command."""

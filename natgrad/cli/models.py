@@ -28,11 +28,7 @@ from natgrad.typing import Array, Key, Params
 _MOST = 10_000_000
 
 # Which labels each fits.
-MODELS = {
-    "mlp": ("classes", "numbers"),
-    "logistic": ("classes",),
-    "linear": ("numbers",),
-}
+MODELS = {"mlp": "classes, numbers", "logistic": "classes", "linear": "numbers"}
 
 
 def build(
@@ -41,8 +37,8 @@ def build(
     """The model called `name` for a data set, and initial parameters.
 
     Args:
-        name: in `MODELS`, or module:function; called with a key,
-            some inputs and the number of outputs.
+        name: in `MODELS`; or module:function of a key, some inputs and the number of
+            outputs.
         dataset: what it is for.
         hidden: widths of the hidden layers, where it has them.
         seed: of the initial weights.
@@ -132,16 +128,16 @@ def _found(name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     what = f"--model {name}: cannot import it"
-    try:
-        with _blaming(what):
+    with _blaming(what):
+        try:
             module = importlib.import_module(module_name)
-    except ValueError as error:
-        cause = error.__cause__
-        missing = isinstance(cause, ModuleNotFoundError) and cause.name
-        if not missing or missing not in module_name:
-            raise
+        except ModuleNotFoundError as error:
+            if not error.name or error.name not in module_name:
+                raise
+            module = None
+    if module is None:
         where = f"{os.getcwd()} or on Python's path"
-        raise ValueError(f"{what}: there is no such module in {where}.") from error
+        raise ValueError(f"{what}: there is no such module in {where}.")
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(

@@ -12,41 +12,15 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from natgrad.cli.data import FEWEST, SOURCES, Dataset
+from natgrad.cli.data import FEWEST, SOURCES
 from natgrad.cli.experiment import QUICK, Experiment, Settings
 from natgrad.cli.models import MODELS
 from natgrad.cli.parsing import defaults_from_file
 from natgrad.cli.session import Session
 from natgrad.cli.shared import UsageError, check_directory, numerics
-from natgrad.compare.contenders import BASELINES, DEFAULT
 from natgrad.compare.extras import require
+from natgrad.compare.runs import BASELINES
 from natgrad.curvature import CURVATURES
-
-
-def option(
-    metavar: str, help: str, names: Iterable[str] = (), *, lowest: float | None = None
-) -> Any:
-    """An option of typer.
-
-    Args:
-        metavar: what stands for its value in the help.
-        help: what it is for.
-        names: what a shell may complete.
-        lowest: the smallest number that is allowed.
-    """
-    complete: Callable[[], list[str]] | None = (lambda: list(names)) if names else None
-    return typer.Option(metavar=metavar, help=help, autocompletion=complete, min=lowest)
-
-
-def racers(default: tuple[str, ...]) -> Any:
-    """The option of who races, by `default` what fits of these names."""
-    baselines, usual = ", ".join(BASELINES), " ".join(default)
-    words = f"approximations, {baselines} (default: what fits of {usual})"
-    return option("NAME...", f"who races: {words}", (*CURVATURES, *BASELINES))
-
-
-def _flag(name: str, help: str) -> Any:
-    return typer.Option(f"--{name}", help=help)
 
 
 def _folder(text: str | Path) -> Path:
@@ -65,52 +39,51 @@ _CONFIG = typer.Option(
 _SOURCES, _MODELS = ", ".join(SOURCES), ", ".join(MODELS)
 _FORMS = f"some of {', '.join(CURVATURES)} (default: all that fit)"
 _EXACT = "what counts as exact (default: dense, or matrix_free for large models)"
-_REPEAT = "run each optimizer from N more seeds at its best rate (default: 0)"
+_RACERS = f"approximations, {', '.join(BASELINES)} (default: what fits of {{}})"
+_REPEAT = "run each optimizer from N more seeds at its best rate (default: {})"
 _ALONG = "also compare after these steps of a run of Adam (default: none)"
 
-# name -> (type, option); what was not typed is None, a flag False.
-OPTIONS: dict[str, tuple[Any, Any]] = {
-    "data": (
-        str,
-        option("NAME", f"{_SOURCES}, or an .npz file (default: digits)", SOURCES),
-    ),
-    "model": (
-        str,
-        option("NAME", f"{_MODELS}, or module:function (default: mlp)", MODELS),
-    ),
+# name -> type, what stands for a value, help, what a shell completes, and the least
+# number allowed. What was not typed is None; {} stands for what that means.
+_VALUES: dict[str, tuple] = {
+    "data": (str, "NAME", f"{_SOURCES}, or an .npz file (default: {{}})", SOURCES),
+    "model": (str, "NAME", f"{_MODELS}, or module:function (default: {{}})", MODELS),
     "hidden": (
         list[int],
-        option("WIDTH...", "widths of the mlp's hidden layers (default: 16)"),
+        "WIDTH...",
+        "widths of the mlp's hidden layers (default: {})",
     ),
-    "examples": (int, option("N", "rows of the data (default: all)", lowest=FEWEST)),
-    "damping": (float, option("λ", "added to every Fisher (default: 0.001)", lowest=0)),
-    "seed": (
-        int,
-        option("N", "of split, weights, batches and draws (default: 0)", lowest=0),
+    "examples": (int, "N", "rows of the data (default: all)", (), FEWEST),
+    "damping": (float, "λ", "added to every Fisher (default: {})", (), 0),
+    "seed": (int, "N", "of split, weights, batches and draws (default: {})", (), 0),
+    "at_step": (int, "STEP", "steps of Adam before measuring (default: {})", (), 0),
+    "approximations": (list[str], "NAME...", _FORMS, CURVATURES),
+    "reference": (str, "NAME", _EXACT, CURVATURES),
+    "optimizers": (
+        list[str],
+        "NAME...",
+        f"who races: {_RACERS}",
+        (*CURVATURES, *BASELINES),
     ),
-    "x64": (bool, _flag("x64", "compute in float64")),
-    "quick": (bool, _flag("quick", "a small model and few steps: a look")),
+    "steps": (int, "N", "of each training run (default: {})", (), 1),
+    "batch_size": (int, "N", "examples a step (default: {})", (), 1),
+    "rates": (int, "N", "learning rates for each optimizer (default: {})", (), 1),
+    "repeat": (int, "N", _REPEAT, (), 0),
+    "along": (list[int], "STEP...", _ALONG, (), 0),
+}
+# name -> (type, option of typer) of the others; a flag that was not typed is False.
+_OTHERS: dict[str, tuple] = {
+    "x64": (bool, typer.Option("--x64", help="compute in float64")),
+    "quick": (
+        bool,
+        typer.Option("--quick", help="a small model and few steps: a look"),
+    ),
+    "full": (bool, typer.Option("--full", help="all figures, in four tables")),
     "config": (str, _CONFIG),
     "output": (
         Path,
         typer.Option(metavar="DIR", help="where files go", parser=_folder),
     ),
-    "at_step": (
-        int,
-        option("STEP", "steps of Adam before measuring (default: 20)", lowest=0),
-    ),
-    "approximations": (list[str], option("NAME...", _FORMS, CURVATURES)),
-    "reference": (str, option("NAME", _EXACT, CURVATURES)),
-    "optimizers": (list[str], racers(DEFAULT)),
-    "steps": (int, option("N", "of each training run (default: 30)", lowest=1)),
-    "batch_size": (int, option("N", "examples a step (default: 256)", lowest=1)),
-    "rates": (
-        int,
-        option("N", "learning rates for each optimizer (default: 6)", lowest=1),
-    ),
-    "full": (bool, _flag("full", "all figures, in four tables")),
-    "repeat": (int, option("N", _REPEAT, lowest=0)),
-    "along": (list[int], option("STEP...", _ALONG, lowest=0)),
 }
 OF_MODEL = ("data", "model", "hidden", "examples", "damping", "seed", "x64", "quick")
 OF_MODEL += ("config",)
@@ -118,27 +91,46 @@ OF_FIDELITY = ("at_step", "approximations", "reference")
 OF_RACE = ("optimizers", "steps", "batch_size", "rates")
 
 
-def takes(*names: str, **defaults: Any) -> Callable[[type], type]:
+def takes(*names: str, output: str = "", **usual: Any) -> Callable[[type], type]:
     """Make a command of a class: a dataclass with these options.
 
     Args:
-        names: in `OPTIONS`, in the order in which --help lists them.
-        defaults: of options; another option of typer in place of that of the table.
+        names: of options, in the order in which --help lists them.
+        output: the folder where its files go.
+        usual: settings that the command changes, of which its help speaks.
     """
+    settings = dataclasses.replace(Settings(), **usual)
 
     def decorate(cls: type) -> type:
         cls.__annotations__ = {}
         for name in names:
-            kind, how = OPTIONS[name]
-            default = defaults.get(name, False if kind is bool else None)
-            if isinstance(default, type(how)):
-                how, default = default, None
+            if name in _OTHERS:
+                kind, how = _OTHERS[name]
+            else:
+                kind, how = _option(*_VALUES[name], usual=getattr(settings, name))
+            default = {bool: False, Path: Path(output)}.get(kind)
             kind = kind | None if default is None else kind
             cls.__annotations__[name] = Annotated[kind, how]
             setattr(cls, name, default)
         return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     return decorate
+
+
+def _option(
+    kind: type,
+    metavar: str,
+    help: str,
+    names: Iterable[str] = (),
+    lowest: float | None = None,
+    *,
+    usual: Any,
+) -> tuple[type, Any]:
+    """A line of the table for typer."""
+    words = " ".join(map(str, usual)) if isinstance(usual, tuple) else usual
+    complete: Callable[[], list[str]] | None = (lambda: list(names)) if names else None
+    how = {"metavar": metavar, "help": help.format(words), "min": lowest}
+    return kind, typer.Option(autocompletion=complete, **how)
 
 
 EPILOG = """\
@@ -185,29 +177,30 @@ class ModelCommand:
         """Settings of this command that differ from `Settings`."""
         return {}
 
-    def settings(self) -> Settings:
-        """The defaults, or those of --quick, with what was typed."""
-        typed = {
+    def experiment(self) -> Experiment:
+        """What was typed, or else the defaults or those of --quick, made concrete.
+
+        Raises:
+            ValueError: for what cannot be, as more examples than the data has.
+        """
+        typed: dict[str, Any] = {
             field.name: tuple(value) if isinstance(value, list) else value
             for field in dataclasses.fields(Settings)
             if (value := getattr(self, field.name, None)) is not None
         }
-        if "optimizers" in typed:
-            typed["leave_out"] = False
         base = QUICK if self.quick else Settings()
-        return dataclasses.replace(base, **{**self.defaults(), **typed})
-
-    def check_counts(self, dataset: Dataset) -> None:
-        """Raise a UsageError where more was typed than the data has."""
-        train, test = len(dataset.train[0]), len(dataset.test[0])
+        given = {**self.defaults(), "leave_out": "optimizers" not in typed, **typed}
+        experiment = Experiment.of(dataclasses.replace(base, **given))
+        data = experiment.dataset
+        train, test = len(data.train[0]), len(data.test[0])
         for name, most in {"examples": train + test, "batch_size": train}.items():
-            typed = getattr(self, name, None)
-            if typed is not None and typed > most:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {typed} is more than there is: "
-                    f"{dataset.name} has {train + test} examples, {train} of them to "
+            if typed.get(name, 0) > most:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {typed[name]} is more than there is: "
+                    f"{data.name} has {train + test} examples, {train} of them to "
                     "train with"
                 )
+        return experiment
 
 
 class ComparingCommand(ModelCommand):
@@ -226,6 +219,4 @@ class ComparingCommand(ModelCommand):
         for module in ("rich", "matplotlib"):
             require(module)
         check_directory(self.output)
-        experiment = Experiment.of(self.settings())
-        self.check_counts(experiment.dataset)
-        return self.session(experiment, self.output).run()
+        return self.session(self.experiment(), self.output).run()

@@ -50,10 +50,6 @@ class Command(TyperCommand):
 def spell_out(args: list[str], lists: set[str]) -> tuple[list[str], str | None]:
     """Repeat the name of a list option before each of its values.
 
-    Args:
-        args: words of a command line.
-        lists: names of the options that take several values, such as "--hidden".
-
     Returns:
         The words with one value an option, and the list option that the last word
         belongs to; None where it belongs to none.
@@ -64,35 +60,24 @@ def spell_out(args: list[str], lists: set[str]) -> tuple[list[str], str | None]:
     for word in args:
         if word.startswith("-") and not word[1:2].isdigit():
             current = word if word in lists else None
-            if current is None:
-                others.append(word)
-            else:
+            if current:
                 values[current] = []
-        elif current is None:
-            others.append(word)
-        else:
-            values[current].append(word)
-    pairs = [
-        part for name, words in values.items() for w in words for part in (name, w)
-    ]
+                continue
+        (values[current] if current else others).append(word)
+    pairs = [part for name in values for w in values[name] for part in (name, w)]
     # Click says that these need a value.
     empty = [name for name, words in values.items() if not words]
     return [*pairs, *others, *empty], current
 
 
 def defaults_from_file(ctx: typer.Context, path: str | None) -> str | None:
-    """Make what a file says the defaults of a command's options.
-
-    Args:
-        ctx: of the command.
-        path: of the TOML file; None for no file.
+    """Make what a TOML file says the defaults of a command's options.
 
     Returns:
         `path`.
 
     Raises:
-        UsageError: for a file that cannot be read or is no TOML, and for unknown
-            options.
+        UsageError: for a file that cannot be read or is no TOML, or unknown options.
     """
     if path is None or ctx.resilient_parsing:
         return path
@@ -114,15 +99,13 @@ def defaults_from_file(ctx: typer.Context, path: str | None) -> str | None:
         for option in ctx.command.params
         if isinstance(option, TyperOption) and option.opts[0] not in _TYPED_ONLY
     }
-    ctx.default_map = {}
-    for key, value in {**shared, **own}.items():
-        try:
-            option = choose(
-                options, key.replace("_", "-"), f"option of {ctx.command_path}"
-            )
+    ctx.default_map, what = {}, f"option of {ctx.command_path}"
+    try:
+        for key, value in {**shared, **own}.items():
+            option = choose(options, key.replace("_", "-"), what)
             ctx.default_map[option.name] = _value(key, value, option)
-        except ValueError as error:
-            raise UsageError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
     return path
 
 

@@ -17,27 +17,19 @@ import numpy as np
 import optax
 
 from natgrad.cli.experiment import APPROACH_RATE, Experiment
-from natgrad.cli.options import (
-    OF_FIDELITY,
-    OF_MODEL,
-    OF_RACE,
-    ComparingCommand,
-    racers,
-    takes,
-)
+from natgrad.cli.options import OF_FIDELITY, OF_MODEL, OF_RACE, ComparingCommand, takes
 from natgrad.cli.session import Session, Stage
-from natgrad.cli.shared import write_atomically, write_json
+from natgrad.cli.shared import json_bytes
 from natgrad.cli.terminal import Advance, notes, summary
 from natgrad.compare import plots, tables
-from natgrad.compare.budget import Budget
-from natgrad.compare.comparison import Comparison
+from natgrad.compare.comparison import Comparison, Verdict
 from natgrad.compare.extras import require
+from natgrad.compare.figures import Budget
 from natgrad.compare.runs import Race, Repeated
 from natgrad.compare.setup import ComparisonSetup
 from natgrad.compare.tables import figure
 from natgrad.compare.trace import Trace, comparisons_along
 from natgrad.compare.training import repeated
-from natgrad.compare.verdict import Verdict
 
 _OPTIMIZERS = ("dense", "matrix_free", "kfac", "ekfac", "diagonal", "empirical")
 _OPTIMIZERS += ("sgd", "adam")
@@ -58,13 +50,12 @@ class ReportSession(Session):
 
     def stages(self) -> list[Stage]:
         """Compare and train, and what was asked for beside."""
-        settings = self.experiment.settings
-        more = []
+        settings, more = self.experiment.settings, []
         if settings.along:
             more.append((len(set(settings.along)), self._follow))
         if settings.repeat:
             more.append((1, self._repeat))
-        return [self.compare(), self.train(), *more]
+        return [*super().stages(), *more]
 
     def _follow(self, advance: Advance) -> None:
         """Compare along a run of Adam."""
@@ -90,17 +81,18 @@ class ReportSession(Session):
 
     def _repeat(self, advance: Advance) -> None:
         """The best runs from other seeds."""
-        experiment, settings = self.experiment, self.experiment.settings
+        experiment, data = self.experiment, self.experiment.dataset
+        first, count = experiment.settings.seed + 1, experiment.settings.repeat
         assert self.race is not None, "training comes before"
         advance("other seeds", 0)
         self._repeated = repeated(
             experiment.model,
             experiment.initial_from,
-            experiment.dataset.train,
-            experiment.dataset.test,
+            data.train,
+            data.test,
             self.race,
-            score=experiment.dataset.score,
-            seeds=range(settings.seed + 1, settings.seed + 1 + settings.repeat),
+            score=data.score,
+            seeds=range(first, first + count),
         )
 
     def show(self) -> None:
@@ -117,11 +109,8 @@ class ReportSession(Session):
         record["repeated"] = [entry.to_dict() for entry in self._repeated] or None
         record["verdict"] = {**vars(words), "points": list(words.points)}
         page = render(self._page(record, words)).encode()
-        self.write(self.file, lambda path: write_json(path, record))
-        self.write(
-            "report.html",
-            lambda path: write_atomically(path, lambda file: file.write(page)),
-        )
+        self.write(self.file, lambda file: file.write(json_bytes(record)))
+        self.write("report.html", lambda file: file.write(page))
 
     def _page(self, record: dict[str, Any], words: Verdict) -> dict[str, Any]:
         """What page.html shows."""
@@ -146,11 +135,11 @@ class ReportSession(Session):
     def _figures(self) -> dict[str, Any]:
         """The pictures of what is finished: name -> matplotlib figure."""
         figures = {}
-        if self.comparison is not None:
+        if self.comparison:
             figures["fidelity"] = self.fidelity_figure()
             for draw in (plots.quadratic, plots.spectra, plots.blocks):
                 figures[draw.__name__] = draw(self.comparison)
-        if self.race is not None:
+        if self.race:
             figures["training"] = self.training_figure()
         if self._repeated:
             figures["bands"] = plots.bands(self._repeated)
@@ -168,15 +157,7 @@ def _bars(race: Race) -> list[tuple[str, str, float]]:
 
 
 def render(values: Mapping[str, Any]) -> str:
-    """The page: page.html, filled in.
-
-    Args:
-        values: name in the template -> value; text is escaped.
-
-    Raises:
-        MissingExtra: where jinja2 is not installed.
-        jinja2.UndefinedError: for a name of the template that has no value.
-    """
+    """The page: page.html with a value for each of its names; text is escaped."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("natgrad.cli", "."),
@@ -185,16 +166,12 @@ def render(values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["legend"] = tables.legend
-    return environment.get_template("page.html").render(values)
+    page = environment.get_template("page.html")
+    return page.render(values, legend=tables.legend, figure=figure)
 
 
 def pictures(figure: Any) -> list[str]:
-    """PNGs as the `src` of images, one a panel; one where panels share axes.
-
-    Args:
-        figure: of matplotlib.
-    """
+    """PNGs as the `src` of images, one a panel; one where panels share axes."""
     buffer, axes = io.BytesIO(), figure.axes
     groups = [g for a in axes for g in (a.get_shared_x_axes(), a.get_shared_y_axes())]
     if any(len(group.get_siblings(axis)) > 1 for axis in axes for group in groups):
@@ -224,8 +201,8 @@ def _data_uri(buffer: io.BytesIO) -> str:
 
 @takes(
     *(*OF_MODEL, "output", *OF_FIDELITY, *OF_RACE, "repeat", "along"),
-    output=Path("natgrad-report"),
-    optimizers=racers(_OPTIMIZERS),
+    output="natgrad-report",
+    optimizers=_OPTIMIZERS,
 )
 class Report(ComparingCommand):
     """Write one HTML page: which approximation to use, and why.

@@ -6,21 +6,22 @@ What is finished when the person presses Ctrl-C is kept; no file is ever there b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from natgrad.cli.experiment import Experiment, surroundings
-from natgrad.cli.shared import INTERRUPTED, write_atomically, write_json
+from natgrad.cli.shared import INTERRUPTED, json_bytes, write_atomically
 from natgrad.cli.terminal import Advance, Report, progress
 from natgrad.compare import plots
-from natgrad.compare.comparison import Comparison
+from natgrad.compare.comparison import Comparison, Verdict, together
 from natgrad.compare.row import Row
 from natgrad.compare.runs import Entry, Race
 from natgrad.compare.training import RaceSettings, race
-from natgrad.compare.verdict import Verdict, together
 
 # (parts, what to do); each part is an approximation or a run.
 Stage = tuple[int, Callable[[Advance], None]]
@@ -43,11 +44,7 @@ class Session:
         self.report = Report()
         self._output = output
         self._start = time.perf_counter()
-        self._written: list[str] = []
-
-    def stages(self) -> list[Stage]:
-        """What to do, in order."""
-        return [self.compare(), self.train()]
+        self._written: dict[Path, None] = {}  # in order
 
     def run(self) -> int:
         """Run all stages; the exit code."""
@@ -62,8 +59,9 @@ class Session:
                 self.save(complete=not waiting)
         except KeyboardInterrupt:
             return self._interrupted()
+        names = ", ".join(path.name for path in self._files())
         seconds = time.perf_counter() - self._start
-        self.report.closing(self._output, self._written, seconds)
+        self.report.closing(f"Wrote {names} to {self._output} in {seconds:.0f} s.")
         return 0
 
     def compare(self) -> Stage:
@@ -91,13 +89,9 @@ class Session:
     def train(self) -> Stage:
         """The stage that races optimizers."""
         settings, data = self.experiment.settings, self.experiment.dataset
-        shared = RaceSettings(
-            steps=settings.steps,
-            batch_size=min(settings.batch_size, len(data.train[0])),
-            rates=settings.rates,
-            damping=settings.damping,
-            seed=settings.seed,
-        )
+        names = [field.name for field in dataclasses.fields(RaceSettings)]
+        shared = RaceSettings(**{name: getattr(settings, name) for name in names})
+        size = min(settings.batch_size, len(data.train[0]))
 
         def stage(advance: Advance) -> None:
             entries: list[Entry] = []
@@ -120,11 +114,19 @@ class Session:
                     on_run=on_run,
                 )
             finally:
-                steps, batch_size = shared.steps, shared.batch_size
                 if entries:
-                    self.race = Race(tuple(entries), steps, batch_size, shared.damping)
+                    self.race = Race(
+                        tuple(entries), settings.steps, size, shared.damping
+                    )
 
         return len(settings.optimizers) * settings.rates, stage
+
+    # What each stage is made by.
+    plan: tuple[Callable[[Any], Stage], ...] = (compare, train)
+
+    def stages(self) -> list[Stage]:
+        """What to do, in order."""
+        return [stage(self) for stage in self.plan]
 
     def show(self) -> None:
         """What has just been finished, on the terminal; at the end the verdict."""
@@ -152,35 +154,22 @@ class Session:
         return self.race and plots.training(self.race, title=title, score=score)
 
     def save(self, *, complete: bool) -> None:
-        """Write what is finished; an older picture of what is not goes.
-
-        Args:
-            complete: is that all?
-        """
+        """Write what is finished, perhaps all; an older picture of what is not goes."""
         for name, draw in self.pictures.items():
-            path = self._output / name
-            if str(path) in self._written:
+            if self._output / name in self._written:
                 continue
             figure = draw(self)
             if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            write_atomically(path, lambda file, figure=figure: plots.save(figure, file))
-            self._written.append(str(path))
+                (self._output / name).unlink(missing_ok=True)
+            else:
+                self.write(name, functools.partial(plots.save, figure))
         record = self.description(complete=complete)
-        self.write(self.file, lambda path: write_json(path, record))
+        self.write(self.file, lambda file: file.write(json_bytes(record)))
 
-    def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Write a file, again at every save.
-
-        Args:
-            name: of the file.
-            write: path -> nothing.
-        """
-        path = self._output / name
-        write(path)
-        if str(path) not in self._written:
-            self._written.insert(0, str(path))
+    def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Write a file of this name, which `write` fills."""
+        write_atomically(self._output / name, write)
+        self._written[self._output / name] = None
 
     def description(self, *, complete: bool) -> dict[str, Any]:
         """What was done where, and all results, as plain Python values."""
@@ -194,11 +183,16 @@ class Session:
             "training": self.race and self.race.to_dict(),
         }
 
+    def _files(self) -> list[Path]:
+        """What was written, pictures last."""
+        return sorted(self._written, key=lambda path: path.suffix)
+
     def _interrupted(self) -> int:
         """Keep what is finished; a second Ctrl-C gives that up too."""
         with contextlib.suppress(KeyboardInterrupt):
             if self.comparison is not None or self.race is not None:
                 self.save(complete=False)
-        kept = f"kept {', '.join(self._written)}" if self._written else "wrote nothing"
+        kept = ", ".join(map(str, self._files()))
+        kept = f"kept {kept}" if kept else "wrote nothing"
         print(f"natgrad {self.command}: interrupted, {kept}", file=sys.stderr)
         return INTERRUPTED

@@ -57,9 +57,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write `json_bytes` of a record."""
+    write_atomically(path, lambda file: file.write(json_bytes(record)))
+
+
+def json_bytes(record: dict[str, Any]) -> bytes:
     """`record` as JSON that any parser reads: a number that is not finite is null."""
     text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    return f"{text}\n".encode()
 
 
 def check_directory(path: Path) -> None:

@@ -7,17 +7,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from natgrad.cli.experiment import Experiment
 from natgrad.compare import tables
-from natgrad.compare.comparison import Comparison
+from natgrad.compare.comparison import Comparison, Verdict
 from natgrad.compare.extras import require
 from natgrad.compare.row import Row
 from natgrad.compare.runs import Race
 from natgrad.compare.tables import Table, figure
-from natgrad.compare.verdict import Verdict
 
 # (what is being done now, how many parts were finished since the last call).
 Advance = Callable[[str, float], None]
@@ -39,15 +37,13 @@ class Report:
     def opening(self, experiment: Experiment, surroundings: dict[str, Any]) -> None:
         """What is compared, on what."""
         record, settings = experiment.describe(), experiment.settings
-        about = record["data"]
+        about, device = record["data"], surroundings["device"]["kind"]
         hidden = f" {'-'.join(map(str, settings.hidden))}" * (settings.model == "mlp")
-        device = surroundings["device"]
         self._line(
             f"{settings.model}{hidden} on {about['name']}: {record['parameters']} "
             f"parameters, {about['train_examples']} training and "
-            f"{about['test_examples']} test examples, {record['dtype']}, "
-            f"{device['kind']}, seed {settings.seed}; targets: "
-            f"{experiment.dataset.about_targets}",
+            f"{about['test_examples']} test examples, {record['dtype']}, {device}, "
+            f"seed {settings.seed}; targets: {experiment.dataset.about_targets}",
             style="bold",
         )
 
@@ -108,11 +104,10 @@ class Report:
         for point in words.points:
             self._line(f"- {point}")
 
-    def closing(self, output: Path, written: Iterable[str], seconds: float) -> None:
+    def closing(self, text: str) -> None:
         """Which files there are now."""
-        names = ", ".join(Path(path).name for path in written)
         self._out.print()
-        self._line(f"Wrote {names} to {output} in {seconds:.0f} s.")
+        self._line(text)
 
     def _heading(self, text: str) -> None:
         self._out.print()
@@ -141,11 +136,7 @@ class Report:
 
 
 def notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """What the marks mean that stand beside names: (mark, meaning).
-
-    Args:
-        rows: of a comparison; marks that none of them has are left out.
-    """
+    """What the marks mean that stand beside names of rows: (mark, meaning)."""
     used = {mark for row in rows for mark in tables.marks(row)}
     return [(mark, meaning) for mark, meaning in tables.NOTES if mark in used]
 
@@ -153,9 +144,7 @@ def notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
 def summary(comparison: Comparison, race: Race) -> list[tables.SummaryRow]:
     """Each name once: by final training loss, then by the cosine of the step.
 
-    Args:
-        comparison: of what agrees with the reference, what did not race is left out.
-        race: of optimizers.
+    Of what agrees with the reference, what did not race is left out.
     """
     rows = {row.name: row for row in comparison.rows}
     entries = {entry.name: entry for entry in race.entries}
@@ -164,14 +153,12 @@ def summary(comparison: Comparison, race: Race) -> list[tables.SummaryRow]:
         for name in {**entries, **rows}
         if name in entries or name == comparison.reference or not rows[name].agrees
     ]
-    lines = [
-        tables.SummaryRow(name, rows.get(name), entries.get(name)) for name in names
-    ]
 
     def order(line: tables.SummaryRow) -> tuple[float, float]:
         loss = line.entry.final_train_loss if line.entry else math.inf
         return loss, -line.row.step_cosine if line.row else 0.0
 
+    lines = (tables.SummaryRow(n, rows.get(n), entries.get(n)) for n in names)
     return sorted(lines, key=order)
 
 
@@ -179,7 +166,7 @@ def summary(comparison: Comparison, race: Race) -> list[tables.SummaryRow]:
 def progress(total: float) -> Iterator[Advance]:
     """Shows on standard error how much of `total` is done."""
     if not sys.stderr.isatty():
-        yield _Lines(total)
+        yield _lines(total)
         return
     parts = require("rich.progress")
     columns = (
@@ -196,20 +183,19 @@ def progress(total: float) -> Iterator[Advance]:
         yield lambda text, done: bar.update(task, description=text, advance=done)
 
 
-class _Lines:
+def _lines(total: float) -> Advance:
     """Prints a line if the last is `_INTERVAL` seconds old."""
+    finished, start = 0.0, time.monotonic()
+    last = start
 
-    def __init__(self, total: float):
-        self._total, self._done = total, 0.0
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, text: str, done: float) -> None:
-        self._done = min(self._done + done, self._total)
-        now = time.monotonic()
-        if now - self._last < _INTERVAL:
+    def advance(text: str, done: float) -> None:
+        nonlocal finished, last
+        finished, now = min(finished + done, total), time.monotonic()
+        if now - last < _INTERVAL:
             return
-        self._last = now
-        share, left = self._done / self._total, ""
+        last, share, left = now, finished / total, ""
         if share:
-            left = f", about {(now - self._start) * (1 / share - 1):.0f} s left"
+            left = f", about {(now - start) * (1 / share - 1):.0f} s left"
         print(f"{share:.0%} {text}{left}", file=sys.stderr, flush=True)
+
+    return advance

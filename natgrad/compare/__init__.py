@@ -9,9 +9,8 @@ comes with `pip install natgrad[report]` and is imported when used.
     setup -> reference -> trace      contenders -> training      plots
 """
 
-from natgrad.compare.budget import Budget
-from natgrad.compare.comparison import Comparison
-from natgrad.compare.figures import Figures
+from natgrad.compare.comparison import Comparison, Verdict
+from natgrad.compare.figures import Budget, Figures
 from natgrad.compare.misspecification import Misspecification
 from natgrad.compare.reference import Reference
 from natgrad.compare.row import Row
@@ -19,7 +18,6 @@ from natgrad.compare.runs import Entry, Race, Repeated, Run
 from natgrad.compare.setup import ComparisonSetup
 from natgrad.compare.trace import Trace, along, compare, comparisons_along
 from natgrad.compare.training import RaceSettings, race, repeated
-from natgrad.compare.verdict import Verdict
 
 __all__ = [
     "Budget",

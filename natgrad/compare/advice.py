@@ -63,10 +63,7 @@ class Advice:
 
 
 def advise(
-    batch: BatchFigures,
-    layers: LayersSeen,
-    curvature: CurvatureFigures,
-    costs: Costs,
+    batch: BatchFigures, layers: LayersSeen, curvature: CurvatureFigures, costs: Costs
 ) -> Advice:
     """The first line of the table that holds.
 

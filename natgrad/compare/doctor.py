@@ -14,14 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.compare import tables
-from natgrad.compare.advice import (
-    Advice,
-    advise,
-    count,
-    kinds,
-    times,
-    two_digits,
-)
+from natgrad.compare.advice import Advice, advise, count, kinds, times, two_digits
 from natgrad.compare.batch_check import BatchFigures, check_batch
 from natgrad.compare.measurements import (
     EXAMPLES,
@@ -64,15 +57,9 @@ class Diagnosis:
     costs: Costs
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"Use {self.advice.code}: {self.advice.reason}.",
-                self._batch(),
-                self._layers(),
-                self._noise(),
-                self._curvature(),
-            ]
-        )
+        use = f"Use {self.advice.code}: {self.advice.reason}."
+        found = (self._batch(), self._layers(), self._noise(), self._curvature())
+        return "\n".join((use, *found))
 
     def _batch(self) -> str:
         found = self.batch
@@ -89,12 +76,11 @@ class Diagnosis:
     def _layers(self) -> str:
         found = self.layers
         if found.obstacle:
-            return f"Layers: K-FAC cannot take this model. {_sentence(found.obstacle)}"
-        rest = (
-            f"{found.outside:,} of {found.parameters:,} parameters are outside"
-            if found.outside
-            else f"they hold all {found.parameters:,} parameters"
-        )
+            reason = " ".join(found.obstacle.split()).split(". ")[0].rstrip(".")
+            return f"Layers: K-FAC cannot take this model. {reason}."
+        rest = f"they hold all {found.parameters:,} parameters"
+        if found.outside:
+            rest = f"{found.outside:,} of {found.parameters:,} parameters are outside"
         return (
             f"Layers: K-FAC sees {kinds(found) or 'none'}; {rest}; its factors take "
             f"{tables.size(found.factor_bytes)}, the largest {found.largest:,} a side."
@@ -115,9 +101,8 @@ class Diagnosis:
 
     def _curvature(self) -> str:
         found, costs, layers = self.curvature, self.costs, self.layers
-        exact = {"Dense": "as a matrix", "Gram": "in sample space"}.get(
-            costs.space, "by conjugate gradients"
-        )
+        spaces = {"Dense": "as a matrix", "Gram": "in sample space"}
+        exact = spaces.get(costs.space, "by conjugate gradients")
         cost = (
             f"An exact step {exact} costs {times(costs.exact / costs.gradient)} a "
             f"gradient's arithmetic and {tables.size(costs.exact_bytes)}."
@@ -179,9 +164,3 @@ def doctor(
     curvature = curvature_figures(model, params, inputs, damping, key)
     advice = advise(found, seen, curvature, costs)
     return Diagnosis(advice, found, seen, noise, curvature, costs)
-
-
-def _sentence(text: str) -> str:
-    """The first sentence of an error."""
-    first = " ".join(text.split()).split(". ")[0]
-    return first.rstrip(".") + "."

@@ -18,7 +18,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from natgrad.compare.budget import Budget
+from natgrad.compare.figures import Budget
 from natgrad.curvature import KFAC, KFOC, Gram
 from natgrad.curvature.kfoc import outputs_moment
 from natgrad.layers import NotCapturedError

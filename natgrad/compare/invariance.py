@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import layers
-from natgrad.compare.budget import Budget
-from natgrad.compare.estimates import root_of_ratio
-from natgrad.compare.figures import captured, ratio, vector
+from natgrad.compare.figures import Budget, captured, ratio, vector
+from natgrad.compare.matrix_free_figures import root_of_ratio
 from natgrad.layers import Recombined
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
@@ -53,19 +52,14 @@ def defect(
 ) -> tuple[float, float]:
     """‖A_φ − TᵀAT‖ / ‖TᵀAT‖ and its standard error, 0 where matrices are formed.
 
-    Args:
-        metric: A at θ.
-        there: A_φ at φ.
-        chart: θ = T φ.
-        key: of the probes.
-        budget: how large a model is measured exactly, and how many probes otherwise.
+    For θ = T φ, A = `metric` at θ and A_φ = `there` at φ.
     """
     if metric.layout.size <= budget.matrices:
         difference, size = _formed(metric, there, chart)
         return ratio(float(difference), float(size)), 0.0
     keys = jax.random.split(key, budget.probes)
     squares = [_probed(metric, there, chart, key) for key in keys]
-    return root_of_ratio(*np.asarray(squares, float).T)
+    return root_of_ratio(squares)
 
 
 def step_defect(step: Params, there: Params, chart: Recombined) -> float:

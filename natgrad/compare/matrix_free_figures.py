@@ -17,15 +17,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare import estimates
-from natgrad.compare.budget import Budget
-from natgrad.compare.figures import Figures, Part, Spectrum, ratio, step_figures
+from natgrad.compare.figures import (
+    Budget,
+    Figures,
+    Part,
+    Spectrum,
+    generalised_eigenvalues,
+    ratio,
+    step_figures,
+)
 from natgrad.metrics.base import Metric
 from natgrad.solvers.lanczos import Krylov, krylov
 from natgrad.typing import Array, Key
@@ -61,29 +67,21 @@ class MatrixFreeFigures:
         key: Key,
         budget: Budget,
     ):
-        """Probe F; on the blocks, of which there are many, half as often.
-
-        Args:
-            metric: F.
-            parts: all parameters, then the blocks.
-            damping: λ.
-            key: of the probes.
-            budget: how many there are, and the iterations of Lanczos's method.
-        """
+        """Probe F on all parameters; on the blocks, which are many, half as often."""
         self._metric, self._damping = metric, damping
         self._iterations = budget.iterations
         draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-        half = max(2, budget.probes // 2)
-        self._probes = []
-        for index, part in enumerate(parts):
+        self._probes, count = [], budget.probes
+        for part in parts:
             signs = [
                 draw.choice([-1.0, 1.0], part.size).astype(self._dtype)
-                for _ in range(half if index else budget.probes)
+                for _ in range(count)
             ]
             self._probes.append((part, [self._probe(metric, part, v) for v in signs]))
+            count = max(2, budget.probes // 2)
         probes = self._probes[0][1]
         self.norm = math.sqrt(np.mean([float(p.image @ p.image) for p in probes]))
-        self.spectrum = estimates.spectrum([p[3:] for p in probes])
+        self.spectrum = _spectrum([p[3:] for p in probes])
 
     def measure(
         self, metric: Metric, step: np.ndarray, exact_step: np.ndarray
@@ -92,7 +90,7 @@ class MatrixFreeFigures:
         measured, spectra = [], []
         for part, exact in self._probes:
             own = [self._probe(metric, part, probe.signs) for probe in exact]
-            spectra.append(estimates.spectrum([probe[3:] for probe in own]))
+            spectra.append(_spectrum([probe[3:] for probe in own]))
             values = self._estimates(own, exact)
             figures = Figures(
                 name=part.name,
@@ -110,18 +108,15 @@ class MatrixFreeFigures:
     ) -> dict[str, tuple[float, float]]:
         """Figure -> its mean over probes of A and F, and its standard error."""
         pairs = list(zip(own, exact, strict=True))
-        dimension = functools.partial(estimates.outweighing, damping=self._damping)
+        dimension = functools.partial(outweighing, damping=self._damping)
         traces = [(a.signs @ a.image, f.signs @ f.image) for a, f in pairs]
         errors = [(a.image - f.image, f.image) for a, f in pairs]
-        squares = [(d @ d, image @ image) for d, image in errors]
         return {
-            "relative_error": estimates.root_of_ratio(*zip(*squares, strict=True)),
-            "trace_ratio": estimates.ratio_of_means(*zip(*traces, strict=True)),
-            "divergence": estimates.mean([self._divergence(a, f) for a, f in pairs]),
-            "effective_dimension": estimates.mean([a.integral(dimension) for a in own]),
-            "exact_effective_dimension": estimates.mean(
-                [f.integral(dimension) for f in exact]
-            ),
+            "relative_error": root_of_ratio([(d @ d, f @ f) for d, f in errors]),
+            "trace_ratio": _ratio_of_means(traces),
+            "divergence": _mean([self._divergence(a, f) for a, f in pairs]),
+            "effective_dimension": _mean([a.integral(dimension) for a in own]),
+            "exact_effective_dimension": _mean([f.integral(dimension) for f in exact]),
         }
 
     def _divergence(self, own: Probe, exact: Probe) -> float:
@@ -143,12 +138,15 @@ class MatrixFreeFigures:
         largest = max(float(np.abs(probe.nodes).max()) for probe in probes)
         gram = np.asarray(gram, float)
         damped = (gram + gram.T) / 2 + self._damping * np.eye(len(gram))
-        lowest, highest = estimates.extreme_ratios(damped, space.matrix())
+        values, vectors = np.linalg.eigh(damped)
+        ratios = np.full(2, np.nan)
+        if values[0] > 0:
+            ratios = generalised_eigenvalues(values, vectors, space.matrix())
         return {
             "spectral_error": ratio(np.abs(space.quadrature()[0]).max(), largest),
-            "lowest_ratio": lowest,
+            "lowest_ratio": float(ratios[0]),
             "median_ratio": np.nan,
-            "highest_ratio": highest,
+            "highest_ratio": float(ratios[-1]),
         }
 
     def _probe(self, metric: Metric, part: Part, signs: np.ndarray) -> Probe:
@@ -193,3 +191,38 @@ def _product(metric: Metric, mask: Array, x: Array) -> Array:
     """The diagonal block of the operator on the part, times x."""
     image = metric.layout.ravel(metric.mv(metric.layout.unravel(mask * x)))
     return mask * image.astype(x.dtype)
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean and its standard error."""
+    array = np.asarray(values, float)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def _ratio_of_means(pairs: Sequence[tuple[Any, Any]]) -> tuple[float, float]:
+    """mean a / mean b of pairs, and its standard error to first order."""
+    a, b = np.asarray(pairs, float).T
+    value = ratio(a.mean(), b.mean())
+    return value, ratio(_mean(a - value * b)[1], abs(b.mean()))
+
+
+def root_of_ratio(pairs: Sequence[tuple[Any, Any]]) -> tuple[float, float]:
+    """√(mean a / mean b) of pairs of squares, and its standard error to first order."""
+    value, noise = _ratio_of_means(pairs)
+    root = math.sqrt(value) if value >= 0 else math.nan
+    return root, (noise / (2 * root) if root else 0.0)
+
+
+def outweighing(eigenvalues: np.ndarray, damping: float) -> np.ndarray:
+    """a/(a + λ), 0 for a <= 0."""
+    positive = np.maximum(eigenvalues, 0)
+    damped = positive + damping
+    return np.divide(positive, damped, out=np.zeros_like(damped), where=damped > 0)
+
+
+def _spectrum(quadratures: Sequence[tuple[np.ndarray, np.ndarray]]) -> Spectrum:
+    """The eigenvalues that quadratures stand for: ranks from their summed weights."""
+    nodes, weights = (np.concatenate(x) for x in zip(*quadratures, strict=True))
+    order = np.argsort(-nodes)
+    ranks = np.cumsum(weights[order]) / len(quadratures)
+    return Spectrum(tuple(ranks.tolist()), tuple(nodes[order].tolist()))

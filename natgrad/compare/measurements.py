@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare import estimates
+from natgrad.compare.matrix_free_figures import outweighing
 from natgrad.curvature import Empirical, Exact, MatrixFree
 from natgrad.curvature.visits import visits
 from natgrad.model import Model
@@ -81,14 +81,7 @@ class CurvatureFigures:
 def gradient_noise(
     model: Model, params: Params, inputs: Inputs, targets: Array
 ) -> GradientNoise:
-    """How much the gradients of examples differ, on one batch.
-
-    Args:
-        model: the statistical model.
-        params: θ.
-        inputs: a batch of inputs.
-        targets: its labels, [N, ...].
-    """
+    """How much the gradients of examples differ, on one batch."""
     count = jnp.shape(targets)[0]
     mean, squares = _gradients(model, params, inputs, targets)
     square = float(np.asarray(mean, float) @ np.asarray(mean, float))
@@ -119,15 +112,7 @@ def _gradients(model, params, inputs, targets) -> tuple[Array, Array]:
 def curvature_figures(
     model: Model, params: Params, inputs: Inputs, damping: float, key: Key
 ) -> CurvatureFigures:
-    """Trace, largest eigenvalue and effective dimension of F on one batch.
-
-    Args:
-        model: the statistical model.
-        params: θ.
-        inputs: a batch of inputs.
-        damping: λ >= 0.
-        key: of the probes.
-    """
+    """Trace, largest eigenvalue and effective dimension of F on one batch."""
     draws = jax.random.split(key)
     try:
         found = _probes(model, params, inputs, draws[0], draws[1])
@@ -135,7 +120,7 @@ def curvature_figures(
         return CurvatureFigures(math.nan, math.nan, math.nan, damping)
     rows = zip(*map(np.asarray, found), strict=True)
     rules = [Krylov(a, b, a, (), length).quadrature() for a, b, length in rows]
-    dimension = functools.partial(estimates.outweighing, damping=damping)
+    dimension = functools.partial(outweighing, damping=damping)
     return CurvatureFigures(
         trace=float(np.mean([nodes @ weights for nodes, weights in rules])),
         largest=max(float(nodes.max()) for nodes, _ in rules),

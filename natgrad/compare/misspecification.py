@@ -32,8 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natgrad.compare.budget import Budget
-from natgrad.compare.figures import ratio
+from natgrad.compare.figures import Budget, ratio
 from natgrad.curvature.labels import Empirical, Exact
 from natgrad.curvature.visits import visits
 from natgrad.model import Model, batch
@@ -91,21 +90,11 @@ def information_matrix_test(
     key: Key,
     budget: Budget,
 ) -> Misspecification:
-    """The test at θ.
-
-    Args:
-        model: the statistical model.
-        params: θ.
-        inputs: the batch.
-        targets: its labels.
-        key: of the draws and directions.
-        budget: how many draws, and how large a model is measured exactly.
-    """
+    """The test at θ on a batch; `key` is that of the draws and directions."""
     layout = Layout.of(params)
     directions = 0 if layout.size <= budget.matrices else budget.probes
-    keys = jax.random.split(key)
-    where = (model, params, inputs, targets)
-    statistics = _statistics(*where, keys, budget.draws, directions)
+    how = (jax.random.split(key), budget.draws, directions)
+    statistics = _statistics(model, params, inputs, targets, *how)
     observed, expected, drawn = (np.asarray(x, float) for x in statistics)
     # Rounding aside: T of a family whose scores have one length does not vary.
     noise = float(jnp.finfo(layout.dtype).eps) ** 0.5 * expected
@@ -193,6 +182,5 @@ def _along(pushed: Array, scores: Array) -> Array:
 
 def _expected_along(model, z, examples, total, pushed) -> Array:
     """The mean over directions of ⟨u, F u⟩."""
-    labels = Exact()
-    each = lambda v: jnp.sum(v * labels.products(model, z, examples, total, v))
+    each = lambda v: jnp.sum(v * Exact().products(model, z, examples, total, v))
     return jnp.mean(jax.lax.map(each, pushed)) / total

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natgrad.compare import invariance
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.dense_figures import DenseFigures
 from natgrad.compare.error_sources import error_sources
-from natgrad.compare.figures import parts, vector
+from natgrad.compare.figures import DenseFigures, Part, captured, vector
 from natgrad.compare.matrix_free_figures import MatrixFreeFigures
 from natgrad.compare.misspecification import information_matrix_test
-from natgrad.compare.row import Row, walk
+from natgrad.compare.row import Point, Row
 from natgrad.compare.setup import Batch, ComparisonSetup, Observation
 from natgrad.layers import NotCapturedError
 from natgrad.model import Model
 from natgrad.model.errors import DoesNotFitError
-from natgrad.tree import Layout, all_finite
+from natgrad.tree import Layout, all_finite, inner, paths
 from natgrad.typing import Array, Inputs, Key, Params
 
 
@@ -84,13 +84,10 @@ class Reference:
         formed = Layout.of(params).size <= setup.budget.matrices
         name = setup.reference(formed)
         exact = setup.observe(name, setup.model, batch, gradient)
-        all_parts = parts(setup.model, params, inputs)
-        if formed:
-            computer = DenseFigures(exact.metric, all_parts, setup.damping)
-        else:
-            computer = MatrixFreeFigures(
-                exact.metric, all_parts, setup.damping, key, setup.budget
-            )
+        of = (exact.metric, _parts(setup.model, params, inputs), setup.damping)
+        computer = (
+            DenseFigures(*of) if formed else MatrixFreeFigures(*of, key, setup.budget)
+        )
         return cls(setup, name, batch, gradient, float(loss), exact, computer, formed)
 
     def row(self, name: str) -> Row:
@@ -106,28 +103,16 @@ class Reference:
         whole, blocks, spectrum = self.computer.measure(
             observed.metric, vector(observed.direction), vector(self.exact.direction)
         )
-        factors = (1.0, *setup.budget.factors)
-        points, residual = walk(
-            setup.model,
-            self.batch,
-            self.gradient,
-            setup.damping,
-            observed,
-            self.exact.metric,
-            tuple(factor * setup.step_size for factor in factors),
-        )
-        defect, error, step_defect = self._defects(name, observed)
+        (full, *path), residual = self._walk(observed, (1.0, *setup.budget.factors))
         rounding = math.sqrt(jnp.finfo(observed.metric.layout.dtype).eps)
         return Row(
             name=name,
             whole=whole,
             blocks=blocks,
-            full=points[0],
-            path=points[1:],
+            full=full,
+            path=tuple(path),
             spectrum=spectrum,
-            invariance_defect=defect,
-            invariance_error=error,
-            step_invariance_defect=step_defect,
+            **self._defects(name, observed),
             residual=residual,
             fallback=observed.fallback,
             statistics_bytes=observed.statistics_bytes,
@@ -203,21 +188,37 @@ class Reference:
             error_sources=sources,
         )
 
-    def _defects(self, name: str, observed: Observation) -> tuple[float, float, float]:
-        """How far A notices other coordinates: matrix, its error, step; the worst."""
+    def _walk(
+        self, observed: Observation, factors: tuple[float, ...]
+    ) -> tuple[list[Point], float]:
+        """A point for each multiple of η, and |(A + λI) d − g| / |g| of d at 1."""
+        h = np.array(factors) * self.setup.step_size
+        own, exact = (observed.metric, observed.direction), self.exact.metric
+        where = (self.batch, self.gradient, self.setup.damping)
+        walked = _walked(self.setup.model, *where, own, exact, jnp.array(h.tolist()))
+        slope, kl, own_kl, residual, loss, losses, kls = (
+            np.asarray(x, float) for x in walked
+        )
+        falls = (h * slope - h**2 * kl, h * slope - h**2 * own_kl, loss - losses)
+        columns = (h, *falls, h**2 * kl, h**2 * own_kl, kls)
+        points = [Point(*values) for values in np.stack(columns, axis=1).tolist()]
+        return points, float(residual)
+
+    def _defects(self, name: str, observed: Observation) -> dict[str, float]:
+        """How far A and its step notice other coordinates: of the worst of some."""
         worst = (math.nan, 0.0, math.nan)
         for chart, model in self.setup.charts(self.batch):
-            params = chart.from_original(self.batch.params)
-            batch = self.batch._replace(params=params)
+            there = self.batch._replace(params=chart.from_original(self.batch.params))
             gradient = chart.transposed(self.gradient)
-            other = self.setup.observe(name, model, batch, gradient)
+            other = self.setup.observe(name, model, there, gradient)
             defect, error = invariance.defect(
                 observed.metric, other.metric, chart, self.batch.key, self.setup.budget
             )
             step = invariance.step_defect(observed.direction, other.direction, chart)
             if not defect <= worst[0]:
                 worst = (defect, error, step)
-        return worst
+        names = ("invariance_defect", "invariance_error", "step_invariance_defect")
+        return dict(zip(names, worst, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -234,3 +235,59 @@ def _check(model: Model, params: Params, inputs: Inputs, targets: Array) -> None
                 f"{what} must be finite, got NaN or infinity, so there is no step to "
                 "compare."
             )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _walked(model, batch, gradient, damping, own, exact, sizes) -> tuple[Array, ...]:
+    params, inputs, targets, _ = batch
+    metric, direction = own
+    image = metric.mv(direction)
+    rest = jax.tree.map(lambda f, d, g: f + damping * d - g, image, direction, gradient)
+
+    def at(h):
+        end = jax.tree.map(lambda p, d: p - h.astype(d.dtype) * d, params, direction)
+        return model.loss(end, inputs, targets), model.kl(params, end, inputs)
+
+    losses, divergences = jax.lax.map(at, sizes)
+    return (
+        inner(gradient, direction),
+        inner(direction, exact.mv(direction)) / 2,
+        inner(direction, image) / 2,
+        jnp.sqrt(inner(rest, rest) / inner(gradient, gradient)),
+        model.loss(params, inputs, targets),
+        losses,
+        divergences,
+    )
+
+
+def _parts(model: Model, params: Params, inputs: Inputs) -> list[Part]:
+    """All parameters as one part, then the blocks."""
+    layout, names = Layout.of(params), paths(params)
+    read = captured(model, params, inputs)
+    leaves = [set(block.leaves) for block in read.blocks] if read else []
+    groups = _merged([*leaves, *({leaf} for leaf in range(len(names)))])
+    blocks = [
+        Part(
+            _title([names[leaf] for leaf in group]),
+            np.concatenate([layout.positions(leaf) for leaf in group]),
+        )
+        for group in groups
+    ]
+    return [Part("", np.arange(layout.size)), *blocks]
+
+
+def _merged(sets: list[set[int]]) -> list[list[int]]:
+    """The connected components, in the order of the leaves."""
+    components: list[set[int]] = []
+    for members in sets:
+        touching = [c for c in components if c & members]
+        components = [c for c in components if not c & members]
+        components.append(members.union(*touching))
+    return sorted(sorted(component) for component in components)
+
+
+def _title(names: list[str]) -> str:
+    """'dense/bias + kernel' for 'dense/bias' and 'dense/kernel'."""
+    first, *others = names
+    prefix = first.rpartition("/")[0] + "/"
+    return " + ".join([first, *(name.removeprefix(prefix) for name in others)])

@@ -6,22 +6,11 @@ The path is θ − h (A + λI)⁻¹ g: what quadratic models say along it, and w
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from natgrad.compare.figures import Figures, Spectrum
-from natgrad.compare.setup import Batch, Cost, Observation
-from natgrad.metrics.base import Metric
-from natgrad.model import Model
-from natgrad.tree import inner
-from natgrad.typing import Array, Params
-
-_NOT_FIGURES = {"name", "parameters", "standard_errors", "step_size"}
+from natgrad.compare.setup import Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +34,6 @@ class Point:
     predicted_kl: float
     own_predicted_kl: float
     actual_kl: float
-
-
-def figure_names(cls: type) -> tuple[str, ...]:
-    """The fields of `Figures` or `Point` that are figures, in their order."""
-    fields = dataclasses.fields(cls)
-    return tuple(field.name for field in fields if field.name not in _NOT_FIGURES)
 
 
 def _at(path: str) -> property:
@@ -124,76 +107,13 @@ class Row:
 
     def figures(self) -> dict[str, float]:
         """Every figure of all parameters and of the full step: name -> number."""
+        of_step = {k: v for k, v in vars(self.full).items() if k != "step_size"}
         own = ("invariance_defect", "step_invariance_defect", "residual")
-        names = (*figure_names(Figures), *figure_names(Point), *own)
-        return {name: getattr(self, name) for name in names}
+        return self.whole.figures() | of_step | {k: getattr(self, k) for k in own}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
         record = dataclasses.asdict(self)
-        del record["whole"], record["full"]
-        errors = dict(self.whole.standard_errors)
+        errors = record.pop("whole")["standard_errors"]
+        del record["full"]
         return {**record, **self.figures(), "standard_errors": errors}
-
-
-def walk(
-    model: Model,
-    batch: Batch,
-    gradient: Params,
-    damping: float,
-    observed: Observation,
-    exact: Metric,
-    sizes: tuple[float, ...],
-) -> tuple[tuple[Point, ...], float]:
-    """A point for each of `sizes` h, and |(A + λI) d − g| / |g| of the direction d.
-
-    Args:
-        model: the statistical model.
-        batch: θ, inputs and labels.
-        gradient: g.
-        damping: λ.
-        observed: A and (A + λI)⁻¹ g.
-        exact: F.
-        sizes: h.
-    """
-    own = observed.metric, observed.direction
-    path = _walked(model, batch, gradient, damping, own, exact, jnp.array(sizes))
-    slope, kl, own_kl, residual, loss, losses, kls = (
-        np.asarray(x, float) for x in path
-    )
-    points = [
-        Point(
-            step_size=h,
-            predicted_loss_decrease=float(h * slope - h**2 * kl),
-            own_predicted_loss_decrease=float(h * slope - h**2 * own_kl),
-            actual_loss_decrease=float(loss - after),
-            predicted_kl=float(h**2 * kl),
-            own_predicted_kl=float(h**2 * own_kl),
-            actual_kl=float(divergence),
-        )
-        for h, after, divergence in zip(sizes, losses, kls, strict=True)
-    ]
-    return tuple(points), float(residual)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _walked(model, batch, gradient, damping, own, exact, sizes) -> tuple[Array, ...]:
-    params, inputs, targets, _ = batch
-    metric, direction = own
-    image = metric.mv(direction)
-    rest = jax.tree.map(lambda f, d, g: f + damping * d - g, image, direction, gradient)
-
-    def at(h):
-        end = jax.tree.map(lambda p, d: p - h.astype(d.dtype) * d, params, direction)
-        return model.loss(end, inputs, targets), model.kl(params, end, inputs)
-
-    losses, divergences = jax.lax.map(at, sizes)
-    return (
-        inner(gradient, direction),
-        inner(direction, exact.mv(direction)) / 2,
-        inner(direction, image) / 2,
-        jnp.sqrt(inner(rest, rest) / inner(gradient, gradient)),
-        model.loss(params, inputs, targets),
-        losses,
-        divergences,
-    )

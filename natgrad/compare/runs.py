@@ -1,20 +1,89 @@
-"""The records of a race: runs, each contender's entry, the race, and repetitions.
+"""Who races, and the records: runs, each contender's entry, the race, and repetitions.
 
 What is run and what counts as best stands in `natgrad.compare.training`.
+
+Any name of `natgrad.CURVATURES` is a contender: `natural_gradient` with that curvature
+and no trust region: −η (A + λI)⁻¹ g with A of the current batch. Beside them stand
+optimizers that know no Fisher.
+All grids have the same number of rates, half a decade apart (1, 3, 10, 30 …).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import optax
 
-from natgrad.compare.contenders import BASELINES, line
+from natgrad.compare.comparison import Verdict
 from natgrad.compare.tables import duration, figure
-from natgrad.compare.verdict import Verdict
+from natgrad.curvature import CURVATURES, choose
+from natgrad.model import Model
+from natgrad.optimizers import kl_shampoo, natural_gradient, soap
+
+Make = Callable[[Any], optax.GradientTransformationExtraArgs]
+
+DEFAULT = ("dense", "kfac", "diagonal", "sgd", "adam")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An optimizer up to its learning rate."""
+
+    name: str
+    make: Make  # learning rate -> transformation; called under jit
+    middle: int  # of the grid, in half decades above 1e-3: 0 is 0.001, 1 is 0.003
+
+    def rates(self, count: int) -> tuple[float, ...]:
+        """`count` learning rates around the middle."""
+        first = self.middle - count // 2
+        steps = (divmod(index, 2) for index in range(first, first + count))
+        return tuple(float(f"{3 if odd else 1}e{tens - 3}") for tens, odd in steps)
+
+
+# (optimizer, middle of its grid, where it comes from)
+BASELINES: dict[str, tuple[Callable, int, str]] = {
+    "sgd": (optax.sgd, 7, "optax"),
+    "adam": (optax.adam, 3, "optax"),
+    "soap": (soap, 3, "ng"),
+    "kl_shampoo": (kl_shampoo, 3, "ng"),
+}
+
+# The middle of the grid of every curvature: 0.3. One step of 1 is Newton's.
+_CURVATURE_MIDDLE = 5
+
+
+def contender(name: str, model: Model, damping: float) -> Contender:
+    """The contender called `name`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    choose({**CURVATURES, **BASELINES}, name, "optimizer")
+    if name in BASELINES:
+        optimizer, middle, _ = BASELINES[name]
+        with_extra = optax.with_extra_args_support
+        return Contender(name, lambda rate: with_extra(optimizer(rate)), middle)
+    how = {"curvature": CURVATURES[name], "damping": damping, "trust_region": None}
+    make = functools.partial(natural_gradient, model=model, **how)
+    return Contender(name, make, _CURVATURE_MIDDLE)
+
+
+def line(name: str, rate: float, damping: float) -> str:
+    """What makes a contender in a program, at rate η and damping λ, to paste."""
+    if name in BASELINES:
+        return f"{BASELINES[name][2]}.{name}({rate:g})"
+    form = CURVATURES[name]
+    is_class = isinstance(form, type)
+    where = f"curvature.{form.__name__}" if is_class else f'CURVATURES["{name}"]'
+    keywords = f"curvature=ng.{where}, damping={damping:g}, trust_region=None"
+    return f"ng.natural_gradient({rate:g}, model, {keywords})"
+
 
 # What is so near the lowest loss, as a part of it, is as good.
 _NEAR = 0.1
@@ -104,14 +173,13 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
-        runs = [{**dataclasses.asdict(run), "failed": run.failed} for run in self.runs]
         return {
             "name": self.name,
             "best_learning_rate": self.best and self.best.learning_rate,
             "best_on_edge": self.on_edge,
             "seconds_a_step": self.seconds_a_step,
             "compile_seconds": self.compile_seconds,
-            "runs": runs,
+            "runs": [{**vars(run), "failed": run.failed} for run in self.runs],
         }
 
 
@@ -169,29 +237,25 @@ class Race:
             headline = "In training every run of every optimizer failed."
             return Verdict(headline, tuple(points))
         lowest, rate = self.ranked[0], first.best.learning_rate
-        beside = [
-            entry
-            for entry in self.ranked
-            if entry is not first and (entry is lowest or entry.name in BASELINES)
-        ]
+        beside = [e for e in self.ranked if e is lowest or e.name in BASELINES]
+        beside = [entry for entry in beside if entry is not first]
         others = [f"{entry.name} {figure(entry.final_train_loss)}" for entry in beside]
         headline = (
             f"To train, use {first.name} at rate {rate:g}: "
             f"{figure(first.final_train_loss)} nats after {self.steps} steps"
             f"{'; ' * bool(others)}{', '.join(others)}."
         )
-        after = duration(first.seconds_to(self.mark))
         why = (
             "It is the first within 10 % of the lowest training loss, at "
-            f"{figure(self.mark)} nats, {after} after the start."
+            f"{figure(self.mark)} nats, {duration(first.seconds_to(self.mark))} after "
+            "the start."
         )
         points = [why, *map(_told, (first, *beside)), *points]
         return Verdict(headline, tuple(points), line(first.name, rate, self.damping))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
-        entries = [entry.to_dict() for entry in self.entries]
-        return {**vars(self), "entries": entries}
+        return {**vars(self), "entries": [entry.to_dict() for entry in self.entries]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +284,7 @@ class Repeated:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
-        return {**vars(self), "runs": [dataclasses.asdict(run) for run in self.runs]}
+        return {**vars(self), "runs": [dict(vars(run)) for run in self.runs]}
 
 
 def _told(entry: Entry) -> str:

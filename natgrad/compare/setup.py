@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.compare import invariance, tables
-from natgrad.compare.budget import Budget
+from natgrad.compare.figures import Budget
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
@@ -78,12 +78,9 @@ class ComparisonSetup:
     What is compiled for a comparison serves later ones of the same setup.
 
     Attributes:
-        model: the statistical model.
         names: of the approximations.
         all_named: were they asked for? Otherwise those that do not fit are left out.
-        damping: λ.
-        step_size: η.
-        budget: how much it may cost.
+        model: as given, and so `damping`, `step_size`, `budget`.
     """
 
     def __init__(
@@ -115,10 +112,14 @@ class ComparisonSetup:
         """
         self.model = model
         self.all_named = approximations is not None
-        self._factories, self._reference = factories(approximations), reference
+        self._factories, self._reference = _factories(approximations), reference
         self.names = tuple(self._factories)
-        self.damping = _finite("damping", damping, lowest=0.0)
-        self.step_size = _finite("step_size", step_size, lowest=-math.inf)
+        self.damping, self.step_size = float(damping), float(step_size)
+        if not 0 <= self.damping < math.inf:
+            bound = "finite and at least 0"
+            raise ValueError(f"damping must be {bound}, got {self.damping}.")
+        if not math.isfinite(self.step_size):
+            raise ValueError(f"step_size must be finite, got {self.step_size}.")
         self.budget = Budget() if budget is None else budget
         if reference is not None:
             self._factory(reference)
@@ -147,14 +148,10 @@ class ComparisonSetup:
             self._compiled[place] = self._compile(name, model, arguments)
         curvature, executable, seconds = self._compiled[place]
         (solution, kept), run = _median(executable, arguments, self.budget.repeats)
-        return Observation(
-            metric=curvature.metric(kept, *batch[:3]),
-            direction=solution.value,
-            fallback=bool(solution.fallback),
-            statistics_bytes=_bytes(kept),
-            cost=Cost(seconds, run, _temporary(executable)),
-            labels=curvature.labels,
-        )
+        metric, fallback = curvature.metric(kept, *batch[:3]), bool(solution.fallback)
+        cost = Cost(seconds, run, _temporary(executable))
+        found = (metric, solution.value, fallback, _bytes(kept), cost)
+        return Observation(*found, curvature.labels)
 
     def _compile(self, name: str, model: Model, arguments: tuple) -> tuple:
         """The curvature, its step compiled, and the seconds of that."""
@@ -189,11 +186,9 @@ class ComparisonSetup:
         """(F + λI)⁻¹ g from products alone, as exact as `budget.stop` says."""
         layout = metric.layout
         damping = damping.astype(layout.dtype)
+        damped = lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x
         value, iterations = conjugate_gradients(
-            lambda x: layout.ravel(metric.mv(layout.unravel(x))) + damping * x,
-            layout.ravel(gradient),
-            lambda x: x,
-            self.budget.stop,
+            damped, layout.ravel(gradient), lambda x: x, self.budget.stop
         )
         fallback = jnp.zeros((), bool)
         return Solution(layout.unravel(value), fallback, iterations=iterations)
@@ -203,10 +198,8 @@ class ComparisonSetup:
         layout = Layout.of(batch.params)
         if layout not in self._charts:
             draws = jax.random.split(jax.random.PRNGKey(0), self.budget.charts)
-            charts = [
-                invariance.recombination(self.model, batch.params, batch.inputs, key)
-                for key in draws
-            ]
+            where = (self.model, batch.params, batch.inputs)
+            charts = [invariance.recombination(*where, key) for key in draws]
             self._charts[layout] = [
                 (chart, dataclasses.replace(self.model, apply=chart))
                 for chart in charts
@@ -222,12 +215,8 @@ class ComparisonSetup:
         return self._factories.get(name) or by_name(name)
 
 
-def factories(approximations: Approximations) -> dict[str, Factory]:
-    """name -> (model -> Curvature), each name known; None means the whole registry.
-
-    Raises:
-        ValueError: for unknown names, or none.
-    """
+def _factories(approximations: Approximations) -> dict[str, Factory]:
+    """name -> (model -> Curvature), each name known; None means the whole registry."""
     if approximations is None:
         approximations = CURVATURES
     elif isinstance(approximations, str):
@@ -249,14 +238,6 @@ def _factory(name: str, curvature: Curvature | Factory) -> Factory:
         "curvature, such as natgrad.curvature.KFAC(model) or natgrad.curvature.KFAC, "
         f"got {curvature!r}."
     )
-
-
-def _finite(name: str, value: float, lowest: float) -> float:
-    value = float(value)
-    if not (math.isfinite(value) and value >= lowest):
-        bound = "" if lowest == -math.inf else f" and at least {lowest:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {value}.")
-    return value
 
 
 def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:

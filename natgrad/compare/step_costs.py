@@ -79,13 +79,7 @@ class Costs:
 def captured_blocks(
     model: Model, params: Params, inputs: Inputs
 ) -> tuple[tuple[Block, ...], str]:
-    """The blocks of K-FAC, and why it cannot be used, empty if it can.
-
-    Args:
-        model: the statistical model.
-        params: θ.
-        inputs: of a batch.
-    """
+    """The blocks of K-FAC on a batch, and why it cannot be used, empty if it can."""
 
     def estimate(params, inputs):
         key = jax.random.PRNGKey(0)
@@ -104,13 +98,7 @@ def captured_blocks(
 
 
 def layers_seen(params: Params, blocks: tuple[Block, ...], obstacle: str) -> LayersSeen:
-    """What `captured_blocks` found, in figures.
-
-    Args:
-        params: θ.
-        blocks: of K-FAC.
-        obstacle: why it cannot be used.
-    """
+    """What `captured_blocks` found, in figures."""
     size = Layout.of(params).size
     sizes, counts = collections.Counter(), collections.Counter()
     for block in blocks:
@@ -134,15 +122,7 @@ def step_costs(
     blocks: tuple[Block, ...],
     obstacle: str,
 ) -> Costs:
-    """What steps cost.
-
-    Args:
-        model: the statistical model.
-        params: θ.
-        inputs: of a batch.
-        blocks: of K-FAC.
-        obstacle: why it cannot be used.
-    """
+    """What steps cost at θ on a batch, with what `captured_blocks` found."""
     automatic, layout = OfTheBatch(model, Exact()), Layout.of(params)
     columns, count = automatic.columns(params, inputs)
     size, samples = layout.size, columns * count

@@ -49,20 +49,16 @@ def estimate(value: float, noise: float) -> str:
     return figure(value) + (f"±{noise:.0g}" if visible else "")
 
 
-def size(count: float | None) -> str:
+def size(count: float) -> str:
     """Bytes, with a decimal unit."""
-    if count is None:
-        return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Seconds, with a unit."""
-    if seconds is None:
-        return MISSING
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 2}f} ms"
@@ -74,15 +70,9 @@ def legend(table: Sequence[Column]) -> list[tuple[str, str]]:
 
 
 def rich(table: Table, rows: Sequence[Any], spread: int = 1) -> Any:
-    """A table of rich, the first column left, the others right.
+    """A table of rich, the first column left, the others right, `spread` further apart.
 
-    Args:
-        table: the columns.
-        rows: what stands in them; what agrees with the reference is green.
-        spread: spaces between columns, beside the one that is always there.
-
-    Raises:
-        MissingExtra: where rich is not installed.
+    What agrees with the reference is green.
     """
     box, text = require("rich.box").SIMPLE_HEAD, require("rich.text").Text
     printed = require("rich.table").Table(box=box, padding=(0, spread, 0, 0))
@@ -133,13 +123,12 @@ def _of_row(title: str, name: str, meaning: str = "") -> Column:
 
 
 def _number(title: str, path: str, meaning: str = "", write: Any = figure) -> Column:
-    """The number at a dotted path below the row, – where its owner is None."""
-    *owners, name = path.split(".")
+    """The number at a dotted path below the row, – where it or its owner is None."""
 
-    def text(row: Any) -> str:
-        for owner in owners:
-            row = row and getattr(row, owner)
-        return write(row and getattr(row, name))
+    def text(value: Any) -> str:
+        for name in path.split("."):
+            value = value and getattr(value, name)
+        return MISSING if value is None else write(value)
 
     return Column(title, text, meaning)
 

@@ -11,9 +11,8 @@ Predictions are made twice: with F, which asks how far the quadratic model holds
 that step, and with A itself, which is what an optimizer that has only A believes. Time
 is that of estimating A and solving for the step, the gradient given.
 
-Small models have matrices [P, P] and exact figures (`dense_figures`); large ones have
-products F v and estimates with standard errors (`matrix_free_figures`). `Budget` says
-what is small.
+Small models have matrices [P, P] and exact figures; large ones, as `Budget` says, have
+products F v and estimates with standard errors (`matrix_free_figures`).
 
 `along` does so at chosen steps of a run: the parameters are those that an optimizer
 passes through, the examples all that are given; the run itself may take smaller batches
@@ -32,9 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from natgrad.compare.budget import Budget
 from natgrad.compare.comparison import Comparison
-from natgrad.compare.extras import require
+from natgrad.compare.figures import Budget
 from natgrad.compare.reference import Reference
 from natgrad.compare.setup import Approximations, ComparisonSetup
 from natgrad.compare.training import batch_order, optimizer_step
@@ -82,13 +80,7 @@ class Trace:
             for record in comparison.records()
         ]
 
-    def to_pandas(self) -> Any:
-        """`records` as a pandas DataFrame.
-
-        Raises:
-            MissingExtra: where pandas is not installed.
-        """
-        return require("pandas").DataFrame.from_records(self.records())
+    to_pandas = Comparison.to_pandas  # of these records
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, strings, lists and dicts."""
@@ -195,8 +187,7 @@ def comparisons_along(
         raise ValueError(
             f"batch_size must be from 1 to the {count} examples, got {batch_size}."
         )
-    if key is None:
-        key = jax.random.PRNGKey(0)
+    key = jax.random.PRNGKey(0) if key is None else key
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
     order = batch_order(count, batch_size or count, max(1, steps[-1]), seed)
     optimizer = optax.with_extra_args_support(optimizer)

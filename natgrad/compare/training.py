@@ -25,8 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from natgrad.compare.contenders import DEFAULT, Contender, contender
-from natgrad.compare.runs import Entry, Race, Repeated, Run
+from natgrad.compare.runs import (
+    DEFAULT,
+    Contender,
+    Entry,
+    Race,
+    Repeated,
+    Run,
+    contender,
+)
 from natgrad.compare.setup import compiled, timed
 from natgrad.model import Model
 from natgrad.tree import Layout
@@ -60,66 +67,48 @@ class RaceSettings:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "rates"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-class Course:
-    """What all contenders run on.
-
-    Attributes:
-        model: the statistical model; layers are read from its example inputs.
-        train: (inputs, targets).
-    """
+class _Course:
+    """What all contenders run on; layers are read from the model's example inputs."""
 
     def __init__(self, model: Model, train: Data, test: Data, score: Score):
         if model.example_inputs is None and model.in_axes == 0:
             example = jax.tree.map(lambda leaf: leaf[:1], train[0])
             model = dataclasses.replace(model, example_inputs=example)
-        self.model, self.train = model, train
-        self._test, self._score = test, score
+        self.model, self._data, self._score = model, (train, test), score
         self._evaluate = jax.jit(self._figures)
 
     def runner(
         self, entrant: Contender, params: Params, batches: Array
     ) -> tuple[float, Callable[[float, Params, Array], Run]]:
-        """Compile the steps of a contender.
+        """The seconds of compiling steps, and (learning rate, start, batches) -> Run.
 
-        Args:
-            entrant: who runs.
-            params: parameters of the shapes that all runs have.
-            batches: rows of the examples of each step, [steps, batch size], likewise.
-
-        Returns:
-            The seconds of compiling, and a function (learning rate, start, batches) ->
-            Run.
+        `params` and `batches`, rows of examples [steps, batch size], have the shapes
+        that all runs have.
         """
-        dtype = Layout.of(params).dtype
+        dtype, train = Layout.of(params).dtype, self._data[0]
         steps, batch_size = batches.shape
         segment = max(d for d in range(1, _SEGMENT + 1) if steps % d == 0)
         start = jax.jit(lambda params: (params, entrant.make(1.0).init(params)))
         example = (jnp.asarray(1.0, dtype), start(params), batches[:segment])
         advance, compile_seconds = compiled(
-            lambda *args: self._advance(entrant, *args), *example, self.train
+            lambda *args: self._advance(entrant, *args), *example, train
         )
 
         def run(rate: float, params: Params, batches: Array) -> Run:
             first = jax.tree.map(lambda leaf: leaf[None], params)
-            figures = [self._evaluate(first, self.train, self._test)]
+            figures = [self._evaluate(first, *self._data)]
             carry, seconds = start(params), [0.0]
+            ticks, eta = np.arange(1, segment + 1) / segment, jnp.asarray(rate, dtype)
             for rows in batches.reshape(-1, segment, batch_size):
-                (carry, iterates), elapsed = timed(
-                    advance, jnp.asarray(rate, dtype), carry, rows, self.train
-                )
-                figures.append(self._evaluate(iterates, self.train, self._test))
-                ticks = np.arange(1, segment + 1) / segment
+                (carry, iterates), elapsed = timed(advance, eta, carry, rows, train)
+                figures.append(self._evaluate(iterates, *self._data))
                 seconds += (seconds[-1] + elapsed * ticks).tolist()
-            columns = [
-                np.concatenate(column).tolist() for column in zip(*figures, strict=True)
-            ]
-            return Run(rate, seconds, *columns)
+            columns = map(np.concatenate, zip(*figures, strict=True))
+            return Run(rate, seconds, *(column.tolist() for column in columns))
 
         return compile_seconds, run
 
@@ -139,11 +128,8 @@ class Course:
         """(train loss, test loss, score) of each of some parameters."""
 
         def one(params):
-            return (
-                self.model.loss(params, *train),
-                self.model.loss(params, *test),
-                self._score(self.model.outputs(params, test[0]), test[1]),
-            )
+            losses = (self.model.loss(params, *data) for data in (train, test))
+            return *losses, self._score(self.model.outputs(params, test[0]), test[1])
 
         return jax.lax.map(one, iterates)
 
@@ -179,12 +165,11 @@ def race(
     Raises:
         ValueError: for unknown names.
     """
-    course, damping = Course(model, train, test, score), settings.damping
+    course, damping = _Course(model, train, test, score), settings.damping
     entrants = [contender(name, course.model, damping) for name in dict.fromkeys(names)]
-    count = jnp.shape(train[1])[0]
-    batch_size = min(settings.batch_size, count)
-    batches = batch_order(count, batch_size, settings.steps, settings.seed)
-    entries = []
+    count, steps = jnp.shape(train[1])[0], settings.steps
+    batch_size, entries = min(settings.batch_size, count), []
+    batches = batch_order(count, batch_size, steps, settings.seed)
     for entrant in entrants:
         seconds, run = course.runner(entrant, params, batches)
         entry = Entry(entrant.name, (), seconds)
@@ -194,7 +179,7 @@ def race(
             if on_run is not None:
                 on_run(entry)
         entries.append(entry)
-    return Race(tuple(entries), settings.steps, batch_size, damping)
+    return Race(tuple(entries), steps, batch_size, damping)
 
 
 def repeated(
@@ -224,7 +209,7 @@ def repeated(
     Raises:
         ValueError: for no seeds, and where nobody has a best rate.
     """
-    course, count = Course(model, train, test, score), jnp.shape(train[1])[0]
+    course, count = _Course(model, train, test, score), jnp.shape(train[1])[0]
     starts = [
         (initial(seed), batch_order(count, race.batch_size, race.steps, seed))
         for seed in seeds

@@ -12,17 +12,8 @@ import numpy as np
 from natgrad.compare.comparison import Comparison
 from natgrad.compare.extras import require
 from natgrad.compare.figures import Figures
-from natgrad.compare.plots.style import (
-    COLOURS,
-    MARKERS,
-    WIDE,
-    legend_below,
-    one_a_line,
-    panels,
-    plain,
-    rounding,
-    style,
-)
+from natgrad.compare.plots import style
+from natgrad.compare.plots.style import COLOURS, look, one_a_line
 from natgrad.compare.row import Row
 from natgrad.compare.tables import figure as written
 
@@ -55,7 +46,7 @@ _BLOCKS: dict[str, Callable[[Figures], float]] = {
 }
 
 
-@plain
+@style.plain
 def fidelity(comparison: Comparison, *, title: str = "") -> Any:
     """Errors, steps, predictions and costs of the approximations.
 
@@ -64,7 +55,7 @@ def fidelity(comparison: Comparison, *, title: str = "") -> Any:
         title: what was compared on what; damping is said after it.
     """
     about = title or f"{comparison.parameters} parameters"
-    figure, axes = panels(
+    figure, axes = style.panels(
         f"Approximations against the exact Fisher: {about}, λ = {comparison.damping:g}",
         (2, 3),
     )
@@ -76,7 +67,7 @@ def fidelity(comparison: Comparison, *, title: str = "") -> Any:
     return figure
 
 
-@plain
+@style.plain
 def quadratic(comparison: Comparison) -> Any:
     """One panel an approximation: KL by step size, as predicted and as it is.
 
@@ -86,7 +77,7 @@ def quadratic(comparison: Comparison) -> Any:
     shown = [row for row in comparison.rows if not row.agrees or row is same[0]]
     columns = min(4, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure, axes = panels(
+    figure, axes = style.panels(
         "KL divergence along the damped step d = h (A + λI)⁻¹g, "
         f"λ = {comparison.damping:g}",
         (lines, columns),
@@ -99,22 +90,20 @@ def quadratic(comparison: Comparison) -> Any:
         sizes = [point.step_size for point in points]
         for index, (label, name) in enumerate(_KL.items()):
             values = [getattr(point, name) for point in points]
-            axis.plot(sizes, values, label=label, **style(index))
+            axis.plot(sizes, values, label=label, **look(index))
         if len(sizes) > 1 and min(sizes) > 0:
             axis.set(xscale="log", yscale="log")
             axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axis.minorticks_off()
         axis.set(title=row.name, xlabel="step size h", ylabel="KL (nats an example)")
+        axis.label_outer()
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    for axis in axes.flat[: len(shown)]:
-        axis.label_outer()
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
+    style.legend_beside(figure, axes.flat[0], "outside lower center", 3)
     return figure
 
 
-@plain
+@style.plain
 def blocks(comparison: Comparison) -> Any:
     """Error of the matrix, divergence a parameter, and the step, by block.
 
@@ -122,7 +111,7 @@ def blocks(comparison: Comparison) -> Any:
     """
     rows = [row for row in comparison.rows if not row.agrees] or comparison.rows
     names = [figures.name for figures in rows[0].blocks]
-    figure, (axes,) = panels(
+    figure, (axes,) = style.panels(
         "Approximations by block, on each block's own square of F "
         f"(λ = {comparison.damping:g})",
         (1, 3),
@@ -141,11 +130,11 @@ def blocks(comparison: Comparison) -> Any:
     return figure
 
 
-@plain
+@style.plain
 def spectra(comparison: Comparison) -> Any:
     """Spectra by rank, and the range of the eigenvalues of (F + λI)⁻¹(A + λI)."""
     estimated = "" if comparison.formed else ", estimated from products"
-    figure, ((left, right),) = panels(
+    figure, ((left, right),) = style.panels(
         f"Spectra: {comparison.parameters} parameters, {comparison.examples} examples, "
         f"damping λ = {comparison.damping:g}{estimated}",
         (1, 2),
@@ -153,15 +142,15 @@ def spectra(comparison: Comparison) -> Any:
         width_ratios=(3, 2),
     )
     named = [row for row in comparison.rows if not row.agrees]
-    look = {row.name: style(index) for index, row in enumerate(named)}
-    _eigenvalues(left, comparison, look)
-    _ratios(right, comparison, look)
+    looks = {row.name: look(index) for index, row in enumerate(named)}
+    _eigenvalues(left, comparison, looks)
+    _ratios(right, comparison, looks)
     return figure
 
 
 def _errors(axis: Any, comparison: Comparison) -> None:
     """‖A − F‖/‖F‖ on a log axis; exact zeros stand at its left end."""
-    least = rounding(comparison)
+    least = style.rounding(comparison)
     errors = [row.relative_error for row in comparison.rows if row.relative_error > 0]
     left = min([least, *errors]) / 3
     for index, row in enumerate(comparison.rows):
@@ -188,9 +177,9 @@ def _arrows(axis: Any, rows: Sequence[Row]) -> None:
     for index, ((cosine, ratio), names) in enumerate(ends.items()):
         length, line = min(ratio, _LONGEST), "--" if ratio > _LONGEST else "-"
         end = (length * cosine, length * math.sqrt(max(0.0, 1 - cosine**2)))
-        look = {**style(index), "linestyle": line, "markevery": [1]}
+        how = {**look(index), "linestyle": line, "markevery": [1]}
         label = f"{', '.join(names)}: length {ratio:g}, cosine {cosine:g}"
-        axis.plot([0, end[0]], [0, end[1]], label=label, **look)
+        axis.plot([0, end[0]], [0, end[1]], label=label, **how)
     circle = require("matplotlib.patches").Circle
     axis.add_artist(circle((0, 0), 1, fill=False, color="lightgrey"))
     reach = min(_LONGEST, max([1.0, *(ratio for _, ratio in ends)]))
@@ -203,7 +192,7 @@ def _arrows(axis: Any, rows: Sequence[Row]) -> None:
         xlabel=f"along the exact step (dashed: cut at length {_LONGEST:g})",
         ylabel="across it",
     )
-    legend_below(axis, 1)
+    style.legend_below(axis, 1)
 
 
 def _dots(
@@ -215,22 +204,26 @@ def _dots(
         float,
     )
     for index, (label, numbers) in enumerate(zip(series, values, strict=True)):
-        look = {"fillstyle": "none", "markersize": 8} if index else {}
-        look |= {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": ""}
-        axis.plot(numbers, range(len(rows)), label=label, markeredgewidth=1.8, **look)
+        how = {"fillstyle": "none", "markersize": 8} if index else {}
+        how |= {
+            "color": COLOURS[index],
+            "marker": style.MARKERS[index],
+            "linestyle": "",
+        }
+        axis.plot(numbers, range(len(rows)), label=label, markeredgewidth=1.8, **how)
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if log:
         axis.set_xscale("log")
     else:
         axis.axvline(0, color="grey", linewidth=0.8)
-        if sizes.size and sizes.max() > WIDE * np.median(sizes):
+        if sizes.size and sizes.max() > style.WIDE * np.median(sizes):
             threshold = 10 ** math.floor(math.log10(np.median(sizes)))
             axis.set_xscale("symlog", linthresh=threshold, linscale=1.5)
             unit += f" (linear up to ±{threshold:g}, logarithmic beyond)"
     axis.margins(x=0.08)
     axis.set_xlabel(unit)
     one_a_line(axis, rows)
-    legend_below(axis, len(series))
+    style.legend_below(axis, len(series))
 
 
 def _heat(axis: Any, table: np.ndarray) -> Any:
@@ -251,12 +244,12 @@ def _heat(axis: Any, table: np.ndarray) -> Any:
     return image
 
 
-def _eigenvalues(axis: Any, comparison: Comparison, look: dict[str, dict]) -> None:
+def _eigenvalues(axis: Any, comparison: Comparison, looks: dict[str, dict]) -> None:
     """The spectra of F and of what differs from it, by rank."""
     thick = {"color": "black", "linewidth": 3.5, "alpha": 0.35}
     curves = {f"F ({comparison.reference})": (comparison.spectrum, thick)}
-    curves |= {name: (comparison[name].spectrum, look[name]) for name in look}
-    floor = max(comparison.spectrum.values) * rounding(comparison)
+    curves |= {name: (comparison[name].spectrum, looks[name]) for name in looks}
+    floor = max(comparison.spectrum.values) * style.rounding(comparison)
     for label, (spectrum, how) in curves.items():
         ranks, values = np.array(spectrum.ranks), np.array(spectrum.values)
         above = values > floor
@@ -276,10 +269,10 @@ def _eigenvalues(axis: Any, comparison: Comparison, look: dict[str, dict]) -> No
     axis.legend()
 
 
-def _ratios(axis: Any, comparison: Comparison, look: dict[str, dict]) -> None:
+def _ratios(axis: Any, comparison: Comparison, looks: dict[str, dict]) -> None:
     """The range of the generalised eigenvalues, and their median where it is known."""
     for index, row in enumerate(comparison.rows):
-        how = look.get(row.name, {"color": "grey", "marker": "o"})
+        how = looks.get(row.name, {"color": "grey", "marker": "o"})
         colour, ends = how["color"], [row.lowest_ratio, row.highest_ratio]
         if all(math.isfinite(end) and end > 0 for end in ends):
             axis.plot(ends, [index, index], color=colour, linewidth=3, alpha=0.5)

@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from natgrad.compare.plots.style import (
-    COLOURS,
-    legend_beside,
-    log_if_wide,
-    panels,
-    plain,
-    style,
-)
-from natgrad.compare.runs import Entry, Race, Repeated
+from natgrad.compare.plots import style
+from natgrad.compare.plots.style import COLOURS, log_if_wide, look
+from natgrad.compare.runs import Race, Repeated
 from natgrad.compare.trace import Trace
 
 _NATS = "nats an example"
@@ -28,7 +22,7 @@ _ALONG = (
 _FLOOR = 1e-7
 
 
-@plain
+@style.plain
 def training(race: Race, *, title: str = "Training", score: str = "score") -> Any:
     """Curves of each optimizer's best run, and how it depends on the rate.
 
@@ -37,44 +31,47 @@ def training(race: Race, *, title: str = "Training", score: str = "score") -> An
         title: what was trained on what; steps and batch size are said after it.
         score: what the test score is.
     """
-    figure, axes = panels(
+    figure, axes = style.panels(
         f"{title}, {race.steps} steps of {race.batch_size} examples, each optimizer "
         "at its best learning rate",
         (2, 3),
     )
     bests = {i: entry.best for i, entry in enumerate(race.entries) if entry.best}
-    looks = {i: {**style(i), "markevery": max(1, race.steps // 8)} for i in bests}
-    for place, name, what, unit in (
-        ((0, 0), "train_loss", "Training loss", _NATS),
-        ((1, 0), "test_loss", "Test loss", _NATS),
-        ((1, 1), "score", "Test score", score),
+    looks = {i: {**look(i), "markevery": max(1, race.steps // 8)} for i in bests}
+    for axis, name, what, unit in (
+        (axes[0, 0], "train_loss", "Training loss", _NATS),
+        (axes[1, 0], "test_loss", "Test loss", _NATS),
+        (axes[1, 1], "score", "Test score", score),
     ):
-        axis, curves = axes[place], {i: getattr(run, name) for i, run in bests.items()}
+        curves = {i: getattr(run, name) for i, run in bests.items()}
         for index, curve in curves.items():
             axis.plot(curve, **looks[index])
         axis.set(title=f"{what} by step", xlabel="step", ylabel=unit)
         if unit == _NATS:
             log_if_wide(axis, list(curves.values()))
-    by_time = axes[0, 1]
+    by_time, title = axes[0, 1], "Training loss by time, from the first step on"
     for index, run in bests.items():
         by_time.plot(run.seconds[1:], run.train_loss[1:], **looks[index])
     log_if_wide(by_time, [run.train_loss[1:] for run in bests.values()])
-    title = "Training loss by time, from the first step on"
     by_time.set(title=title, xlabel="seconds, compiling left out", ylabel=_NATS)
     by_time.set_xscale("log")
     _sensitivity(axes[0, 2], race)
     for index, entry in enumerate(race.entries):
-        axes[1, 2].plot([], [], label=_label(entry), **style(index))
+        rate = (
+            f"rate {entry.best.learning_rate:g}" if entry.best else "every run failed"
+        )
+        label = f"{entry.name}: {rate}{' (edge of its grid)' * entry.on_edge}"
+        axes[1, 2].plot([], [], label=label, **look(index))
     axes[1, 2].axis("off")
     axes[1, 2].legend(loc="center", fontsize=11, frameon=False)
     return figure
 
 
-@plain
+@style.plain
 def bands(repeated: Sequence[Repeated], title: str = "Training") -> Any:
     """Medians and quartiles of training and test loss, by step and by second."""
     count = min(len(each.runs) for each in repeated)
-    figure, axes = panels(
+    figure, axes = style.panels(
         f"{title}: median and quartiles of {count} runs at each best learning rate",
         (2, 2),
         (13, 7.6),
@@ -85,27 +82,27 @@ def bands(repeated: Sequence[Repeated], title: str = "Training") -> Any:
         for index, each in enumerate(repeated):
             low, middle, high = each.quartiles(name)
             label = f"{each.name} (η = {each.learning_rate:g})"
-            look = {**style(index), "markevery": max(1, len(middle) // 6)}
+            how = {**look(index), "markevery": max(1, len(middle) // 6)}
             steps, seconds = np.arange(len(middle)), each.quartiles("seconds")[1]
             for axis, across, first in ((by_step, steps, 0), (by_second, seconds, 1)):
-                axis.plot(across[first:], middle[first:], label=label, **look)
+                axis.plot(across[first:], middle[first:], label=label, **how)
                 band = (across[first:], low[first:], high[first:])
-                axis.fill_between(*band, color=look["color"], alpha=0.18)
+                axis.fill_between(*band, color=how["color"], alpha=0.18)
         log_if_wide(by_step, [each.quartiles(name)[1] for each in repeated])
         by_step.xaxis.get_major_locator().set_params(integer=True)
         by_step.set(title=f"{what} by step", ylabel=_NATS)
         by_second.set(title=f"{what} by second", xscale="log")
     axes[1, 0].set_xlabel("step")
     axes[1, 1].set_xlabel("seconds of training (median), compiling left out")
-    legend_beside(figure, axes[0, 0])
+    style.legend_beside(figure, axes[0, 0])
     return figure
 
 
-@plain
+@style.plain
 def along(trace: Trace) -> Any:
     """Cosine and length of the step, error of the matrix, and loss, by step."""
     first = trace.comparisons[0]
-    figure, axes = panels(
+    figure, axes = style.panels(
         f"Along training: {first.parameters} parameters, {first.examples} examples, "
         f"damping λ = {first.damping:g}",
         (2, 2),
@@ -116,7 +113,7 @@ def along(trace: Trace) -> Any:
         for index, approximation in enumerate(trace.names):
             values = trace.series(approximation, name)
             values = np.maximum(values, _FLOOR) if log else values
-            axis.plot(trace.steps, values, label=approximation, **style(index))
+            axis.plot(trace.steps, values, label=approximation, **look(index))
         if exact is not None:
             axis.axhline(exact, color="black", linewidth=0.9)
         axis.set(title=title, ylabel=unit, yscale="log" if log else "linear")
@@ -130,26 +127,21 @@ def along(trace: Trace) -> Any:
     labels.grid(visible=False)
     for axis in axes[1]:
         axis.set_xlabel("step")
-    legend_beside(figure, axes[0, 0])
+    style.legend_beside(figure, axes[0, 0])
     return figure
 
 
 def _sensitivity(axis: Any, race: Race) -> None:
     """Final training loss by learning rate; failed runs on the upper edge."""
-    losses = [
-        run.final_train_loss
-        for entry in race.entries
-        for run in entry.runs
-        if not run.failed
-    ]
+    fit = [[run for run in entry.runs if not run.failed] for entry in race.entries]
+    losses = [run.final_train_loss for runs in fit for run in runs]
     top = max(losses, default=1.0) * 1.15
-    for index, entry in enumerate(race.entries):
-        runs = [run for run in entry.runs if not run.failed]
+    for index, (entry, runs) in enumerate(zip(race.entries, fit, strict=True)):
         rates = [run.learning_rate for run in runs]
-        axis.plot(rates, [run.final_train_loss for run in runs], **style(index))
+        axis.plot(rates, [run.final_train_loss for run in runs], **look(index))
         shift = 1 + 0.06 * (index - len(race.entries) / 2)
         failed = [run.learning_rate * shift for run in entry.failed]
-        colour = style(index)["color"]
+        colour = look(index)["color"]
         axis.plot(failed, [top] * len(failed), "x", color=colour, markeredgewidth=2)
     log_if_wide(axis, losses)
     axis.set(
@@ -158,10 +150,3 @@ def _sensitivity(axis: Any, race: Race) -> None:
         xlabel="learning rate",
         ylabel=_NATS,
     )
-
-
-def _label(entry: Entry) -> str:
-    if entry.best is None:
-        return f"{entry.name}: every run failed"
-    edge = " (edge of its grid)" if entry.on_edge else ""
-    return f"{entry.name}: rate {entry.best.learning_rate:g}{edge}"

@@ -23,7 +23,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 WIDE = 8.0
 
 
-def style(index: int) -> dict[str, Any]:
+def look(index: int) -> dict[str, Any]:
     """Colour, marker and line of the approximation or optimizer at this place."""
     looks = {"color": COLOURS, "marker": MARKERS, "linestyle": LINES}
     return {name: values[index % len(values)] for name, values in looks.items()}
@@ -43,42 +43,26 @@ def styled(settings: dict[str, Any]) -> Callable[[Callable], Callable]:
     return decorate
 
 
-plain = styled(
-    {
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.titlesize": 11,
-        "axes.labelsize": 10,
-        "legend.fontsize": 9,
-        "lines.linewidth": 1.7,
-        "lines.markersize": 5,
-    }
-)
+_PLAIN = {"axes.grid": True, "grid.alpha": 0.3, "axes.titlesize": 11}
+_PLAIN |= {"axes.labelsize": 10, "legend.fontsize": 9}
+plain = styled({**_PLAIN, "lines.linewidth": 1.7, "lines.markersize": 5})
 
 
 def panels(
-    title: str,
-    shape: tuple[int, int],
-    size: tuple[float, float] = (15, 8.4),
-    **how: Any,
+    title: str, shape: tuple[int, int], size: Any = (15, 8.4), **how: Any
 ) -> tuple[Any, Any]:
-    """A figure that draws to a file, and its axes [rows, columns].
-
-    Args:
-        title: above all.
-        shape: rows and columns.
-        size: inches.
-        how: further arguments of matplotlib's `Figure.subplots`.
-    """
+    """A figure that draws to a file, of some inches, and its axes [rows, columns]."""
     figure = require("matplotlib.figure").Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure, figure.subplots(*shape, squeeze=False, **how)
 
 
-def legend_beside(figure: Any, axis: Any) -> None:
+def legend_beside(
+    figure: Any, axis: Any, place: str = "outside right center", columns: int = 1
+) -> None:
     """One legend for all panels, of what one of them shows."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=10)
+    figure.legend(handles, labels, loc=place, ncols=columns, fontsize=10)
 
 
 def legend_below(axis: Any, columns: int) -> None:
