@@ -83,7 +83,7 @@ NAMES = {
         "Recalling": "StatefulSolver",
         "any_member": "control_flow.any_over_vmap",
         "mirrored": "solvers.dense.mirrored",
-        "turns": "solvers.base.stagger",
+        "turns": "transforms.inverse_cache.stagger",
     },
     "solvers.CachedSolver": {
         "apply": "solve",
