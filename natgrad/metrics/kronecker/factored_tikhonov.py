@@ -19,15 +19,22 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
+from natgrad import tree
 from natgrad.metrics.blockwise import kron_matvec, kron_matvec_low_rank
-from natgrad.metrics.kronecker.factors import Inverted, invert_damped
+from natgrad.metrics.kronecker.factors import (
+    Inverted,
+    damping_shares,
+    invert_damped,
+)
 from natgrad.metrics.kronecker.metric import KroneckerMetric
-from natgrad.metrics.kronecker.renewal import renew_damped, staleness
 from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.block_elimination import ELIMINATION, InverseRule
 from natgrad.solvers.damping import DampingLike, resolve_damping
+from natgrad.solvers.renewed_inverses import Kept, renewed_inverses
+from natgrad.solvers.spectral import HIGHEST, damped_reciprocal
 from natgrad.typing import Array, Params
 
 
@@ -81,9 +88,32 @@ class FactoredTikhonov(CachedSolver):
         first: Array,
     ) -> tuple[tuple[Inverted, ...], Array]:
         """One matrix at a time; one whose inverse is not finite keeps its old one."""
-        own = metric.block_dampings(resolve_damping(damping, metric))
-        factors = metric.factors(range(len(old)))
-        return renew_damped(factors, own, due, old, first, self.rule)
+        factors, shares = _factors_and_shares(metric, damping)
+        full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
+        lefts = [Kept(factors[i][0], shares[i][0], due[i], old[i].inputs) for i in full]
+        rights = [
+            Kept(g, share, now, before.outputs)
+            for (_, g), (_, share), now, before in zip(
+                factors, shares, due, old, strict=True
+            )
+        ]
+        results, failed, count = renewed_inverses(lefts + rights, first, self.rule)
+        of_left = dict(zip(full, zip(results, failed, strict=False), strict=False))
+        of_right = zip(results[len(full) :], failed[len(full) :], strict=True)
+        renewed = []
+        for i, (outputs, failure) in enumerate(of_right):
+            if i in of_left:
+                inputs, other = of_left[i]
+                fallback = jnp.maximum(failure, other) > 0
+            else:
+                share = shares[i][0][..., None]
+                inverse, dropped = damped_reciprocal(factors[i][0], share)
+                taken = due[i] & (first | tree.all_finite(inverse))
+                inputs = jnp.where(taken, inverse, old[i].inputs)
+                fallback = (failure > 0) | dropped
+            fallback = jnp.where(due[i], fallback, old[i].fallback)
+            renewed.append(Inverted(inputs, outputs, fallback))
+        return tuple(renewed), count
 
     def solve(
         self,
@@ -120,10 +150,20 @@ class FactoredTikhonov(CachedSolver):
         factorizations: Sequence[Inverted],
         damping: DampingLike,
     ) -> Float[Array, " blocks"]:
-        """Of the inverses of both damped factors; see `CachedSolver.residuals`."""
-        own = metric.block_dampings(resolve_damping(damping, metric))
-        factors = metric.factors(range(len(factorizations)))
-        return staleness(factors, own, factorizations)
+        """The larger one of both damped factors; see `CachedSolver.residuals`."""
+        factors, shares = _factors_and_shares(metric, damping)
+        longest = max(g.shape[-1] for pair in factors for g in pair)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], longest)
+        found = [
+            jnp.maximum(
+                _residual(inverse.inputs, a, left, signs, a.ndim == g.ndim),
+                _residual(inverse.outputs, g, right, signs, True),
+            )
+            for (a, g), inverse, (left, right) in zip(
+                factors, factorizations, shares, strict=True
+            )
+        ]
+        return jnp.stack(found)
 
     def with_row_factors(
         self, rows: Mapping[str, Mapping[str, Array]]
@@ -135,3 +175,24 @@ class FactoredTikhonov(CachedSolver):
                 "g".
         """
         return dataclasses.replace(self, rows=rows)
+
+
+def _factors_and_shares(metric: KroneckerMetric, damping: DampingLike) -> tuple:
+    """(A, G) of all blocks, and (π√λ, √λ/π) of each."""
+    own = metric.block_dampings(resolve_damping(damping, metric))
+    factors = metric.factors(range(len(metric.blocks)))
+    return factors, damping_shares(factors, own)
+
+
+def _residual(
+    inverse: Array, matrix: Array, share: Array, signs: np.ndarray, full: bool
+) -> Array:
+    """|M⁻¹ M' v − v| / |v| for v of signs; of a stack of matrices the largest."""
+    v = jnp.asarray(signs[: matrix.shape[-1]], matrix.dtype)
+    if full:
+        moved = jnp.matmul(matrix, v, precision=HIGHEST) + share[..., None] * v
+        moved = jnp.matmul(inverse, moved[..., None], precision=HIGHEST)[..., 0]
+    else:
+        moved = inverse * (matrix + share[..., None]) * v
+    square = jnp.max(jnp.sum((moved - v) ** 2, -1))
+    return jnp.sqrt(square / matrix.shape[-1])
