@@ -16,7 +16,11 @@ MODULES = {
     "inplace": ("control_flow",),
     "inverse": ("solvers.spd_inverse", "solvers.block_elimination"),
     "jacobian": ("solvers.score_jacobian",),
-    "kronecker": ("metrics.kronecker", "metrics.kronecker.factors"),
+    "kronecker": (
+        "metrics.kronecker",
+        "metrics.kronecker.factors",
+        "metrics.kronecker.factored_tikhonov",
+    ),
     "krylov": ("solvers.conjugate_gradients",),
     "metric": ("metrics.base", "metrics.matrices", "tree"),
     "mirror": ("transforms.mirror_descent",),
