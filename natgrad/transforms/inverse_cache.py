@@ -197,8 +197,9 @@ class Refresh:
     @property
     def period(self) -> int:
         """The oldest that a piece of the inverse gets, in steps."""
-        by_count = isinstance(self.inverses, int)
-        return self.inverses if by_count else self.inverses.period
+        if isinstance(self.inverses, int):
+            return self.inverses
+        return self.inverses.period
 
     def of_part(self, curvature: Curvature) -> Curvature:
         """The curvature with statistics of a part of each batch, or as it is."""
