@@ -1,25 +1,56 @@
-"""What a program that stands in for a call outside of `jax.jit` must know of the call.
+"""Whether a call may become a program, and what that must know of the call.
 
-What a compiled program reads from Python is that of the time at which it was traced,
-and it cannot raise. So code says by `note_read` which functions of the user it calls,
-and by `note_impossible` what would be an error if its value were known.
-`natgrad.layers.compiled` listens.
+Outside of `jax.jit` a compiled program stands in for a call: `natgrad.layers.compiled`.
+What it reads from Python is that of the time at which it was traced, and it cannot
+raise. So code says by `note_read` which functions of the user it calls, and by
+`note_impossible` what would be an error if its value were known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from natgrad.control_flow import trace_level
+from natgrad.control_flow import is_traced, trace_level
 from natgrad.typing import Array
 
 # Their functions read nothing but their arguments.
 _PURE = ("natgrad", "optax", "jax")
+_off: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "natgrad_operation_by_operation", default=False
+)
+
+
+@contextlib.contextmanager
+def operation_by_operation() -> Iterator[None]:
+    """A context in which functions run as they are written."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def replaced_outside(function: Callable, program: Callable) -> Callable:
+    """The function; outside of all transformations, unless forbidden, the program.
+
+    Args:
+        function: any.
+        program: of the same arguments, with the same results.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        config: Any = jax.config  # whose type does not declare the settings
+        as_written = _off.get() or config.jax_disable_jit or is_traced()
+        return (function if as_written else program)(*args, **kwargs)
+
+    return call
 
 
 class Notes:

@@ -14,8 +14,8 @@ from contract import LAMBDA, MODEL, X, equal, gradient_of, start
 from optax_rows import ROWS, of_batch
 
 import natgrad as ng
-from natgrad.eager import note_impossible, note_read
-from natgrad.layers.compiled import compiled, operation_by_operation
+from natgrad.eager import note_impossible, note_read, operation_by_operation
+from natgrad.layers.compiled import compiled
 from natgrad.optimizers.chains import chain
 
 DIAGONAL = ng.curvature.Diagonal(MODEL)

@@ -16,7 +16,11 @@ MODULES = {
     "inplace": ("control_flow",),
     "inverse": ("solvers.spd_inverse", "solvers.block_elimination"),
     "jacobian": ("solvers.score_jacobian",),
-    "kronecker": ("metrics.kronecker", "metrics.kronecker.factors"),
+    "kronecker": (
+        "metrics.kronecker",
+        "metrics.kronecker.factors",
+        "metrics.kronecker.factored_tikhonov",
+    ),
     "krylov": ("solvers.conjugate_gradients",),
     "metric": ("metrics.base", "metrics.matrices", "tree"),
     "mirror": ("transforms.mirror_descent",),
@@ -83,7 +87,7 @@ NAMES = {
         "Recalling": "StatefulSolver",
         "any_member": "control_flow.any_over_vmap",
         "mirrored": "solvers.dense.mirrored",
-        "turns": "solvers.base.stagger",
+        "turns": "transforms.inverse_cache.stagger",
     },
     "solvers.CachedSolver": {
         "apply": "solve",

@@ -32,7 +32,7 @@ from natgrad.curvature import Empirical, Gram
 from natgrad.metrics import BlockwiseMetric, Metric
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.kronecker import Eigenbasis, FactoredTikhonov, KroneckerMetric
-from natgrad.metrics.kronecker.factors import Inverted
+from natgrad.metrics.kronecker.factored_tikhonov import Inverted
 from natgrad.model import Model
 from natgrad.solvers.base import CachedSolver, Solver
 from natgrad.solvers.damping import DampingLike

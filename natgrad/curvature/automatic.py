@@ -33,7 +33,7 @@ from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.labels import Sampled
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
-from natgrad.curvature.visit_sources import ELEMENTS
+from natgrad.curvature.visits import ELEMENTS
 from natgrad.metrics.base import Metric
 from natgrad.solvers.conjugate_gradients import RelativeResidual
 from natgrad.tree import Layout, raw_key

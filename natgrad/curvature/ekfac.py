@@ -42,7 +42,6 @@ from natgrad.metrics.eigenbasis import (
     rotate,
 )
 from natgrad.model.batch import Batch
-from natgrad.solvers.base import stagger
 from natgrad.solvers.spectral import HIGHEST, Eigendecomposition
 from natgrad.tree import Layout, increment
 from natgrad.typing import Array, Params, Statistics
@@ -216,20 +215,11 @@ class EKFAC(LayerCurvature):
         return Bases(tuple(vectors for _, vectors in pairs[:count]), right)
 
     def _renewed_bases(self, previous: EigenStatistics) -> Bases:
-        """The previous bases, those whose turn it is made anew from the factors."""
-        factors, age = previous.factors, previous.age
-        left, right = list(previous.bases.left), list(previous.bases.right)
-        for turn, group in stagger(len(right), self.period):
-            of_group = KroneckerFactors(
-                tuple(factors.inputs[i] for i in group),
-                tuple(factors.outputs[i] for i in group),
-            )
-            old = Bases(tuple(left[i] for i in group), tuple(right[i] for i in group))
-            due = (age > 0) & (age % self.period == turn)
-            new = cond_in_place(due, lambda _, of=of_group: self._bases_of(of), old)
-            for i, u_a, u_g in zip(group, *new, strict=True):
-                left[i], right[i] = u_a, u_g
-        return Bases(tuple(left), tuple(right))
+        """The previous bases, where they are due made anew from the factors."""
+        due = (previous.age > 0) & (previous.age % self.period == 0)
+        return cond_in_place(
+            due, lambda _: self._bases_of(previous.factors), previous.bases
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from natgrad import layers
 from natgrad.layers import Dependence
+from natgrad.model import Model, batch
 from natgrad.model.residuals import Group
 from natgrad.typing import Array, Params
 
@@ -61,6 +63,27 @@ def rows_alone(group: Group, params: Params) -> bool:
         return False
     found = layers.dependence(group.residual, params, group.points)
     return found is Dependence.NOTHING
+
+
+def by_groups(
+    groups: list[Group], model: Model, examples: batch.Example
+) -> Iterator[tuple[Model, Any, batch.Example]]:
+    """(model of a row, the points of the rows, the rows as examples) of each group.
+
+    Args:
+        groups: of residuals.
+        model: of all of them.
+        examples: the rows of all groups, one group after the other.
+    """
+    first = 0
+    for group in groups:
+        rows = slice(first, first := first + group.inputs[-1].size)
+        own = jax.tree.map(lambda leaf, rows=rows: leaf[rows], examples)
+        yield (
+            dataclasses.replace(model, apply=group.row, in_axes=0),
+            group.inputs,
+            own,
+        )
 
 
 def _sum_of(sums: list[Any]) -> Any:

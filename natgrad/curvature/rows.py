@@ -39,8 +39,7 @@ from natgrad.curvature.layer_rows import (
     rows_of,
 )
 from natgrad.curvature.summed import SummedCurvature
-from natgrad.curvature.visit_sources import Visit
-from natgrad.curvature.visits import visits
+from natgrad.curvature.visits import Visit, visits
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
 from natgrad.model.batch import Batch

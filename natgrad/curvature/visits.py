@@ -25,17 +25,21 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from natgrad import layers, tree
-from natgrad.curvature import visit_sources
 from natgrad.curvature.columns import law_of_outputs, score
-from natgrad.curvature.group_visits import GroupVisits, rows_alone
+from natgrad.curvature.group_visits import GroupVisits, by_groups, rows_alone
 from natgrad.curvature.labels import Labels
-from natgrad.curvature.visit_sources import ELEMENTS, Visit
 from natgrad.layers import Dependence
 from natgrad.model import Model, batch
 from natgrad.model.residuals import Residuals
+from natgrad.solvers.spectral import HIGHEST
 from natgrad.tree import Layout
-from natgrad.typing import Array, Params
+from natgrad.typing import Array, Inputs, Params
 
+# Numbers alive at once.
+ELEMENTS = 2**24
+
+Pull = Callable[[Array], Params]
+Visit = Callable[[Array, Pull, batch.Example], Any]
 Beside = Callable[[Array, batch.Example], tuple[Array, Array]]
 
 
@@ -47,20 +51,20 @@ class Visits:
         model: the model.
         labels: whose score columns are pulled back.
         columns: K.
+        total: Σ_n max_t w_nt.
         each: what is known of every example; arrays with a leading axis N.
         at: (visit, one example's part of `each`) -> what visit gives.
         pulled: numbers alive for one pullback.
-        total: Σ_n max_t w_nt.
         chunk_size: examples at once, or None.
     """
 
     model: Model
     labels: Labels
     columns: int
+    total: Array
     each: Any
     at: Callable[[Visit, Any], Any]
     pulled: int
-    total: Array
     chunk_size: int | None
 
     @property
@@ -167,29 +171,99 @@ def visits(model: Model, labels: Labels, given: batch.Batch) -> Visits | GroupVi
     law = law_of_outputs(model)
     examples, total = law.examples(program.shape, inputs, targets, key)
     columns = labels.count(model, program.shape, examples)
+    made = functools.partial(Visits, model, labels, columns, total)
     if isinstance(model.apply, Residuals):
         groups = model.apply.groups(params, inputs)
         if all(rows_alone(group, params) for group in groups):
-            sources = visit_sources.of_groups(groups, model, params, examples)
-            parts = [
-                Visits(model, labels, columns, *s[:3], total, s[3]) for s in sources
-            ]
+            each = by_groups(groups, model, examples)
+            parts = [made(*_alone(of, params, *rows)) for of, *rows in each]
             return GroupVisits(tuple(parts), columns, total)
     found = layers.dependence(model.apply_real, params, inputs, model.in_axes, program)
     if found is Dependence.NOTHING:
-        source = visit_sources.alone(model, params, inputs, examples)
-    else:
-        pulls = columns * examples.weights.shape[0]
-        source = visit_sources.together(model, params, inputs, examples, pulls)
-    return Visits(
-        model=model,
-        labels=labels,
-        columns=columns,
-        each=source.each,
-        at=source.at,
-        pulled=source.pulled,
-        total=total,
-        chunk_size=source.chunk_size,
+        return made(*_alone(model, params, inputs, examples))
+    pulls = columns * examples.weights.shape[0]
+    return made(*_together(model, params, inputs, examples, pulls))
+
+
+def _alone(
+    model: Model, params: Params, inputs: Inputs, examples: batch.Example
+) -> tuple:
+    """The last fields of `Visits`: each example through the model by itself."""
+    batched, rebuild = batch.split_inputs(inputs, model.in_axes)
+
+    def at(visit, each):
+        rows, example = each
+
+        def output(params):
+            z = model.apply_real(params, rebuild(rows))[0]
+            return z.astype(tree.working_dtype(z))
+
+        z, vjp = jax.vjp(output, params)
+        example = model.labelled(z, example)
+        return visit(z, lambda cotangent: vjp(cotangent)[0], example)
+
+    size = Layout.of(params).size
+    return (batched, examples), at, size, model.chunk_size
+
+
+def _together(
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    examples: batch.Example,
+    pulls: int,
+) -> tuple:
+    """The same from the Jacobian of the whole batch, with so many pulls in all."""
+
+    def outputs(params):
+        return model.outputs(params, inputs)
+
+    count, size = examples.weights.shape[0], Layout.of(params).size
+    z, vjp = jax.vjp(outputs, params)
+    # One row of outputs without inputs serves any number of targets.
+    rows = jnp.arange(count) if z.shape[0] == count else jnp.zeros(count, jnp.int32)
+    forward = _jacobian(outputs, params, z, pulls)
+
+    def pull_from(row):
+        """A cotangent of this row of the outputs, pulled back."""
+
+        def pulled(cotangent):
+            cotangent = cotangent.astype(z.dtype)
+            if forward is None:
+                return vjp(jnp.zeros_like(z).at[row].set(cotangent))[0]
+            of_row, axes = forward[:, row], z.ndim - 1
+            flat = jnp.tensordot(of_row, cotangent, axes, precision=HIGHEST)
+            return Layout.of(params).unravel(flat)
+
+        return pulled
+
+    def at(visit, each):
+        row, example = each
+        example = model.labelled(z[row], example)
+        return visit(z[row], pull_from(row), example)
+
+    if forward is not None:
+        return (rows, examples), at, size, model.chunk_size
+    alive = size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(vjp))
+    limit = max(1, ELEMENTS // alive)
+    chunk_size = model.chunk_size and min(model.chunk_size, limit)
+    return (rows, examples), at, alive, chunk_size
+
+
+def _jacobian(outputs: Callable, params, z: Array, pulls: int) -> Array | None:
+    """∂z/∂θ, [P, N, ...], where P is less than the pulls, and it is small enough."""
+    layout = Layout.of(params)
+    if layout.size >= pulls or layout.size * z.size > ELEMENTS:
+        return None
+    try:
+        _, push = jax.linearize(outputs, params)
+    except TypeError:  # a custom_vjp has no forward mode
+        return None
+    unit = jnp.eye(layout.size, dtype=layout.dtype)
+    alive = z.size + sum(jnp.size(leaf) for leaf in jax.tree.leaves(push))
+    at_once = max(1, min(layout.size, ELEMENTS // alive))
+    return jax.lax.map(
+        lambda vector: push(layout.unravel(vector)), unit, batch_size=at_once
     )
 
 

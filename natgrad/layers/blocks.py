@@ -24,6 +24,10 @@ from natgrad.layers.parts import Part
 from natgrad.layers.uses import Mixed, Use
 from natgrad.typing import Array
 
+# Kronecker factors are refused that take more than both: bytes, and times what their
+# parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.
+LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Block(abc.ABC):
@@ -106,6 +110,11 @@ class Block(abc.ABC):
         return math.prod(self.shape)
 
     @property
+    def parameter_bytes(self) -> int:
+        """Bytes of its parameters, as its statistics have them."""
+        return self.size * jnp.dtype(self.dtype).itemsize
+
+    @property
     def factor_bytes(self) -> int:
         """Bytes of its Kronecker factors."""
         side = self.rows if self.diagonal_inputs else self.rows**2
@@ -113,6 +122,12 @@ class Block(abc.ABC):
         if self.roles == 2:
             entries += self.rows**2 + self.outputs**2
         return math.prod(self.lead) * entries * jnp.dtype(self.dtype).itemsize
+
+    @property
+    def dwarfed(self) -> bool:
+        """Whether Kronecker factors of its uses are too large beside it."""
+        limit = max(LARGEST_FACTORS, LARGEST_RATIO * self.parameter_bytes)
+        return bool(self.uses) and self.factor_bytes > limit
 
     @property
     def separate(self) -> bool:

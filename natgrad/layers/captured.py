@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from natgrad.layers.interpreter import Interpreter, walked
 from natgrad.layers.proof import Proof
 from natgrad.layers.rows import Rows
 from natgrad.layers.statistics import Statistic
-from natgrad.layers.tap import Work
+from natgrad.layers.tap import Tap, Work
 from natgrad.layers.uses import Use
 from natgrad.model import batch
 from natgrad.typing import Apply, Array, Inputs, Params
@@ -51,6 +51,7 @@ class Captured:
     _traced: Any
     _structure: Any
     _examples: Examples
+    _marked: Set[int]
 
     @property
     def proven(self) -> str:
@@ -70,10 +71,10 @@ class Captured:
             context = {name: s.context(block) for name, s in asked.items()}
             live[block.name] = (probes[block.name], context)
             for use in block.uses:
-                taps[use.path] = (block.name, _maker(block, asked))
+                taps[use.path] = Tap(use, block.name, _maker(block, asked))
                 for scan, _ in use.view.stack:
                     stacked[scan].add(block.name)
-        walk = Interpreter(self._examples, taps, stacked)
+        walk = Interpreter(self._examples, taps, stacked, self._marked)
         results = walked(walk, self._traced, params, inputs, live)
         return jax.tree.unflatten(self._structure, results)
 
@@ -88,7 +89,7 @@ class Captured:
             change: block's name -> (op, use) -> another op on the same operands.
         """
         taps = {
-            use.path: (block.name, lambda op, use, f=change[block.name]: f(op, use))
+            use.path: Tap(use, block.name, change[block.name])
             for block in self.blocks
             if isinstance(block, LayerBlock) and block.name in change
             for use in block.uses

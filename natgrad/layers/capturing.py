@@ -126,14 +126,15 @@ class Found:
     """What is known of a program: see `Captured`.
 
     Attributes:
+        marked: leaves some use of which needs what comes before it in the program.
         rules: custom derivative -> whether it is that of the function it replaces.
-        passes: what `Captured.pull` stores.
     """
 
     blocks: tuple
     uncovered: tuple[str, ...]
     precision: float
     examples: Examples
+    marked: set[int]
     rules: dict
     proof: Proof = TRACED
 
@@ -156,6 +157,7 @@ class Found:
             traced,
             structure,
             self.examples,
+            self.marked,
         )
 
 
@@ -214,6 +216,7 @@ def _analysed(apply, traced, params, inputs, in_axes, declared) -> Found:
         _uncovered(leaves, blocks),
         tolerance(floats),
         examples,
+        walk.findings.marked,
         walk.findings.rules,
     )
 

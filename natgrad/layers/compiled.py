@@ -15,11 +15,9 @@ they are impossible, the function itself runs, which does.
 from __future__ import annotations
 
 import collections
-import contextlib
-import contextvars
 import functools
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -28,8 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natgrad import tree
-from natgrad.control_flow import is_traced
-from natgrad.eager import note_read, taking_notes
+from natgrad.eager import note_read, replaced_outside, taking_notes
 from natgrad.layers import jaxprs
 from natgrad.layers.apart import (
     Fixed,
@@ -43,19 +40,6 @@ from natgrad.layers.fingerprint import fingerprint
 
 # Programs, and calls that could become one, that a function keeps.
 _KEPT = 8
-_off: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "natgrad_operation_by_operation", default=False
-)
-
-
-@contextlib.contextmanager
-def operation_by_operation() -> Iterator[None]:
-    """A context in which functions run as they are written."""
-    token = _off.set(True)
-    try:
-        yield
-    finally:
-        _off.reset(token)
 
 
 def compiled(function: Callable) -> Callable:
@@ -75,13 +59,10 @@ def compiled(function: Callable) -> Callable:
     # Made for one call, perhaps: then it shares the programs of its like.
     is_shared = functools.cache(lambda: holds_arrays(function))
 
-    @functools.wraps(function)
-    def call(*args, **kwargs):
+    def program(*args, **kwargs):
         def plain():
             return function(*args, **kwargs)
 
-        if not _may_compile():
-            return plain()
         shared = is_shared()
         made = taken_apart(function) if shared else Fixed(function)
         given = args, kwargs
@@ -91,7 +72,7 @@ def compiled(function: Callable) -> Callable:
             return plain()
         return (_shared if shared else own).run(leaves, structure, plain)
 
-    return written_as(call, function)
+    return written_as(replaced_outside(function, program), function)
 
 
 def compiled_method(method: Callable) -> Callable:
@@ -111,16 +92,13 @@ def compiled_method(method: Callable) -> Callable:
         note_read(curvature.model.apply, tree.join_complex(params), inputs)
         return method(curvature, params, inputs, *args, **kwargs)
 
-    @functools.wraps(method)
-    def call(self, *args, **kwargs):
-        if not _may_compile():
-            return method(self, *args, **kwargs)
+    def program(self, *args, **kwargs):
         kept = vars(self.model).setdefault("_programs", _Kept())
         if method not in kept:
             kept[method] = compiled(noted)
         return kept[method](self, *args, **kwargs)
 
-    return call
+    return replaced_outside(method, program)
 
 
 class _Kept(dict):
@@ -181,7 +159,7 @@ class _Programs:
                 "function each time, and what changes by its arguments, such as "
                 "value_fn=model.loss with inputs=x and targets=y; or compile the whole "
                 "step by jax.jit.",
-                stacklevel=5,
+                stacklevel=6,
             )
         return True
 
@@ -244,12 +222,6 @@ def _read(function: Callable, shapes: tuple) -> Hashable:
         return fingerprint(jaxprs.trace(function, *shapes).jaxpr, values=True)
     except Exception as error:
         raise _UnknownError from error
-
-
-def _may_compile() -> bool:
-    """Is this outside of all transformations, and not forbidden?"""
-    config: Any = jax.config  # whose type does not declare the settings
-    return not (_off.get() or config.jax_disable_jit or is_traced())
 
 
 def _can_be_compiled(leaves: list, structure: Any) -> bool:

@@ -10,18 +10,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
-
 from natgrad.layers.blocks import (
     Block,
     DeclaredBlock,
-    LayerBlock,
     memory,
     statistics_dtype,
 )
 from natgrad.layers.uses import Mixed
 from natgrad.layers.views import NotCapturedError
-from natgrad.model.errors import DoesNotFitError
 
 # The largest parameter that is kept as an exact block when its use was not understood;
 # beyond, the diagonal of a vector is kept, and a matrix is an error.
@@ -166,31 +162,22 @@ def declaration(names: Sequence[str], treatment: type) -> str:
     return f"declared={{{', '.join(each)}}}"
 
 
-# Kronecker factors are refused that take more than both: bytes, and times what their
-# parameters take. A layer with I = O takes 2 times, and one output beside I inputs I.
-LARGEST_FACTORS, LARGEST_RATIO = 2**30, 32
-
-
-def require_memory(block: Block) -> None:
-    """Raises, before anything is allocated, where factors dwarf their parameters.
+def too_large(block: Block) -> str:
+    """The message of an error: that the Kronecker factors of a block dwarf it.
 
     Args:
-        block: the block whose Kronecker factors are wanted.
+        block: the block.
 
-    Raises:
-        DoesNotFitError: they are too large; the message names the parameter, the sizes
-            and the cure.
+    Returns:
+        The message, which names the parameter, the sizes and the cure.
     """
-    own = block.size * jnp.dtype(block.dtype).itemsize
-    size = block.factor_bytes
-    layered = isinstance(block, LayerBlock)
-    if layered and size > LARGEST_FACTORS and size > LARGEST_RATIO * own:
-        raise DoesNotFitError(
-            f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, "
-            f"would take {memory(size)}, and the parameter takes {memory(own)}: they "
-            f"have {block.rows} and {block.outputs} rows. Keep its diagonal, "
-            f"{declaration([block.parameter], DiagonalBlock)}, or hold it fixed."
-        )
+    return (
+        f"The Kronecker factors of {block.name!r}, {block.shape} as its matrix, would "
+        f"take {memory(block.factor_bytes)}, and the parameter takes "
+        f"{memory(block.parameter_bytes)}: they have {block.rows} and {block.outputs} "
+        f"rows. Keep its diagonal, {declaration([block.parameter], DiagonalBlock)}, or "
+        "hold it fixed."
+    )
 
 
 def refusal(block: Block, mixed: Mixed, what: str) -> str:

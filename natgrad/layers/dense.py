@@ -29,13 +29,12 @@ from natgrad.layers.rows import (
     Piece,
     Rows,
     arrange,
-    batch_shape,
     contract,
     pieces_of,
     positions,
 )
 from natgrad.layers.uses import Scale, Site, Use, require
-from natgrad.layers.views import Atom, View, repeated
+from natgrad.layers.views import Atom, View, natural, repeated
 from natgrad.typing import Array
 
 
@@ -131,7 +130,7 @@ def as_matrix(
         sorted((i for i, pair in enumerate(pieces) if pair[1] == holds), key=place)
         for holds in (BATCH, INPUT, OUTPUT)
     ]
-    batch = batch_shape([pieces[i][0] for i in groups[0]])
+    batch = [atom.size for atom in natural([pieces[i][0] for i in groups[0]])]
     sizes = [math.prod(pieces[i][0].size for i in group) for group in groups[1:]]
     order = [i for group in groups for i in group]
     return array.transpose(order).reshape((*batch, *sizes))
@@ -168,7 +167,7 @@ class MatrixUse(Use):
         Returns:
             X and G with their axes moved.
         """
-        batch = batch_shape(self.batch)
+        batch = [atom.size for atom in self.batch]
         x, g = arrange(x, self.x_pieces, batch), arrange(g, self.g_pieces, batch)
         if self.mask_axes is not None and scale is not None:
             mask = as_matrix(scale.astype(g.dtype), self.mask_axes)

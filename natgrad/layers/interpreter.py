@@ -1,8 +1,10 @@
-"""Walks a traced function, finds every use of every parameter, and taps it.
+"""Walks a traced function: finds every use of every parameter, or taps those found.
 
-Values that come from a parameter carry marks saying how. Equations that touch no mark,
-or whose derivative does not matter, are handed back to JAX untouched; what the others
-do is for `natgrad.layers.step` to say.
+In a walk that finds uses, values that come from a parameter carry marks saying how.
+Equations that touch no mark, or whose derivative does not matter, are handed back to
+JAX untouched; what the others do is for `natgrad.layers.step` to say. Taps go to the
+equations of uses by their paths. There marks are for those parameters alone whose uses
+need more than their operands, such as what they were multiplied by before.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 from natgrad.layers import jaxprs
 from natgrad.layers.examples import Examples, Path
 from natgrad.layers.step import IGNORED, Step
+from natgrad.layers.tap import Tap, evaluated
 from natgrad.layers.uses import Findings, Mark, Marks, Use
 from natgrad.layers.views import View
 from natgrad.typing import Inputs, Params
@@ -27,22 +30,35 @@ class Interpreter:
 
     Attributes:
         examples: the example axis of every variable.
-        taps: path -> (block's name, make), where make(op, use) is the tap's `Work`, or
-            another op where the block has no probe; empty when the walk is for finding
-            uses.
+        finds: is the walk for finding uses, without taps?
+        taps: path of a use -> its tap.
         stacked: path of a scan -> names of the blocks that it slices.
+        marked: leaves of the parameters that have marks in a walk with taps.
+        tapped: path of an equation -> the taps that need its operands alone.
+        around_taps: paths of equations that some tap is inside of.
         findings: what the walk found.
     """
 
     def __init__(
         self,
         examples: Examples,
-        taps: Mapping[Path, tuple] | None = None,
+        taps: Mapping[Path, Tap] | None = None,
         stacked: Mapping[Path, Set[str]] | None = None,
+        marked: Set[int] = frozenset(),
     ):
         self.examples = examples
-        self.taps = taps
+        self.finds = taps is None
+        self.taps = taps or {}
         self.stacked = stacked or {}
+        self.marked = marked
+        self.tapped: dict[Path, list] = {}
+        self.around_taps: set[Path] = set()
+        for path, tap in self.taps.items():
+            # Several uses of one equation have paths inside of it.
+            here = path[:-1] if path[-1] < 0 else path
+            self.around_taps |= {here[:end] for end in range(1, len(here))}
+            if tap.use.view.leaf not in marked:
+                self.tapped.setdefault(here, []).append((tap, None))
         self.findings = Findings()
 
     def run(
@@ -90,9 +106,10 @@ class Interpreter:
             given = [value(v) for v in equation.invars]
             seen = [marks_of(v) for v in equation.invars]
             need = [v in matters for v in results]
-            if any(seen) and any(need):
-                axes = [axis(v) for v in (*equation.invars, results[0])]
-                step = Step(self, jaxpr, equation, given, seen, here, axes, live, need)
+            if here in self.tapped:
+                made = evaluated(jaxpr, equation, given, self.tapped[here], live)
+            elif (any(seen) and any(need)) or here in self.around_taps:
+                step = Step(self, jaxpr, equation, given, seen, here, axis, live, need)
                 made, found = step.take()
                 learn(results, found)
             else:
@@ -110,13 +127,11 @@ class Interpreter:
         Returns:
             True if so, and in a walk for finding uses.
         """
-        if self.taps is None:
-            return True
-        return any(other[: len(path)] == path for other in self.taps)
+        return self.finds or path in self.around_taps
 
 
 def walked(walk: Interpreter, traced, params, inputs, live) -> list:
-    """Evaluates a traced apply(params, inputs), its parameters marked.
+    """Evaluates a traced apply(params, inputs), its parameters marked where need be.
 
     Args:
         walk: the interpreter.
@@ -130,7 +145,9 @@ def walked(walk: Interpreter, traced, params, inputs, live) -> list:
     """
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(inputs)
     marks = [
-        (Mark(View.whole(i, jnp.shape(leaf))),) if is_followed(leaf) else ()
+        (Mark(View.whole(i, jnp.shape(leaf))),)
+        if is_followed(leaf) and (walk.finds or i in walk.marked)
+        else ()
         for i, leaf in enumerate(leaves)
     ]
     given = [*leaves, *rest]
@@ -178,8 +195,8 @@ def around(
     Returns:
         The indices of those that do.
     """
-    taps = {path: (path, _cut) for path in uses}
-    live = dict.fromkeys(uses, (None, None))
+    taps = {path: Tap(use, str(path), _cut) for path, use in uses.items()}
+    live = {tap.block: (None, None) for tap in taps.values()}
     flat, structure = jax.tree.flatten(params)
 
     def tangents(flat, inputs, directions):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from natgrad.layers.examples import ExampleAxis
-from natgrad.layers.views import Atom, natural
+from natgrad.layers.views import Atom
 from natgrad.typing import Array
 
 # What a piece of an axis holds.
@@ -121,11 +121,6 @@ def arrange(
     return array.transpose([i for group in groups for i in group]).reshape(
         (*batch, *sizes)
     )
-
-
-def batch_shape(atoms: Sequence[Atom]) -> tuple[int, ...]:
-    """The sizes of the batch axes of rows whose batch pieces walk these atoms."""
-    return tuple(atom.size for atom in natural(atoms))
 
 
 def contract(

@@ -22,7 +22,6 @@ from natgrad.layers.rows import (
     Piece,
     Rows,
     arrange,
-    batch_shape,
     positions,
 )
 from natgrad.layers.uses import Scale, Site, Use, require
@@ -60,7 +59,7 @@ class EntrywiseUse(Use):
         """v_n as the output gradient of an input that is one, see `Use.rows`."""
         g = g * jnp.asarray(self.factor(operands)).astype(g.dtype)
         g = g if scale is None else g * scale.astype(g.dtype)
-        g = arrange(g, self.g_pieces, batch_shape(self.batch))
+        g = arrange(g, self.g_pieces, [atom.size for atom in self.batch])
         if self.separate:
             g = jnp.sum(g, axis=-2, keepdims=True)
         return Rows(jnp.ones((*g.shape[:-1], 1), g.dtype), g, separate=self.separate)

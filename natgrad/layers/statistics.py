@@ -24,11 +24,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from natgrad.layers.blocks import Block, LayerBlock
-from natgrad.layers.declared import refusal, require_examples, require_memory
+from natgrad.layers.declared import refusal, require_examples, too_large
 from natgrad.layers.dense import MaskedRows
 from natgrad.layers.embedding import LookupRows
 from natgrad.layers.rows import Rows, contract
 from natgrad.layers.uses import Mixed
+from natgrad.model.errors import DoesNotFitError
 from natgrad.typing import Array
 
 
@@ -80,7 +81,8 @@ class Expand(Statistic):
         """Zeros of the shapes above."""
         if block.mixed is Mixed.BEFORE:
             raise ValueError(refusal(block, block.mixed, "Kronecker factors"))
-        require_memory(block)
+        if block.dwarfed:
+            raise DoesNotFitError(too_large(block))
         side = (block.rows,) * (1 if block.diagonal_inputs else 2)
         shapes = {
             "A": (*block.lead, *side),

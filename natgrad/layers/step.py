@@ -1,24 +1,24 @@
 """One equation that reads something which comes from a parameter.
 
-An equation that uses a marked value linearly is a use; when its path is among the taps
-it is evaluated through a tap (`natgrad.layers.tap`). What surrounds a use (scan, remat,
+An equation that uses a marked value linearly is a use; if its path is among the taps it
+is evaluated through its tap (`natgrad.layers.tap`). What is around a use (scan, remat,
 cond, shard_map) is emitted again around the tapped body (`natgrad.layers.nesting`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from natgrad import tree
 from natgrad.layers import conv, dense, embedding, jaxprs, late, routed, scale_shift
 from natgrad.layers.embedding import LookupUse
-from natgrad.layers.examples import Path
+from natgrad.layers.examples import ExampleAxis, Path
 from natgrad.layers.nesting import NESTING
-from natgrad.layers.tap import Work, tap
+from natgrad.layers.tap import evaluated
 from natgrad.layers.uses import Mark, Marks, Site, Use
 from natgrad.layers.views import NotUnderstoodError, View, follow
 
@@ -41,8 +41,8 @@ IGNORED = frozenset(
 class Step:
     """One equation, some operand of which comes from a parameter.
 
-    `axes` are the example axes of its operands and, last, of its first result; `need`
-    is whether the derivative of each result matters; `walk` is the interpreter.
+    `axis` gives the example axis of a variable; `need` is whether the derivative of
+    each result matters; `walk` is the interpreter.
     """
 
     walk: Any
@@ -51,9 +51,15 @@ class Step:
     values: list
     marks: list[Marks]
     here: Path
-    axes: list
+    axis: Callable[[Any], ExampleAxis | None]
     live: Mapping[str, tuple]
     need: list[bool]
+
+    @functools.cached_property
+    def axes(self) -> list[ExampleAxis | None]:
+        """The example axes of the operands and, last, of the first result."""
+        variables = (*self.equation.invars, self.equation.outvars[0])
+        return [self.axis(v) for v in variables]
 
     @property
     def name(self) -> str:
@@ -86,7 +92,7 @@ class Step:
         """The results and their marks."""
         mine = self.from_parameters()
         nested = NESTING.get(self.name)
-        if nested is not None and any(mine):
+        if nested is not None and (any(mine) or self.here in self.walk.around_taps):
             return nested(self)
         if self.name in IGNORED:
             return self.natively(), self.unmarked()
@@ -154,11 +160,19 @@ class Step:
             # One result for all examples: it is used where it meets them.
             view = View.whole(mark.view.leaf, self.shape)
             return Mark(view, early=(use, tuple(self.values), mark.scale))
-        self.walk.findings.uses[path] = use
+        self._note(path, use, mark)
         beside = self.marks[1 - operand] if len(self.marks) == 2 else ()
         if beside and self.name in {"add", "add_any"} and not mark.scaled:
             self.walk.findings.joins[path] = (beside[0].source, beside[0].view)
         return use, mark
+
+    def _note(self, path: Path, use: Use, mark: Mark) -> None:
+        """What was found: the use, and whether its tap needs more than its operands."""
+        findings = self.walk.findings
+        findings.uses[path] = use
+        before = mark.early or mark.looked_up or mark.scale is not None
+        if before or path != self.here:
+            findings.marked.add(mark.view.leaf)
 
     def _result_of(self, uses: list) -> Marks:
         """The mark that the first use leaves on the result."""
@@ -190,7 +204,7 @@ class Step:
         except NotUnderstoodError:
             return self.natively()
         self.walk.findings.uses.pop(mark.source, None)
-        self.walk.findings.uses[self.here] = use
+        self._note(self.here, use, mark)
         return self._evaluated([(use, mark)])
 
     def _site(self, operand: int, mark: Mark, path: Path) -> Site:
@@ -205,34 +219,16 @@ class Step:
         )
 
     def _evaluated(self, uses: list) -> list:
-        """The results, through a tap that gives the statistics of these uses."""
-        taps = self.walk.taps or {}
-        op = lambda *operands: jaxprs.evaluate(self.jaxpr, self.equation, operands)[0]
-        tapped = []
+        """The results, through the taps of those uses that have one."""
+        taps = []
         for use, mark in uses:
-            block, make = taps.get(use.path, (None, None))
-            if make is None:
-                continue
-            probe, context = self.live[block]
-            if probe is None:  # then `make` changes the op
-                op = make(op, use)
-                continue
-            before = mark.early or mark.looked_up
-            scale = mark.scale if before is None else (mark.scale, *before[1:])
-            tapped.append((make(op, use).statistic, scale, probe, context))
-        if not any(use.path in taps for use, _ in uses):
+            if (found := self.walk.taps.get(use.path)) is not None:
+                before = mark.early or mark.looked_up
+                scale = mark.scale if before is None else (mark.scale, *before[1:])
+                taps.append((found, scale))
+        if not taps:
             return self.natively()
-        if not tapped:
-            return [op(*self.values)]
-        of, scales, probes, contexts = zip(*tapped, strict=True)
-
-        def statistics(operands, scales, g, contexts):
-            each = zip(of, scales, contexts, strict=True)
-            return tuple(s(operands, scale, g, c) for s, scale, c in each)
-
-        probes = tree.varying_like(probes, self.values)
-        work = Work(op, statistics)
-        return [tap(work, list(self.values), scales, probes, contexts)]
+        return evaluated(self.jaxpr, self.equation, self.values, taps, self.live)
 
     def _still_before_the_examples(self, operand: int, mark: Mark) -> Mark | None:
         """The mark of a multiple, or of a sum with a constant; None at a use.

@@ -12,12 +12,65 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from natgrad import tree
+from natgrad.layers import jaxprs
+from natgrad.layers.uses import Scale, Use
 from natgrad.typing import Array
+
+
+class Tap(NamedTuple):
+    """Where a tap goes, and what it does.
+
+    Attributes:
+        use: at whose equation it is.
+        block: the name of the block that the use belongs to.
+        make: (op, use) -> the tap's `Work`, or another op where the block has no probe.
+    """
+
+    use: Use
+    block: str
+    make: Callable[[Callable, Use], Any]
+
+
+def evaluated(
+    jaxpr: jaxprs.Jaxpr,
+    equation: jaxprs.Equation,
+    values: Sequence,
+    taps: Sequence[tuple[Tap, Scale]],
+    live: Mapping[str, tuple],
+) -> list:
+    """The result of an equation, through a tap that gives the statistics of its uses.
+
+    Args:
+        jaxpr: the jaxpr that holds it.
+        equation: the equation.
+        values: of its operands.
+        taps: one for each use, and what its parameter was multiplied by before.
+        live: block's name -> (probe, context).
+    """
+    op = lambda *operands: jaxprs.evaluate(jaxpr, equation, operands)[0]
+    tapped = []
+    for (use, block, make), scale in taps:
+        probe, context = live[block]
+        if probe is None:  # then `make` changes the op
+            op = make(op, use)
+        else:
+            tapped.append((make(op, use).statistic, scale, probe, context))
+    if not tapped:
+        return [op(*values)]
+    of, scales, probes, contexts = zip(*tapped, strict=True)
+
+    def statistics(operands, scales, g, contexts):
+        each = zip(of, scales, contexts, strict=True)
+        return tuple(s(operands, scale, g, c) for s, scale, c in each)
+
+    probes = tree.varying_like(probes, values)
+    return [tap(Work(op, statistics), list(values), scales, probes, contexts)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -275,6 +275,7 @@ class Findings:
         uses: every use, by path.
         joins: shift use -> (the use whose result it is added to, that result's view).
         unmatched: leaf -> reasons why a use of it was not understood.
+        marked: leaves some use of which needs what comes before it in the program.
         loops: paths of the scans of more than one step.
         rules: custom derivative -> whether it is that of the function it replaces.
     """
@@ -282,6 +283,7 @@ class Findings:
     uses: dict[Path, Use] = dataclasses.field(default_factory=dict)
     joins: dict[Path, tuple[Path, View]] = dataclasses.field(default_factory=dict)
     unmatched: dict[int, set[str]] = dataclasses.field(default_factory=dict)
+    marked: set[int] = dataclasses.field(default_factory=set)
     loops: set[Path] = dataclasses.field(default_factory=set)
     rules: dict[Path, bool] = dataclasses.field(default_factory=dict)
 

@@ -258,21 +258,3 @@ class StatefulSolver(abc.ABC):
             damping: λ >= 0, in the units of F.
         """
         return self.solution(metric, v, damping, self.init(metric.layout))[0].value
-
-
-def stagger(
-    blocks: int, period: int, staggered: bool = False
-) -> list[tuple[int, Sequence[int]]]:
-    """When the blocks of a metric are factorised anew.
-
-    Args:
-        blocks: how many there are.
-        period: steps from one refresh of a block to its next.
-        staggered: whether the work is spread evenly over the period, or all done at its
-            first step.
-
-    Returns:
-        Pairs (step within the period, numbers of the blocks that are due then).
-    """
-    groups = min(period, blocks) if staggered else 1
-    return [(g * period // groups, range(g, blocks, groups)) for g in range(groups)]

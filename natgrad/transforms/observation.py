@@ -20,8 +20,8 @@ import optax
 
 from natgrad import tree
 from natgrad.curvature.base import Curvature
-from natgrad.eager import note_read
-from natgrad.layers.compiled import compiled, operation_by_operation
+from natgrad.eager import note_read, operation_by_operation
+from natgrad.layers.compiled import compiled
 from natgrad.model import Model
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState

@@ -1,119 +1,18 @@
-"""Which pieces of a kept inverse a step renews: by count, or by need.
-
-A policy sees how old the inverse is and what it keeps itself, in arrays, and says of
-each piece whether it is due. `Refresh(inverses=...)` takes one, or a number of steps.
-"""
+"""Renewal of kept inverses by need: `WhenStale`, for `Refresh(inverses=...)`."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 
-from natgrad.solvers.base import CachedSolver, stagger
+from natgrad.solvers.base import CachedSolver
 from natgrad.solvers.damping import DampingLike
+from natgrad.transforms.inverse_cache import Renewal
 from natgrad.typing import Array
-
-
-class Renewal(abc.ABC):
-    """When pieces are renewed."""
-
-    @property
-    @abc.abstractmethod
-    def period(self) -> int:
-        """No piece gets older than so many steps, but for its turn; 1 keeps none."""
-
-    @property
-    def together(self) -> bool:
-        """Are all pieces renewed in the same steps?"""
-        return False
-
-    def init(self, pieces: int) -> Any:
-        """What the policy keeps in the state before the first step.
-
-        Args:
-            pieces: how many there are.
-        """
-        del pieces
-        return ()
-
-    @abc.abstractmethod
-    def due(self, age: Integer[Array, ""], pieces: int, kept: Any) -> list[Array]:
-        """Is it each piece's turn? Pieces with the same array are renewed together.
-
-        Args:
-            age: usable steps since the inverse was first made.
-            pieces: how many there are.
-            kept: what the policy keeps.
-        """
-
-    def renewed(
-        self, kept: Any, age: Integer[Array, ""], which: Sequence[Bool[Array, ""]]
-    ) -> Any:
-        """What is kept after pieces were renewed.
-
-        Args:
-            kept: what the policy kept before.
-            age: as for `due`.
-            which: of each piece, was it?
-        """
-        del age, which
-        return kept
-
-    def measured(
-        self,
-        kept: Any,
-        solver: CachedSolver,
-        metric: Any,
-        pieces: Sequence[Any],
-        damping: DampingLike,
-    ) -> Any:
-        """What is kept once the statistics have changed.
-
-        Args:
-            kept: what the policy kept before.
-            solver: whose inverses they are.
-            metric: F of the new statistics.
-            pieces: the kept inverses.
-            damping: λ >= 0.
-        """
-        del solver, metric, pieces, damping
-        return kept
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Every(Renewal):
-    """Each piece after a number of steps.
-
-    Attributes:
-        steps: from one renewal to the next.
-        staggered: do the pieces take turns, or are all renewed in one step?
-    """
-
-    steps: int
-    staggered: bool
-
-    @property
-    def period(self) -> int:
-        """That number of steps."""
-        return self.steps
-
-    @property
-    def together(self) -> bool:
-        """Yes, unless they take turns."""
-        return not self.staggered
-
-    def due(self, age: Array, pieces: int, kept: Any) -> list[Array]:
-        """Those whose turn it is; see `Renewal.due`."""
-        del kept
-        groups = stagger(pieces, self.steps, self.staggered)
-        turns = [((age > 0) & (age % self.steps == t), group) for t, group in groups]
-        return [now for i in range(pieces) for now, group in turns if i in group]
 
 
 class Need(NamedTuple):

@@ -99,9 +99,7 @@ def solve(
     # is reads gradient and solution again and again.
     clear = _cleared if kept else zeros_unless
     gradient = clear(usable, step.gradient)
-    solution, inverse = _solution(
-        refresh, solver, metric, state.inverse, gradient, step
-    )
+    solution, inverse = _solution(solver, metric, state.inverse, gradient, step)
     if kept:  # its leaves are slices of the blocks' matrices, which are not needed now
         solution = solution._replace(value=jax.lax.optimization_barrier(solution.value))
     usable = usable & tree.all_finite(solution.value)
@@ -172,7 +170,6 @@ def _cleared(usable: Array, values: Params) -> Params:
 
 
 def _solution(
-    refresh: Refresh,
     solver: Solver | None,
     metric: Metric,
     inverse: Any,
@@ -184,7 +181,7 @@ def _solution(
     if isinstance(solver, StatefulSolver):
         tree.check_kept(inverse, jax.eval_shape(lambda: solver.init(metric.layout)))
         return solver.solution(metric, gradient, damping, inverse)
-    if refresh.period > 1 and isinstance(solver, CachedSolver):
+    if isinstance(inverse, InverseCache) and isinstance(solver, CachedSolver):
         solution = solver.solve(metric, inverse.pieces, gradient, damping)
     elif solver is None:
         solution = metric.solution(gradient, damping)

@@ -1,30 +1,25 @@
-"""The factors A and G of a block of a Kronecker metric, and what inverts A ⊗ G + λI.
+"""The eigendecompositions of the factors A and G of a block, and what inverts by them.
 
 A is a matrix [lead..., I(+1), I(+1)], or its diagonal [I] where the layer's inputs are
-rows of the identity; G is a matrix [lead..., O, O]. `natgrad.metrics.kronecker` says
-what the two inverses are.
+rows of the identity; G is a matrix [lead..., O, O]. The inverse of A ⊗ G + λI is that
+of `natgrad.metrics.kronecker.metric`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float
 
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
 from natgrad.solvers import matrix_functions
-from natgrad.solvers.block_elimination import InverseRule
 from natgrad.solvers.lanczos import largest_of_matrix
 from natgrad.solvers.matrix_functions import Factor, Spectral
-from natgrad.solvers.spd_inverse import diagonal
-from natgrad.solvers.spd_inverse import inverses as spd_inverses
 from natgrad.solvers.spectral import Eigendecomposition, damped_reciprocal, eigh
 from natgrad.typing import Array
 
@@ -48,20 +43,6 @@ class Decomposed(NamedTuple):
     outputs: Float[Array, "*lead O O"]
     left: tuple[Float[Array, "*lead I"], Float[Array, "*lead I I"] | None]
     right: tuple[Float[Array, "*lead O"], Float[Array, "*lead O O"] | None]
-
-
-class Inverted(NamedTuple):
-    """The inverses of both damped factors of a block.
-
-    Attributes:
-        inputs: (A + π√λ I)⁻¹, a matrix, or a diagonal where A is one.
-        outputs: (G + √λ/π I)⁻¹.
-        fallback: boolean scalar: did the rule fail, or λ = 0 meet a singular factor?
-    """
-
-    inputs: Float[Array, "*A"]
-    outputs: Float[Array, "*lead O O"]
-    fallback: Bool[Array, ""]
 
 
 def decompose(
@@ -180,98 +161,3 @@ def of_products(
     for _ in range(block.outputs.ndim - 2):
         function = jax.vmap(function)
     return function(*block, *v)
-
-
-def invert_damped(
-    factors: Sequence[Factors],
-    dampings: Sequence[Float[Array, ""]],
-    rule: InverseRule,
-) -> list[Inverted]:
-    """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹ of several blocks, for λ = 0 A⁺ and G⁺.
-
-    Args:
-        factors: A and G of each block.
-        dampings: λ >= 0 of each block, in the units of A ⊗ G.
-        rule: how a matrix is inverted.
-    """
-    shares = damping_shares(factors, dampings)
-    full = [i for i, (a, g) in enumerate(factors) if a.ndim == g.ndim]
-    results, failed = spd_inverses(
-        [_add_to_diagonal(factors[i][0], shares[i][0]) for i in full]
-        + [
-            _add_to_diagonal(g, d)
-            for (_, g), (_, d) in zip(factors, shares, strict=True)
-        ],
-        [shares[i][0] for i in full] + [d for _, d in shares],
-        rule,
-    )
-    lefts, rights = iter(results[: len(full)]), iter(results[len(full) :])
-    inverted = []
-    for (a, g), (share, _) in zip(factors, shares, strict=True):
-        if a.ndim == g.ndim:
-            inverse, dropped = next(lefts), False
-        else:
-            inverse, dropped = damped_reciprocal(a, share[..., None])
-        inverted.append(Inverted(inverse, next(rights), failed | dropped))
-    return inverted
-
-
-def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:
-    """The diagonal of A.
-
-    Args:
-        a: A, a matrix or its diagonal.
-        g: G, which has more axes than a diagonal.
-    """
-    return a if a.ndim < g.ndim else diagonal(a)
-
-
-def damping_shares(
-    factors: Sequence[Factors], dampings: Sequence[Float[Array, ""]]
-) -> list[tuple[Array, Array]]:
-    """(π√λ, √λ/π) of each block, [lead...]; all blocks in one array, for fewer sums.
-
-    Args:
-        factors: A and G of each block.
-        dampings: λ >= 0 of each block, in the units of A ⊗ G.
-    """
-    leads = [g.shape[:-2] for _, g in factors]
-    root = jnp.sqrt(dampings[0])
-    if any(damping is not dampings[0] for damping in dampings):
-        root = jnp.sqrt(jnp.stack(dampings))[
-            np.repeat(np.arange(len(leads)), [math.prod(lead) for lead in leads])
-        ]
-    rows = [diagonal_of(a, g) for a, g in factors] + [diagonal(g) for _, g in factors]
-    left, right = _means(rows).reshape(2, -1)
-    regular = (left > 0) & (right > 0)
-    ratio = jnp.where(regular, left, 1) / jnp.where(regular, right, 1)
-    pi = jnp.sqrt(ratio)
-    shares, start = [], 0
-    for lead in leads:
-        end = start + math.prod(lead)
-        pair = (share[start:end].reshape(lead) for share in (pi * root, root / pi))
-        shares.append(tuple(pair))
-        start = end
-    return shares
-
-
-def _means(rows: Sequence[Array]) -> Array:
-    """The mean over the last axis of arrays [lead..., d], one after the other."""
-    longest = max(row.shape[-1] for row in rows)
-    flat = [row.reshape(-1, row.shape[-1]) for row in rows]
-    wide = [jnp.pad(r, ((0, 0), (0, longest - r.shape[-1]))) for r in flat]
-    sizes = np.concatenate([np.full(r.shape[0], r.shape[-1]) for r in flat])
-    total = jnp.sum(jnp.concatenate(wide), -1)
-    return total / jnp.asarray(sizes, total.dtype)
-
-
-def _add_to_diagonal(matrix: Array, share: Array) -> Array:
-    added = jnp.where(_on_diagonal(matrix), share[..., None, None], 0)
-    return matrix + added
-
-
-def _on_diagonal(matrix: Array) -> Array:
-    # A mask, which fuses into what reads it; `diagonal` and `eye` would not.
-    axes = (matrix.ndim - 2, matrix.ndim - 1)
-    row, column = (jax.lax.broadcasted_iota(int, matrix.shape, i) for i in axes)
-    return row == column

@@ -30,7 +30,6 @@ from natgrad.metrics.kronecker.factors import (
     Decomposed,
     Factors,
     decompose,
-    diagonal_of,
     eigen_solve,
     functions_of,
     largest_of_factor,
@@ -41,9 +40,20 @@ from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import CachedSolver, Solution
 from natgrad.solvers.damping import DampingLike, resolve_damping
 from natgrad.solvers.matrix_functions import Spectral
+from natgrad.solvers.spd_inverse import diagonal
 from natgrad.solvers.spectral import Eigendecomposition, eigh
 from natgrad.tree import Layout, metric_pytree
 from natgrad.typing import Array, Params
+
+
+def diagonal_of(a: Float[Array, "*A"], g: Array) -> Float[Array, "*lead I"]:
+    """The diagonal of A.
+
+    Args:
+        a: A, a matrix or its diagonal.
+        g: G, which has more axes than a diagonal.
+    """
+    return a if a.ndim < g.ndim else diagonal(a)
 
 
 @metric_pytree("layout", "blocks")

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from natgrad import tree
 from natgrad.control_flow import cond_in_place
 from natgrad.curvature.base import Curvature
-from natgrad.metrics.kronecker.factors import Inverted
+from natgrad.metrics.kronecker.factored_tikhonov import Inverted
 from natgrad.solvers.damping import OfMetric
 from natgrad.transforms.adaptive.damping_search import SOLVER, Trials, best_inverses
 from natgrad.transforms.adaptive.proposals import FactoredState, Proposals
