@@ -13,8 +13,8 @@ import pytest
 from contract import LAMBDA, MODEL, X, Y, equal, gradient_of, start
 
 import natgrad as ng
+from natgrad.eager import operation_by_operation
 from natgrad.layers.apart import Fixed, taken_apart
-from natgrad.layers.compiled import operation_by_operation
 
 KEY = jax.random.PRNGKey(3)
 KEPT = {"value": 1.0}

@@ -81,13 +81,14 @@ class Wrapper(Delegate):
         return self.curvature.requires_batch
 
     def wrap(self, curvature: Curvature) -> Wrapper:
-        """The same change to another curvature."""
+        """The same change to another curvature, itself where that is no other."""
+        if curvature is self.curvature:
+            return self
         return dataclasses.replace(self, curvature=curvature)
 
     def specialize(self, params: Params) -> Curvature:
         """The same change to the choice that is made for these parameters."""
-        chosen = self.curvature.specialize(params)
-        return self if chosen is self.curvature else self.wrap(chosen)
+        return self.wrap(self.curvature.specialize(params))
 
     def init(self, params: Params) -> Statistics:
         """As the curvature does."""

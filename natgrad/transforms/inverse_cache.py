@@ -178,19 +178,14 @@ class Refresh:
         if self.sub_batch is not None:
             check_stride("Refresh(sub_batch=...)", self.sub_batch)
         check_fewest("Refresh(min_examples=...)", self.min_examples)
-        if not isinstance(self.warm_up, int) or self.warm_up < 0:
-            raise ValueError(
-                "Refresh(warm_up=...) is a number of steps, an integer >= 0, got "
-                f"{self.warm_up!r}."
-            )
-        for name in ("statistics", "inverses"):
-            period = getattr(self, name)
-            if name == "inverses" and isinstance(period, Renewal):
+        for name, least in (("statistics", 1), ("inverses", 1), ("warm_up", 0)):
+            steps = getattr(self, name)
+            if name == "inverses" and isinstance(steps, Renewal):
                 continue
-            if not isinstance(period, int) or period < 1:
+            if not isinstance(steps, int) or steps < least:
                 raise ValueError(
-                    f"Refresh({name}=...) is a number of steps, an integer >= 1, got "
-                    f"{period!r}."
+                    f"Refresh({name}=...) is a number of steps, an integer >= {least}, "
+                    f"got {steps!r}."
                 )
 
     @property
@@ -219,10 +214,7 @@ class Refresh:
         return (steps == 0) | (doubled & (steps < self.warm_up))
 
     def measures(self, age: Array) -> Array:
-        """Is the solution measured at this age: after 0, 1, 2, 4, 8 … periods?
-
-        And once in a hundred steps or so, in the step in which inverses are oldest.
-        """
+        """Is this a step of the oldest inverses that is measured: see `Health`?"""
         periods = age // self.period
         doubled = (periods & (periods - 1)) == 0
         seldom = periods % max(1, MEASURED // self.period) == 0
