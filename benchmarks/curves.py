@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.optimizers import OPTIMIZERS, OURS, PEERS
 
 CLOCKS = {"step": "steps", "cpu": "CPU seconds"}
 KINDS = {"loss": "training loss", "held": "held-out loss"}
-COLOURS = dict(zip((*OPTIMIZERS, *PEERS), colormaps["tab20"].colors, strict=False))
+# Strong colours are this library's.
+STRONG = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+LIGHT = ("#7f7f7f", "#c49c94", "#e7ba52", "#8ca252", "#bd9e39", "#9edae5", "#c7c7c7")
+LIGHT += ("#f7b6d2", "#ad494a", "#637939")
+OTHERS = [name for name in (*OPTIMIZERS, *PEERS) if name not in (*OURS, "adam")]
+COLOURS = dict(zip(OURS, STRONG, strict=True)) | dict(zip(OTHERS, LIGHT, strict=False))
+COLOURS["adam"] = "black"
 
 
 def figure(found: dict[str, Any]) -> Figure:
@@ -54,7 +59,7 @@ def draw(axis, name: str, runs, clock: str, kind: str, constant: float) -> None:
     low, middle, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
     style = "-" if name in OURS else "--"
     width = 1.6 if name in OURS or name == "adam" else 1
-    colour = "black" if name == "adam" else COLOURS[name]
+    colour = COLOURS[name]
     axis.plot(times, middle, style, color=colour, label=name, linewidth=width)
     axis.fill_between(times, low, high, alpha=0.12, color=colour, linewidth=0)
 

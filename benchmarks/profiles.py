@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.report import table
@@ -79,18 +78,19 @@ def of_group(by_measure: dict[str, Costs], names: Iterable[str]) -> str:
     return table(heads, rows)
 
 
-def picture(by_measure: dict[str, Costs], ours: Iterable[str]) -> Figure:
+def picture(
+    by_measure: dict[str, Costs], ours: Iterable[str], colours: dict[str, str]
+) -> Figure:
     """A panel for each measure: share of problems over τ; ours are solid lines."""
     figure = Figure(figsize=(7, 6.6), layout="constrained")
     axes = np.ravel(figure.subplots(2, 2, sharey=True))
-    bounds, colours = np.geomspace(1, FARTHEST, 200), colormaps["tab20"].colors
+    bounds = np.geomspace(1, FARTHEST, 200)
     for axis, (measure, costs) in zip(axes, by_measure.items(), strict=False):
-        for number, (name, row) in enumerate(over_best(costs).items()):
+        for name, row in over_best(costs).items():
             ratios = row[~np.isnan(row)]
             shares = [np.mean(ratios <= bound) for bound in bounds]
             style = {"linestyle": "-" if name in ours else "--", "where": "post"}
-            colour = colours[number % len(colours)]
-            axis.step(bounds, shares, label=name, color=colour, **style)
+            axis.step(bounds, shares, label=name, color=colours[name], **style)
         axis.set(xscale="log", xlim=(1, FARTHEST), ylim=(0, 1), xlabel="times the best")
         axis.set_title(measure, fontsize=9)
         axis.set_xticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import profiles, racing
 from benchmarks.optimizers import OPTIMIZERS, PEERS
+from benchmarks.racing import CLOCKS
 from benchmarks.report import RESULTS, about, cell, finite, quartiles, table
 
 FOLDER, DOCS = RESULTS / "races", Path(__file__).parent.parent / "docs"
@@ -26,14 +27,15 @@ Found = dict[str, dict[str, Any]]  # a record by problem
 
 
 def save(path: Path, found: dict[str, Any]) -> None:
-    """A JSON file with a line for each run; numbers have five digits."""
+    """A JSON file with a line for each run, without its steps, which are the looks."""
     entries = []
     for name, entry in found["optimizers"].items():
-        runs = ",\n  ".join(json.dumps(short(run)) for run in entry["runs"])
+        lines = [{k: v for k, v in run.items() if k != "step"} for run in entry["runs"]]
+        runs = ",\n  ".join(packed(short(line)) for line in lines)
         rest = {key: value for key, value in entry.items() if key in KEPT}
-        head = json.dumps(short(rest))[:-1]
+        head = packed(short(rest))[:-1]
         entries.append(f'{json.dumps(name)}: {head}, "runs": [\n  {runs}\n ]}}')
-    rest = {key: value for key, value in found.items() if key != "optimizers"}
+    rest = {key: value for key, value in found.items() if key not in DERIVED}
     head = json.dumps(finite(rest), indent=1).rstrip("\n}")
     body = ",\n ".join(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +45,21 @@ def save(path: Path, found: dict[str, Any]) -> None:
 KEPT = ("setting", "tuning", "note", "compile_cpu_seconds", "temporary_bytes")
 
 
-def short(tree: Any) -> Any:
-    """Floats with five digits, None where they are not finite."""
+DERIVED = ("optimizers", "goal")
+
+
+def packed(tree: Any) -> str:
+    return json.dumps(tree, separators=(",", ":"))
+
+
+def short(tree: Any, digits: int = 6) -> Any:
+    """Floats with six digits, seconds with four; None where they are not finite."""
     if isinstance(tree, dict):
-        return {key: short(value) for key, value in tree.items()}
+        return {key: short(v, 4 if key in CLOCKS else 6) for key, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return [short(value) for value in tree]
+        return [short(value, digits) for value in tree]
     if isinstance(tree, float):
-        return float(f"{tree:.5g}") if math.isfinite(tree) else None
+        return float(f"{tree:.{digits}g}") if math.isfinite(tree) else None
     return tree
 
 
@@ -61,6 +70,7 @@ def load(folder: Path) -> Found:
         record = json.loads(path.read_text())
         for entry in record["optimizers"].values():
             for run in entry["runs"]:
+                run["step"] = [0, *racing.looks(record["steps"])][: len(run["cpu"])]
                 for kind in ("loss", "held"):
                     run[kind] = [math.nan if v is None else v for v in run[kind]]
         found[path.stem] = summarised(record)
@@ -116,7 +126,7 @@ def section(name: str, record: dict[str, Any]) -> str:
                     quartiles(entry[k], 4)
                     for k in ("last", "last_held", "held_at_goal")
                 ),
-                *(quartiles(entry["reached"][clock]) for clock in racing.CLOCKS),
+                *(quartiles(entry["reached"][clock]) for clock in CLOCKS),
                 entry["reached"]["cpu"]["median"] / adam["reached"]["cpu"]["median"],
                 1e3 * entry["cpu_per_step"]["median"],
                 entry["compile_cpu_seconds"],

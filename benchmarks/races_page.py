@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import profiles
-from benchmarks.curves import figure
+from benchmarks.curves import COLOURS, figure
 from benchmarks.optimizers import OURS
 from benchmarks.races import DOCS, FOLDER, Found, costs, load
 from benchmarks.report import about, cell, table
@@ -61,7 +61,8 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     found = load(folder)
     images = docs / "images" / "races"
     images.mkdir(parents=True, exist_ok=True)
-    profiles.picture(costs(found), OURS).savefig(images / "profiles.webp", dpi=130)
+    profile = profiles.picture(costs(found), OURS, COLOURS)
+    profile.savefig(images / "profiles.webp", dpi=130)
     for name, record in found.items():
         options = {"pil_kwargs": {"quality": 60, "method": 6}}
         figure(record).savefig(images / f"{name}.webp", dpi=120, **options)

@@ -114,7 +114,8 @@ class Local:
 
     def turn(self, picks: list[Pick]) -> tuple[float, float, Any]:
         """A step for each batch: wall seconds, CPU seconds, losses after them."""
-        batches = jax.block_until_ready([self.problem.examples(p) for p in picks])
+        batches = jax.device_put([self.problem.examples(p) for p in picks])
+        jax.block_until_ready(batches)
         hyper, params, state = self.carry
         wall, cpu = time.perf_counter(), time.process_time()
         for x, y in batches:
