@@ -1,6 +1,6 @@
 """Races: which optimizer reaches a loss in how many steps and seconds, and what then?
 
-Every optimizer of a problem is tuned by the same budget: each of the four settings of
+Every optimizer of a problem is tuned by the same budget: each of the five settings of
 its grid in `benchmarks.optimizers` trains for all steps from seed 0; the one with the
 lowest last training loss is kept. These train from further seeds, parameters and
 batches the same for all, and take turns, so that all meet the same load.
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--optimizers", nargs="+", choices=names, default=names)
     parser.add_argument("--steps", type=int, help="instead of the problem's own")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--settings", type=int, default=4, help="of each grid, at most")
+    parser.add_argument("--settings", type=int, default=5, help="of each grid, at most")
     parser.add_argument("--batch", type=int, help="instead of the problem's own")
     parser.add_argument("--data", type=Path, help="an .npz file with images `x`, `y`")
     parser.add_argument(

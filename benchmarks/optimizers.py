@@ -1,6 +1,6 @@
 """The optimizers of a race, and the grid each is tuned over.
 
-Every grid has four settings, but for `kfac_adaptive`, which runs as it comes. Where an
+Every grid has five settings, but for `kfac_adaptive`, which runs as it comes. Where an
 optimizer has a learning rate that is what is tuned, and the rest is its default.
 
     adam, adamw (weight decay 0.01), soap, kl_shampoo,
@@ -26,8 +26,8 @@ from optax import contrib
 import natgrad as ng
 from natgrad.curvature import Centred, Dense
 
-ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-NATURAL_RATES = (0.03, 0.1, 0.3, 1.0)
+ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+NATURAL_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Entry(NamedTuple):
@@ -85,25 +85,27 @@ OPTIMIZERS = {
         lambda _, rate: contrib.schedule_free_adamw(rate),
         evaluated=contrib.schedule_free_eval_params,
     ),
-    "muon": Entry(rates(3e-3, 1e-2, 3e-2, 0.1), lambda _, rate: contrib.muon(rate)),
+    "muon": Entry(rates(*ADAM_RATES), lambda _, rate: contrib.muon(rate)),
     "sophia": Entry(rates(*ADAM_RATES), sophia),
     "soap": Entry(rates(*ADAM_RATES), lambda _, rate: ng.soap(rate)),
     "kl_shampoo": Entry(rates(*ADAM_RATES), lambda _, rate: ng.kl_shampoo(rate)),
-    "lbfgs": Entry(rates(0.03, 0.3, 1.0, 10.0), lbfgs),
+    "lbfgs": Entry(rates(0.03, 0.3, 1.0, 3.0, 10.0), lbfgs),
     "kfac": Entry(
         rates(*NATURAL_RATES), lambda model, rate: ng.kfac(rate, model), rows=True
     ),
     "ekfac": Entry(rates(*NATURAL_RATES), lambda model, rate: ng.ekfac(rate, model)),
     "kfac_adaptive": Entry(((),), lambda model: ng.kfac_adaptive(model), rows=True),
-    "natural_gradient": Entry(pairs((0.3, 1.0), (1e-3, 1e-5)), natural_gradient),
+    "natural_gradient": Entry(
+        (*pairs((0.3, 1.0), (1e-3, 1e-5)), (0.1, 1e-3)), natural_gradient
+    ),
     "gram": Entry(rates(*NATURAL_RATES), lambda model, rate: ng.gram(rate, model)),
     "stochastic_reconfiguration": Entry(
-        pairs((0.1, 0.3), (4e-3, 1e-2)), stochastic_reconfiguration
+        (*pairs((0.1, 0.3), (4e-3, 1e-2)), (0.03, 1e-2)), stochastic_reconfiguration
     ),
 }
 PEERS = {
     "kfac_jax": rates(*NATURAL_RATES),
-    "kfac_jax_adaptive": rates(0.15, 1.5, 15.0, 150.0),
+    "kfac_jax_adaptive": rates(0.015, 0.15, 1.5, 15.0, 150.0),
 }
 # Of this library, with a model's Fisher information.
 OURS = (
