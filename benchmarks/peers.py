@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from benchmarks.optimizers import PEERS
-from benchmarks.racing import EVALUATED, Losses
+from benchmarks.racing import Losses
 from benchmarks.training import Pick, Problem
 
 WORKER = Path(__file__).parent / "peer_worker.py"
@@ -81,12 +81,12 @@ class Worker:
         self.process.wait()
         self.process.stdout.close()
 
-    def give(self, problem: Problem, linear: int) -> None:
+    def give(self, problem: Problem, linear: int, evaluated: int) -> None:
         """A dense network with tanh units, but for the last layer and `linear`."""
         (hx, hy), file = problem.held, self.folder / "data.npz"
         arrays = {"x": problem.x, "y": problem.y, "hx": hx, "hy": hy}
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        np.savez(file, **arrays, linear=linear, evaluated=EVALUATED)
+        np.savez(file, **arrays, linear=linear, evaluated=evaluated)
         self.ask({"do": "problem", "data": str(file)})
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:

@@ -34,16 +34,22 @@ LINEAR_LAYERS = {
 }
 
 
+# Where a loss of 1,024 examples would take longer than the steps.
+EVALUATED = {"transformer": 128, "autoencoder": 256, "curves": 256}
+
+
 class Raced(NamedTuple):
     """A problem of the race.
 
     Attributes:
         make: path of a file of images, or None -> the problem.
         steps: as many as every optimizer takes.
+        evaluated: of how many examples, at most, a loss is taken.
     """
 
     make: Callable[[Path | None], Problem]
     steps: int
+    evaluated: int = 1024
 
 
 def split(name: str, problem: Problem) -> Problem:
@@ -59,10 +65,12 @@ def split(name: str, problem: Problem) -> Problem:
 
 def of_training(name: str, steps: int) -> Raced:
     make = training.PROBLEMS[name]
-    own = name in training.OF_IMAGES
-    return Raced(
-        lambda path: split(name, make(path) if own and path else make()), steps
-    )
+
+    def whole(path):
+        return make(path) if path and name in training.OF_IMAGES else make()
+
+    count = EVALUATED.get(name, 1024)
+    return Raced(lambda path: split(name, whole(path)), steps, count)
 
 
 def of_card(name: str, steps: int = 200) -> Raced:
@@ -72,7 +80,7 @@ def of_card(name: str, steps: int = 200) -> Raced:
         problem = problem._replace(batch=BATCH, optimizers=(*LAYERED, *exact))
         return split(name, problem)
 
-    return Raced(make, steps)
+    return Raced(make, steps, 128 if name == "transformer" else 1024)
 
 
 STEPS = {

@@ -67,7 +67,7 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     profile = profiles.picture(costs(found), OURS, COLOURS)
     profile.savefig(images / "profiles.webp", dpi=130)
     for name, record in found.items():
-        options = {"pil_kwargs": {"quality": 60, "method": 6}}
+        options = {"pil_kwargs": {"quality": 50, "method": 6}}
         figure(record).savefig(images / f"{name}.webp", dpi=120, **options)
     text = page(found)
     (docs / "races.md").write_text(text)
@@ -81,8 +81,8 @@ def page(found: Found) -> str:
     seeds = {len(r["optimizers"]["adam"]["runs"]) for r in found.values()}
     pictures = [
         f"### {name}\n\n{caption(record)}\n\n"
-        f"![losses over steps and CPU seconds](images/races/{name}.webp)"
-        "{ loading=lazy }"
+        f"[![losses over steps and CPU seconds](images/races/{name}.webp)"
+        f"{{ loading=lazy }}](images/races/{name}.webp)\n{{ .strip }}"
         for name, record in found.items()
     ]
     parts = [
@@ -92,7 +92,8 @@ def page(found: Found) -> str:
         losing(found),
         "## Performance profiles",
         PROFILE,
-        "![Share of problems over the factor](images/races/profiles.webp)",
+        "[![Share of problems over the factor](images/races/profiles.webp)]"
+        "(images/races/profiles.webp)\n{ .strip }",
         profiles.summary(by_measure),
         "## Held-out losses",
         HELD,
@@ -137,6 +138,10 @@ def machines(found: Found) -> list[str]:
     lines = [
         line for line in about(first) if "load" not in line and "commit" not in line
     ]
+    tried = {name: len(r["optimizers"]["adam"]["tuning"]) for name, r in found.items()}
+    fewer = [name for name, count in tried.items() if count < max(tried.values())]
+    if fewer:
+        lines.append(f"- one setting less in each grid on {listed(fewer)}")
     return [
         *lines,
         f"- load average when a problem began {min(loads):.1f} to {max(loads):.1f}",

@@ -19,7 +19,6 @@ from benchmarks.optimizers import Entry
 from benchmarks.training import Pick, Problem
 from natgrad.curvature import KFAC
 
-EVALUATED = 1024
 LOOKS = 36  # at the losses, of a run
 CLOCKS = ("step", "wall", "cpu")
 
@@ -126,12 +125,12 @@ class Local:
         return wall, cpu, self.measured(self.evaluated(state, params))
 
 
-def measure(problem: Problem):
-    """params -> losses of the first training and held-out examples, at most 1,024.
+def measure(problem: Problem, count: int):
+    """params -> losses of the first training and held-out examples, `count` at most.
 
     Of all training examples where a step takes all.
     """
-    some = lambda data: jax.tree.map(lambda leaf: leaf[:EVALUATED], data)
+    some = lambda data: jax.tree.map(lambda leaf: leaf[:count], data)
     whole = problem.x, problem.y
     data = [whole if problem.batch is None else some(whole)]
     if problem.held is not None:
