@@ -6,10 +6,10 @@
     python -m benchmarks --toy --output /tmp/toy # all of it at toy size: a rehearsal
     python -m benchmarks --only memory scaling --output results
 
-Each NAME leaves NAME.json (figures with versions and device), NAME.md (tables) and
-pictures in `--output`, benchmarks/results/ unless told otherwise, and `index.md` lists
-them with the seconds each took. A benchmark that fails does not stop the others; its
-error is in the list, and the exit status is 1.
+Each NAME leaves NAME.json (figures with versions and device; races a folder of them),
+NAME.md (tables) and pictures in `--output`, benchmarks/results/ unless told otherwise,
+and `index.md` lists them with the seconds each took. A benchmark that fails does not
+stop the others; its error is in the list, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from benchmarks import (
     laplace,
     memory,
     momentum,
-    peers,
     sample_space,
     scaling,
     solvers,
@@ -40,7 +39,7 @@ from benchmarks.report import RESULTS, cell, table, write
 from benchmarks.timing import environment
 
 # name -> (module, arguments of the subset, of toy size), as one would type them; None
-# where it has no part in it. An environment of the peers alone is a gigabyte.
+# where it has no part in it.
 SUITE = {
     "memory": (
         memory,
@@ -52,11 +51,11 @@ SUITE = {
         "--models classifier --against kfac 'kfac rows' --rounds 3",
         "--models classifier --against kfac --rounds 1",
     ),
-    "convergence": (
+    "races": (
         convergence,
-        "--problems logistic classifier --steps 60 --every 5 --settings 2 "
+        "--problems logistic classifier --steps 60 --settings 2 --seeds 2 "
         "--optimizers adam muon kfac natural_gradient",
-        "--problems linear classifier --steps 4 --every 2 --settings 1 --seeds 1 "
+        "--problems linear classifier --steps 4 --settings 1 --seeds 1 "
         "--optimizers adam kfac natural_gradient",
     ),
     "scaling": (
@@ -75,7 +74,6 @@ SUITE = {
         None,
         "--models classifier --steps 0 2 --dampings 0.1",
     ),
-    "peers": (peers, None, None),
     "attribution": (
         attribution,
         None,
@@ -136,7 +134,8 @@ def finished(name: str, module, arguments: list[str], folder: Path) -> dict[str,
             if module is step_cost:
                 (folder / "step_cost.md").write_text(step_cost.page(report))
         else:
-            module.main([*arguments, "--output", str(folder)])
+            where = folder / name if module is convergence else folder
+            module.main([*arguments, "--output", str(where)])
     except (Exception, SystemExit) as raised:  # the others are still worth running
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised}".splitlines()[0]

@@ -1,139 +1,201 @@
-"""Which optimizer reaches a training loss in how many steps, seconds, CPU seconds?
+"""Races: which optimizer reaches a loss in how many steps and seconds, and what then?
 
-Every optimizer of a problem is tuned by the same budget: each setting of its grid in
-`benchmarks.optimizers` (or its first `--settings`) trains for all steps from seed 0;
-the one with the lowest last loss is kept. These train from further seeds, parameters
-and batches the same for all. Optimizers of one seed take turns, `--every` steps at a
-time, so that all meet the same load.
+Every optimizer of a problem is tuned by the same budget: each of the five settings of
+its grid in `benchmarks.optimizers` trains for all steps from seed 0; the one with the
+lowest last training loss is kept. These train from further seeds, parameters and
+batches the same for all, and take turns, so that all meet the same load.
 
-The loss is that of the first 1,024 examples, taken outside the clock. Compile time is
-kept apart. The goal is the median of tuned Adam's last losses. An optimizer reaches it
-at the first evaluation at or below; medians and quartiles are over seeds, and a seed
-that does not get there counts as infinite.
+A fifth of the examples is held out (`benchmarks.race_problems`). Training and held-out
+losses are those of the first examples, at most 1,024 or where a model is large fewer,
+taken outside the clock at 36 looks, each a seventh of the steps after the one before.
+Compile time is kept apart. The goal is the median of tuned Adam's last training losses.
+An optimizer reaches it at the first look at or below; a seed that does not get there
+counts as infinite.
 
-    python -m benchmarks.convergence --problems autoencoder --steps 600 --output results
-    python -m benchmarks.convergence --problems linear logistic --optimizers sgd gram
+    python -m benchmarks.convergence --output benchmarks/results/races --write
+    python -m benchmarks.convergence --problems diabetes --optimizers kfac muon
     python -m benchmarks.convergence --problems autoencoder --data mnist.npz
+    python -m benchmarks.convergence --problems --write    # the page of what was run
+
+All take hours. kfac-jax runs in an environment of its own, which is made where it is
+missing; where it cannot be made, the race goes on without it. With `--output` each
+problem is written when it is done, and with `--keep` those that are there already are
+left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.curves import figure
-from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.racing import Local, measure, raced, together
-from benchmarks.report import cell, quartiles, table, write
+import natgrad as ng
+from benchmarks import peers, races, races_page
+from benchmarks.optimizers import OPTIMIZERS, PEERS
+from benchmarks.race_problems import LINEAR_LAYERS, RACES
+from benchmarks.racing import Local, Runner, looks, measure, together
 from benchmarks.timing import environment
-from benchmarks.training import OF_IMAGES, PROBLEMS, Problem
+from benchmarks.training import Problem
+
+MEMORY = 2**31  # bytes of temporary memory at most
+TRIED = 3  # steps after which an optimizer that is too slow is left out
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=[*PROBLEMS])
-    parser.add_argument(
-        "--optimizers", nargs="+", choices=OPTIMIZERS, default=[*OPTIMIZERS]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--every", type=int, default=10, help="steps between losses")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--settings", type=int, default=6, help="of each grid, at most")
+    names = [*OPTIMIZERS, *PEERS]
+    parser.add_argument("--problems", nargs="*", choices=RACES, default=[*RACES])
+    parser.add_argument("--optimizers", nargs="+", choices=names, default=names)
+    parser.add_argument("--steps", type=int, help="instead of the problem's own")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--settings", type=int, default=5, help="of each grid, at most")
     parser.add_argument("--batch", type=int, help="instead of the problem's own")
     parser.add_argument("--data", type=Path, help="an .npz file with images `x`, `y`")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="CPU seconds of a run, at most"
+    )
+    parser.add_argument("--environment", type=Path, default=peers.ENVIRONMENT)
     parser.add_argument("--output", type=Path, help="write files to this folder")
+    parser.add_argument("--keep", action="store_true", help="only what is missing")
+    parser.add_argument(
+        "--write", action="store_true", help="docs/races.md of all in --output"
+    )
     options = parser.parse_args(argv)
-    names = ["adam", *(n for n in options.optimizers if n != "adam")]
-    report: dict[str, Any] = {
-        "environment": environment(),
-        "options": {k: getattr(options, k) for k in ("steps", "seeds", "settings")},
-        "problems": {},
+    wanted = ["adam", *(n for n in options.optimizers if n != "adam")]
+    found, here = {}, environment()
+    with peers.opened(options.environment, set(wanted) & set(PEERS)) as worker:
+        for name in options.problems:
+            file = options.output and options.output / f"{name}.json"
+            if options.keep and file and file.exists():
+                continue
+            # The commit is that of the start, whose code is running.
+            now = here | {"load_average": environment()["load_average"]}
+            found[name] = {"environment": now}
+            found[name] |= of_problem(name, wanted, worker, options)
+            if file:
+                races.save(file, found[name])
+                races.write_tables(options.output)
+            print(races.section(name, found[name]), flush=True)
+    if options.write:
+        races_page.write(options.output or races.FOLDER)
+    return found
+
+
+def of_problem(name: str, wanted: list[str], worker, options) -> dict[str, Any]:
+    """The record of a problem: what was run, and all curves."""
+    cpu, race = time.process_time(), RACES[name]
+    problem = race.make(options.data)
+    if options.batch is not None and problem.batch is not None:
+        problem = problem._replace(batch=options.batch)
+    # Starts are made once; batches are picked from NumPy's arrays, which is faster.
+    problem = problem._replace(initial=functools.cache(problem.initial))
+    if problem.batch is not None:
+        x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
+        problem = problem._replace(x=x, y=y)
+    steps = options.steps or race.steps
+    with jax.enable_x64(problem.x64):
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(problem.initial(0)))
+        if worker and name in LINEAR_LAYERS:
+            worker.give(problem, LINEAR_LAYERS[name], race.evaluated)
+            problem = problem._replace(optimizers=(*problem.optimizers, *PEERS))
+        measured = measure(problem, race.evaluated)
+        optimizers = race_of(problem, measured, wanted, worker, steps, options)
+    return {
+        "data": problem.about,
+        "parameters": parameters,
+        "examples": len(problem.y),
+        "held_out": None if problem.held is None else len(problem.held[1]),
+        "batch": problem.batch,
+        "constant": constant(problem),
+        "steps": steps,
+        "evaluated": race.evaluated,
+        "cpu_seconds": time.process_time() - cpu,
+        "optimizers": optimizers,
     }
-    text, figures = [f"# {__doc__.splitlines()[0]}", ""], {}
-    for name in options.problems:
-        own_data = name in OF_IMAGES and options.data is not None
-        problem = PROBLEMS[name](options.data) if own_data else PROBLEMS[name]()
-        if options.batch is not None and problem.batch is not None:
-            problem = problem._replace(batch=options.batch)
-        with jax.enable_x64(problem.x64):
-            found = race(problem, names, options)
-        report["problems"][name] = found
-        figures[name] = figure(name, found)
-        text += [section(name, found), ""]
-        print(text[-2], flush=True)
-        # Each problem is written when it is done: long runs can be cut short.
-        write(options.output, "convergence", report, "\n".join(text), figures)
-    return report
 
 
-def race(problem: Problem, names: list[str], options) -> dict[str, Any]:
-    """Curves and figures of the optimizers that can train the problem, tuned first."""
-    measured, runners, found = measure(problem), {}, {}
-    for name in names:
-        if name not in problem.optimizers:
-            continue
-        entry = OPTIMIZERS[name]
-        runner = runners[name] = Local(problem, entry, measured)
-        tried = tuned(problem, name, runner, entry.grid[: options.settings], options)
-        runner.setting = tuple(tried[0]["setting"])
-        found[name] = {
-            "tuning": tried,
-            "setting": tried[0]["setting"],
-            "compile_cpu_seconds": runner.compile_cpu,
-            "compile_seconds": runner.compile_wall,
-            "runs": [],
-        }
-    return raced(problem, runners, found, options)
+def constant(problem: Problem) -> float:
+    """What a density with variance 1 adds to the loss, which says nothing."""
+    of_law = getattr(problem.loss, "__self__", None) is problem.model
+    normal = isinstance(problem.model.family, ng.families.NormalMean)
+    return 0.5 * math.log(2 * math.pi) if of_law and normal else 0.0
 
 
-def tuned(problem, name: str, runner: Local, grid, options) -> list[dict[str, Any]]:
-    """Each setting with its last loss, the lowest first; a grid of one is not run."""
+def race_of(
+    problem: Problem, measured, wanted, worker, steps: int, options
+) -> dict[str, Any]:
+    """Entries of the optimizers that can train the problem, tuned first."""
+    runners, found = {}, {}
+    for name in (name for name in wanted if name in problem.optimizers):
+        jax.clear_caches()  # nothing is left of the optimizers before
+        found[name] = {"setting": [], "tuning": [], "note": "", "runs": []}
+        found[name] |= {"compile_cpu_seconds": None, "temporary_bytes": None}
+        try:
+            runner, grid = runner_of(name, problem, measured, worker)
+            note = unfit(problem, runner, steps, options.limit)
+            found[name] |= {
+                "note": note,
+                "compile_cpu_seconds": runner.compile_cpu,
+                "temporary_bytes": runner.temporary,
+            }
+            if not note:
+                tried = tuned(problem, runner, grid[: options.settings], steps)
+                found[name] |= {"tuning": tried, "setting": tried[0]["setting"]}
+                runner.setting, runners[name] = tuple(tried[0]["setting"]), runner
+        except Exception as error:  # the record says so, and the race goes on
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            found[name]["note"] = said[:200]
+        print(name, found[name]["note"] or found[name]["tuning"], flush=True)
+    for seed in range(1, options.seeds + 1):
+        for name, run in together(problem, runners, seed, looks(steps)).items():
+            found[name]["runs"].append(run)
+    return found
+
+
+def runner_of(name: str, problem: Problem, measured, worker) -> tuple[Runner, Any]:
+    """A runner and its grid."""
+    if name in PEERS:
+        return peers.Remote(worker, name, problem), PEERS[name]
+    entry = OPTIMIZERS[name]
+    return Local(problem, entry, measured), entry.grid
+
+
+def unfit(problem: Problem, runner: Runner, steps: int, limit: float) -> str:
+    """Why an optimizer cannot take part, or an empty string."""
+    if (runner.temporary or 0) > MEMORY:
+        return f"too large: {runner.temporary / 2**30:.1f} GiB"
+    runner.start(0)
+    picks = problem.picks(0)
+    for _ in range(TRIED):  # the first step may be slower than others
+        _, cpu, _ = runner.turn([next(picks)])
+    return f"too slow: {cpu:.2g} CPU s a step" if cpu * steps > limit else ""
+
+
+def tuned(problem: Problem, runner: Runner, grid, steps: int) -> list[dict[str, Any]]:
+    """Each setting with its last training loss, the lowest first.
+
+    A grid of one is not run.
+    """
     if len(grid) == 1:
         return [{"setting": list(grid[0])}]
     tried = []
     for setting in grid:
         runner.setting = setting
-        curves = together(problem, {name: runner}, 0, options.steps, options.every)
-        tried.append({"setting": list(setting), "loss": curves[name]["loss"][-1]})
-        print(f"{name} {setting}: {tried[-1]['loss']:.4g}", flush=True)
-    return sorted(
-        tried, key=lambda run: run["loss"] if np.isfinite(run["loss"]) else np.inf
-    )
-
-
-def section(name: str, found: dict[str, Any]) -> str:
-    """A title, what was run, and a table."""
-    heads = ("optimizer", "setting", "last loss", "steps to goal", "wall s", "CPU s")
-    heads += ("wall / Adam", "CPU / Adam", "CPU ms a step", "step / Adam's, CPU")
-    heads += ("compile CPU s",)
-    rows = [
-        (
-            optimizer,
-            ", ".join(cell(value) for value in entry["setting"]) or "–",
-            quartiles(entry["last"], 5),
-            *(quartiles(entry["reached"][clock]) for clock in ("step", "wall", "cpu")),
-            *(quartiles(entry["over_adam"][clock]) for clock in ("wall", "cpu")),
-            1e3 * entry["cpu_per_step"]["median"],
-            entry["step_over_adam"]["cpu"]["median"],
-            entry["compile_cpu_seconds"],
-        )
-        for optimizer, entry in found["optimizers"].items()
-    ]
-    adam = found["optimizers"]["adam"]["runs"]
-    lines = [
-        f"## {name}",
-        "",
-        f"{found['data']}; batch {found['batch'] or 'all'}; {adam[0]['step'][-1]} "
-        f"steps, {len(adam)} seeds; goal {cell(found['goal'], 5)}. Ratios are to all "
-        "of Adam's steps, seed by seed; medians (quartiles).",
-        "",
-        table(heads, rows),
-    ]
-    return "\n".join(lines)
+        at = sorted(
+            {max(steps // 4, 1), steps}
+        )  # what diverged by then runs no further
+        run = together(problem, {"": runner}, 0, at)[""]
+        tried.append({"setting": list(setting), "loss": run["loss"][-1]})
+    loss = lambda run: run["loss"] if np.isfinite(run["loss"]) else np.inf
+    return sorted(tried, key=loss)
 
 
 if __name__ == "__main__":

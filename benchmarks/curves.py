@@ -1,4 +1,4 @@
-"""Pictures of races: losses over steps, seconds and CPU seconds."""
+"""Pictures of races: losses over steps and CPU seconds, training and held out."""
 
 from __future__ import annotations
 
@@ -7,30 +7,71 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.optimizers import OPTIMIZERS, OURS, PEERS
 
-def figure(name: str, found: dict[str, Any]) -> Figure:
-    """Medians over seeds, and bands between quartiles."""
-    drawn = Figure(figsize=(15, 4.5), layout="constrained")
-    axes = drawn.subplots(1, 3, sharey=True)
-    labels = {"step": "step", "wall": "seconds", "cpu": "CPU seconds"}
-    starts = [run["loss"][0] for e in found["optimizers"].values() for run in e["runs"]]
-    for ax, (clock, label) in zip(axes, labels.items(), strict=True):
-        for number, (optimizer, entry) in enumerate(found["optimizers"].items()):
-            length = min(len(run["loss"]) for run in entry["runs"])
-            times = [run[clock][:length] for run in entry["runs"]]
-            losses = np.array([run["loss"][:length] for run in entry["runs"]])
-            losses = np.where(np.isfinite(losses), losses, np.nan)
-            time, style = np.median(times, axis=0), {"color": f"C{number}"}
-            low, middle, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
-            ax.plot(time, middle, label=optimizer, **style)
-            ax.fill_between(time, low, high, alpha=0.2, **style)
-        ax.axhline(found["goal"], color="black", linestyle=":", linewidth=1)
-        ax.set(xlabel=label)
-    top = float(np.max(starts))
-    if found["goal"] > 0:
-        axes[0].set_yscale("log")
-    bottom, _ = axes[0].get_ylim()
-    axes[0].set(ylabel="training loss", ylim=(bottom, top * 1.1 if top > 0 else None))
-    axes[0].legend(fontsize="small")
-    drawn.suptitle(name)
+CLOCKS = {"step": "steps", "cpu": "CPU seconds"}
+KINDS = {"loss": "training loss", "held": "held-out loss"}
+# Strong colours are this library's.
+STRONG = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+LIGHT = ("#7f7f7f", "#c49c94", "#e7ba52", "#8ca252", "#bd9e39", "#9edae5", "#c7c7c7")
+LIGHT += ("#f7b6d2", "#ad494a", "#637939")
+OTHERS = [name for name in (*OPTIMIZERS, *PEERS) if name not in (*OURS, "adam")]
+COLOURS = dict(zip(OURS, STRONG, strict=True)) | dict(zip(OTHERS, LIGHT, strict=False))
+COLOURS["adam"] = "black"
+
+
+def figure(found: dict[str, Any]) -> Figure:
+    """Medians over seeds, and bands between quartiles; ours are solid lines.
+
+    Args:
+        found: the record of a problem, with its goal.
+    """
+    kinds = KINDS if found["held_out"] else {"loss": KINDS["loss"]}
+    drawn = Figure(figsize=(7, 1 + 2.5 * len(kinds)), layout="constrained")
+    axes = drawn.subplots(len(kinds), 2, sharex="col", sharey="row", squeeze=False)
+    entries = {n: e for n, e in found["optimizers"].items() if e["runs"]}
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, clock in zip(row, CLOCKS, strict=True):
+            for name, entry in entries.items():
+                draw(axis, name, entry["runs"], clock, kind, found["constant"])
+            axis.set_xscale("log")
+        limit(row[0], [e["runs"] for e in entries.values()], kind, found)
+        row[0].set_ylabel(KINDS[kind])
+        if kind == "loss":
+            for axis in row:
+                goal = found["goal"] - found["constant"]
+                axis.axhline(goal, color="black", linestyle=":", linewidth=1)
+    for axis, label in zip(axes[-1], CLOCKS.values(), strict=True):
+        axis.set_xlabel(label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    drawn.legend(handles, labels, fontsize=8, **place)
     return drawn
+
+
+def draw(axis, name: str, runs, clock: str, kind: str, constant: float) -> None:
+    length = min(len(run["loss"]) for run in runs)
+    times = np.median([run[clock][:length] for run in runs], axis=0)[1:]
+    losses = np.array([run[kind][:length] for run in runs], float)[:, 1:] - constant
+    if length < 2:
+        return
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    low, middle, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
+    style = "-" if name in OURS else "--"
+    width = 1.6 if name in OURS or name == "adam" else 1
+    colour = COLOURS[name]
+    axis.plot(times, middle, style, color=colour, label=name, linewidth=width)
+    axis.fill_between(times, low, high, alpha=0.12, color=colour, linewidth=0)
+
+
+def limit(axis, runs, kind: str, found: dict[str, Any]) -> None:
+    """Up to the first loss; a logarithmic axis where no loss is negative."""
+    losses = np.array([v for some in runs for run in some for v in run[kind]], float)
+    losses = losses[np.isfinite(losses)] - found["constant"]
+    start = max(run[kind][0] for some in runs for run in some) - found["constant"]
+    low, high = losses.min(), min(losses.max(), start + 0.1 * abs(start))
+    if low > 0:
+        axis.set_yscale("log")
+        axis.set_ylim(max(low, high * 1e-6) / 1.2, high * 1.2)
+    elif high > low:
+        axis.set_ylim(low - 0.05 * (high - low), high)

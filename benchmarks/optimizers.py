@@ -1,12 +1,17 @@
 """The optimizers of a race, and the grid each is tuned over.
 
-Every grid has six settings, the most likely ones first, but for `kfac_adaptive`, which
-runs as it comes. What is not in a grid is the optimizer's default: no momentum for
-K-FAC and EKFAC, whose trust region bounds each step; 0.9 or so for Adam and Muon.
+Every grid has five settings, but for `kfac_adaptive`, which runs as it comes. Where an
+optimizer has a learning rate that is what is tuned, and the rest is its default.
 
-    adam, sgd (momentum 0.9), muon, sophia, soap, kl_shampoo    learning rate
-    lbfgs      the largest step of optax's zoom line search, at most ten evaluations
-    others     learning rate and damping
+    adam, adamw (weight decay 0.01), soap, kl_shampoo,
+    schedule_free (AdamW), sophia (no weight decay), muon           learning rate
+    lbfgs    the largest step of optax's zoom line search, at most ten evaluations
+    kfac, ekfac, gram                                               learning rate
+    natural_gradient, stochastic_reconfiguration                    rate and damping
+    kfac_jax             learning rate; momentum 0.9, λ = 0.001, inverses every 5
+    kfac_jax_adaptive    λ at the start; rate, momentum and λ adapted
+
+The last two are kfac-jax's, which `benchmarks.peers` runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from optax import contrib
 import natgrad as ng
 from natgrad.curvature import Centred, Dense
 
-ADAM_RATES = (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2)
+ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+NATURAL_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Entry(NamedTuple):
@@ -54,14 +60,6 @@ def lbfgs(model: ng.Model, largest: Any):
     return optax.lbfgs(linesearch=search)
 
 
-def kfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.kfac(rate, model, damping=damping)
-
-
-def ekfac(model: ng.Model, rate: Any, damping: Any):
-    return ng.ekfac(rate, model, damping=damping)
-
-
 def stochastic_reconfiguration(model: ng.Model, rate: Any, damping: Any):
     return optax.chain(
         ng.scale_by_curvature(Dense(model, Centred()), damping=damping),
@@ -69,35 +67,52 @@ def stochastic_reconfiguration(model: ng.Model, rate: Any, damping: Any):
     )
 
 
+def natural_gradient(model: ng.Model, rate: Any, damping: Any):
+    return ng.natural_gradient(rate, model, damping=damping)
+
+
+def sophia(_: ng.Model, rate: Any):
+    return contrib.sophia(rate, weight_decay=0.0)
+
+
 OPTIMIZERS = {
     "adam": Entry(rates(*ADAM_RATES), lambda _, rate: optax.adam(rate)),
-    "sgd": Entry(
-        rates(0.03, 0.01, 0.1, 3e-3, 0.3, 1e-3),
-        lambda _, rate: optax.sgd(rate, momentum=0.9),
+    "adamw": Entry(
+        rates(*ADAM_RATES), lambda _, rate: optax.adamw(rate, weight_decay=1e-2)
     ),
-    "muon": Entry(
-        rates(1e-2, 3e-3, 3e-2, 1e-3, 0.1, 3e-4), lambda _, rate: contrib.muon(rate)
+    "schedule_free": Entry(
+        rates(*ADAM_RATES),
+        lambda _, rate: contrib.schedule_free_adamw(rate),
+        evaluated=contrib.schedule_free_eval_params,
     ),
-    "sophia": Entry(
-        rates(*ADAM_RATES), lambda _, rate: contrib.sophia(rate, weight_decay=0.0)
-    ),
+    "muon": Entry(rates(*ADAM_RATES), lambda _, rate: contrib.muon(rate)),
+    "sophia": Entry(rates(*ADAM_RATES), sophia),
     "soap": Entry(rates(*ADAM_RATES), lambda _, rate: ng.soap(rate)),
     "kl_shampoo": Entry(rates(*ADAM_RATES), lambda _, rate: ng.kl_shampoo(rate)),
-    "lbfgs": Entry(rates(1.0, 0.3, 3.0, 0.1, 0.03, 10.0), lbfgs),
-    "kfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), kfac, rows=True),
-    "ekfac": Entry(pairs((0.1, 0.03, 0.3), (1e-2, 1e-3)), ekfac),
-    "gram": Entry(
-        pairs((0.3, 0.1, 1.0), (1e-2, 1e-1)),
-        lambda model, rate, damping: ng.gram(rate, model, damping=damping),
+    "lbfgs": Entry(rates(0.03, 0.3, 1.0, 3.0, 10.0), lbfgs),
+    "kfac": Entry(
+        rates(*NATURAL_RATES), lambda model, rate: ng.kfac(rate, model), rows=True
     ),
-    "natural_gradient": Entry(
-        pairs((1.0, 0.3, 0.1), (1e-3, 1e-5)),
-        lambda model, rate, damping: ng.natural_gradient(
-            rate, model, damping=damping, trust_region=None
-        ),
-    ),
-    "stochastic_reconfiguration": Entry(
-        pairs((0.1, 0.3, 0.03), (4e-3, 1e-2)), stochastic_reconfiguration
-    ),
+    "ekfac": Entry(rates(*NATURAL_RATES), lambda model, rate: ng.ekfac(rate, model)),
     "kfac_adaptive": Entry(((),), lambda model: ng.kfac_adaptive(model), rows=True),
+    "natural_gradient": Entry(
+        (*pairs((0.3, 1.0), (1e-3, 1e-5)), (0.1, 1e-3)), natural_gradient
+    ),
+    "gram": Entry(rates(*NATURAL_RATES), lambda model, rate: ng.gram(rate, model)),
+    "stochastic_reconfiguration": Entry(
+        (*pairs((0.1, 0.3), (4e-3, 1e-2)), (0.03, 1e-2)), stochastic_reconfiguration
+    ),
 }
+PEERS = {
+    "kfac_jax": rates(*NATURAL_RATES),
+    "kfac_jax_adaptive": rates(0.015, 0.15, 1.5, 15.0, 150.0),
+}
+# Of this library, with a model's Fisher information.
+OURS = (
+    "kfac",
+    "ekfac",
+    "kfac_adaptive",
+    "natural_gradient",
+    "gram",
+    "stochastic_reconfiguration",
+)

@@ -1,17 +1,17 @@
-"""Trains with other libraries, in an environment of their own; `benchmarks.peers` asks.
+"""Trains with kfac-jax, in an environment of its own; `benchmarks.peers` asks.
 
-Neither natgrad nor the other benchmarks are there: this file needs jax, numpy and what
-it races. It reads requests from standard input, a line of JSON each, and answers each
+Neither natgrad nor the other benchmarks are there: this file needs jax, numpy and
+kfac-jax. It reads requests from standard input, a line of JSON each, and answers each
 with a line:
 
-    {"do": "versions"}                                     {"jax": "0.9.1", ...}
     {"do": "problem", "data": FILE.npz}                    {}
-    {"do": "start", "name": NAME, "params": FILE.npz}      {"loss": ...}
-    {"do": "turn", "name": NAME, "picks": [[0, 7], ...]}   {"wall", "cpu", "loss"}
+    {"do": "start", "name", "setting", "params": FILE.npz} {"losses": [...]}
+    {"do": "turn", "name": NAME, "picks": [[0, 7], ...]}   {"wall", "cpu", "losses"}
 
-Data: `x` [N, I], `y` [N, O] bits or [N] classes, `code`, the layer without tanh beside
-the last (−1 for none), `evaluated`, how many examples the loss is of. Parameters: w0,
-b0, w1, b1 ...
+Losses are those of training and of held-out examples. The first answer to "turn" has
+"compile" too, CPU seconds. Data: `x` [N, I], `y` [N, O] bits or [N] classes, `hx` and
+`hy` held out, `linear`, the layer without tanh beside the last (−1 for none),
+`evaluated`, how many examples the losses are of. Parameters: w0, b0, w1, b1 ...
 """
 
 from __future__ import annotations
@@ -19,31 +19,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib import metadata
 
 import jax
 import jax.numpy as jnp
 import kfac_jax
 import numpy as np
 
-BURN_IN = 10
+# natgrad's trust region, ½ η² ⟨d, F d⟩ <= 0.01, in kfac-jax's terms.
+CONSTRAINT = 0.02
 
 
 class Dense:
-    """A dense network with tanh units and its loss in nats."""
+    """A dense network with tanh units and its losses in nats."""
 
     def __init__(self, file):
         with np.load(file) as data:
             self.x, self.y = jnp.asarray(data["x"]), jnp.asarray(data["y"])
-            self.code, self.evaluated = int(data["code"]), int(data["evaluated"])
+            count, self.linear = int(data["evaluated"]), int(data["linear"])
+            held = jnp.asarray(data["hx"][:count]), jnp.asarray(data["hy"][:count])
+        self.measured = (self.x[:count], self.y[:count]), held
         self.bits = self.y.ndim > 1
-        self.measured = jax.jit(lambda params, batch: self.value(params, *batch))
+        self.program = jax.jit(
+            lambda params, sets: [self.value(params, *batch) for batch in sets]
+        )
 
     def apply(self, params, x):
         """Logits [N, O]."""
         for i, p in enumerate(params):
             x = x @ p["w"] + p["b"]
-            x = x if i in (self.code, len(params) - 1) else jnp.tanh(x)
+            x = x if i in (self.linear, len(params) - 1) else jnp.tanh(x)
         return x
 
     def of_logits(self, z, y):
@@ -67,105 +71,90 @@ class Dense:
             kfac_jax.register_categorical_predictive_distribution(z, y)
         return self.of_logits(z, y)
 
-    def drawn(self, count):
-        """Batches for statistics, 256 examples each."""
+    def drawn(self, count, size):
+        """Batches for statistics."""
         random = np.random.default_rng(1)
         for _ in range(count):
-            pick = random.choice(len(self.x), 256)
+            pick = random.choice(len(self.x), size)
             yield self.x[pick], self.y[pick]
 
-    def loss(self, params):
-        """Of the first examples."""
-        some = self.x[: self.evaluated], self.y[: self.evaluated]
-        return float(self.measured(params, some))
+    def losses(self, params):
+        """Of the first training and held-out examples."""
+        return [float(loss) for loss in self.program(params, self.measured)]
 
 
-class KfacJax:
-    """kfac-jax; `fixed` is what its step is told, `made` what it is made with.
+class Fixed:
+    """kfac-jax with a fixed learning rate, momentum and damping.
 
-    Burning in, as is its habit: ten batches of statistics before the first step.
+    Its inverses are renewed every five steps.
     """
 
-    def __init__(self, problem, made, fixed, burns_in):
-        self.problem, self.fixed, self.burns_in = problem, fixed, burns_in
+    burn_in = 0
+
+    def __init__(self, problem, **more):
+        self.problem = problem
         self.optimizer = kfac_jax.Optimizer(
             jax.value_and_grad(problem.registered),
             l2_reg=0.0,
             inverse_update_period=5,
-            num_burnin_steps=BURN_IN if burns_in else 0,
-            **made,
+            num_burnin_steps=self.burn_in,
+            **(more or {"norm_constraint": CONSTRAINT}),
         )
 
-    def init(self, params, key, batch):
+    def init(self, params, key, batch, setting):
         """Its state."""
+        del setting
         return self.optimizer.init(params, key, batch)
 
-    def step(self, params, state, key, batch, number):
+    def arguments(self, setting):
+        """What each step is told."""
+        return {"learning_rate": setting, "momentum": 0.9, "damping": 1e-3}
+
+    def step(self, params, state, key, batch, number, setting):
         """New parameters and state."""
-        before = self.problem.drawn(BURN_IN) if number == 0 and self.burns_in else ()
+        before = () if number else self.problem.drawn(self.burn_in, len(batch[0]))
         params, state, _ = self.optimizer.step(
             params,
             state,
             key,
             data_iterator=iter((*before, batch)),
             global_step_int=number,
-            **self.fixed,
+            **self.arguments(setting),
         )
         return params, state
 
 
-def fixed(problem):
-    given = {"learning_rate": 0.03, "momentum": 0.9, "damping": 1e-2}
-    # natgrad's trust region, ½ η² ⟨d, F d⟩ <= 0.1, in kfac-jax's terms.
-    return KfacJax(problem, {"norm_constraint": 0.2}, given, burns_in=False)
+class Adaptive(Fixed):
+    """kfac-jax that adapts rate, momentum and damping, from a damping on.
 
+    Burning in, as is its habit: ten batches of statistics before the first step.
+    """
 
-def adaptive(problem):
-    made = {
-        "use_adaptive_learning_rate": True,
-        "use_adaptive_momentum": True,
-        "use_adaptive_damping": True,
-        "initial_damping": 15.0,
-        "min_damping": 1e-6,
-    }
-    return KfacJax(problem, made, {}, burns_in=True)
-
-
-class Somax:
-    """Somax's Gauss-Newton for cross-entropy: at most 20 iterations of CG."""
+    burn_in = 10
 
     def __init__(self, problem):
-        import somax
-
-        if problem.bits:
-            raise ValueError("Somax has no preset for Bernoulli outputs.")
-        method = somax.sgn_ce(
-            predict_fn=problem.apply,
-            lam0=1e-2,
-            tol=1e-4,
-            maxiter=20,
-            learning_rate=0.1,
+        super().__init__(
+            problem,
+            use_adaptive_learning_rate=True,
+            use_adaptive_momentum=True,
+            use_adaptive_damping=True,
+            initial_damping=15.0,
+            min_damping=1e-6,
         )
-        self.method, self.program = method, None
-        self.one = lambda params, state, key, x, y: method.step(
-            params, {"x": x, "y": y}, state, key
-        )[:2]
 
-    def init(self, params, key, batch):
-        """Its state; compiles its step."""
-        state = self.method.init(params)
-        if self.program is None:
-            whole = jax.jit(self.one).lower(params, state, key, *batch)
-            self.program = whole.compile()
+    def init(self, params, key, batch, setting):
+        """Its state, with the damping to begin with."""
+        state = super().init(params, key, batch, setting)
+        state.damping = jnp.full_like(state.damping, setting)
         return state
 
-    def step(self, params, state, key, batch, number):
-        """New parameters and state."""
-        del number
-        return self.program(params, state, key, *batch)
+    def arguments(self, setting):
+        """Nothing."""
+        del setting
+        return {}
 
 
-MAKERS = {"kfac-jax": fixed, "kfac-jax adaptive": adaptive, "somax": Somax}
+MAKERS = {"kfac_jax": Fixed, "kfac_jax_adaptive": Adaptive}
 
 
 def main() -> None:
@@ -173,16 +162,11 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         name, answer = asked.get("name"), {}
-        if asked["do"] == "versions":
-            for package in ("jax", "jaxlib", "kfac-jax", "python-somax"):
-                try:
-                    answer[package] = metadata.version(package)
-                except metadata.PackageNotFoundError:
-                    answer[package] = None
-        elif asked["do"] == "problem":
+        if asked["do"] == "problem":
+            jax.clear_caches()
             problem, optimizers = Dense(asked["data"]), {}
         elif asked["do"] == "start":
-            answer, carries[name] = started(problem, optimizers, name, asked["params"])
+            answer, carries[name] = started(problem, optimizers, asked)
         else:
             answer, carries[name] = turned(
                 problem, optimizers[name], carries[name], asked["picks"]
@@ -190,36 +174,41 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def started(problem, optimizers, name, file):
-    with np.load(file) as stored:
+def started(problem, optimizers, asked):
+    with np.load(asked["params"]) as stored:
         params = [
             {"w": jnp.asarray(stored[f"w{i}"]), "b": jnp.asarray(stored[f"b{i}"])}
             for i in range(len(stored.files) // 2)
         ]
+    name = asked["name"]
     if name not in optimizers:
         optimizers[name] = MAKERS[name](problem)
-    key, loss = jax.random.PRNGKey(0), problem.loss(params)
-    return {"loss": loss}, (params, None, key, 0)
+    carry = params, None, jax.random.PRNGKey(0), 0, asked["setting"]
+    return {"losses": problem.losses(params)}, carry
 
 
 def turned(problem, optimizer, carry, picks):
-    params, state, key, number = carry
+    params, state, key, number, setting = carry
     picks = [np.asarray(pick) for pick in picks]
     batches = [(problem.x[pick], problem.y[pick]) for pick in picks]
     jax.block_until_ready((params, batches))
+    answer = {}
     if state is None:
         # kfac-jax compiles in its first step: run it on a copy, outside the clock.
-        state = optimizer.init(params, key, batches[0])
+        cpu = time.process_time()
+        state = optimizer.init(params, key, batches[0], setting)
         copy = jax.tree.map(jnp.copy, (params, state))
-        jax.block_until_ready(optimizer.step(*copy, key, batches[0], 0))
+        jax.block_until_ready(optimizer.step(*copy, key, batches[0], 0, setting))
+        answer["compile"] = time.process_time() - cpu
     wall, cpu = time.perf_counter(), time.process_time()
     for batch in batches:
         key, draw = jax.random.split(key)
-        params, state = optimizer.step(params, state, draw, batch, number)
+        params, state = optimizer.step(params, state, draw, batch, number, setting)
         number += 1
     jax.block_until_ready((params, state))
-    answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    return answer | {"loss": problem.loss(params)}, (params, state, key, number)
+    answer |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    answer["losses"] = problem.losses(params)
+    return answer, (params, state, key, number, setting)
 
 
 if __name__ == "__main__":

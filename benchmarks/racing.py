@@ -19,25 +19,40 @@ from benchmarks.optimizers import Entry
 from benchmarks.training import Pick, Problem
 from natgrad.curvature import KFAC
 
-EVALUATED = 1024
+LOOKS = 36  # at the losses, of a run
 CLOCKS = ("step", "wall", "cpu")
+
+Losses = tuple[float, float]  # of training and held-out examples; NaN where none are
 
 
 class Runner(Protocol):
-    """Attributes: compile_wall and compile_cpu, in seconds; 0 where none is known."""
+    """An optimizer on one problem.
 
-    compile_wall: float
+    Attributes:
+        setting: of its grid.
+        compile_cpu: CPU seconds of the state and of trace and compilation of a step.
+        temporary: bytes of memory that XLA takes for a step; None where not known.
+    """
+
+    setting: tuple[float, ...]
     compile_cpu: float
+    temporary: int | None
 
-    def start(self, seed: int) -> float:
-        """Back to the parameters of this seed; their loss."""
+    def start(self, seed: int) -> Any:
+        """Back to the parameters of this seed; their losses."""
 
-    def turn(self, picks: list[Pick]) -> tuple[float, float, float]:
-        """A step for each batch: wall seconds, CPU seconds, loss after them."""
+    def turn(self, picks: list[Pick]) -> tuple[float, float, Any]:
+        """A step for each batch: wall seconds, CPU seconds, losses after them."""
 
 
 class Local:
-    """An optax optimizer with one setting of its grid, compiled ahead of time."""
+    """An optax optimizer, compiled ahead of time for all settings of its grid.
+
+    Args:
+        problem: whose data it trains on; another of the same shapes may be set.
+        entry: its optimizer.
+        measured: parameters -> what `start` and `turn` say of them.
+    """
 
     def __init__(self, problem: Problem, entry: Entry, measured):
         self.problem, self.measured, self.setting = problem, measured, entry.grid[0]
@@ -45,13 +60,16 @@ class Local:
         self.make = lambda hyper: optax.with_extra_args_support(
             entry.make(problem.model, *hyper)
         )
-        arguments = self.begun(0)
+        params = jax.block_until_ready(problem.initial(0))
         batch = problem.examples(next(problem.picks(0)))
         wall, cpu = time.perf_counter(), time.process_time()
+        arguments = self.begun(params)
         lowered = jax.jit(self.step, donate_argnums=(1, 2)).lower(*arguments, *batch)
         self.program = lowered.compile()
         self.compile_wall = time.perf_counter() - wall
         self.compile_cpu = time.process_time() - cpu
+        memory = self.program.memory_analysis()
+        self.temporary = memory.temp_size_in_bytes if memory else 0
         self.carry = None
 
     def step(self, hyper, params, state, x, y):
@@ -82,21 +100,21 @@ class Local:
         )
         return optax.apply_updates(params, updates), state
 
-    def begun(self, seed: int):
+    def begun(self, params):
         """Setting, parameters and state before the first step."""
         hyper = tuple(jnp.asarray(value, float) for value in self.setting)
-        params = self.problem.initial(seed)
         carry = params, self.make(hyper).init(params)
         return hyper, *jax.tree.map(jnp.copy, carry)  # each buffer is donated once
 
-    def start(self, seed: int) -> float:
-        """Back to the parameters of this seed; their loss."""
-        self.carry = jax.block_until_ready(self.begun(seed))
+    def start(self, seed: int) -> Any:
+        """Back to the parameters of this seed; their losses."""
+        self.carry = jax.block_until_ready(self.begun(self.problem.initial(seed)))
         return self.measured(self.carry[1])
 
-    def turn(self, picks: list[Pick]) -> tuple[float, float, float]:
-        """A step for each batch: wall seconds, CPU seconds, loss after them."""
-        batches = jax.block_until_ready([self.problem.examples(p) for p in picks])
+    def turn(self, picks: list[Pick]) -> tuple[float, float, Any]:
+        """A step for each batch: wall seconds, CPU seconds, losses after them."""
+        batches = jax.device_put([self.problem.examples(p) for p in picks])
+        jax.block_until_ready(batches)
         hyper, params, state = self.carry
         wall, cpu = time.perf_counter(), time.process_time()
         for x, y in batches:
@@ -107,112 +125,108 @@ class Local:
         return wall, cpu, self.measured(self.evaluated(state, params))
 
 
-def measure(problem: Problem):
-    """params -> loss of the first examples, or of all where a step takes all."""
-    loss = jax.jit(problem.loss)
-    some = problem.x, problem.y
-    if problem.batch is not None:
-        some = jax.tree.map(lambda leaf: leaf[:EVALUATED], some)
-    return lambda params: float(loss(params, *some))
+def measure(problem: Problem, count: int):
+    """params -> losses of the first training and held-out examples, `count` at most.
+
+    Of all training examples where a step takes all.
+    """
+    some = lambda data: jax.tree.map(lambda leaf: leaf[:count], data)
+    whole = problem.x, problem.y
+    data = [whole if problem.batch is None else some(whole)]
+    if problem.held is not None:
+        data.append(some(problem.held))
+
+    def losses(params, data):
+        return [problem.loss(params, *each) for each in data]
+
+    program = jax.jit(losses).lower(problem.initial(0), data).compile()
+
+    def measured(params) -> Losses:
+        found = [float(loss) for loss in program(params, data)]
+        return found[0], found[1] if len(found) > 1 else np.nan
+
+    return measured
+
+
+def looks(steps: int) -> list[int]:
+    """After which steps the losses are taken: each a seventh above the one before."""
+    return sorted({round(each) for each in np.geomspace(1, steps, LOOKS)})
 
 
 def together(
-    problem: Problem, runners: dict[str, Runner], seed: int, steps: int, every: int
+    problem: Problem, runners: dict[str, Runner], seed: int, at: list[int]
 ) -> dict[str, dict[str, Any]]:
-    """A curve of each runner; they take turns, `every` steps each, on equal batches.
+    """A curve of each runner; they take turns on equal batches, from look to look.
 
-    A runner whose loss is no longer finite runs no further.
+    A runner whose training loss is no longer finite runs no further.
     """
     curves = {}
     for name, runner in runners.items():
-        first = runner.start(seed)
-        curves[name] = {"step": [0], "wall": [0.0], "cpu": [0.0], "loss": [first]}
+        loss, held = runner.start(seed)
+        curves[name] = {"step": [0], "wall": [0.0], "cpu": [0.0]}
+        curves[name] |= {"loss": [loss], "held": [held]}
     picks = problem.picks(seed)
-    for done in range(0, steps, every):
-        count = min(every, steps - done)
-        chunk = [next(picks) for _ in range(count)]
+    for before, now in zip([0, *at], at, strict=False):
+        chunk = [next(picks) for _ in range(now - before)]
         for name, runner in runners.items():
             curve = curves[name]
             if np.isfinite(curve["loss"][-1]):
-                wall, cpu, loss = runner.turn(chunk)
-                curve["step"].append(done + count)
+                wall, cpu, (loss, held) = runner.turn(chunk)
+                curve["step"].append(now)
                 curve["wall"].append(curve["wall"][-1] + wall)
                 curve["cpu"].append(curve["cpu"][-1] + cpu)
                 curve["loss"].append(loss)
+                curve["held"].append(held)
     return {name: {"seed": seed, **curve} for name, curve in curves.items()}
 
 
-def raced(
-    problem: Problem, runners: dict[str, Runner], found: dict[str, Any], options: Any
-) -> dict[str, Any]:
-    """The record of a race over `options.seeds` seeds.
+def summarise(found: dict[str, Any]) -> float:
+    """Adds what the curves amount to, and returns the goal.
 
-    `found` holds an entry by name, to whose "runs" the curves are added.
+    The goal is the median of Adam's last training losses. To each entry of `found`,
+    which has its curves under "runs", seed by seed, this adds as medians and quartiles
+    "last" and "last_held", the losses after all steps; "reached", by clock, what it
+    showed at the first training loss at or below the goal; "held_at_goal", the held-out
+    loss then; "lowest_held", the lowest of a run; "cpu_per_step", without the first
+    turn. An entry without runs needs for ever.
     """
-    for seed in range(1, options.seeds + 1):
-        runs = together(problem, runners, seed, options.steps, options.every)
-        for name, run in runs.items():
-            found[name]["runs"].append(run)
-        print(f"seed {seed} done", flush=True)
-    summarise(found)
-    return {
-        "data": problem.about,
-        "examples": len(problem.y),
-        "batch": problem.batch,
-        "goal": found["adam"]["last"]["median"],
-        "optimizers": found,
-    }
-
-
-def summarise(found: dict[str, Any]) -> None:
-    """Adds last losses, when Adam's was reached, and both clocks over Adam's.
-
-    `found` holds by name an entry with its curves under "runs", seed by seed.
-    """
-    adam = found["adam"]["runs"]
-    goal = float(np.median([run["loss"][-1] for run in adam]))
+    goal = float(np.median([run["loss"][-1] for run in found["adam"]["runs"]]))
     for entry in found.values():
         runs = entry["runs"]
         entry["last"] = spread(run["loss"][-1] for run in runs)
-        for clock in ("wall", "cpu"):
-            entry[f"{clock}_per_step"] = spread(
-                seconds for run in runs for seconds in rates(run, clock)
-            )
+        entry["last_held"] = spread(run["held"][-1] for run in runs)
+        entry["lowest_held"] = spread(lowest(run["held"]) for run in runs)
+        entry["cpu_per_step"] = spread(per_step(run) for run in runs)
         entry["reached"] = {
             clock: spread(reached(run, goal, clock) for run in runs) for clock in CLOCKS
         }
-        entry["over_adam"] = {
-            clock: spread(
-                reached(run, goal, clock) / other[clock][-1]
-                for run, other in zip(runs, adam, strict=True)
-            )
-            for clock in CLOCKS
-        }
-    for entry in found.values():
-        entry["step_over_adam"] = {
-            clock: spread(
-                mine / his
-                for run, other in zip(entry["runs"], adam, strict=True)
-                for mine, his in zip(rates(run, clock), rates(other, clock))  # noqa: B905
-            )
-            for clock in ("wall", "cpu")
-        }
+        entry["held_at_goal"] = spread(reached(run, goal, "held") for run in runs)
+    return goal
 
 
-def rates(run: dict[str, Any], clock: str) -> np.ndarray:
-    """Seconds a step, turn by turn, without the first turn where there are others."""
-    each = np.diff(run[clock]) / np.diff(run["step"])
-    return each[1:] if len(each) > 1 else each
+def lowest(values: list[float]) -> float:
+    """The least that is a number; infinity where there is none."""
+    return min((v for v in values if np.isfinite(v)), default=np.inf)
 
 
-def reached(run: dict[str, Any], goal: float, clock: str) -> float:
-    """What the clock showed at the first loss at or below the goal, or infinity."""
-    found = (run[clock][i] for i, loss in enumerate(run["loss"]) if loss <= goal)
+def per_step(run: dict[str, Any]) -> float:
+    """CPU seconds of a step, without the first turn where there are others."""
+    first = 1 if len(run["step"]) > 2 else 0
+    steps = run["step"][-1] - run["step"][first]
+    return (run["cpu"][-1] - run["cpu"][first]) / steps
+
+
+def reached(run: dict[str, Any], goal: float, what: str) -> float:
+    """A value of the curve at the first loss at or below the goal, or infinity."""
+    found = (run[what][i] for i, loss in enumerate(run["loss"]) if loss <= goal)
     return float(next(found, np.inf))
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median and quartiles, each one of the values, so that some may be infinite."""
-    values = [v if np.isfinite(v) else np.inf for v in values]
+    """Median and quartiles, each one of the values, so that some may be infinite.
+
+    A value that is not a number counts as infinite, and so does no value at all.
+    """
+    values = [v if np.isfinite(v) else np.inf for v in values] or [np.inf]
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
     return {"median": float(median), "low": float(low), "high": float(high)}

@@ -34,9 +34,10 @@ from benchmarks.problems import dense_apply, dense_layers
 
 OF_IMAGES = ("autoencoder", "classifier", "cnn")  # these take a file of images
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FIRST_ORDER = ("adam", "sgd", "muon", "sophia", "lbfgs")
-LAYERED = (*FIRST_ORDER, "kfac", "ekfac", "gram", "kfac_adaptive")
-SMALL = (*FIRST_ORDER, "natural_gradient", "gram")
+ANYWHERE = ("adam", "adamw", "schedule_free", "muon", "sophia", "soap", "kl_shampoo")
+ANYWHERE += ("lbfgs",)
+LAYERED = (*ANYWHERE, "kfac", "ekfac", "kfac_adaptive")
+SMALL = (*ANYWHERE, "natural_gradient", "gram")
 CODE_WIDTH, CONTEXT, WIDTH, CHARACTERS = 30, 32, 64, 128
 
 
@@ -56,6 +57,7 @@ class Problem(NamedTuple):
         optimizers: names in `benchmarks.optimizers` that can train it.
         x64: in double precision?
         about: the data, in words.
+        held: inputs and targets that nothing is trained on; None where there are none.
     """
 
     model: ng.Model
@@ -68,6 +70,7 @@ class Problem(NamedTuple):
     about: str
     inputs: Callable[[Any, Any], Any] = lambda _, x: x
     x64: bool = False
+    held: tuple[Any, Any] | None = None
 
     def picks(self, seed: int) -> Iterator[Pick]:
         """Batches without end, the same for the same seed."""
@@ -245,7 +248,7 @@ def vmc() -> Problem:
         spins[:, 0],
         None,
         energy,
-        (*FIRST_ORDER, "stochastic_reconfiguration"),
+        (*ANYWHERE, "stochastic_reconfiguration"),
         "all 1,024 configurations of ten spins",
         inputs=weighted,
         x64=True,

@@ -1,4 +1,4 @@
-"""The suite of benchmarks runs at toy size: races, memory, scaling, peers."""
+"""The suite of benchmarks runs at toy size: memory, scaling, equations."""
 
 from __future__ import annotations
 
@@ -10,57 +10,14 @@ import pytest
 
 import benchmarks.__main__ as suite
 from benchmarks import (
-    convergence,
     data,
+    laplace,
     memory,
-    peers,
     pinn,
     pinn_problems,
-    racing,
     scaling,
     training,
 )
-
-RACED = ["--steps", "4", "--every", "2", "--settings", "2", "--seeds", "2"]
-
-
-def test_convergence_tunes_races_and_writes(tmp_path):
-    arguments = ["--problems", "linear", "--optimizers", "lbfgs", "natural_gradient"]
-    with jax.numpy_rank_promotion("allow"):
-        convergence.main([*arguments, *RACED, "--output", str(tmp_path)])
-    report = json.loads((tmp_path / "convergence.json").read_text())
-    found = report["problems"]["linear"]["optimizers"]
-    assert list(found) == ["adam", "lbfgs", "natural_gradient"]
-    for name, entry in found.items():
-        assert len(entry["tuning"]) == 2
-        assert entry["setting"] == entry["tuning"][0]["setting"]
-        assert [run["step"] for run in entry["runs"]] == [[0, 2, 4]] * 2, name
-    # Least squares are solved in a step, but for damping: F = XᵀX/N.
-    x, y = data.regression("wine")
-    rest = y - x @ np.linalg.lstsq(x, y)[0]
-    least = np.mean(rest**2) / 2 + np.log(2 * np.pi) / 2
-    np.testing.assert_allclose(found["natural_gradient"]["last"]["median"], least, 1e-4)
-    assert "| adam |" in (tmp_path / "convergence.md").read_text()
-    assert (tmp_path / "convergence-linear.png").stat().st_size > 1000
-
-
-def test_what_curves_amount_to():
-    curve = lambda losses: {
-        "step": [0, 10, 20, 30],
-        "wall": [0.0, 5.0, 6.0, 7.0],
-        "cpu": [0.0, 2.0, 4.0, 6.0],
-        "loss": losses,
-    }
-    found = {
-        "adam": {"runs": [curve([9.0, 4.0, 3.0, 2.0]), curve([9.0, 5.0, 4.0, 3.0])]},
-        "other": {"runs": [curve([9.0, 2.5, 1.0, 1.0]), curve([9.0, 8.0, 7.0, 6.0])]},
-    }
-    racing.summarise(found)  # the goal is 2.5
-    other = found["other"]
-    assert other["reached"]["step"] == {"median": 10, "low": 10, "high": np.inf}
-    assert other["over_adam"]["wall"]["low"] == 5 / 7
-    assert other["over_adam"]["cpu"]["low"] == 2 / 6
-    assert other["wall_per_step"]["median"] == 0.1  # the first turn warms up
 
 
 def test_problems_repeat_by_their_seed():
@@ -73,16 +30,6 @@ def test_problems_repeat_by_their_seed():
     text = data.library_text(2000)
     assert text.shape == (2000,)
     assert text.max() < 128
-
-
-@pytest.mark.parametrize("name", ["transformer", "pinn", "vmc"])
-def test_problems_train(name, tmp_path):
-    arguments = ["--problems", name, "--optimizers", "adam", "--seeds", "1"]
-    arguments += ["--steps", "4", "--every", "4", "--settings", "1"]
-    with jax.numpy_rank_promotion("allow"):
-        report = convergence.main(arguments)
-    (run,) = report["problems"][name]["optimizers"]["adam"]["runs"]
-    assert run["loss"][-1] < run["loss"][0]
 
 
 @pytest.mark.slow
@@ -132,7 +79,7 @@ def test_the_suite_runs_scaling_and_reports_what_failed(tmp_path, monkeypatch):
     runs = {
         "memory": (memory, None, "--models 'none such'"),
         "scaling": (scaling, None, toy),
-        "peers": (peers, "", None),
+        "laplace": (laplace, "", None),
     }
     monkeypatch.setattr(suite, "SUITE", runs)
     with jax.numpy_rank_promotion("allow"):
@@ -143,9 +90,3 @@ def test_the_suite_runs_scaling_and_reports_what_failed(tmp_path, monkeypatch):
     assert [row["grown"] for row in found["rows"]] == [2, 4]
     assert np.isfinite(found["slopes"]["adam"])
     assert "scaling.md" in (tmp_path / "index.md").read_text()
-
-
-def test_peers_that_cannot_be_installed_are_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"kfac-jax==0\.0\.8 .* package index"):
-        peers.prepared(tmp_path / "file")  # no folder can be made there

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drop_in import doctor, profile, tables
+from benchmarks.drop_in import doctor, tables
 from benchmarks.drop_in.card import FOLDER, Sheet, load, panels
 from benchmarks.drop_in.picture import picture
 from benchmarks.drop_in.problems import PROBLEMS
 from benchmarks.drop_in.running import (
-    EVERY,
     MATRIX,
     NATURAL,
     extra_arguments,
@@ -29,7 +28,9 @@ hide: [toc]
 
 What happens to a person who puts an optimizer of this library in Adam's place and tunes
 nothing? Small problems of many kinds; every optimizer **as it comes** but for the
-learning rate; against Adam with the best of five rates, on each problem.
+learning rate; against Adam with the best of five rates, on each problem. The
+[races](races.md) have tuned optimizers on these problems and larger ones, held-out
+losses, and performance profiles.
 
 [![Heat maps of classes by problem, optimizer and rate](images/report_card.png)]\
 (images/report_card.png)
@@ -44,15 +45,6 @@ much memory.
 SHARES = """How many cells end within twice tuned Adam's loss, over all problems,
 batch sizes, rates and momenta that were run. The others are unfinished, not trained or
 worse."""
-PROFILE = """Tuned optimizers with the best of five rates and this library's as they
-come, batches of {batch}: on how many problems does each reach the last loss of tuned
-Adam, where does it need the least of all, and where at most one and a half times that?
-Looks at the loss are {every} steps apart. Dolan and Moré (2002) draw the same for every
-factor: the share of problems on which an optimizer needs at most so many times the
-best.
-
-![Share of problems over the factor](images/performance_profiles.png)
-"""
 RUN = """## What was run
 
 Problems, floors and networks are described in `benchmarks/drop_in/problems.py`; nothing
@@ -100,9 +92,6 @@ def write(folder: Path = FOLDER, docs: Path = DOCS) -> str:
     )
     (docs / "images").mkdir(parents=True, exist_ok=True)
     picture(sides).savefig(docs / "images" / "report_card.png", dpi=160)
-    newest = next(iter(sides.values()))
-    profiles = profile.picture(newest, profile.largest_batch(newest))
-    profiles.savefig(docs / "images" / "performance_profiles.png", dpi=160)
     timed = sheets(folder / "costs") or next(iter(sides.values()))
     text = page(sides, timed, records, advice)
     (docs / "report_card.md").write_text(text)
@@ -127,9 +116,6 @@ def page(
         parts.append(tables.at_one_rate(sides[side], batch, momentum))
     if advice:
         parts += ["## What the doctor advises", DOCTOR, doctor.beside(advice, newest)]
-    batch = profile.largest_batch(newest)
-    parts += ["## Performance profiles", PROFILE.format(batch=batch, every=EVERY)]
-    parts.append(profile.summary(newest, batch))
     parts.append("## What a step costs")
     commit = next(iter(timed.values())).about["environment"]["commit"]
     parts.append(

@@ -7,37 +7,23 @@ rates, all seeds and, under stress, other data of the same shapes.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
-from optax import contrib
 
 import natgrad as ng
-from benchmarks.optimizers import Entry, lbfgs, rates
+from benchmarks.optimizers import OPTIMIZERS, Entry, lbfgs, rates
 from benchmarks.racing import Local
 from benchmarks.training import Problem
 
 TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of those that are tuned
 # Each with its rate; L-BFGS tries steps up to so many times a hundred.
 TUNED: dict[str, Entry] = {
-    "adam": Entry(rates(*TUNED_RATES), lambda _, rate: optax.adam(rate)),
-    "muon": Entry(rates(*TUNED_RATES), lambda _, rate: contrib.muon(rate)),
-    "sophia": Entry(
-        rates(*TUNED_RATES), lambda _, rate: contrib.sophia(rate, weight_decay=0.0)
-    ),
-    "schedule_free": Entry(
-        rates(*TUNED_RATES),
-        lambda _, rate: contrib.schedule_free_adamw(rate),
-        evaluated=contrib.schedule_free_eval_params,
-    ),
-    "soap": Entry(rates(*TUNED_RATES), lambda _, rate: ng.soap(rate)),
-    "kl_shampoo": Entry(rates(*TUNED_RATES), lambda _, rate: ng.kl_shampoo(rate)),
-    "lbfgs": Entry(rates(*TUNED_RATES), lambda model, rate: lbfgs(model, 100 * rate)),
-}
+    name: OPTIMIZERS[name]._replace(grid=rates(*TUNED_RATES))
+    for name in ("adam", "muon", "sophia", "schedule_free", "soap", "kl_shampoo")
+} | {"lbfgs": Entry(rates(*TUNED_RATES), lambda model, rate: lbfgs(model, 100 * rate))}
 # Beside every other optimizer; other tuned ones only where they are named.
 ALWAYS = ("adam", "muon")
 NATURAL: dict[str, Callable] = {
@@ -151,13 +137,8 @@ class Program:
         jax.clear_caches()  # nothing is left of the optimizers before
         self.problem = problem
         self.measured = jax.jit(problem.loss)
-        batch = next(problem.picks(0))
-        jax.block_until_ready((problem.initial(0), problem.examples(batch)))
-        wall, cpu = time.perf_counter(), time.process_time()
         self.runner = Local(problem, entry(name, extra), self.loss_of)
-        memory = self.runner.program.memory_analysis()
-        self.memory = memory.temp_size_in_bytes if memory else 0
-        self.first = (time.perf_counter() - wall, time.process_time() - cpu)
+        self.first = self.runner.compile_wall, self.runner.compile_cpu
         self.stepped = False
 
     def loss_of(self, params) -> float:
@@ -166,8 +147,8 @@ class Program:
 
     def train(self, setting: tuple, seed: int, limits: Limits) -> dict:
         """Fields of a cell: losses, steps, seconds a step, note."""
-        if self.memory > limits.memory:
-            note = f"too large: {self.memory / 2**30:.1f} GiB"
+        if self.runner.temporary > limits.memory:
+            note = f"too large: {self.runner.temporary / 2**30:.1f} GiB"
             return {"loss": [], "steps": 0, "step_seconds": None, "note": note}
         self.runner.problem, self.runner.setting = self.problem, setting
         losses, done, spent, note = [self.runner.start(seed)], 0, 0.0, ""
