@@ -76,8 +76,8 @@ def test_the_metric_of_a_positive_amplitude_is_a_quarter_of_that_of_its_density(
     rows = jnp.asarray(np.random.default_rng(2).normal(size=(COUNT, 2)))
 
     def matrix(apply):
-        model = ng.Model(apply, ng.families.Unnormalized())
-        return Dense(model, Centred()).at(jnp.ones(2), rows).dense()
+        curvature = Dense(ng.Model(apply, ng.families.Unnormalized()), Centred())
+        return jax.jit(lambda p: curvature.at(p, rows).dense())(jnp.ones(2))
 
     amplitude = matrix(lambda p, x: (x @ p).astype(complex))
     density = matrix(lambda p, x: 2 * x @ p)
