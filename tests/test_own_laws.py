@@ -13,6 +13,7 @@ import pytest
 from own_laws import (
     CLASSES,
     DRAWN,
+    EVERYWHERE,
     EXACT,
     SOFTMAX,
     Law,
@@ -65,16 +66,8 @@ def allowed(law):
 
 
 # Those that take a law's columns, its products and its divergence, one each: the others
-# take the same. One law of each constructor is given to every curvature.
+# take the same.
 READERS = ("dense", "matrix_free", "kl_hessian")
-EVERYWHERE = {
-    "support",
-    "subclass with labels",
-    "distrax categorical",
-    "exponential family",
-    "transformed",
-    "product",
-}
 
 
 def matrices(family, w, x, names):
