@@ -88,14 +88,16 @@ def wide(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-# What each solves, of a block's statistics, its gradient V and λ.
+# What each solves, of a block's statistics, its gradient V and λ; what decomposes a
+# matrix gives a function of λ.
 
 
-def exact(statistics, v, damping):
-    """(A ⊗ G + λI)⁻¹ V."""
+def exact(statistics, v):
+    """λ -> (A ⊗ G + λI)⁻¹ V."""
     (a, left), (g, right) = (np.linalg.eigh(factor) for factor in statistics)
     s = np.maximum(a, 0)[:, None] * np.maximum(g, 0)
-    return left @ ((left.T @ v @ right) / (s + damping)) @ right.T
+    inner = left.T @ v @ right
+    return lambda damping: left @ (inner / (s + damping)) @ right.T
 
 
 def factored(statistics, v, damping):
@@ -117,14 +119,14 @@ def vector(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(wide(tree))])
 
 
-def clipped(matrix, v, damping):
-    """(F + λI)⁻¹ v with negative eigenvalues of F as 0."""
+def clipped(matrix, v):
+    """λ -> (F + λI)⁻¹ v with negative eigenvalues of F as 0."""
     values, vectors = np.linalg.eigh(matrix)
-    return vectors @ ((vectors.T @ v) / (np.maximum(values, 0) + damping))
+    values, inner = np.maximum(values, 0), vectors.T @ v
+    return lambda damping: vectors @ (inner / (values + damping))
 
 
-def from_rows(rows, v, damping):
-    """(Bᵀ B + λI)⁻¹ v by the singular values of B."""
-    values, left = np.linalg.eigh(rows @ rows.T)
-    inner = left @ ((left.T @ (rows @ v)) / (np.maximum(values, 0) + damping))
-    return (v - rows.T @ inner) / damping
+def from_rows(rows, v):
+    """λ -> (Bᵀ B + λI)⁻¹ v by the singular values of B."""
+    of_values = clipped(rows @ rows.T, rows @ v)
+    return lambda damping: (v - rows.T @ of_values(damping)) / damping

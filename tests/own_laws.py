@@ -154,6 +154,15 @@ EXACT = {
         2 + CLASSES,
     ),
 }
+# One of each constructor.
+EVERYWHERE = {
+    "support",
+    "subclass with labels",
+    "distrax categorical",
+    "exponential family",
+    "transformed",
+    "product",
+}
 LAPLACE = nf.Laplace()
 # Estimated from draws.
 DRAWN = {

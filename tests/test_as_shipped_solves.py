@@ -94,19 +94,24 @@ def test_layerwise_solves(name):
         y = np.arange(shape[0]) % 10
         gradient, statistics = found(params, scaled(scale, *shape), y)
         kfac, ekfac, diagonal = wide(statistics)
+        matrix = lambda tree, block: wide(block.to_matrix(jax.tree.leaves(tree)))
+        factors = list(zip(kfac.inputs, kfac.outputs, strict=True))
+        exactly = [
+            exact(s, matrix(gradient, block))
+            for s, block in zip(factors, blocks, strict=True)
+        ]
         for damping, bound in BOUNDS.items():
             steps = solved(statistics, params, gradient, np.float32(damping))
             for i, block in enumerate(blocks):
-                matrix = lambda tree, b=block: wide(b.to_matrix(jax.tree.leaves(tree)))
-                v, s = matrix(gradient), (kfac.inputs[i], kfac.outputs[i])
+                v, s = matrix(gradient, block), factors[i]
                 basis = ekfac.bases.left[i], ekfac.bases.right[i], ekfac.scales[i]
                 expected = {
-                    "kfac": exact(s, v, damping),
+                    "kfac": exactly[i](damping),
                     "factored": factored(s, v, damping),
                     "ekfac": in_basis(basis, v, damping),
                 }
                 for form, right in expected.items():
-                    off = error(matrix(steps[form]), right)
+                    off = error(matrix(steps[form], block), right)
                     assert off < bound, (scale, form, block.name, damping, off)
             flat = lambda tree: np.concatenate(
                 [np.ravel(g) for g in jax.tree.leaves(tree)]
@@ -158,10 +163,10 @@ def test_solves_of_the_whole(name):
         x, y = scaled(scale, 40, 784), np.arange(40) % 10
         at, x, gradient, made = of(params, x, y)
         solve = clipped if small else from_rows
+        solve = solve(np.asarray(made, np.float64), vector(gradient))
         for damping, bound in BOUNDS.items():
             given = solved(at, x, gradient, np.float32(damping)).value
-            right = solve(np.asarray(made, np.float64), vector(gradient), damping)
-            off = error(vector(given), right)
+            off = error(vector(given), solve(damping))
             # Of bytes F is so large beside λ = 1e-5 that LAPACK's rounding shows: the
             # error is below 0.01 on one processor and 0.017 on another (AMD EPYC).
             looser = 2 if small and scale == "from 0 to 255" else 1

@@ -12,6 +12,7 @@ from problems import (
     CASES,
     LABELS,
     dense_of,
+    dense_of_each,
     mlp,
     mlp_params,
     ravel,
@@ -69,11 +70,12 @@ def test_the_loss_under_a_mask_is_that_without_the_rows(name, tolerance):
 @pytest.mark.parametrize("name", ["categorical", "normal_mean_log_scale"])
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_mask_does_what_removing_the_rows_does(name, labels, tolerance):
-    for form in (Dense, KLHessian, MatrixFree):
-        given, expected = (
-            dense_of(form(model, LABELS[labels]), *batch, KEY)
-            for model, batch in padded(name)
-        )
+    forms = Dense, KLHessian, MatrixFree
+    of_forms = (
+        dense_of_each([form(model, LABELS[labels]) for form in forms], *batch, KEY)
+        for model, batch in padded(name)
+    )
+    for given, expected in zip(*of_forms, strict=True):
         assert relative_error(given, expected) < tolerance("identity")
 
 

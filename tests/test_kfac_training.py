@@ -20,7 +20,7 @@ def digits():
     return jnp.asarray(load_digits().data[:512] / 16.0, jnp.float32)
 
 
-def autoencoder(sizes=(64, 50, 30, 8, 30, 50, 64)):
+def autoencoder(sizes=(64, 30, 8, 30, 64)):
     """(model, params, x): tanh layers with a linear code, Bernoulli pixels."""
     keys = jax.random.split(jax.random.PRNGKey(0), len(sizes))
     params = [

@@ -247,4 +247,4 @@ def test_a_warm_start_is_refused_where_nothing_iterates():
         ng.curvature.Dense(model), solver=ng.curvature.WarmStart()
     )
     with pytest.raises(ValueError, match="MatrixFree"):
-        tx.update(params, tx.init(params), params, inputs=x)
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, inputs=x), params)

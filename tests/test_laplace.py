@@ -54,26 +54,31 @@ def log_evidence(prior_a, prior_b, scale):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_evidence_and_predictions_of_a_linear_model_are_exact(name):
-    posterior, loss = regression(name)
-    found = posterior.log_evidence(loss)
+    y = np.array([0.3, -1.0, 2.0, 0.1])
+
+    @jax.jit
+    def said(y, key):
+        posterior, loss = regression(name)
+        outputs = posterior.outputs(NEW)
+        drawn = outputs.log_prob(y[:, None], key, 40_000)
+        return posterior.log_evidence(loss), posterior.variance(), outputs, drawn
+
+    found, own_variance, outputs, drawn = said(y, jax.random.key(0))
     expected = log_evidence(PRIOR["a"], PRIOR["b"], SIGMA)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
-    outputs = posterior.outputs(NEW)
     inverse = np.linalg.inv(FLAT.T @ FLAT / SIGMA**2 + np.diag(DELTA))
     rows = np.concatenate([NEW["a"], NEW["b"]], axis=1)
     variance = np.einsum("ni,ij,nj->n", rows, inverse, rows)
     np.testing.assert_allclose(outputs.covariance[:, 0, 0], variance, rtol=1e-8)
     np.testing.assert_allclose(
-        np.concatenate(jax.tree.leaves(posterior.variance())).ravel(),
+        np.concatenate(jax.tree.leaves(own_variance)).ravel(),
         np.diagonal(inverse),
         rtol=1e-8,
     )
     # The law of a new label is normal too.
-    y = np.array([0.3, -1.0, 2.0, 0.1])
     scale = np.sqrt(variance + SIGMA**2)
     mean = np.asarray(outputs.mean)[:, 0]
     exact = stats.norm(mean, scale).logpdf(y)
-    drawn = outputs.log_prob(y[:, None], jax.random.key(0), 40_000)
     np.testing.assert_allclose(drawn, exact, atol=0.05)
 
 
@@ -142,25 +147,30 @@ def test_an_approximate_posterior_is_that_of_its_matrix(name):
     """Samples, outputs and evidence from factors, and from F + Δ/N written out."""
     model, params, x, y = network()
     prior = {"hidden": 0.5, "last": 4.0}
-    metric = getattr(ng.curvature, name)(model).at(params, x, y)
-    posterior = ng.laplace.Posterior(model, params, metric, 25, prior)
-    hidden = sum(leaf.size for leaf in jax.tree.leaves(params["hidden"]))
-    sizes = [hidden, metric.layout.size - hidden]
-    delta = np.repeat([0.5, 4.0], sizes)
-    covariance = np.linalg.inv(25 * np.asarray(metric.dense()) + np.diag(delta))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    flat = np.asarray(flat)
-    outputs = jax.jit(lambda posterior: posterior.outputs(x[:2]))(posterior)
-    rows = np.asarray(jax.jacrev(lambda t: model.outputs(unravel(t), x[:2]))(flat))
+
+    @jax.jit
+    def said(params, keys):
+        metric = getattr(ng.curvature, name)(model).at(params, x, y)
+        posterior = ng.laplace.Posterior(model, params, metric, 25, prior)
+        loss = model.loss(params, x, y)
+        rows = jax.jacrev(lambda t: model.outputs(unravel(t), x[:2]))(flat)
+        flatten = lambda key: jax.flatten_util.ravel_pytree(posterior.sample(key))[0]
+        outputs, found = posterior.outputs(x[:2]), posterior.log_evidence(loss)
+        draws = jax.vmap(flatten)(keys)
+        return metric.dense(), rows, loss, outputs.covariance, found, draws
+
+    keys = jax.random.split(jax.random.key(1), 4000)
+    matrix, rows, loss, *given = jax.device_get(said(params, keys))
+    given_covariance, found, draws = given
+    hidden = sum(leaf.size for leaf in jax.tree.leaves(params["hidden"]))
+    delta, flat = np.repeat([0.5, 4.0], [hidden, flat.size - hidden]), np.asarray(flat)
+    covariance = np.linalg.inv(25 * matrix + np.diag(delta))
     expected = np.einsum("nci,ij,ndj->ncd", rows, covariance, rows)
-    np.testing.assert_allclose(outputs.covariance, expected, rtol=1e-8, atol=1e-12)
-    loss = model.loss(params, x, y)
+    np.testing.assert_allclose(given_covariance, expected, rtol=1e-8, atol=1e-12)
     evidence = -25 * loss - flat @ (delta * flat) / 2
     evidence += (np.log(delta).sum() + np.linalg.slogdet(covariance)[1]) / 2
-    np.testing.assert_allclose(posterior.log_evidence(loss), evidence, rtol=1e-10)
-    keys = jax.random.split(jax.random.key(1), 4000)
-    draws = jax.jit(jax.vmap(posterior.sample))(keys)
-    draws = np.asarray(jax.vmap(lambda t: jax.flatten_util.ravel_pytree(t)[0])(draws))
+    np.testing.assert_allclose(found, evidence, rtol=1e-10)
     whitened = np.linalg.solve(np.linalg.cholesky(covariance), (draws - flat).T)
     assert abs(whitened.mean(axis=1) * np.sqrt(4000)).max() < 4.5
     errors = (whitened @ whitened.T / 4000 - np.eye(len(flat))) * np.sqrt(4000)

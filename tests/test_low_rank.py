@@ -48,8 +48,13 @@ FEW, MANY = case(5), case(64)
 
 def test_the_rows_are_the_gradient():
     """Σ x gᵀ with a row of ones for the bias, by NumPy, is JAX's gradient; loss too."""
-    loss, gradient, rows = KFAC(FEW.model).value_grad_and_rows(FEW.params, FEW.x, FEW.y)
-    expected = jax.value_and_grad(FEW.model.loss)(FEW.params, FEW.x, FEW.y)
+
+    @jax.jit
+    def both(*batch):
+        found = KFAC(FEW.model).value_grad_and_rows(*batch)
+        return found, jax.value_and_grad(FEW.model.loss)(*batch)
+
+    (loss, gradient, rows), expected = both(FEW.params, FEW.x, FEW.y)
     assert abs(loss - expected[0]) < 1e-12
     assert relative_error(ravel(gradient), ravel(expected[1])) < 1e-12
     x, g = (rows["first/w"][name].reshape(5, -1) for name in ("x", "g"))

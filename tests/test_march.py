@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from problems import ravel, relative_error
-from test_wave_functions import Problem, local_energies
-from test_wave_functions import problem as wave_function
 from vmc_steps import CASE, MOMENTUM, path, problem, traced
+from wave_functions import Problem, local_energies
+from wave_functions import problem as wave_function
 
 import natgrad as ng
 from natgrad import curvature as curvatures

@@ -265,9 +265,27 @@ SEARCHES = {
     "zoom": searched(optax.scale_by_zoom_linesearch),
 }
 SEARCHED = "natural_gradient", "ivon", "scale_by_dual"
-PAIRS = [(name, column) for name in ROWS for column in COLUMNS]
-PAIRS += [(name, column) for name in SEARCHED for column in SEARCHES]
-# The others are of the same kinds, and run where everything runs.
+# Their states are those of other rows, and a wrapper that decides when they are called,
+# and of what, sees no more of them.
+KIN = {
+    "diagonal_fisher",
+    "ekfac",
+    "gram_blocks",
+    "matrix_free",
+    "scale_by_curvature",
+    "scale_by_march",
+    "scale_by_spring",
+}
+
+
+def columns_of(name):
+    """name -> the column, for a row."""
+    if name in KIN:
+        return {c: COLUMNS[c] for c in ("transparent", "looked_ahead", "masked")}
+    return COLUMNS | (SEARCHES if name in SEARCHED else {})
+
+
+PAIRS = [(name, column) for name in ROWS for column in columns_of(name)]
 
 
 @functools.cache
@@ -279,8 +297,7 @@ def table(name):
     def program(params):
         extra = of_batch(params, row.needs)
         found = {"bare": one(row.tx(), params, extra), "part": part(row, params)}
-        columns = COLUMNS | (SEARCHES if name in SEARCHED else {})
-        for column, of in columns.items():
+        for column, of in columns_of(name).items():
             try:
                 found[column] = of(row, params, extra)
             except ValueError as error:

@@ -107,5 +107,6 @@ def test_impossible_policies_are_refused():
         solver=Eigenbasis(),
         refresh=ng.Refresh(inverses=ng.WhenStale()),
     )
+    step = lambda p: tx.update(p, tx.init(p), p, inputs=BATCHES[0])
     with pytest.raises(ValueError, match="does not measure"):
-        tx.update(PARAMS, tx.init(PARAMS), PARAMS, inputs=BATCHES[0])
+        jax.eval_shape(step, PARAMS)

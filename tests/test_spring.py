@@ -62,7 +62,10 @@ def test_each_step_minimises_the_pulled_quadratic_model():
         before, theta = expected, jax.tree.map(lambda leaf, k=k: leaf[k], thetas)
 
 
-@pytest.mark.parametrize("name", ng.CURVATURES)
+# The metrics of other labels are those of "dense".
+@pytest.mark.parametrize(
+    "name", sorted(ng.CURVATURES.keys() - {"sampled", "empirical"})
+)
 def test_every_curvature_obeys_the_recursion(name):
     """(F_k + λI) φ_k = g_k + λ μ φ_{k−1}, with F_k asked of the curvature itself."""
     model = CASE.model()
@@ -170,9 +173,14 @@ def test_the_momentum_is_what_is_left_to_go_unless_given(rate, momentum):
             ng.curvature.Gram(model), trust_region=ng.damping.TrustRegion(None, rate)
         ),
     ):
-        gradient = jax.grad(model.loss)(params, x[0], y[0])
-        state = tx.update(gradient, tx.init(params), params, inputs=x[0])[1]
-        assert optax.tree.get(state, "momentum") == pytest.approx(momentum)
+
+        @jax.jit  # of all that a step computes, what this needs is compiled
+        def found(params, tx=tx):
+            gradient = jax.grad(model.loss)(params, x[0], y[0])
+            state = tx.update(gradient, tx.init(params), params, inputs=x[0])[1]
+            return optax.tree.get(state, "momentum")
+
+        assert found(params) == pytest.approx(momentum)
 
 
 def test_as_it_comes_it_stays_where_other_batches_look_elsewhere(single_precision):

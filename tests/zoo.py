@@ -287,4 +287,5 @@ ZOO = {name: functools.cache(make) for name, make in ZOO.items()}
 # uses are found is tested with the layers, and what follows from the uses need not be.
 AGAIN = {"linen", "nnx", "equinox", "haiku", "linen conv 1d", "equinox cnn"}
 AGAIN |= {"equinox conv 3d", "attention by einsum", "equinox transformer", "gru"}
-AGAIN |= {"gru by scan", "pinn forwards", "map over examples"}
+AGAIN |= {"gru by scan", "pinn forwards", "map over examples", "loop over examples"}
+AGAIN |= {"linen conv 3d", "equinox conv 1d", "scan and remat", "experts"}
