@@ -40,11 +40,11 @@ def beta_after(count, tx, state=None):
     return float(find(state).decay)
 
 
-def test_steps_average_until_three_columns_a_parameter_are_in():
-    """(Σ_j β^{k−j} F_j / Σ_j β^{k−j} + λI)⁻¹ g with β = 1 − N K / (3 P)."""
+def test_steps_average_until_five_columns_a_parameter_are_in():
+    """(Σ_j β^{k−j} F_j / Σ_j β^{k−j} + λI)⁻¹ g with β = 1 − N K / (5 P)."""
     params, tx, count = start(), by_default(), 5
     state, average, weight = tx.init(params), 0.0, 0.0
-    beta = 1 - count * CLASSES / (3 * SIZE)
+    beta = 1 - count * CLASSES / (5 * SIZE)
     assert 0 < beta < 0.95
     for k in range(4):
         x, y = draw(k, count)
@@ -57,9 +57,9 @@ def test_steps_average_until_three_columns_a_parameter_are_in():
 
 
 def test_beta_is_by_the_columns_of_the_batch():
-    enough = 3 * SIZE // CLASSES
+    enough = 5 * SIZE // CLASSES
     assert beta_after(enough, by_default()) == 0
-    assert beta_after(enough - 1, by_default()) == pytest.approx(CLASSES / (3 * SIZE))
+    assert beta_after(enough - 1, by_default()) == pytest.approx(CLASSES / (5 * SIZE))
     assert beta_after(1, by_default(decay=0.25)) == 0.25
     assert beta_after(1, by_default(decay=0, curvature=Dense)) == 0
     for keeps_no_matrix_of_f in (Gram, Diagonal):
