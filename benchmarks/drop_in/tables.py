@@ -14,8 +14,9 @@ from benchmarks.report import table
 
 # What an optimizer is for, beside its share.
 PURPOSE = {
-    "natural_gradient": "few parameters, or few outputs an example. Take a rate of 0.1 "
-    "or more, and no momentum where a batch does not determine F",
+    "natural_gradient": "few parameters, or few outputs an example. Beyond 512 "
+    "parameters take a rate of 0.1 or more, and no momentum where a batch does not "
+    "determine F",
     "gram": "few outputs an example: up to 512 exact columns a batch. With more it "
     "draws labels, trains, and ends above Adam: then `kfac`",
     "gram_blocks": "as `gram`, layer by layer",

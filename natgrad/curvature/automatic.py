@@ -24,7 +24,6 @@ import dataclasses
 from typing import ClassVar, final
 
 import jax
-import jax.numpy as jnp
 
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.delegate import Delegate
@@ -104,21 +103,6 @@ class BatchChoice(Curvature):
         self, params: Params, inputs: Inputs, targets: Array | None = None
     ) -> Curvature:
         """Which curvature suits these shapes."""
-
-    def columns(
-        self, params: Params, inputs: Inputs, targets: Array | None = None
-    ) -> tuple[int, int]:
-        """(K, N)."""
-        used = targets if self.labels.needs_targets else None
-
-        def shaped(params, inputs, targets):
-            key = jax.random.PRNGKey(0)
-            outputs, examples, _ = self.model.whole(params, inputs, targets, key)
-            z = outputs(params)
-            columns = self.labels.count(self.model, z, examples)
-            return jnp.zeros((columns, z.shape[0]))
-
-        return jax.eval_shape(shaped, params, inputs, used).shape
 
 
 @final

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from natgrad.curvature.columns import count_columns
 from natgrad.curvature.labels import Exact, Labels
 from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
 from natgrad.layers.compiled import compiled_method
@@ -127,6 +128,10 @@ class Curvature(abc.ABC):
     def is_exact(self) -> bool:
         """Is the metric of one batch its Fisher information, labels integrated out?"""
         return self.keeps_all_of_f and isinstance(self.labels, Exact)
+
+    def columns(self, params: Params, inputs: Inputs, targets: Array | None = None):
+        """(K, N): score columns an example of this batch, and examples."""
+        return count_columns(self.model, self.labels, params, inputs, targets)
 
     def divergence(self, params: Params, other: Params, inputs: Inputs) -> Array:
         """The mean of KL(p(· | params, x) ‖ p(· | other, x)) in nats, shape ()."""

@@ -19,7 +19,7 @@ from jaxtyping import Float, Shaped
 from natgrad import tree
 from natgrad.model import Model
 from natgrad.model.weights import trailing
-from natgrad.typing import Array
+from natgrad.typing import Array, Inputs, Params
 
 
 def law_of_outputs(model: Model) -> Model:
@@ -151,3 +151,26 @@ def summed_over(pull: Callable[[Any], Any], count: int) -> Any:
 
     zeros = tree.zeros_of(jax.eval_shape(pull, 0))
     return jax.lax.scan(add, zeros, jnp.arange(count))[0]
+
+
+def count_columns(
+    model: Model, labels: Any, params: Params, inputs: Inputs, targets: Array | None
+) -> tuple[int, int]:
+    """(K, N) of a batch, from shapes: score columns an example, and examples.
+
+    Args:
+        model: the model.
+        labels: the `Labels`, whose `count` is asked.
+        params: θ.
+        inputs: of the batch.
+        targets: its labels, for `Empirical` ones.
+    """
+    used = targets if labels.needs_targets else None
+
+    def shaped(params, inputs, targets):
+        key = jax.random.PRNGKey(0)
+        outputs, examples, _ = model.whole(params, inputs, targets, key)
+        z = outputs(params)
+        return jnp.zeros((labels.count(model, z, examples), z.shape[0]))
+
+    return jax.eval_shape(shaped, params, inputs, used).shape

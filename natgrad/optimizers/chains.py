@@ -14,6 +14,7 @@ from natgrad.curvature.base import Curvature
 from natgrad.eager import note_read
 from natgrad.model import Model
 from natgrad.solvers.base import Solver
+from natgrad.transforms.averaging import ByBatch
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -93,7 +94,7 @@ def descend(
     applied: TrustRegion,
     *,
     damping: DampingLike | Damping,
-    decay: ArrayLike = 0.0,
+    decay: ArrayLike | ByBatch = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
 ) -> optax.GradientTransformationExtraArgs:
@@ -103,7 +104,7 @@ def descend(
         curvature: the approximation of F.
         applied: η, δ, β and ω.
         damping: λ, or a schedule.
-        decay: of the moving average F̄.
+        decay: of the moving average F̄, or what decides it.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
 

@@ -28,6 +28,7 @@ from natgrad.optimizers.chains import (
 )
 from natgrad.solvers.base import Solver
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
+from natgrad.transforms.averaging import BY_BATCH
 from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
 from natgrad.transforms.march import (
     BY_STEPS,
@@ -48,7 +49,7 @@ def natural_gradient(
     model: Model = REQUIRED,
     *,
     damping: DampingLike | Damping = 1e-3,
-    decay: ArrayLike = 0.0,
+    decay: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
     solver: Solver | None = None,
     trust_region: ArrayLike | Damping | None = RADIUS,
@@ -69,15 +70,14 @@ def natural_gradient(
             prefix of it; or `natgrad.ByPath({"layers/0": 1e-2, "": 1e-3})`. By F:
             `natgrad.Relative(c)`, c times the mean of its diagonal;
             `natgrad.ConditionNumber(cap)`; `natgrad.ScaleInvariant(c)`, c diag F.
-        decay: of the moving average of F; 0 uses the current batch alone. More needs a
-            matrix: up to 512 parameters, or curvature=natgrad.curvature.Dense.
-        curvature: model -> curvature, to choose the space yourself: Dense, Gram or
-            MatrixFree of `natgrad.curvature`; None for Automatic. All that these take
-            is said here: lambda m: Gram(m, Sampled(1), chunk_size="auto") makes it
-            `gram` in chunks.
-        solver: (metric, gradient, damping) -> direction in place of (F + λI)⁻¹ g, such
-            as a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping;
-            None for that of the metric.
+        decay: β of the moving average of F, which needs a matrix: up to 512 parameters,
+            or curvature=natgrad.curvature.Dense. None for β > 0 where a batch does not
+            determine F (`natgrad.transforms.averaging`); 0 for each batch alone.
+        curvature: model -> curvature: Dense, Gram or MatrixFree of `natgrad.curvature`;
+            None for Automatic. All that these take is said here: lambda m: Gram(m,
+            Sampled(1), chunk_size="auto") makes it `gram` in chunks.
+        solver: (metric, gradient, damping) -> direction; None for that of the metric.
+            Or a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping.
         trust_region: δ, in nats a label; a step of a larger KL divergence, momentum and
             weight decay included, is shortened to it. None for no bound.
         momentum: β in [0, 1) of v = d + β v_before; None for none.
@@ -87,14 +87,14 @@ def natural_gradient(
         The optimizer; its update is to be added to the parameters as it is.
 
     Raises:
-        ValueError: for impossible arguments, here, in `init` or in `update`; such as
-            a decay above 0 where nothing can be averaged.
+        ValueError: for impossible arguments, such as an average without a matrix.
 
     Source: Amari (1998), Natural gradient works efficiently in learning.
     """
     form = Automatic if curvature is None else curvature
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
     chosen = curvature_of(form, model)
+    decay = BY_BATCH if decay is None else decay
     return descend(chosen, applied, damping=damping, decay=decay, solver=solver)
 
 
@@ -166,8 +166,9 @@ def spring(
             F (PRIME-SR), at most 1 − η.
         constraint: c > 0, a bound on |η φ|² in squared units of the parameters, which
             the paper has in place of a trust region; None for none.
-        curvature: model -> curvature; None for Gram with `Exact` labels. A function
-            such as lambda m: Gram(m, Sampled(1)) chooses the labels too.
+        curvature: model -> curvature; None for Automatic, averaged by default as for
+            `natural_gradient`; Gram for each batch alone. A function such as lambda m:
+            Gram(m, Sampled(1)) chooses the labels too.
         solver: as for `natural_gradient`; what a filter drops stays as it is in
             μ φ_before.
         trust_region: as for `natural_gradient`; φ is remembered as it was shortened.
@@ -181,10 +182,11 @@ def spring(
     Source: Goldshlager, Abrahamsen & Lin (2024), A Kaczmarz-inspired approach to
     accelerate the optimization of neural network wavefunctions.
     """
-    form = Gram if curvature is None else curvature
+    form = Automatic if curvature is None else curvature
     direction = scale_by_spring(
         curvature_of(form, model),
         damping=damping,
+        decay=BY_BATCH,
         momentum=momentum,
         solver=solver,
         trust_region=TrustRegion(trust_region, learning_rate),

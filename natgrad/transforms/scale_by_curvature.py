@@ -24,6 +24,7 @@ import optax
 from natgrad import tree
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
+from natgrad.transforms.averaging import ByBatch, check_decay
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -57,7 +58,7 @@ def scale_by_curvature(
     curvature: Curvature,
     *,
     damping: DampingLike | Damping = 1e-3,
-    decay: ArrayLike = 0.0,
+    decay: ArrayLike | ByBatch = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
     trust_region: TrustRegion | None = None,
@@ -86,7 +87,8 @@ def scale_by_curvature(
         damping: λ >= 0, or a schedule of it; in the units of F, where it is λI. By
             layer, as a tree, `natgrad.ByPath` or `natgrad.Relative`: see
             `natgrad.solvers.damping`.
-        decay: β of the moving average in [0, 1); 0 uses the current batch alone.
+        decay: β of the moving average in [0, 1); 0 uses the current batch alone. Or a
+            `natgrad.transforms.averaging.ByBatch`: where a batch does not determine F.
         solver: (metric, gradient, damping) -> direction; None for `metric.solution`.
         refresh: how often statistics and cached inverses are renewed.
         trust_region: momentum, weight decay, and a bound on the KL divergence of what
@@ -102,21 +104,21 @@ def scale_by_curvature(
     damping_rule = as_damping(damping)
     check_refresh(refresh, solver)
     curvature = refresh.of_part(curvature)
-    _check_decay(decay, curvature)
+    check_decay(decay, curvature)
+    first = 0.0 if isinstance(decay, ByBatch) else decay
     _check_trust_region(trust_region)
-    current = known_value(decay) == 0 and refresh.statistics == 1
 
     def init(params):
         velocity = trust_region.init(params) if trust_region is not None else ()
         if not jax.tree.leaves(params):
-            return state_of_nothing(seed, decay, velocity)
+            return state_of_nothing(seed, first, velocity)
         layout = Layout.of(params)
         specialized = curvature.specialize(params)
-        _check_decay(decay, specialized)
+        check_decay(decay, specialized)
         return ScaleByCurvatureState(
             count=jnp.zeros((), jnp.int32),
             key=jax.random.PRNGKey(seed),
-            decay=jnp.asarray(decay, layout.dtype),
+            decay=jnp.asarray(first, layout.dtype),
             estimates=jnp.zeros((), jnp.int32),
             statistics=specialized.init(params),
             inverse=init_inverse_cache(refresh, solver, specialized, params),
@@ -130,7 +132,9 @@ def scale_by_curvature(
         step = validate_step(
             curvature, damping_rule, updates, state, params, extra_args
         )
-        before = state._replace(decay=jnp.asarray(decay, step.layout.dtype))
+        beta = decay.of(step, state) if isinstance(decay, ByBatch) else decay
+        current = known_value(beta) == 0 and refresh.statistics == 1
+        before = state._replace(decay=jnp.asarray(beta, step.layout.dtype))
         state, usable = update_statistics_and_inverse(refresh, solver, step, before)
         solved = solve(refresh, solver, step, state, usable)
         exact = current and step.curvature.is_exact and step.statistics is None
@@ -147,21 +151,6 @@ def scale_by_curvature(
         )
 
     return transformation(*of_pairs(init, update))
-
-
-def _check_decay(decay: ArrayLike, curvature: Curvature) -> None:
-    """Raise a ValueError unless statistics can be averaged with this decay."""
-    check_number("decay", decay)
-    value = known_value(decay)
-    if value is not None and not 0 <= value < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}.")
-    if curvature.requires_batch and value != 0:
-        raise ValueError(
-            f"{type(curvature).__name__} is the curvature of the current batch and "
-            f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "
-            "that keeps a matrix, such as natgrad.curvature.Dense or KFAC. Inside "
-            "optax.inject_hyperparams keep decay static by static_args='decay'."
-        )
 
 
 def _check_trust_region(rule: TrustRegion | None) -> None:

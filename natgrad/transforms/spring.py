@@ -32,6 +32,7 @@ from natgrad.eager import call
 from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import damping_of_step
+from natgrad.transforms.averaging import ByBatch
 from natgrad.transforms.damping import (
     Damping,
     DampingLike,
@@ -73,7 +74,7 @@ def scale_by_spring(
     *,
     damping: DampingLike | Damping = 1e-3,
     momentum: ArrayLike | PrincipalRange | None = None,
-    decay: ArrayLike = 0.0,
+    decay: ArrayLike | ByBatch = 0.0,
     solver: Solver | None = None,
     refresh: Refresh = EVERY_STEP,
     trust_region: TrustRegion | None = None,
@@ -90,7 +91,7 @@ def scale_by_spring(
         momentum: μ in [0, 1]. None for 1 − η, what is left of φ after a step where F is
             the Hessian, at most 0.99: beyond, what one batch sees and others do not can
             grow. Or `natgrad.PrincipalRange()`, which finds it in each step.
-        decay: β of the moving average of F.
+        decay: β of the moving average of F, as for `scale_by_curvature`.
         solver: as for `scale_by_curvature`.
         refresh: as for `scale_by_curvature`.
         trust_region: as for `scale_by_curvature`, without its momentum and weight
