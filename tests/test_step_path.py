@@ -30,7 +30,7 @@ KEY = jax.random.PRNGKey(0)
 X = jnp.linspace(-1, 1, 64, dtype=jnp.float32).reshape(16, 4)
 Y = jnp.arange(16) % 3
 # Files under natgrad/ that one traced update enters, of all packages.
-MOST_FILES = {"natural_gradient": 32, "kfac": 47}
+MOST_FILES = {"natural_gradient": 34, "kfac": 48}
 
 
 def problem():
@@ -126,9 +126,10 @@ def test_the_count_sees_a_file_that_is_entered():
 @pytest.mark.parametrize(
     ("name", "traces"),
     [
-        # The trace that is read, the pass of the examples, and the divergence of the
-        # trust region: here and after the step.
-        ("natural_gradient", 1 + 1 + 2),
+        # Two for shapes, which say whether the batch determines F; the trace that is
+        # read, the pass of the examples, and the divergence of the trust region: here
+        # and after the step.
+        ("natural_gradient", 2 + 1 + 1 + 2),
         # The estimate, two metrics, and the divergence.
         ("kfac", 1 + 2 + 2),
     ],
