@@ -92,7 +92,12 @@ def test_unbounded_steps_are_those_of_momentum_and_decoupled_decay(radius):
     """v = d + β v; the step is −η (v + ω θ): optax's trace, then a decay behind it."""
     model = problem()[0]
     tx = ng.natural_gradient(
-        0.1, model, trust_region=radius, momentum=BETA, weight_decay=OMEGA
+        0.1,
+        model,
+        decay=0.0,
+        trust_region=radius,
+        momentum=BETA,
+        weight_decay=OMEGA,
     )
     by_optax = optax.chain(
         ng.scale_by_curvature(ng.curvature.Dense(model)),
@@ -107,7 +112,7 @@ def test_unbounded_steps_are_those_of_momentum_and_decoupled_decay(radius):
 
 def test_a_shortened_step_is_remembered_as_short_as_it_was():
     model = problem()[0]
-    tx = ng.natural_gradient(RATE, model, momentum=BETA)
+    tx = ng.natural_gradient(RATE, model, momentum=BETA, decay=0.0)
     plain = ng.scale_by_curvature(ng.curvature.Dense(model))
     params = problem()[1]
     before = jax.tree.map(jnp.zeros_like, params)

@@ -67,7 +67,9 @@ def test_every_choice_gives_the_same_step(examples):
     def direction(params, gradient):
         steps = []
         for curvature in (Automatic, Dense, Gram):
-            tx = ng.natural_gradient(1.0, model, damping=1e-2, curvature=curvature)
+            tx = ng.natural_gradient(
+                1.0, model, damping=1e-2, decay=0.0, curvature=curvature
+            )
             steps.append(tx.update(gradient, tx.init(params), params, inputs=x)[0])
         return [ravel(step) for step in steps]
 
