@@ -35,9 +35,9 @@ from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.diagonal import Diagonal
 from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.preconditioners import Identity, Preconditioner, Product
-from natgrad.layers.compiled import compiled
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import damped_noise
+from natgrad.metrics.programs import one_program
 from natgrad.model.batch import Batch
 from natgrad.model.weights import trailing
 from natgrad.solvers.base import Solution, StatefulSolver
@@ -247,7 +247,7 @@ class MatrixFreeMetric(Metric):
         )
         return self.layout.split(entries)
 
-    @compiled
+    @one_program
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε'), Bᵀ B = F; see `Metric.sample`."""
         rows, rest = jax.random.split(key)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.layers.compiled import compiled
 from natgrad.metrics.functions import Decomposition, OperatorFunctions
+from natgrad.metrics.programs import one_program
 from natgrad.solvers.base import Solution
 from natgrad.solvers.conjugate_gradients import RelativeResidual, conjugate_gradients
 from natgrad.solvers.damping import DampingLike, entries, resolve_damping
@@ -53,7 +53,7 @@ class Metric(OperatorFunctions):
         """The diagonal of F, shaped like the parameters, in the working dtype."""
 
     @final
-    @compiled
+    @one_program
     def solve(self, v: Params, damping: DampingLike = 0.0) -> Params:
         """(F + λI)⁻¹ v, with no direction dropped for λ > 0; for λ = 0 F⁺ v.
 
@@ -179,19 +179,19 @@ class ScaledMetric(Metric):
         """s -> f(a s) of F, with Λ/a; see `Metric.diagonal_of`."""
         return self.metric.diagonal_of(lambda s: f(self.scale * s), self._over(damping))
 
-    @compiled
+    @one_program
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """A draw with F and Λ/a, over √a; see `Metric.sample`."""
         draw = self.metric.sample(key, self._over(damping))
         return self._times(self.scale**-0.5, draw)
 
-    @compiled
+    @one_program
     def inverse_diagonal(self, damping: DampingLike) -> Params:
         """That with F and Λ/a, over a; see `Metric.inverse_diagonal`."""
         found = self.metric.inverse_diagonal(self._over(damping))
         return self._times(1 / self.scale, found)
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """That with F and Λ/a, and P log a; see `Metric.logdet`."""
         found = self.metric.logdet(self._over(damping))

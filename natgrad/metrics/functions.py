@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.layers.compiled import compiled
+from natgrad.metrics.programs import one_program
 from natgrad.solvers.damping import (
     DampingLike,
     EntryDamping,
@@ -159,7 +159,7 @@ class OperatorFunctions(abc.ABC):
         key = jax.random.PRNGKey(0)
         return self.estimate_of_diagonal(f, key, damping=damping).value
 
-    @compiled
+    @one_program
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """A draw of the normal law N(0, (F + Λ)⁻¹).
 
@@ -174,7 +174,7 @@ class OperatorFunctions(abc.ABC):
         noise = jax.random.normal(key, (layout.size,), layout.dtype)
         return self.function(lambda s: s**-0.5, layout.unravel(noise), damping)
 
-    @compiled
+    @one_program
     def inverse_diagonal(self, damping: DampingLike) -> Params:
         """diag (F + Λ)⁻¹: `diagonal_of` with f(s) = 1/s.
 
@@ -187,7 +187,7 @@ class OperatorFunctions(abc.ABC):
         return self.diagonal_of(lambda s: 1 / s, damping)
 
     @final
-    @compiled
+    @one_program
     def effective_dimension(self, damping: DampingLike) -> Float[Array, ""]:
         """tr F (F + Λ)⁻¹, the number of directions that F determines beside Λ.
 
@@ -200,7 +200,7 @@ class OperatorFunctions(abc.ABC):
         inverse = self.layout.ravel(self.inverse_diagonal(found))
         return jnp.sum(1 - entries(found, self) * inverse)
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(F + Λ), `trace_of` log s; −inf where singular.
 
@@ -213,7 +213,7 @@ class OperatorFunctions(abc.ABC):
         return self.trace_of(jnp.log, damping)
 
     @final
-    @compiled
+    @one_program
     def largest_eigenvalue(self) -> Float[Array, ""]:
         """max s, from inside, by Lanczos's method from a fixed random vector."""
         start = jax.random.normal(

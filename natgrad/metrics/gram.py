@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.layers.compiled import compiled
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import Decomposition, damped_noise
 from natgrad.metrics.matrices import DenseMetric
+from natgrad.metrics.programs import one_program
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import (
@@ -136,7 +136,7 @@ class GramMetric(Metric):
         outside = f(jnp.zeros((), self.layout.dtype))
         return self.layout.split(outside + jnp.sum(rows * inside, axis=0))
 
-    @compiled
+    @one_program
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """(F + Λ)⁻¹ (Bᵀ ε + Λ^½ ε') for normal ε [M], ε' [P]; see `Metric.sample`."""
         rows, rest = jax.random.split(key)
@@ -145,7 +145,7 @@ class GramMetric(Metric):
         total = damped_noise(self.layout, pulled, rest, entries(damping, self))
         return self.solve(total, damping)
 
-    @compiled
+    @one_program
     def inverse_diagonal(self, damping: DampingLike) -> Params:
         """(1 − diag Bᵀ (K + λI)⁻¹ B)/λ; see `Metric.inverse_diagonal`."""
         found = resolve_damping(damping, self)
@@ -157,7 +157,7 @@ class GramMetric(Metric):
         inside = GramMetric(self.layout, jacobian).inverse_diagonal(1.0)
         return jax.tree.map(lambda r, own: r**2 * own, root, inside)
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """log det(B Bᵀ + λI) + (P − M) log λ; from [P, P] where M > P.
 

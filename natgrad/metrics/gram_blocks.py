@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from natgrad.layers.compiled import compiled
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import Decomposition
 from natgrad.metrics.gram import GramMetric, like_params
+from natgrad.metrics.programs import one_program
 from natgrad.solvers.base import Remainder, Solution
 from natgrad.solvers.damping import (
     DampingLike,
@@ -128,7 +128,7 @@ class GramBlocksMetric(Metric):
         found = [block.diagonal_of(f, own) for block, own in pairs]
         return self._joined(found, f, damping, self._ones())
 
-    @compiled
+    @one_program
     def sample(self, key: Key, damping: DampingLike) -> Params:
         """Of each block as of `GramMetric`, ε/√λ outside; see `Metric.sample`."""
         keys = jax.random.split(key, len(self.blocks) + 1)
@@ -137,7 +137,7 @@ class GramBlocksMetric(Metric):
         draw = self.layout.unravel(noise)
         return self._joined(found, lambda own: own**-0.5, damping, draw)
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b log det(F_b + λI), and log λ for each parameter outside.
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from natgrad.layers.compiled import compiled
 from natgrad.metrics.base import Metric
 from natgrad.metrics.functions import Decomposition
+from natgrad.metrics.programs import one_program
 from natgrad.solvers import matrix_functions
 from natgrad.solvers.base import Solution
 from natgrad.solvers.damping import DampingLike, entries, resolve_damping
@@ -83,7 +83,7 @@ class DenseMetric(Metric):
         found = matrix_functions.diagonal(f, self._factors(damping))
         return self.layout.split(found)
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """By elimination; see `Metric.logdet`."""
         return logdet(self.matrix, entries(damping, self))
@@ -176,7 +176,7 @@ class BlockDiagonalMetric(Metric):
         parts = [matrix_functions.diagonal(f, [factor]) for factor in factors]
         return self.layout.split(self._vector(parts))
 
-    @compiled
+    @one_program
     def logdet(self, damping: DampingLike = 0.0) -> Float[Array, ""]:
         """Σ_b log det(F_b + λI).
 
