@@ -32,7 +32,9 @@ COMPILED = """With compilation the plain optimizers come first: the steps of the
 take less than what a program with Fisher information takes to compile.
 """
 GROUP = """On how many problems an optimizer of this library with a model's Fisher
-information, {ours}, is the best of all, and at most one and a half times the best:
+information is the best of all, and at most one and a half times the best. These are
+{ours}, as many as can train a problem, and the best of them is known afterwards alone.
+`soap` and `kl_shampoo`, which know no model, count as others:
 """
 PROFILE = """For every optimizer, medians over seeds. Looks at the losses are a seventh
 of the steps apart, so optimizers tie. Dolan and Moré (2002) draw the same for every
@@ -201,7 +203,7 @@ def losing(found: Found) -> str:
             if not ours:
                 never.append(name)
             elif needs > profiles.NEAR * least:
-                far.append(f"{name} ({needs / least:.2g})")
+                far.append(f"{name} ({needs / least:.3g})")
         if clock == "step":
             lines.append(
                 f"None of them reaches the goal on {listed(never)}."
