@@ -13,7 +13,7 @@ CLOCKS = {"step": "steps", "cpu": "CPU seconds"}
 KINDS = {"loss": "training loss", "held": "held-out loss"}
 # Strong colours are this library's.
 STRONG = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
-LIGHT = ("#7f7f7f", "#c49c94", "#e7ba52", "#8ca252", "#bd9e39", "#9edae5", "#c7c7c7")
+LIGHT = ("#7f7f7f", "#c49c94", "#e7ba52", "#8ca252", "#e377c2", "#9edae5", "#c7c7c7")
 LIGHT += ("#f7b6d2", "#ad494a", "#637939")
 OTHERS = [name for name in (*OPTIMIZERS, *PEERS) if name not in (*OURS, "adam")]
 COLOURS = dict(zip(OURS, STRONG, strict=True)) | dict(zip(OTHERS, LIGHT, strict=False))

@@ -88,11 +88,11 @@ STEPS = {
     "logistic": 200,
     "pinn": 300,
     "vmc": 300,
-    "classifier": 200,
+    "classifier": 100,
     "cnn": 200,
-    "transformer": 200,
-    "curves": 200,
-    "autoencoder": 200,
+    "transformer": 100,
+    "curves": 100,
+    "autoencoder": 100,
 }
 RACES = {
     (f"small_{name}" if name in training.PROBLEMS else name): of_card(name)
