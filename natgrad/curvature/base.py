@@ -129,7 +129,9 @@ class Curvature(abc.ABC):
         """Is the metric of one batch its Fisher information, labels integrated out?"""
         return self.keeps_all_of_f and isinstance(self.labels, Exact)
 
-    def columns(self, params: Params, inputs: Inputs, targets: Array | None = None):
+    def columns(
+        self, params: Params, inputs: Inputs, targets: Array | None = None
+    ) -> tuple[int, int]:
         """(K, N): score columns an example of this batch, and examples."""
         return count_columns(self.model, self.labels, params, inputs, targets)
 
