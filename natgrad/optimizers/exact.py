@@ -94,8 +94,8 @@ def natural_gradient(
     form = Automatic if curvature is None else curvature
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
     chosen = curvature_of(form, model)
-    decay = BY_BATCH if decay is None else decay
-    return descend(chosen, applied, damping=damping, decay=decay, solver=solver)
+    mean = BY_BATCH if decay is None else decay
+    return descend(chosen, applied, damping=damping, decay=mean, solver=solver)
 
 
 def gram(
