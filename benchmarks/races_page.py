@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import profiles
 from benchmarks.curves import COLOURS, figure
 from benchmarks.optimizers import OURS
+from benchmarks.race_problems import RACES
 from benchmarks.races import DOCS, FOLDER, Found, costs, load
 from benchmarks.report import about, cell, table
 
@@ -148,6 +149,8 @@ def machines(found: Found) -> list[str]:
     fewer = [name for name, count in tried.items() if count < max(tried.values())]
     if fewer:
         lines.append(f"- one setting less in each grid on {listed(fewer)}")
+    if missing := [name for name in RACES if name not in found]:
+        lines.append(f"- not raced yet: {listed(missing)}")
     return [
         *lines,
         f"- load average when a problem began {min(loads):.1f} to {max(loads):.1f}",
