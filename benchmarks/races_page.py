@@ -85,6 +85,7 @@ def page(found: Found) -> str:
     by_measure = costs(found)
     ours = ", ".join(f"`{name}`" for name in OURS)
     seeds = {len(r["optimizers"]["adam"]["runs"]) for r in found.values()}
+    count = " or ".join(map(str, sorted(seeds)))
     pictures = [
         f"### {name}\n\n{caption(record)}\n\n"
         f"[![losses over steps and CPU seconds](images/races/{name}.webp)"
@@ -115,15 +116,9 @@ def page(found: Found) -> str:
         FIGURES,
         *pictures,
         "## What was run",
-        "\n".join(
-            [f"- {len(found)} problems, {spelled(seeds)} seeds", *machines(found)]
-        ),
+        "\n".join([f"- {len(found)} problems, {count} seeds", *machines(found)]),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def spelled(numbers: set[Any]) -> str:
-    return " or ".join(map(str, sorted(numbers)))
 
 
 def caption(record: dict[str, Any]) -> str:
