@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import profiles
 from benchmarks.curves import COLOURS, figure
 from benchmarks.optimizers import OURS
+from benchmarks.race_problems import RACES
 from benchmarks.races import DOCS, FOLDER, Found, costs, load
 from benchmarks.report import about, cell, table
 
@@ -84,6 +85,7 @@ def page(found: Found) -> str:
     by_measure = costs(found)
     ours = ", ".join(f"`{name}`" for name in OURS)
     seeds = {len(r["optimizers"]["adam"]["runs"]) for r in found.values()}
+    count = " or ".join(map(str, sorted(seeds)))
     pictures = [
         f"### {name}\n\n{caption(record)}\n\n"
         f"[![losses over steps and CPU seconds](images/races/{name}.webp)"
@@ -114,15 +116,9 @@ def page(found: Found) -> str:
         FIGURES,
         *pictures,
         "## What was run",
-        "\n".join(
-            [f"- {len(found)} problems, {spelled(seeds)} seeds", *machines(found)]
-        ),
+        "\n".join([f"- {len(found)} problems, {count} seeds", *machines(found)]),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def spelled(numbers: set[Any]) -> str:
-    return " or ".join(map(str, sorted(numbers)))
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -148,6 +144,8 @@ def machines(found: Found) -> list[str]:
     fewer = [name for name, count in tried.items() if count < max(tried.values())]
     if fewer:
         lines.append(f"- one setting less in each grid on {listed(fewer)}")
+    if missing := [name for name in RACES if name not in found]:
+        lines.append(f"- not raced yet: {listed(missing)}")
     return [
         *lines,
         f"- load average when a problem began {min(loads):.1f} to {max(loads):.1f}",
