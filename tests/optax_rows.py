@@ -109,7 +109,7 @@ COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_mode
 LAYERWISE = {"kfac", "ekfac", "kfac_adaptive", "scale_by_factored_curvature"}
 # They need the batch in `update`, which lookahead passes no extra arguments to.
 NOT_OBSERVED = dict.fromkeys(
-    ["gram", "gram_blocks", "spring", "march", "matrix_free"], "keeps no matrix"
+    ["gram", "gram_blocks", "march", "matrix_free"], "keeps no matrix"
 )
 NOT_OBSERVED |= dict.fromkeys(
     [

@@ -16,9 +16,11 @@ import dataclasses
 from typing import final
 
 from natgrad.curvature.base import Curvature
+from natgrad.model.batch import Batch
 from natgrad.transforms.damping import check_number, known_value
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
+from natgrad.tree import Layout
 from natgrad.typing import ArrayLike
 
 
@@ -49,14 +51,26 @@ class ByBatch:
             step: the arguments of the update.
             state: as the step found it.
         """
-        curvature = step.curvature
-        if curvature.requires_batch or not curvature.keeps_all_of_f:
-            return 0.0
-        if not step.has_batch:
+        if not step.has_batch and self.averages(step.curvature):
             return state.decay
-        params, inputs, targets, _ = step.batch
+        return self.of_batch(step.curvature, step.batch)
+
+    def averages(self, curvature: Curvature) -> bool:
+        """Does the curvature keep all of F as a matrix?"""
+        return curvature.keeps_all_of_f and not curvature.requires_batch
+
+    def of_batch(self, curvature: Curvature, given: Batch) -> float:
+        """β of a batch.
+
+        Args:
+            curvature: for the shapes of the parameters.
+            given: the batch.
+        """
+        if not self.averages(curvature):
+            return 0.0
+        params, inputs, targets, _ = given
         columns, count = curvature.columns(params, inputs, targets)
-        known = columns * count / (self.columns * step.layout.size)
+        known = columns * count / (self.columns * Layout.of(params).size)
         return min(max(1.0 - known, 0.0), self.longest)
 
 

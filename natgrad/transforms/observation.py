@@ -23,21 +23,24 @@ from natgrad.curvature.base import Curvature
 from natgrad.eager import note_read, operation_by_operation
 from natgrad.layers.compiled import compiled
 from natgrad.model import Model
+from natgrad.model.batch import Batch
+from natgrad.transforms.averaging import ByBatch
 from natgrad.transforms.health import first_failure
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.statistics_update import add_to_average
 from natgrad.transforms.validation import restrict_to_subtree, same_shapes
-from natgrad.typing import Array, Inputs, Params
+from natgrad.typing import Array, ArrayLike, Inputs, Params
 
 # Longer descriptions are cut there, and a digest follows.
 _WRITTEN = 80
 
 
 class _Use(NamedTuple):
-    """A curvature, and the parameters that its transformation sees."""
+    """A curvature, the parameters that its transformation sees, and what decides β."""
 
     curvature: Curvature
     params: Params
+    decay: ArrayLike | ByBatch | None = None
 
 
 _uses: contextvars.ContextVar[list[_Use] | None] = contextvars.ContextVar(
@@ -45,11 +48,13 @@ _uses: contextvars.ContextVar[list[_Use] | None] = contextvars.ContextVar(
 )
 
 
-def owner(curvature: Curvature, params: Params) -> dict[str, tuple]:
+def owner(
+    curvature: Curvature, params: Params, decay: ArrayLike | ByBatch
+) -> dict[str, tuple]:
     """Whose a new state is; `observe` learns which transformations are in a chain."""
     found = _uses.get()
     if found is not None:
-        found.append(_Use(curvature, params))
+        found.append(_Use(curvature, params, decay))
     return {_name(curvature, params): ()}
 
 
@@ -119,7 +124,7 @@ def _observed(
         uses = _uses_in(transformation, given)
     by_name: dict[str, list[_Use]] = {}
     for use in uses:
-        by_name.setdefault(_name(*use), []).append(use)
+        by_name.setdefault(_name(use.curvature, use.params), []).append(use)
     if not by_name:
         raise ValueError(
             "No transformation in this one holds a curvature, so there is nothing to "
@@ -132,7 +137,7 @@ def _observed(
             full = params
         curvature = restrict_to_subtree(same[0].curvature, seen, full)
         _check(name, same, curvature, seen, nodes)
-        specialized[name] = _Use(curvature, seen)
+        specialized[name] = _Use(curvature, seen, same[0].decay)
         whole = tree.join_complex(seen if full is None else full)
         note_read(curvature.model.apply, whole, batch[0])
     found = [specialized.get(_owner_of(node)) for node in nodes]
@@ -207,6 +212,11 @@ def _refreshed(
     usable = tree.all_finite(statistics)
     reason = first_failure(True, True, usable)
     health = node.health._replace(skipped=~usable, reason=reason)
+    if isinstance(use.decay, ByBatch):
+        curvature = use.curvature.specialize(use.params)
+        given = Batch(use.params, inputs, targets, None)
+        beta = use.decay.of_batch(curvature, given)
+        node = node._replace(decay=jnp.asarray(beta, node.decay.dtype))
     node = add_to_average(use.curvature, node, statistics, usable)
     return node._replace(key=key, health=health)
 

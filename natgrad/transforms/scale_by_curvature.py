@@ -123,7 +123,7 @@ def scale_by_curvature(
             statistics=specialized.init(params),
             inverse=init_inverse_cache(refresh, solver, specialized, params),
             health=unknown_health(layout.dtype),
-            owner=owner(curvature, params),
+            owner=owner(curvature, params, decay),
             velocity=velocity,
         )
 
