@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).with_name("durations.json")
-SLOW_SECONDS = 1.5
+SLOW_SECONDS = 1.3
 LAW_SECONDS = 0.3
 # Below this a duration is not worth a line.
 MOMENT = 0.2
