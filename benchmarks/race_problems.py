@@ -32,8 +32,6 @@ LINEAR_LAYERS = {
     "curves": 5,
     "autoencoder": 3,
 }
-
-
 # Where a loss of 1,024 examples would take longer than the steps.
 EVALUATED = {"transformer": 128, "autoencoder": 256, "curves": 256}
 

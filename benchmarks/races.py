@@ -24,6 +24,9 @@ MEASURES = {
     ),
 }
 Found = dict[str, dict[str, Any]]  # a record by problem
+# What a file holds of an optimizer, and what of a record is found anew from the rest.
+KEPT = ("setting", "tuning", "note", "compile_cpu_seconds", "temporary_bytes")
+DERIVED = ("optimizers", "goal")
 
 
 def save(path: Path, found: dict[str, Any]) -> None:
@@ -40,12 +43,6 @@ def save(path: Path, found: dict[str, Any]) -> None:
     body = ",\n ".join(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{head},\n "optimizers": {{\n {body}\n }}\n}}\n')
-
-
-KEPT = ("setting", "tuning", "note", "compile_cpu_seconds", "temporary_bytes")
-
-
-DERIVED = ("optimizers", "goal")
 
 
 def packed(tree: Any) -> str:

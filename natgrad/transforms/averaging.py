@@ -29,8 +29,8 @@ from natgrad.typing import ArrayLike
 class ByBatch:
     """β by the rule above, for curvatures that keep all of F as a matrix.
 
-    Others are taken of the current batch alone, β = 0; so is F until a batch is given,
-    whose examples can be counted, and without one β stays as it was.
+    Others are taken of the current batch alone, β = 0; so is F until a batch is given
+    or observed, whose examples can be counted. Without one β stays as it was.
 
     Attributes:
         columns: for each parameter. With 3 a logistic regression with momentum ended
