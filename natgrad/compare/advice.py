@@ -1,22 +1,25 @@
 """Which optimizer for which model: a table, read from above, the first line that holds.
 
-    an exact step is within reach, and the batch            natural_gradient; gram with
-    determines F                                            Exact labels beyond 2,000 P
+    few parameters, or few columns that determine F         spring
     K-FAC takes the model, of at least 32 examples          kfac_adaptive
     K-FAC takes the model                                   kfac
-    an exact step is within reach                           as in the first line
+    few columns                                             spring
     one label an example, at most 4,096 examples            gram
     F has products                                          matrix_free
     else                                                    diagonal_fisher
 
 for P parameters and M = K·N score columns of N examples.
 
-- Within reach: P <= 2,000 and 2·10⁹ multiplications, some tens of milliseconds on one
-  core; or one or two columns an example and M <= 2,048, whose factorisation takes as
-  long, whatever P is.
-- The batch determines F: its effective dimension is at most M/5 for least squares,
-  where F does not depend on the outputs, and M/50 for other laws. Beyond, an exact step
-  fits the noise of one batch, and K-FAC averages over many.
+- Few parameters: P <= 512, for which `spring` averages F over batches, and an exact
+  step takes 2·10⁹ multiplications at most, some tens of milliseconds on one core.
+- Few columns: one or two an example and M <= 2,048, solved in sample space, whose
+  factorisation takes as long, whatever P is. They determine F where the loss is least
+  squares, F's effective dimension at most M/5.
+- Beyond 512 parameters `spring` has F of one batch, and its momentum in the solve keeps
+  about 1/η of those before, three. K-FAC averages over twenty, and ends lower where
+  labels are noisy. `spring` ends lower where models fit every label.
+- `natural_gradient` is `spring` without momentum: nowhere much better, on equations,
+  whose small eigenvalues take many steps, far above.
 - K-FAC takes the model: it can be captured, and its layers hold at least 85 % of the
   parameters.
 - 32 examples: no smaller batch was measured. The noise scale does not decide: where it
@@ -33,11 +36,11 @@ import math
 from natgrad.compare.batch_check import BatchFigures
 from natgrad.compare.measurements import CurvatureFigures
 from natgrad.compare.step_costs import Costs, LayersSeen
+from natgrad.curvature.automatic import AVERAGED
 
-CHEAP, SMALL = 2e9, 2000
+CHEAP = 2e9
 FEW_OUTPUTS, SAMPLES, SAMPLED = 2, 2048, 4096
-COVERED, LEAST_SQUARES, OTHER_LAWS = 0.85, 1 / 5, 1 / 50
-LARGE = 32
+DETERMINED, COVERED, LARGE = 1 / 5, 0.85, 32
 MODEL = ("model", "model")
 
 
@@ -74,18 +77,14 @@ def advise(
         costs: of a step.
     """
     samples = costs.columns * batch.examples
-    small = layers.parameters <= SMALL and costs.exact <= CHEAP
-    reach = small or (costs.columns <= FEW_OUTPUTS and samples <= SAMPLES)
+    small = layers.parameters <= AVERAGED and costs.exact <= CHEAP
+    few = costs.columns <= FEW_OUTPUTS and samples <= SAMPLES and costs.space == "Gram"
     captured = not layers.obstacle and layers.covered >= COVERED
-    share = LEAST_SQUARES if batch.least_squares else OTHER_LAWS
-    if reach and curvature.effective_dimension <= share * samples:
-        directions = f"{two_digits(curvature.effective_dimension)} directions"
-        return _exact(
-            layers,
-            costs,
-            small,
-            f"the batch has {samples:,} score columns for {directions} of F that count",
-        )
+    determined = (
+        batch.least_squares and curvature.effective_dimension <= DETERMINED * samples
+    )
+    if small or (few and (determined or not captured)):
+        return _exact(layers, costs)
     if captured:
         step = times(1 + costs.kfac / costs.gradient)
         reason = (
@@ -101,19 +100,15 @@ def advise(
         if layers.obstacle
         else f"only {layers.covered:.0%} of the parameters are in layers of K-FAC"
     )
-    if reach:
-        return _exact(layers, costs, small, why)
     return _last_resort(why, batch, curvature)
 
 
-def _exact(layers: LayersSeen, costs: Costs, small: bool, why: str) -> Advice:
+def _exact(layers: LayersSeen, costs: Costs) -> Advice:
     size = f"{count(layers.parameters, 'parameter')} and"
     size += f" {count(costs.columns, 'score column')} an example"
     reason = f"with {size} an exact step is cheap ({_dearer(costs)} the arithmetic of a"
-    reason += f" gradient), and {why}"
-    if small:
-        return Advice("natural_gradient", (MODEL,), reason)
-    return Advice("gram", (MODEL, ("labels", "ng.curvature.Exact()")), reason)
+    reason += " gradient), and what one batch does not show is kept from those before"
+    return Advice("spring", (MODEL,), reason)
 
 
 def _last_resort(why: str, batch: BatchFigures, curvature: CurvatureFigures) -> Advice:

@@ -22,7 +22,7 @@ import jax
 
 from natgrad import layers
 from natgrad.curvature import KFAC, Dense, Exact, Gram, Sampled
-from natgrad.curvature.automatic import STOP, OfTheBatch
+from natgrad.curvature.automatic import STOP, Automatic, OfTheBatch
 from natgrad.layers import Block, LayerBlock, NotCapturedError
 from natgrad.model import Model
 from natgrad.tree import Layout
@@ -123,14 +123,16 @@ def step_costs(
     obstacle: str,
 ) -> Costs:
     """What steps cost at θ on a batch, with what `captured_blocks` found."""
-    automatic, layout = OfTheBatch(model, Exact()), Layout.of(params)
+    automatic = Automatic(model, Exact()).specialize(params)
+    layout = Layout.of(params)
     columns, count = automatic.columns(params, inputs)
     size, samples = layout.size, columns * count
     read = [block for block in blocks if isinstance(block, LayerBlock)]
     rest = max(0, size - sum(block.size for block in read))
     visited = sum(_positions(b) * math.prod(b.lead) * _entries(b) for b in read)
     gradient = 3.0 * count * (visited + rest)
-    chosen = automatic.choice(params, inputs)
+    by_batch = isinstance(automatic, OfTheBatch)
+    chosen = automatic.choice(params, inputs) if by_batch else automatic
     if isinstance(chosen, Gram):
         written = chosen.writes_out(params, inputs)
         width = size if written else min(size, rest + sum(map(_width, read)))
