@@ -138,12 +138,12 @@ class Recorder:
     def __init__(self, config):
         self.writes = not hasattr(config, "workerinput")
         self.measured = {}
-        self.item, self.start = None, 0.0
+        self.properties, self.start = [], 0.0
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
         """What fixtures do counts."""
-        self.item, self.start = item, _cpu_seconds()
+        self.properties, self.start = item.user_properties, _cpu_seconds()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef):
@@ -153,7 +153,7 @@ class Recorder:
         finally:
             if fixturedef.scope == "module":
                 name = f"{fixturedef.baseid}::@{fixturedef.argname}"
-                self.item.user_properties.append((name, _cpu_seconds() - start))
+                self.properties.append((name, _cpu_seconds() - start))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
