@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--quickest"):
         slow = durations.all_but_quickest(fixtures)
     else:
-        slow = durations.slow_cases(fixtures, longest=durations.SLOW_SECONDS)
+        slow = durations.slow_cases(list(fixtures), longest=durations.SLOW_SECONDS)
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)

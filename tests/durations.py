@@ -5,10 +5,10 @@ case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
 `LAW_SECONDS` in the fast run: its quickest cases until these are spent, and one at
 least of those that are not slow, of each file one in any case; the others are slow too.
 Cases of one name in one file, and cases of a law that differ in one parameter, often
-share what they compile, which the first of them pays: each counts as the dearest, and
-as the fixtures of its file (`::@fixture`). Much less remains with `--quickest`: of each
-law the quickest case, where it counts less than a moment; of each file one in any case.
-Measure again with
+share what they compile, which the first of them pays: each counts as the dearest.
+Much less remains with `--quickest`: of each law the quickest case, where that and the
+fixtures of its file (`::@fixture`) count less than a moment; of each file one in any
+case. Measure again with
 
     python -m pytest -n auto -m "" --measure
 
@@ -55,17 +55,13 @@ def shared(nodeid):
     return [(file_of(law), case), *(but_one if len(parts) > 1 else [])]
 
 
-def prices(fixtures, seconds):
-    """What each case counts as, by node id; arguments as below."""
+def prices(nodeids, seconds):
+    """What each case counts as, by node id."""
     dearest = defaultdict(float)
-    for nodeid in fixtures:
+    for nodeid in nodeids:
         for key in shared(nodeid):
             dearest[key] = max(dearest[key], seconds.get(nodeid, 0.0))
-    found = {}
-    for nodeid, names in fixtures.items():
-        made = [seconds.get(f"{file_of(nodeid)}::@{name}", 0.0) for name in names]
-        found[nodeid] = max(*(dearest[key] for key in shared(nodeid)), *made, 0.0)
-    return found
+    return {case: max(dearest[key] for key in shared(case)) for case in nodeids}
 
 
 def grouped(nodeids, key):
@@ -76,33 +72,41 @@ def grouped(nodeids, key):
     return groups.values()
 
 
-def slow_cases(fixtures, seconds=None, longest=math.inf):
+def slow_cases(nodeids, seconds=None, longest=math.inf):
     """The node ids, of these, that the fast run leaves out.
 
     Args:
-        fixtures: names of its fixtures, by node id of every test that was collected.
+        nodeids: of every test that was collected.
         seconds: CPU seconds by node id; those that are stored unless given.
         longest: cases that take this many CPU seconds or more are left out, even where
             a law has no other, but for the quickest case of each file.
     """
     seconds = read() if seconds is None else seconds
-    price = prices(fixtures, seconds)
-    slow = {nodeid for nodeid in fixtures if seconds.get(nodeid, 0.0) >= longest}
+    price = prices(nodeids, seconds)
+    slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
     rank = lambda case: (case in slow, price[case], seconds.get(case, 0.0))
-    for cases in grouped(fixtures, law_of):
+    for cases in grouped(nodeids, law_of):
         quickest, *others = sorted(cases, key=rank)
         spent = price[quickest]
         for case in others:
             spent += price[case]
             if spent > LAW_SECONDS:
                 slow.add(case)
-    return slow - {min(cases, key=rank) for cases in grouped(fixtures, file_of)}
+    return slow - {min(cases, key=rank) for cases in grouped(nodeids, file_of)}
 
 
 def all_but_quickest(fixtures, seconds=None):
-    """The node ids, of these, that `--quickest` leaves out; arguments as above."""
+    """The node ids, of these, that `--quickest` leaves out.
+
+    Args:
+        fixtures: names of its fixtures, by node id of every test that was collected.
+        seconds: CPU seconds by node id; those that are stored unless given.
+    """
     seconds = read() if seconds is None else seconds
     price = prices(fixtures, seconds)
+    for case, names in fixtures.items():
+        made = (seconds.get(f"{file_of(case)}::@{name}", 0.0) for name in names)
+        price[case] = max([price[case], *made])
     rank = lambda case: (price[case], seconds.get(case, 0.0))
     of_laws = (min(cases, key=rank) for cases in grouped(fixtures, law_of))
     kept = {case for case in of_laws if price[case] < MOMENT}
