@@ -73,14 +73,20 @@ def by_hand():
     return {"bernoulli": bernoulli, "normal": normal}
 
 
-def one_step(h):
+@jax.jit
+def stepped(h):
     """{chart: (mean, sd) after one step of size h}."""
+    ends = {c: geometry.natural_step(loss, START.to(c), h) for c in CHARTS}
+    return {chart: end.to("mean/sd").coordinates for chart, end in ends.items()}
+
+
+def one_step(h):
+    """The same, printed."""
     print(f"one step of {h:g} from N(-1, 1.5²) towards N(1, 0.5²)")
-    ends = {}
+    ends = stepped(h)
     for chart in CHARTS:
-        end = geometry.natural_step(loss, START.to(chart), h).to("mean/sd")
-        ends[chart] = tuple(map(float, end.coordinates))
-        print(f"  {chart:12} mean {ends[chart][0]:7.4f}  sd {ends[chart][1]:.4f}")
+        mean, sd = ends[chart]
+        print(f"  {chart:12} mean {mean:7.4f}  sd {sd:.4f}")
     return ends
 
 
@@ -130,7 +136,7 @@ def plain_gradient(h, steps):
 def picture(h):
     """Draw the paths; {chart: (mean, sd) along its path}."""
     mean, sd = np.meshgrid(np.linspace(-1.4, 1.9, 120), np.linspace(0.3, 1.7, 120))
-    levels = jax.vmap(lambda x: loss(START.at(x)))(
+    levels = jax.jit(jax.vmap(lambda x: loss(START.at(x))))(
         jnp.stack([mean.ravel(), sd.ravel()], axis=-1)
     )
     paths = {chart: np.asarray(path(chart, h, 60)) for chart in CHARTS}
@@ -143,10 +149,14 @@ def picture(h):
         colors="0.85",
         linewidths=0.8,
     )
-    flow = [
-        geometry.e_geodesic(START, GOAL, t).coordinates for t in np.linspace(0, 1, 60)
-    ]
-    axes.plot(*np.transpose(flow), "k-", lw=4, alpha=0.25, label="flow (e-geodesic)")
+    flow = jax.jit(jax.vmap(lambda t: geometry.e_geodesic(START, GOAL, t).coordinates))
+    axes.plot(
+        *flow(jnp.linspace(0, 1, 60)).T,
+        "k-",
+        lw=4,
+        alpha=0.25,
+        label="flow (e-geodesic)",
+    )
     for chart, marker in zip(CHARTS, "osD^", strict=True):
         axes.plot(*paths[chart].T, f"{marker}-", ms=4, lw=1, label=chart)
     axes.plot(

@@ -58,12 +58,9 @@ def pytest_addoption(parser):
         help="write the CPU seconds of every test to tests/durations.json",
     )
     parser.addoption(
-        "--shorter-than",
-        type=float,
-        default=durations.SLOW_SECONDS,
-        metavar="SECONDS",
-        help="mark slow what was measured to take as long or longer, but for the "
-        "quickest case of each file",
+        "--quickest",
+        action="store_true",
+        help="mark slow all but the quickest case of each law and file",
     )
 
 
@@ -75,9 +72,12 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark slow what was measured to be, before `-m "not slow"` selects."""
-    longest = config.getoption("--shorter-than")
-    nodeids = [i.nodeid for i in items if not i.get_closest_marker("slow")]
-    slow = durations.slow_cases(nodeids, longest=longest)
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    fixtures = {item.nodeid: item.fixturenames for item in quick}
+    if config.getoption("--quickest"):
+        slow = durations.all_but_quickest(fixtures)
+    else:
+        slow = durations.slow_cases(list(fixtures), longest=durations.SLOW_SECONDS)
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)

@@ -6,7 +6,9 @@ case that takes `SLOW_SECONDS` is slow. Each test (a law, with its cases) has
 least of those that are not slow, of each file one in any case; the others are slow too.
 Cases of one name in one file, and cases of a law that differ in one parameter, often
 share what they compile, which the first of them pays: each counts as the dearest.
-Measure again with
+Much less remains with `--quickest`: of each law the quickest case, where that and the
+fixtures of its file (`::@fixture`) count less than a moment; of each file one in any
+case. Measure again with
 
     python -m pytest -n auto -m "" --measure
 
@@ -35,6 +37,11 @@ def law_of(nodeid):
     return nodeid.split("[")[0]
 
 
+def file_of(nodeid):
+    """The file of a test."""
+    return nodeid.split("::")[0]
+
+
 def shared(nodeid):
     """What a case has in common with others that may share its programs.
 
@@ -45,7 +52,24 @@ def shared(nodeid):
         return [nodeid]
     parts = case.removesuffix("]").split("-")
     but_one = [(law, i, *parts[:i], *parts[i + 1 :]) for i in range(len(parts))]
-    return [(law.split("::")[0], case), *(but_one if len(parts) > 1 else [])]
+    return [(file_of(law), case), *(but_one if len(parts) > 1 else [])]
+
+
+def prices(nodeids, seconds):
+    """What each case counts as, by node id."""
+    dearest = defaultdict(float)
+    for nodeid in nodeids:
+        for key in shared(nodeid):
+            dearest[key] = max(dearest[key], seconds.get(nodeid, 0.0))
+    return {case: max(dearest[key] for key in shared(case)) for case in nodeids}
+
+
+def grouped(nodeids, key):
+    """The node ids of one key together, a list of lists."""
+    groups = defaultdict(list)
+    for nodeid in nodeids:
+        groups[key(nodeid)].append(nodeid)
+    return groups.values()
 
 
 def slow_cases(nodeids, seconds=None, longest=math.inf):
@@ -58,23 +82,36 @@ def slow_cases(nodeids, seconds=None, longest=math.inf):
             a law has no other, but for the quickest case of each file.
     """
     seconds = read() if seconds is None else seconds
-    laws, files, dearest = defaultdict(list), defaultdict(list), defaultdict(float)
-    for nodeid in nodeids:
-        laws[law_of(nodeid)].append(nodeid)
-        files[nodeid.split("::")[0]].append(nodeid)
-        for key in shared(nodeid):
-            dearest[key] = max(dearest[key], seconds.get(nodeid, 0.0))
-    price = lambda case: max(dearest[key] for key in shared(case))
+    price = prices(nodeids, seconds)
     slow = {nodeid for nodeid in nodeids if seconds.get(nodeid, 0.0) >= longest}
-    rank = lambda case: (case in slow, price(case), seconds.get(case, 0.0))
-    for cases in laws.values():
+    rank = lambda case: (case in slow, price[case], seconds.get(case, 0.0))
+    for cases in grouped(nodeids, law_of):
         quickest, *others = sorted(cases, key=rank)
-        spent = price(quickest)
+        spent = price[quickest]
         for case in others:
-            spent += price(case)
+            spent += price[case]
             if spent > LAW_SECONDS:
                 slow.add(case)
-    return slow - {min(cases, key=rank) for cases in files.values()}
+    return slow - {min(cases, key=rank) for cases in grouped(nodeids, file_of)}
+
+
+def all_but_quickest(fixtures, seconds=None):
+    """The node ids, of these, that `--quickest` leaves out.
+
+    Args:
+        fixtures: names of its fixtures, by node id of every test that was collected.
+        seconds: CPU seconds by node id; those that are stored unless given.
+    """
+    seconds = read() if seconds is None else seconds
+    price = prices(fixtures, seconds)
+    for case, names in fixtures.items():
+        made = (seconds.get(f"{file_of(case)}::@{name}", 0.0) for name in names)
+        price[case] = max([price[case], *made])
+    rank = lambda case: (price[case], seconds.get(case, 0.0))
+    of_laws = (min(cases, key=rank) for cases in grouped(fixtures, law_of))
+    kept = {case for case in of_laws if price[case] < MOMENT}
+    kept |= {min(cases, key=rank) for cases in grouped(fixtures, file_of)}
+    return fixtures.keys() - kept
 
 
 def read(path=PATH):
@@ -105,23 +142,34 @@ class Recorder:
     def __init__(self, config):
         self.writes = not hasattr(config, "workerinput")
         self.measured = {}
-        self.start = 0.0
+        self.properties, self.start = [], 0.0
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self):
+    def pytest_runtest_setup(self, item):
         """What fixtures do counts."""
-        self.start = _cpu_seconds()
+        self.properties, self.start = item.user_properties, _cpu_seconds()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        start = _cpu_seconds()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope == "module":
+                name = f"{fixturedef.baseid}::@{fixturedef.argname}"
+                self.properties.append((name, _cpu_seconds() - start))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         try:
             return (yield)
         finally:
-            item.user_properties.append(("cpu", _cpu_seconds() - self.start))
+            spent = _cpu_seconds() - self.start
+            item.user_properties.append((item.nodeid, spent))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":
-            self.measured[report.nodeid] = dict(report.user_properties)["cpu"]
+            self.measured |= dict(report.user_properties)
 
     def pytest_sessionfinish(self):
         if self.writes:

@@ -34,19 +34,24 @@ def test_problems_repeat_by_their_seed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("problem", "seeds", "bound"),
+    ("problem", "steps", "bound"),
     [
-        ("poisson2", 3, 1e-7),
-        ("poisson5", 1, 1e-3),
-        ("heat", 1, 1e-4),
-        ("burgers", 1, 1e-4),
+        ("poisson2", 60, 2e-6),
+        ("poisson5", 30, 5e-3),
+        ("heat", 60, 5e-4),
+        ("burgers", 50, 5e-4),
     ],
 )
-def test_four_equations_are_solved(problem, seeds, bound):
+def test_four_equations_are_solved(problem, steps, bound):
+    """In fewer steps than the page takes, and so less well."""
+
+    def shorter():
+        *before, _, u, exact, test = getattr(pinn_problems, problem)()
+        return *before, steps, u, exact, test
+
     with jax.numpy_rank_promotion("allow"):
-        found = pinn_problems.main(seeds, [getattr(pinn_problems, problem)])
-    assert len(found[problem]) == seeds
-    assert max(found[problem]) <= bound
+        (error,) = pinn_problems.main(1, [shorter])["shorter"]
+    assert error <= bound
 
 
 @pytest.mark.slow

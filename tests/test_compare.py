@@ -7,7 +7,6 @@ import json
 
 import compare_oracle
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -20,8 +19,8 @@ from natgrad.curvature import CURVATURES, KFAC, Dense, Diagonal
 from natgrad.metrics.matrices import DenseMetric
 
 QUICK = Budget(repeats=1, charts=0)
-NAMES = ("dense", "kl_hessian", "matrix_free", "block_diagonal", "diagonal", "kfac")
-NAMES = (*NAMES, "empirical")
+EXACT = ("dense", "kl_hessian", "matrix_free")
+NAMES = (*EXACT, "block_diagonal", "diagonal", "kfac", "empirical")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +36,8 @@ def oracle(problem):
 @pytest.fixture(scope="module")
 def comparison(problem):
     model, *batch = problem
-    setup = ComparisonSetup(
-        model,
-        NAMES,
-        damping=DAMPING,
-        step_size=STEP_SIZE,
-        budget=Budget(repeats=1),
-    )
-    return Reference.at(setup, *batch).compare()
+    how = {"damping": DAMPING, "step_size": STEP_SIZE, "budget": Budget(repeats=1)}
+    return Reference.at(ComparisonSetup(model, NAMES, **how), *batch).compare()
 
 
 def assert_equal(found, expected):
@@ -63,10 +56,10 @@ def test_figures_equal_an_independent_computation(oracle, comparison, name):
         assert_equal(block, oracle.figures(name, place))
     for factor, point in zip(QUICK.factors, row.path, strict=True):
         assert_equal(point, oracle.point(name, factor * STEP_SIZE))
-    values = np.linalg.eigvalsh(oracle.matrices[name])[::-1]
     ranks = np.array(row.spectrum.ranks, int)
-    assert row.spectrum.values == pytest.approx(values[ranks - 1], abs=1e-12)
-    assert row.agrees == (name in ("dense", "kl_hessian", "matrix_free"))
+    values = np.linalg.eigvalsh(oracle.matrices[name])[-ranks]
+    assert row.spectrum.values == pytest.approx(values, abs=1e-12)
+    assert row.agrees == (name in EXACT)
     assert row.residual < 1e-10
     assert not row.fallback
 
@@ -77,10 +70,9 @@ def test_the_invariance_defect_is_that_of_the_matrix(problem, oracle, comparison
     key = jax.random.split(jax.random.PRNGKey(0), 1)[0]
     chart = invariance.recombination(*problem[:3], key)
     one, two = (np.asarray(chart.matrices[w]) for w in ("one/w", "two/w"))
-    eye = np.eye
-    change = scipy.linalg.block_diag(
-        eye(2), np.kron(one, eye(2)), eye(3), np.kron(two, eye(3))
-    )
+    two_by_two, three = np.eye(2), np.eye(3)
+    parts = two_by_two, np.kron(one, two_by_two), three, np.kron(two, three)
+    change = scipy.linalg.block_diag(*parts)
     pulled = change.T @ oracle.matrices["dense"] @ change
     expected = change.T @ oracle.matrices[name] @ change
     there = np.diag(np.diag(pulled)) if name == "diagonal" else expected
@@ -88,7 +80,7 @@ def test_the_invariance_defect_is_that_of_the_matrix(problem, oracle, comparison
     row = comparison[name]
     assert row.invariance_defect == pytest.approx(defect, abs=1e-10)
     assert (defect > 0.1) == (name == "diagonal")
-    inverse = lambda m: np.linalg.inv(m + DAMPING * eye(15))
+    inverse = lambda m: np.linalg.inv(m + DAMPING * np.eye(15))
     own = inverse(oracle.matrices[name]) @ oracle.gradient
     moved = change @ inverse(there) @ change.T @ oracle.gradient
     step_defect = np.linalg.norm(moved - own) / np.linalg.norm(own)
@@ -134,10 +126,8 @@ class SwappedAxes(Dense):
     """Takes the second weight for its transpose."""
 
     def metric(self, statistics, params, inputs=None, targets=None):
-        layout = ng.tree.Layout.of(params)
-        swapped = np.arange(9, 15).reshape(2, 3).T.ravel()
-        order = np.concatenate([np.arange(9), swapped])
-        return DenseMetric(layout, statistics[np.ix_(order, order)])
+        order = np.r_[:9, np.arange(9, 15).reshape(2, 3).T.ravel()]
+        return DenseMetric(ng.tree.Layout.of(params), statistics[order][:, order])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,8 +137,7 @@ class Unnormalised(Dense):
     def metric(self, statistics, params, inputs=None, targets=None):
         found = KFAC(self.model).at(params, inputs)
         first, *others = found.inputs
-        count = inputs.shape[0]
-        return dataclasses.replace(found, inputs=(count * first, *others))
+        return dataclasses.replace(found, inputs=(len(inputs) * first, *others))
 
 
 BROKEN = {"scale": WrongScale, "axes": SwappedAxes, "factor": Unnormalised}
@@ -215,9 +204,8 @@ def test_curvatures_are_compared_as_they_are_given(problem):
     found = ng.compare.compare(model, *batch, approximations=given, budget=QUICK)
     rows = [row.figures() for row in found.rows]
     assert rows[0] == pytest.approx(rows[1], nan_ok=True)
-    assert found["by hand"].relative_error == pytest.approx(
-        found["diagonal"].relative_error
-    )
+    diagonal = found["diagonal"].relative_error
+    assert found["by hand"].relative_error == pytest.approx(diagonal)
 
 
 def test_the_registry_is_what_is_compared(problem, monkeypatch):
@@ -235,10 +223,7 @@ def test_the_registry_is_what_is_compared(problem, monkeypatch):
         ({"approximations": []}, "nothing to compare"),
         ({"approximations": {"mine": 3}}, "a curvature or a function model -> cur"),
         ({"damping": -1.0}, "damping must be finite and at least 0"),
-        (
-            {"approximations": ["dense"], "budget": Budget(memory=1000)},
-            "dense needs 1.8 kB of statistics",
-        ),
+        ({"approximations": ["dense"], "budget": Budget(memory=1000)}, "needs 1.8 kB"),
     ],
 )
 def test_impossible_arguments_are_refused(problem, arguments, message):
@@ -249,8 +234,8 @@ def test_impossible_arguments_are_refused(problem, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reference": "dens"}, "Did you mean 'dense'"),
-        ({"step_size": float("inf")}, "step_size must be finite"),
+        ({"reference": "dens"}, "Did you mean"),
+        ({"step_size": np.inf}, "must be finite"),
     ],
 )
 def test_impossible_setups_are_refused(problem, arguments, message):
@@ -262,9 +247,8 @@ def test_the_keywords_of_the_version_before_still_work(problem):
     old = {"approximations": ["diagonal"], "effort": QUICK, "reference": "kfac"}
     with pytest.warns(DeprecationWarning, match="budget"):
         before = ng.compare.compare(*problem, step_size=0.5, **old)
-    setup = ComparisonSetup(
-        problem[0], ["diagonal"], budget=QUICK, reference="kfac", step_size=0.5
-    )
+    how = {"budget": QUICK, "reference": "kfac", "step_size": 0.5}
+    setup = ComparisonSetup(problem[0], ["diagonal"], **how)
     now = Reference.at(setup, *problem[1:]).compare()
     figures = now.rows[0].figures()
     assert before.rows[0].figures() == pytest.approx(figures, nan_ok=True)
@@ -273,25 +257,25 @@ def test_the_keywords_of_the_version_before_still_work(problem):
 
 def test_the_verdict_names_what_follows_the_exact_step(comparison):
     verdict = comparison.verdict()
-    exact = [row.name for row in comparison.rows if row.agrees]
-    assert any(f"by {name}:" in verdict.headline for name in exact)
+    assert any(f"by {name}:" in verdict.headline for name in EXACT)
     assert any("the data's own labels" in point for point in verdict.points)
     assert comparison.misspecification.verdict in verdict.points[-1]
+
+
+def times(params, number):
+    return jax.tree.map(lambda leaf: leaf * number, params)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p, x, y: (p, x.at[0].set(jnp.nan), y), "inputs must be finite"),
-        (lambda p, x, y: (jax.tree.map(lambda a: a / 0, p), x, y), "params must be"),
+        (lambda p, x, y: (p, x.at[0].set(np.nan), y), "inputs must be finite"),
+        (lambda p, x, y: (times(p, np.inf), x, y), "params must be"),
         (lambda p, x, y: (p, x[:0], y[:0]), "batch is empty"),
         (lambda p, x, y: (p, x, y[:5]), "targets must have shape"),
         (lambda p, x, y: (p, x, None), "targets are needed"),
         (lambda p, x, y: (p, x, y + 7), "impossible"),
-        (
-            lambda p, x, y: (jax.tree.map(lambda a: a * 1e200, p), 1e200 * x, y),
-            "finite",
-        ),
+        (lambda p, x, y: (times(p, 1e200), 1e200 * x, y), "finite"),
     ],
 )
 def test_impossible_arrays_are_refused(problem, change, message):
@@ -301,11 +285,11 @@ def test_impossible_arrays_are_refused(problem, change, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"probes": 1}, {"charts": -1}, {"factors": (float("nan"),)}]
+    ("name", "value"), [("probes", 1), ("charts", -1), ("factors", (np.nan,))]
 )
-def test_impossible_efforts_are_refused(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        Budget(**arguments)
+def test_impossible_efforts_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Budget(**{name: value})
 
 
 def test_figures_are_written_in_seven_characters():

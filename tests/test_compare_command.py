@@ -16,7 +16,7 @@ from natgrad.__main__ import main
 from natgrad.cli import data, shared
 from natgrad.compare import RaceSettings, race
 from natgrad.compare.reference import Reference
-from natgrad.compare.runs import BASELINES, contender
+from natgrad.compare.runs import BASELINES, DEFAULT, contender
 from natgrad.curvature import CURVATURES
 
 
@@ -243,21 +243,23 @@ def test_a_missing_extra_says_what_to_install(tmp_path, capsys, monkeypatch, mod
     assert shown.count("\n") == 1
 
 
-# Of classification all that --quick does, of regression a part. What it finds is tested
-# with the comparison, that all data are read above.
+# What --quick does without names; and a part of it, for regression.
 PART = """
-    --hidden 2 --steps 4 --rates 2 --approximations kl_hessian matrix_free
-    --optimizers sgd
+    --steps 4 --approximations kl_hessian matrix_free --optimizers sgd
 """.split()  # noqa: SIM905 (as it is typed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "more"), [("wine", []), ("diabetes", PART)])
-def test_command_on_classification_and_regression(tmp_path, name, more):
-    command = ["compare", "--quick", "--data", name, "--output", str(tmp_path), *more]
-    assert main(command) == 0
+@pytest.mark.parametrize(("source", "more"), [("wine", []), ("diabetes", PART)])
+def test_command_on_classification_and_regression(tmp_path, monkeypatch, source, more):
+    """Of all that is registered, which here is what races and what is exact."""
+    exact = {"kl_hessian", "matrix_free"}
+    for name in CURVATURES.keys() - {*DEFAULT, *exact}:
+        monkeypatch.delitem(CURVATURES, name)
+    command = ["compare", "--quick", "--data", source, "--hidden", "2", "--rates", "1"]
+    assert main([*command, "--output", str(tmp_path), *more]) == 0
     record = json.loads((tmp_path / "comparison.json").read_text())
     rows = {row["name"]: row for row in record["fidelity"]["rows"]}
-    assert more or list(rows) == list(CURVATURES)
-    for exact in ("kl_hessian", "matrix_free"):
-        assert rows[exact]["agrees"]
+    assert all(rows[name]["agrees"] for name in exact)
+    raced = [entry["name"] for entry in record["training"]["entries"]]
+    assert more or (list(rows), raced) == (list(CURVATURES), list(DEFAULT))

@@ -171,10 +171,10 @@ def test_the_verdict_on_labels_has_the_right_size_and_power(matrices):
     draw = np.random.default_rng(4)
     inputs = jnp.asarray(draw.normal(size=(100, 2)))
     params = {"w": jnp.asarray([[0.6], [-0.4]])}
-    budget = Budget(matrices=matrices, draws=99)
+    budget = Budget(matrices=matrices, draws=59)
     rate = np.exp(np.asarray(inputs @ params["w"]))
     found = {"drawn": [], "overdispersed": []}
-    for seed in range(40):
+    for seed in range(30):
         key = jax.random.PRNGKey(seed)
         labels = {
             "drawn": draw.poisson(rate),

@@ -24,6 +24,16 @@ def test_every_file_has_a_case_however_slow():
     assert durations.slow_cases(cases, seconds, longest=1.0) == {cases[1], cases[2]}
 
 
+def test_the_quickest_are_one_of_each_law_under_a_moment_and_one_of_each_file():
+    laws = ["t.py::law[a]", "t.py::law[b]", "t.py::law[c]", "t.py::long", "t.py::used"]
+    cases = dict.fromkeys([*laws, "u.py::law[a]", "u.py::law[b]"], ("of_function",))
+    cases["t.py::used"] = ("made",)
+    seconds = {"t.py::law[a]": 0.1, "t.py::long": 0.3, "t.py::@made": 0.2}
+    seconds |= {"u.py::law[a]": 3.0, "u.py::law[b]": 2.0, "v.py::@of_function": 9.0}
+    left_out = durations.all_but_quickest(cases, seconds)
+    assert cases.keys() - left_out == {"t.py::law[b]", "u.py::law[b]"}
+
+
 def test_a_case_counts_as_the_dearest_of_its_name_in_its_file():
     cases = [f"t.py::{law}[{case}]" for law in ("law", "cached") for case in "ab"]
     others = ["t.py::other", "u.py::law[a]", "u.py::law[b]"]

@@ -41,26 +41,10 @@ def one_step(rule, start, prior, data, rho=1.0, scale=1.0):
     return jax.jit(take)(start, prior)
 
 
-def counted(family, prior, start, statistics, posterior):
-    """A likelihood ⟨s, T(w)⟩: the posterior's parameters are sums."""
-    return family, INNER, *map(jnp.asarray, (start, prior, statistics, posterior))
-
-
-def gamma_poisson():
-    y = RNG.poisson(3.0, 20)  # prior Gamma(2, 0.5): posterior Gamma(2 + Σy, 0.5 + 20)
-    posterior = [1 + y.sum(), -20.5]
-    return counted(Gamma(), [1.0, -0.5], [4.0, -7.0], [y.sum(), -20.0], posterior)
-
-
 def beta_bernoulli():
-    return counted(Beta(), [1.0, 0.5], [6.0, 0.1], [13.0, 4.0], [14.0, 4.5])
-
-
-def dirichlet_categorical():
-    counts = np.array([3.0, 0.0, 9.0, 1.0])
-    return counted(
-        Dirichlet(), np.full(4, -0.5), [1.0, 2.0, 0.1, 5.0], counts, counts - 0.5
-    )
+    """A likelihood ⟨s, T(w)⟩: the posterior's parameters are sums."""
+    arrays = [6.0, 0.1], [1.0, 0.5], [13.0, 4.0], [14.0, 4.5]
+    return Beta(), INNER, *map(jnp.asarray, arrays)
 
 
 def normal_mean():
@@ -85,13 +69,7 @@ def linear_regression():
     return FULL, rule, start, prior, Linear(jnp.asarray(x), jnp.asarray(y)), posterior
 
 
-CONJUGATE = [
-    gamma_poisson,
-    beta_bernoulli,
-    dirichlet_categorical,
-    normal_mean,
-    linear_regression,
-]
+CONJUGATE = [beta_bernoulli, normal_mean, linear_regression]
 
 
 @pytest.mark.parametrize("model", CONJUGATE, ids=lambda model: model.__name__)
@@ -114,7 +92,9 @@ def test_the_elbo_of_the_posterior_is_the_evidence(tolerance):
     )
     rule = LearningRule(Gamma(), Quadrature(lam))
     prior = jnp.array([a - 1, -b])
-    state = one_step(rule, prior, prior, jnp.asarray(y))
+    state = one_step(rule, jnp.array([4.0, -7.0]), prior, jnp.asarray(y))
+    posterior = [a - 1 + y.sum(), -b - 4]
+    np.testing.assert_allclose(state.natural, posterior, rtol=tolerance("oracle"))
     evidence = (
         a * np.log(b)
         - special.gammaln(a)
