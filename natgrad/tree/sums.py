@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt
 
 from natgrad.tree.layout import working_dtype
@@ -118,6 +119,29 @@ def inner(tree: Any, other: Any) -> Float[Array, ""]:
     )
     products = map(functools.partial(jnp.vdot, precision="highest"), ones, others)
     return sum(products, start=jnp.zeros((), dtype))
+
+
+@jax.custom_jvp
+def inner_if_finite(tree: Any, other: Any) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """(⟨tree, other⟩ or 0, is it finite?), with derivative 0 where it is not.
+
+    An entry of either that is not finite makes the sum so, and one reading tells both.
+
+    Args:
+        tree: a tree of arrays.
+        other: one with leaves of the same shapes.
+    """
+    found = inner(tree, other)
+    finite = jnp.isfinite(found)
+    return jnp.where(finite, found, 0), finite
+
+
+@inner_if_finite.defjvp
+def _inner_if_finite_jvp(primals, tangents):
+    found, finite = inner_if_finite(*primals)
+    tree, other = (zeros_where(~finite, each) for each in primals)
+    change = inner(tangents[0], other) + inner(tree, tangents[1])
+    return (found, finite), (change, np.zeros((), jax.dtypes.float0))
 
 
 def _gathered(leaves: Sequence[Array]) -> list[Array]:
