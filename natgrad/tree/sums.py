@@ -179,6 +179,20 @@ def raw_key(key: Key) -> UInt[Array, " n"]:
     return jax.random.key_data(key) if typed else key
 
 
+def next_key(key: UInt[Array, " n"]) -> UInt[Array, " n"]:
+    """The raw key of the next step: one more in its first word.
+
+    A seed below 2³² is the last word, so no key of another seed is met. Keys of which
+    one word differs by one are as independent as those of seeds that do (Salmon et al.
+    2011, Parallel random numbers: as easy as 1, 2, 3), and `jax.random.split` is a
+    loop, which takes as long to compile as a layer.
+
+    Args:
+        key: as `jax.random.PRNGKey` gives it.
+    """
+    return key + (np.arange(key.shape[-1]) == 0).astype(key.dtype)
+
+
 def zeros_of(shapes: Any) -> Any:
     """Zeros that vary over devices where the given leaves do.
 
