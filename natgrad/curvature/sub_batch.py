@@ -29,8 +29,8 @@ from natgrad.model import batch
 from natgrad.model.batch import Batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
 
-# Multiples of these fill the numbers below 2³² evenly, in strides of steps too (Knuth,
-# The art of computer programming, vol. 3, section 6.4): 2³² over the golden ratio.
+# Odd numbers: products with them, and shifts, mix the bits of a word (Steele, Lea &
+# Flood 2014, Fast splittable pseudorandom number generators).
 _ODD = np.uint32(2654435769), np.uint32(2246822519)
 
 
@@ -92,7 +92,8 @@ class SubBatch(Wrapper):
         first = 0
         if key is not None:  # its bits: a random program takes long to compile
             words = tree.raw_key(key).reshape(-1)
-            bits = words[0] * _ODD[0] + words[-1] * _ODD[1]
+            bits = words[0] * _ODD[0] + words[-1] * _ODD[1]  # keys in a row share one
+            bits = (bits ^ (bits >> 15)) * _ODD[1]
             count = batch.input_count(inputs, axes) or 1
             share = np.uint32(min(-(-(2**32) // count), 2**32 - 1))
             first = (bits // share).astype(jnp.int32)
