@@ -78,7 +78,7 @@ def under_shard_map(mesh):
     tx = transformation(curvature, mesh)
 
     def step(params, state, x, y):
-        draw = jax.random.split(state[0].key)[1]  # the key that `update` would use
+        draw = ng.tree.next_key(state[0].key)  # the key that `update` would use
         loss, grads, statistics = curvature.value_and_grad(params, x, y, draw)
         batch = {"statistics": statistics, "inputs": x}  # x: for the trust region
         updates, state = tx.update(grads, state, params, **batch)

@@ -36,34 +36,50 @@ def cond_in_place(
         update: gives a tree like its argument; may close over traced arrays.
         values: a tree of arrays.
     """
-    return repeat_in_place([due], update, values)
+    return _in_place([due], update, values)
 
 
-def repeat_in_place(
-    due: Sequence[Bool[Array, ""]], update: Callable[[Any], Any], values: Any
+def twice_in_place(
+    due: Bool[Array, ""],
+    again: Bool[Array, ""],
+    update: Callable[[Array, Any], Any],
+    values: Any,
 ) -> Any:
-    """update(update(… values)), once for each of `due` that holds; compiled once.
+    """update(True, values) where due, and before it update(False, …) where `again`.
 
-    Under `vmap` once for each that holds for any member.
+    Compiled once. Under `vmap` each for all members where it holds for any.
 
     Args:
-        due: boolean scalars.
-        update: gives a tree like its argument; may close over traced arrays.
+        due: a boolean scalar, which holds where `again` does.
+        again: a boolean scalar.
+        update: (is this the last turn?, values) -> a tree like the values; may close
+            over traced arrays.
         values: a tree of arrays.
     """
+    return _in_place([due, again], lambda more, old: update(~more, old), values)
+
+
+def _in_place(due: Sequence[Array], update: Callable, values: Any) -> Any:
+    """update(*is each of the later ones due?, values) for each of `due`."""
     leaves, structure = jax.tree.flatten(values)
-
-    def flat(*leaves):
-        new = update(jax.tree.unflatten(structure, leaves))
-        return jax.tree.leaves(new)
-
-    run, constants = lifted(flat, *leaves)
     pending = [any_over_vmap(each) for each in due]
-    if len(pending) > 1:
-        turns = sum(each.astype(jnp.int32) for each in pending)
-        pending = [turns > i for i in range(len(due))]
+    later = pending[1:]
+
+    def flat(*operands):
+        old = jax.tree.unflatten(structure, operands[len(later) :])
+        return jax.tree.leaves(update(*operands[: len(later)], old))
+
+    run, closed_over = lifted(flat, *later, *leaves)
+    traced = [isinstance(each, jax.core.Tracer) for each in closed_over]
+
+    def known(*operands):  # what is known is a constant of the loop
+        given = iter(operands)
+        pairs = zip(closed_over, traced, strict=True)
+        return run(*(next(given) if where else each for each, where in pairs), *given)
+
+    constants = [each for each, where in zip(closed_over, traced, strict=True) if where]
     return jax.tree.unflatten(
-        structure, _repeat_in_place(run, pending, constants, leaves)
+        structure, _repeat_in_place(known, pending, constants, leaves)
     )
 
 
@@ -85,17 +101,20 @@ def zeros_unless(usable: Bool[Array, ""], values: Any) -> Any:
 def _repeat_in_place(
     run: Callable, pending: list, constants: list, values: list
 ) -> list:
-    """One turn for each of `pending` that holds; those that do come first."""
+    """One turn for each of `pending` that holds, the first of which do.
+
+    `run` takes the constants, of two turns whether there is another, and the values.
+    """
 
     def turn(carried):
         (first, *later), values = carried
         held = constants
         if later:
-            # XLA computes what is the same in all of several turns before the loop:
-            # always, and so in the steps in which nothing is due. One by one, since
-            # under shard_map some vary and others do not.
+            # XLA computes what is the same in both turns before the loop: always, and
+            # so in the steps in which nothing is due. One by one, since under shard_map
+            # some vary and others do not.
             held = [jax.lax.optimization_barrier((later, c))[1] for c in constants]
-        return [*later, jnp.zeros_like(first)], list(run(*held, *values))
+        return [*later, jnp.zeros_like(first)], list(run(*held, *later, *values))
 
     return jax.lax.while_loop(lambda carried: carried[0][0], turn, (pending, values))[1]
 
@@ -104,14 +123,17 @@ def _repeat_in_place(
 def _repeat_in_place_jvp(run, primals, tangents):
     def conditional(pending, constants, values):
         def turn(values, due):
-            def updated():
-                return list(run(*constants, *values))
+            first, *later = due
 
-            return jax.lax.cond(due, updated, lambda: values), None
+            def updated():
+                return list(run(*constants, *later, *values))
+
+            return jax.lax.cond(first, updated, lambda: values), None
 
         if len(pending) == 1:
-            return turn(values, pending[0])[0]
-        return jax.lax.scan(turn, values, jnp.stack(pending))[0]
+            return turn(values, pending)[0]
+        turns = jnp.stack(pending), jnp.stack([*pending[1:], jnp.array(False)])
+        return jax.lax.scan(turn, values, turns)[0]
 
     return jax.jvp(conditional, primals, tangents)
 

@@ -132,7 +132,7 @@ def device_step(curvature, tx):
     """The step of one device inside shard_map, for its part of the batch."""
 
     def step(params, state, x, y):
-        draw = jax.random.split(state.key)[1]  # as `update` does
+        draw = ng.tree.next_key(state.key)  # as `update` does
         here = curvature.with_previous(state.statistics)
         _, grads, statistics = here.value_and_grad(params, x, y, draw)
         batch = {"inputs": x} if curvature.requires_batch else {}

@@ -10,7 +10,7 @@ import pytest
 from natgrad.control_flow import (
     cond_in_place,
     one_by_one_on_cpu,
-    repeat_in_place,
+    twice_in_place,
     zeros_unless,
 )
 
@@ -64,14 +64,18 @@ def test_nothing_is_copied_where_it_is_donated():
     assert matrix.is_deleted()
 
 
-@pytest.mark.parametrize("due", [(True, True), (False, True), (False, False)])
+def twice(due, scale, kept):
+    """s a² where due, in the turn before the last 3 s a²."""
+    renew = lambda last, k: jnp.where(last, 1, 3) * scale * k**2
+    return twice_in_place(*map(jnp.array, due), renew, kept)
+
+
+@pytest.mark.parametrize("due", [(True, True), (True, False), (False, False)])
 def test_turns_follow_each_other_and_have_the_derivatives_of_what_is_composed(due):
-    """s a², and s (s a²)² = s³ a⁴, by hand."""
-    total = lambda scale, a: jnp.sum(
-        repeat_in_place([jnp.array(d) for d in due], lambda k: scale * k**2, a)
-    )
+    """s a², and s (3 s a²)² = 9 s³ a⁴, by hand."""
+    total = lambda scale, a: jnp.sum(twice(due, scale, a))
     value, by_scale, by_a = {
-        2: lambda s: (s**3 * X**4, 3 * s**2 * X**4, 4 * s**3 * X**3),
+        2: lambda s: (9 * s**3 * X**4, 27 * s**2 * X**4, 36 * s**3 * X**3),
         1: lambda s: (s * X**2, X**2, 2 * s * X),
         0: lambda s: (X, 0 * X, jnp.ones(4)),
     }[sum(due)](2.0)
@@ -86,8 +90,9 @@ def test_what_is_not_due_is_not_computed(turns):
     """Nor before the loop, though it depends on nothing that the loop changes."""
 
     def run(due, wide, kept):
-        renew = lambda k: k + jnp.sum(jnp.sin(wide))
-        return repeat_in_place([due] * turns, renew, kept)
+        renew = lambda *k: k[-1] + jnp.sum(jnp.sin(wide))
+        in_place = {1: cond_in_place, 2: twice_in_place}[turns]
+        return in_place(*[due] * turns, renew, kept)
 
     text = jax.jit(run).lower(True, jnp.ones(600), 1.0).compile().as_text()
     inside, entry = text.split("\nENTRY")

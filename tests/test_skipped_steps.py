@@ -155,7 +155,7 @@ def test_without_damping_a_singular_metric_gives_the_step_of_least_norm(
 ):
     update, state = program(name)
     curvature = ng.CURVATURES[name](MODEL)
-    drawn = jax.random.split(state.key)[1]
+    drawn = ng.tree.next_key(state.key)
     matrix = np.asarray(dense_of(curvature, PARAMS, X, Y, drawn))
     # Adding a constant to all logits changes nothing, so F is singular; the gradient
     # of a likelihood has no part along such a direction, it lies in the range of F.

@@ -39,6 +39,21 @@ def test_the_estimate_is_one_of_a_part_and_unbiased(every):
     np.testing.assert_allclose(expected.mean(0), x.T @ x / N, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [1, 5])
+def test_the_keys_of_a_run_draw_every_part_about_as_often(stride):
+    """20 times each, of so many that fewer than 8 has a probability below 0.001."""
+    curvature, key, keys = SubBatch(KFAC(MODEL), 3), jax.random.PRNGKey(0), []
+    for step in range(20 * N * stride):
+        key = ng.tree.next_key(key)
+        keys += [key] * (step % stride == 0)
+    estimate = jax.jit(jax.vmap(lambda key: curvature.estimate(PARAMS, X, None, key)))
+    given = estimate(jnp.stack(keys)).inputs[0]
+    x = np.concatenate([X, np.ones((N, 1))], axis=1)[:, : given.shape[-1]]
+    expected = np.stack([x[rows].T @ x[rows] / len(rows) for rows in parts(3)])
+    drawn = np.abs(given[:, None] - expected[None]).max((2, 3)).argmin(1)
+    assert np.bincount(drawn, minlength=N).min() >= 8
+
+
 def estimated(form, *batch):
     return jax.jit(form.estimate)(PARAMS, *batch)
 

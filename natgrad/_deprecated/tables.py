@@ -50,7 +50,7 @@ NAMES = {
         "any_member": "any_over_vmap",
         "cleared": "zeros_unless",
         "renewed": "cond_in_place",
-        "renewed_in_turn": "repeat_in_place",
+        "renewed_in_turn": "twice_in_place",
     },
     "curvature.Curvature": {
         "fixing": "with_frozen",

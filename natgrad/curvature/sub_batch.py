@@ -19,6 +19,7 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natgrad import layers, tree
 from natgrad.curvature.delegate import Wrapper
@@ -27,6 +28,10 @@ from natgrad.metrics.base import Metric
 from natgrad.model import batch
 from natgrad.model.batch import Batch
 from natgrad.typing import Array, ArrayLike, Inputs, Key, Params, Statistics
+
+# Odd numbers: products with them, and shifts, mix the bits of a word (Steele, Lea &
+# Flood 2014, Fast splittable pseudorandom number generators).
+_ODD = np.uint32(2654435769), np.uint32(2246822519)
 
 
 @final
@@ -86,9 +91,12 @@ class SubBatch(Wrapper):
             )
         first = 0
         if key is not None:  # its bits: a random program takes long to compile
+            words = tree.raw_key(key).reshape(-1)
+            bits = words[0] * _ODD[0] + words[-1] * _ODD[1]  # keys in a row share one
+            bits = (bits ^ (bits >> 15)) * _ODD[1]
             count = batch.input_count(inputs, axes) or 1
-            bits = tree.raw_key(key).reshape(-1)[-1]
-            first = (bits % count).astype(jnp.int32)
+            share = np.uint32(min(-(-(2**32) // count), 2**32 - 1))
+            first = (bits // share).astype(jnp.int32)
         inputs, targets = self.subsample(inputs, targets, first)
         return Batch(params, inputs, targets, key)
 

@@ -110,6 +110,7 @@ def _inverses_jvp(rule, primals, tangents):
     return (results, failed), (changes, jnp.zeros_like(failed))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once for each size
 def guarded_inverse(
     rule: InverseRule, mixed: frozenset[int], matrix: Array, floor: Array, size: Array
 ) -> tuple[Array, Array]:

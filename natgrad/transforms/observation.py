@@ -206,9 +206,9 @@ def _refreshed(
     node: ScaleByCurvatureState, use: _Use, inputs: Inputs, targets: Array | None
 ) -> ScaleByCurvatureState:
     """The state with the batch's statistics in its average."""
-    key, draw = jax.random.split(node.key)
+    key = tree.next_key(node.key)
     following = use.curvature.with_previous(node.statistics)
-    statistics = following.estimate(use.params, inputs, targets, draw)
+    statistics = following.estimate(use.params, inputs, targets, key)
     usable = tree.all_finite(statistics)
     reason = first_failure(True, True, usable)
     health = node.health._replace(skipped=~usable, reason=reason)

@@ -144,7 +144,7 @@ def scale_by_curvature(
             state = tree.where(solved.usable, state, before)
         return bounded.direction, state._replace(
             count=tree.increment(state.count, period=refresh.statistics),
-            key=step.next_key,
+            key=step.batch.key,
             inverse=solved.inverse,
             health=health,
             velocity=bounded.velocity,

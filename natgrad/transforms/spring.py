@@ -210,8 +210,7 @@ def metric_of_step(
             f"{reader} of each batch: call update(gradient, state, params, inputs=x)."
         )
     own = restrict_to_subtree(curvature, params, extra_args.get("model_params"))
-    _, key = jax.random.split(state.key)
-    return own.at(params, inputs, extra_args.get("targets"), key)
+    return own.at(params, inputs, extra_args.get("targets"), tree.next_key(state.key))
 
 
 def scale_by_norm_constraint(

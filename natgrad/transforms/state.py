@@ -65,7 +65,8 @@ class ScaleByCurvatureState(NamedTuple):
 
     Attributes:
         count: steps taken or skipped, which a damping schedule sees.
-        key: the raw random key that labels, and whatever else is drawn, come from.
+        key: a raw random key; labels, and whatever else is drawn, come from the next
+            (`natgrad.tree.next_key`), which is kept then.
         decay: β.
         estimates: how many statistics went into the average.
         statistics: the average F̄_k.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.control_flow import cond_in_place, repeat_in_place
+from natgrad.control_flow import cond_in_place, twice_in_place
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import CachedSolver, Solver
 from natgrad.transforms.inverse_cache import InverseCache, Refresh
@@ -122,19 +122,18 @@ def _with_inverse(
     due = jnp.array(False) if estimate is None else estimate.due
     due = functools.reduce(operator.or_, own.values(), due)
     opening = (cache.age < 0) & (estimate is not None)
-    left = opening.astype(jnp.int32) + 1
 
-    def one_turn(carried):
-        left, average, pieces, renewal = carried
+    def one_turn(last, carried):
+        average, pieces, renewal = carried
         damping = step.safe_damping
         metric = step.curvature.metric(average.statistics, *step.batch[:3])
-        ripe = {name: average.usable & (left == 1) & turn for name, turn in own.items()}
+        ripe = {name: average.usable & last & turn for name, turn in own.items()}
         now = [ripe[id(turn)] for turn in turns]
         pieces, renewals = solver.renew(metric, damping, now, pieces, cache.age < 0)
         renewal = policy.renewed(renewal, cache.age, now)
         # Always so; but XLA has to know that statistics are read before they change,
         # or it copies all of them first.
-        own_turn = (left == jnp.where(opening, 2, 1)) & (renewals >= 0)
+        own_turn = (opening ^ last) & (renewals >= 0)
         average = _accumulated(state, average, estimate, own_turn)
 
         def measured(renewal):
@@ -144,10 +143,10 @@ def _with_inverse(
         if jax.tree.leaves(renewal) and estimate is not None:
             changed = estimate.due & own_turn & ~opening
             renewal = cond_in_place(changed, measured, renewal)
-        return left - 1, average, pieces, renewal
+        return average, pieces, renewal
 
-    start = (left, average, cache.pieces, cache.renewal)
-    _, average, pieces, renewal = repeat_in_place([due, opening], one_turn, start)
+    start = (average, cache.pieces, cache.renewal)
+    average, pieces, renewal = twice_in_place(due, opening, one_turn, start)
     state = _with_average(state, average)
     cache = cache._replace(pieces=pieces, renewal=renewal)
     return state._replace(inverse=cache), average.usable

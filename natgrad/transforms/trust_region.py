@@ -255,12 +255,13 @@ def longest_within(
 
     def attempt(tried, _):
         # Both in one array, of which a turn is compiled once, not number by number; and
-        # read within the branch, else each number is a function of its own.
+        # read within the branch, else each number is a function of its own. The length
+        # is computed before, else each of its roots and powers is one too.
+        inside, outside = (_Tried(*row) for row in tried)
+        length = jnp.where(outside.length > 1, one, _next(inside, outside, radius))
 
         def again():
-            inside, outside = (_Tried(*row) for row in tried)
-            first = outside.length > 1
-            length = jnp.where(first, one, _next(inside, outside, radius))
+            _, outside = (_Tried(*row) for row in tried)
             new = divergence(length)
             known = jnp.isfinite(outside.found) & (outside.found > bound) & (new > 0)
             fell = jnp.where(known, outside.found, 1) / jnp.where(known, new, 1)
@@ -282,15 +283,17 @@ def _next(inside: _Tried, outside: _Tried, radius: Array) -> Array:
     """The next length to try, below the one outside and above the one inside."""
     known = jnp.isfinite(outside.found) & (outside.found > 0)
     found = jnp.where(known, outside.found, radius)
-    factor = jnp.clip(0.97 * (radius / found) ** (1 / outside.power), 0.1, 0.97)
-    shorter = outside.length * jnp.where(known, factor, 0.1)
-    # Between two that are known, log of the divergence over log of the length.
     some = inside.length > 0
     low = jnp.where(some, inside.length, 0.1 * outside.length)
     both = some & known & (inside.found > 0)
+    # Between two that are known, log of the divergence over log of the length.
     rise = jnp.log(found / jnp.where(both, inside.found, 1))
     power = jnp.clip(rise / jnp.log(outside.length / low), 0.5, 8)
-    share = radius / jnp.where(both, inside.found, radius)
-    between = jnp.clip(0.97 * share ** (1 / power), 1, 0.99 * outside.length / low)
-    between = jnp.where(both, low * between, jnp.sqrt(low * outside.length))
+    power = jnp.where(some, power, outside.power)
+    nearest = jnp.where(some, jnp.where(both, inside.found, radius), found)
+    factor = 0.97 * (radius / nearest) ** (1 / power)
+    least, most = jnp.where(some, 1, 0.1), 0.99 * outside.length / low
+    factor = jnp.clip(factor, least, jnp.where(some, most, 0.97))
+    between = jnp.where(both, low * factor, jnp.sqrt(low * outside.length))
+    shorter = outside.length * jnp.where(known, factor, 0.1)
     return jnp.where(some, between, shorter)

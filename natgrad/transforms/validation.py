@@ -19,7 +19,7 @@ from natgrad.model.batch import Batch
 from natgrad.solvers.damping import DampingLike, damping_of_step
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
-from natgrad.typing import Array, Inputs, Key, Params, Statistics
+from natgrad.typing import Array, Inputs, Params, Statistics
 
 # The default of `inputs=`, which may be None for a model without inputs.
 MISSING: Any = object()
@@ -31,8 +31,8 @@ class Step(NamedTuple):
     Attributes:
         curvature: the approximation of F, specialized for these parameters.
         layout: of the parameters.
-        batch: parameters, inputs and labels, and the key to draw with. The inputs are
-            None where no batch was given.
+        batch: parameters, inputs and labels, and the key to draw with, which the state
+            is to keep. The inputs are None where no batch was given.
         has_batch: was a batch given?
         statistics: of this batch, where the caller computed them; else None.
         anchor: what the solution is drawn to, like the parameters; None for 0.
@@ -43,7 +43,6 @@ class Step(NamedTuple):
         finite: is the gradient finite? Shape ().
         damped: is λ finite and at least 0? Shape ().
         usable: both? Shape ().
-        next_key: the key of the next step.
     """
 
     curvature: Curvature
@@ -59,7 +58,6 @@ class Step(NamedTuple):
     finite: Array
     damped: Array
     usable: Array
-    next_key: Key
 
 
 def transformation(
@@ -128,7 +126,7 @@ def validate_step(
         extra_args.get("model_params"),
     )
     layout = Layout.of(params)
-    next_key, key = jax.random.split(state.key)
+    key = tree.next_key(state.key)
     own, given = call(damping_rule, state.count), extra_args.get("damping")
     damping = damping_of_step(own, given, layout)
     finite = tree.all_finite(updates)
@@ -152,7 +150,6 @@ def validate_step(
         finite=finite,
         damped=damped,
         usable=usable,
-        next_key=next_key,
     )
 
 

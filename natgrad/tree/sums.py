@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt
 
 from natgrad.tree.layout import working_dtype
@@ -120,6 +121,29 @@ def inner(tree: Any, other: Any) -> Float[Array, ""]:
     return sum(products, start=jnp.zeros((), dtype))
 
 
+@jax.custom_jvp
+def inner_if_finite(tree: Any, other: Any) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """(⟨tree, other⟩ or 0, is it finite?), with derivative 0 where it is not.
+
+    An entry of either that is not finite makes the sum so, and one reading tells both.
+
+    Args:
+        tree: a tree of arrays.
+        other: one with leaves of the same shapes.
+    """
+    found = inner(tree, other)
+    finite = jnp.isfinite(found)
+    return jnp.where(finite, found, 0), finite
+
+
+@inner_if_finite.defjvp
+def _inner_if_finite_jvp(primals, tangents):
+    found, finite = inner_if_finite(*primals)
+    tree, other = (zeros_where(~finite, each) for each in primals)
+    change = inner(tangents[0], other) + inner(tree, tangents[1])
+    return (found, finite), (change, np.zeros((), jax.dtypes.float0))
+
+
 def _gathered(leaves: Sequence[Array]) -> list[Array]:
     """The leaves, small ones in one vector with zeros, for the same sums.
 
@@ -153,6 +177,20 @@ def raw_key(key: Key) -> UInt[Array, " n"]:
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(key) if typed else key
+
+
+def next_key(key: UInt[Array, " n"]) -> UInt[Array, " n"]:
+    """The raw key of the next step: one more in its first word.
+
+    A seed below 2³² is the last word, so no key of another seed is met. Keys of which
+    one word differs by one are as independent as those of seeds that do (Salmon et al.
+    2011, Parallel random numbers: as easy as 1, 2, 3), and `jax.random.split` is a
+    loop, which takes as long to compile as a layer.
+
+    Args:
+        key: as `jax.random.PRNGKey` gives it.
+    """
+    return key + (np.arange(key.shape[-1]) == 0).astype(key.dtype)
 
 
 def zeros_of(shapes: Any) -> Any:
