@@ -87,7 +87,9 @@ def test_an_autoencoder_trains_faster_than_with_adam(alias):
     run = lambda params: path(tx, model, params, x)
     losses = np.asarray(jax.jit(run)(params))
     assert np.isfinite(losses).all()
-    assert losses[-1] < adam() < start
+    # 0.72 of it, and 1.01 where the factors are 0.
+    assert losses[-1] < 0.85 * adam()
+    assert adam() < start
 
 
 # One of each kind of block: `test_layers_zoo` has the statistics of all.
