@@ -6,6 +6,7 @@
 A check is mode:case:dtype, see MODES and CASES of `device_steps`. It reports
 
     difference  of the parameters after three steps, over their largest change
+    compiled    how many programs were compiled by the first step, and after it
     moved       leaves of the state whose sharding is not what it was
     calls       how often the compiled step communicates, by kind
     square      whether a device ever holds an N×N matrix
