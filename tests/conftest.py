@@ -18,17 +18,23 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# No line of Python for each operation of a program, which nothing here reads.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Tracing makes many objects and few cycles; the modules are there to the end.
 gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def every_capture_is_verified():
-    """Compare the gradient that the uses give with JAX's, wherever layers are read."""
+@pytest.fixture(autouse=True)
+def captures_are_verified(request):
+    """Compare the gradient that the uses give with JAX's, where layers are the subject.
+
+    Their zoo has all kinds of uses; what other tests capture is made of the same.
+    """
     from natgrad import layers
 
-    with layers.verify():
+    subject = request.path.name.startswith(("test_layers", "test_integrations"))
+    with layers.verify(subject):
         yield
 
 

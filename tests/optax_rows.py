@@ -40,6 +40,8 @@ def dense(model, damping=LAMBDA):
 
 
 RATED = lambda model: {"learning_rate": RATE, "model": model, "damping": LAMBDA}
+# The trust region is that of the others.
+STRAIGHT = lambda model: RATED(model) | {"trust_region": None}
 OF_FAMILY = lambda model: {"learning_rate": RATE, "family": POISSON}
 OF_GRADIENTS = lambda model: {"learning_rate": RATE}
 OF_DENSE = lambda model: {"curvature": ng.curvature.Dense(model), "damping": LAMBDA}
@@ -47,14 +49,14 @@ SEARCH = "inputs", "targets", "value", "value_fn"
 ROWS = {
     "natural_gradient": Row(ng.natural_gradient, RATED),
     "kfac": Row(ng.kfac, RATED),
-    "ekfac": Row(ng.ekfac, RATED),
-    "diagonal_fisher": Row(ng.diagonal_fisher, RATED),
+    "ekfac": Row(ng.ekfac, STRAIGHT),
+    "diagonal_fisher": Row(ng.diagonal_fisher, STRAIGHT),
     "empirical_fisher": Row(ng.empirical_fisher, RATED, ("inputs", "targets")),
     "gram": Row(ng.gram, RATED),
-    "gram_blocks": Row(ng.gram_blocks, RATED),
+    "gram_blocks": Row(ng.gram_blocks, STRAIGHT),
     "spring": Row(ng.spring, RATED),
     "march": Row(ng.march, RATED),
-    "matrix_free": Row(ng.matrix_free, RATED),
+    "matrix_free": Row(ng.matrix_free, STRAIGHT),
     "kfac_adaptive": Row(ng.kfac_adaptive, lambda model: {"model": model}, SEARCH),
     "levenberg_marquardt": Row(
         ng.levenberg_marquardt,
@@ -100,6 +102,18 @@ ROWS = {
         ng.scale_by_norm_constraint, lambda model: {"learning_rate": RATE}, ()
     ),
 }
+# Aliases of a curvature. `gram_blocks` solves as `gram` does, and the numbers by which
+# `march` damps are its own.
+ALIASED = (
+    "natural_gradient",
+    "gram",
+    "spring",
+    "matrix_free",
+    "kfac",
+    "ekfac",
+    "diagonal_fisher",
+    "empirical_fisher",
+)
 # Copies of the parameters in the state: what a partition spec of theirs is for.
 COPIES = {"kfac_adaptive": 2, "ivon": 2, "soap": 2, "kl_shampoo": 1}
 COPIES |= dict.fromkeys(["spring", "scale_by_spring", "levenberg_marquardt"], 1)

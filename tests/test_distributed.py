@@ -46,7 +46,7 @@ def launch(devices, *arguments):
 
 
 def reported(process):
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors[-3000:]
     return json.loads(out.splitlines()[-1])
 

@@ -17,7 +17,7 @@ import natgrad as ng
 
 @functools.cache
 def digits():
-    return jnp.asarray(load_digits().data[:512] / 16.0, jnp.float32)
+    return jnp.asarray(load_digits().data[:256] / 16.0, jnp.float32)
 
 
 def autoencoder(sizes=(64, 30, 8, 30, 64)):
@@ -52,11 +52,11 @@ class SoftBernoulli(ng.families.Bernoulli):
         return y * z - jax.nn.softplus(z)
 
 
-FAST = {"xla_backend_optimization_level": 3}
+STEPS = 30
 
 
-def path(tx, model, params, x, steps):
-    """The losses [steps] of a run."""
+def path(tx, model, params, x):
+    """The losses [STEPS] of a run."""
 
     def step(carry, _):
         params, state = carry
@@ -65,19 +65,17 @@ def path(tx, model, params, x, steps):
         params = optax.apply_updates(params, updates)
         return (params, state), model.loss(params, x, x)
 
-    return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[1]
+    return jax.lax.scan(step, (params, tx.init(params)), None, length=STEPS)[1]
 
 
 @functools.cache
-def adam(steps):
+def adam():
     """The least last loss over three rates, in one program."""
     model, params, x = autoencoder()
     make = lambda rate: optax.with_extra_args_support(optax.adam(rate))
-    last = lambda rate: path(make(rate), model, params, x, steps)[-1]
+    last = lambda rate: path(make(rate), model, params, x)[-1]
     rates = jnp.array([1e-3, 3e-3, 1e-2], jnp.float32)
-    return jax.jit(lambda rates: jax.lax.map(last, rates), compiler_options=FAST)(
-        rates
-    ).min()
+    return jax.jit(lambda rates: jax.lax.map(last, rates))(rates).min()
 
 
 @pytest.mark.slow
@@ -86,10 +84,12 @@ def test_an_autoencoder_trains_faster_than_with_adam(alias):
     model, params, x = autoencoder()
     start = float(model.loss(params, x, x))
     tx = alias(0.5, model, damping=1e-2)
-    run = lambda params: path(tx, model, params, x, 60)
-    losses = np.asarray(jax.jit(run, compiler_options=FAST)(params))
+    run = lambda params: path(tx, model, params, x)
+    losses = np.asarray(jax.jit(run)(params))
     assert np.isfinite(losses).all()
-    assert losses[-1] < adam(60) < start
+    # 0.72 of it, and 1.01 where the factors are 0.
+    assert losses[-1] < 0.85 * adam()
+    assert adam() < start
 
 
 # One of each kind of block: `test_layers_zoo` has the statistics of all.

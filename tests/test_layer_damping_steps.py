@@ -19,21 +19,11 @@ from layer_damping import (
     problem,
     tree_of,
 )
+from optax_rows import ALIASED
 from problems import ravel, relative_error
 
 import natgrad as ng
 from natgrad import curvature as curvatures
-
-OPTIMIZERS = [
-    "natural_gradient",
-    "gram",
-    "spring",
-    "matrix_free",
-    "kfac",
-    "ekfac",
-    "diagonal_fisher",
-    "empirical_fisher",
-]
 
 
 def updated(name, damping, params, x, y):
@@ -42,7 +32,7 @@ def updated(name, damping, params, x, y):
     return tx.update(params, tx.init(params), params, inputs=x, targets=y)[0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ALIASED)
 def test_equal_numbers_are_the_same_program_as_one(name):
     _, params, x, y = problem()
 

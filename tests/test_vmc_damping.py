@@ -45,9 +45,11 @@ WRITTEN_OUT = [name for name in KINDS if name != "matrix_free"]
 # Filters ----------------------------------------------------------------------------
 
 # What they make of a metric's eigenvalues `test_metric_functions` tests, of every kind:
-# here, that a step takes it, one filter that has eigenvalues and one that has none.
+# here, that a step takes it and says the spectrum; of one kind of each way to find
+# eigenvalues, also where a filter needs none.
 RULES = {"dense": ("hard", "smooth", "robust")}
-rules_of = lambda name: RULES.get(name, ("hard", "robust"))
+RULES |= dict.fromkeys(("diagonal", "kfac", "matrix_free"), ("hard", "robust"))
+rules_of = lambda name: RULES.get(name, ("hard",))
 
 
 @functools.partial(jax.jit, static_argnums=0)
