@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap

@@ -201,7 +201,7 @@ class _Method:
         turned = trial & (next_gamma == gamma)
         solve = solve._replace(
             count=tree.increment(solve.count, counted),
-            key=jnp.where(counted, step.batch.key, solve.key),
+            key=tree.where(counted, step.batch.key, solve.key),
             statistics=statistics,
             estimates=estimates,
             inverse=InverseCache(tree.increment(solve.inverse.age, accepted), pieces),
