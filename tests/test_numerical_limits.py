@@ -56,25 +56,6 @@ def test_finite_numbers_may_be_as_large_as_they_are(dtype, bad):
     assert bool(tree.all_finite(given)) is (bad is None)
 
 
-@pytest.mark.parametrize("bad", [None, np.inf, np.nan])
-@pytest.mark.parametrize("place", [0, 1])
-def test_an_inner_product_that_is_not_finite_is_zero_and_so_are_its_slopes(bad, place):
-    """Where the other entry is 0 too; else both are NumPy's."""
-    pair = [np.linspace(-1.0, 2.0, 7), np.linspace(0.0, 1.0, 7)]
-    if bad is not None:
-        pair[place][0 if place == 0 else 3] = bad
-        pair[1 - place][0 if place == 0 else 3] = 0.0
-    given = [{"a": jnp.asarray(each[:3]), "b": jnp.asarray(each[3:])} for each in pair]
-    (found, finite), pull = jax.vjp(tree.inner_if_finite, *given)
-    slopes = pull((jnp.ones(()), np.zeros((), jax.dtypes.float0)))
-    assert bool(finite) is (bad is None)
-    expected = (pair[0] @ pair[1], *pair[::-1]) if bad is None else (0.0, 0.0, 0.0)
-    np.testing.assert_allclose(found, expected[0], rtol=1e-12)
-    for slope, by_hand in zip(slopes, expected[1:], strict=True):
-        flat = np.concatenate([slope["a"], slope["b"]])
-        np.testing.assert_allclose(flat, np.broadcast_to(by_hand, 7), rtol=1e-12)
-
-
 @pytest.mark.parametrize("period", [1, 3, 10])
 def test_a_full_counter_goes_on_in_phase(period):
     count = jnp.asarray(MAX - 4, jnp.int32)

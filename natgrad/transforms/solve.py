@@ -102,16 +102,22 @@ def solve(
     solution, inverse = _solution(solver, metric, state.inverse, gradient, step)
     if kept:  # its leaves are slices of the blocks' matrices, which are not needed now
         solution = solution._replace(value=jax.lax.optimization_barrier(solution.value))
-    slope, finite = tree.inner_if_finite(step.gradient, solution.value)
-    usable = usable & finite
-    slope = jnp.where(usable, slope, 0)
+    usable = usable & tree.all_finite(solution.value)
     if not kept:
         solution = solution._replace(value=zeros_unless(usable, solution.value))
+    slope = jax.lax.cond(
+        usable,
+        lambda: tree.inner(step.gradient, solution.value),
+        lambda: jnp.zeros((), step.layout.dtype),
+    )
     damping = resolve_damping(step.damping, metric)
 
     def measure():
-        given = step.gradient if kept else gradient
-        return _measure(metric, given, solution, slope, damping, usable)
+        given, found = gradient, solution
+        if kept:  # cleared within the branch, for outside it is a copy in each step
+            given = _cleared(usable, step.gradient)
+            found = found._replace(value=_cleared(usable, found.value))
+        return _measure(metric, given, found, slope, damping, usable)
 
     if kept:
         age = tree.increment(state.inverse.age, usable, refresh.period)
@@ -216,8 +222,7 @@ def _measure(
     direction, remainder = solution.value, solution.remainder
     own = by_leaf(damping, direction)
     if remainder is None:
-        # Cleared as the gradient is in the solve, of which this is the same function.
-        product = metric.mv(_cleared(usable, direction))
+        product = metric.mv(direction)
         square = tree.inner(direction, product)
         rest = jax.tree.map(
             lambda f, d, g, own: f.astype(own.dtype) + own * d - g,

@@ -121,35 +121,6 @@ def inner(tree: Any, other: Any) -> Float[Array, ""]:
     return sum(products, start=jnp.zeros((), dtype))
 
 
-def inner_if_finite(tree: Any, other: Any) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """(⟨tree, other⟩ or 0, is it finite?), with derivative 0 where it is not.
-
-    An entry of either that is not finite makes the sum so, and one reading tells both.
-
-    Args:
-        tree: a tree of arrays.
-        other: one with leaves of the same shapes.
-    """
-    found, finite = _inner_if_finite(tree, other)
-    return found, finite > 0
-
-
-@jax.custom_jvp
-def _inner_if_finite(tree: Any, other: Any) -> tuple[Array, Array]:
-    """The same, finite as the number 1: a boolean's derivative has no device axes."""
-    found = inner(tree, other)
-    finite = jnp.isfinite(found)
-    return jnp.where(finite, found, 0), finite.astype(found.dtype)
-
-
-@_inner_if_finite.defjvp
-def _inner_if_finite_jvp(primals, tangents):
-    found, finite = _inner_if_finite(*primals)
-    tree, other = (zeros_where(finite == 0, each) for each in primals)
-    change = inner(tangents[0], other) + inner(tree, tangents[1])
-    return (found, finite), (change, jnp.zeros_like(finite))
-
-
 def _gathered(leaves: Sequence[Array]) -> list[Array]:
     """The leaves, small ones in one vector with zeros, for the same sums.
 
