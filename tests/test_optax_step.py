@@ -105,7 +105,7 @@ def test_statistics_and_observe_give_the_update_that_inputs_give(name, tolerance
     @jax.jit
     def three(params, state):
         grads = gradient_of(params)
-        key = jax.random.split(find(state).key)[1]
+        key = ng.tree.next_key(find(state).key)
         loss, same_grads, statistics = curvature.value_and_grad(params, X, Y, key)
         batch = {"inputs": X, "targets": Y} if curvature.requires_batch else {}
         given = tx.update(grads, state, params, inputs=X, targets=Y)
