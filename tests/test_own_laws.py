@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -73,14 +72,13 @@ def matrices(family, w, x):
     return jax.device_get(jax.jit(found)(w))
 
 
-@functools.cache
+@cache
 def built_in_matrices(family, outputs):
     """Several laws equal the same built-in one."""
     return matrices(family, *problem(Law(None, family, outputs)))
 
 
-# Curvatures read a law by the three definitions alone, which the next test has of every
-# law: of one of each constructor here, to see that every curvature reads them.
+# One law of each constructor: curvatures read the definitions that the next test has.
 @pytest.mark.parametrize("law", sorted(EVERYWHERE))
 def test_a_law_that_can_be_known_gives_the_fisher_of_the_built_in_one(law):
     with allowed(law):
