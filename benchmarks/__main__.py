@@ -27,6 +27,7 @@ from benchmarks import (
     attribution,
     conjugate_gradients,
     convergence,
+    first_step,
     laplace,
     memory,
     momentum,
@@ -45,6 +46,11 @@ SUITE = {
         memory,
         "--models classifier transformer",
         "--models classifier --optimizers adam kfac",
+    ),
+    "first_step": (
+        first_step,
+        "--models classifier --against muon kfac",
+        "--models classifier --against kfac --rounds 1",
     ),
     "step_cost": (
         step_cost,

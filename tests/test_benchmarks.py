@@ -6,10 +6,12 @@ import json
 import math
 
 import jax
+import optax
 import pytest
 
 from benchmarks import (
     conjugate_gradients,
+    first_step,
     momentum,
     problems,
     sample_memory,
@@ -102,6 +104,37 @@ def test_momentum_counts_steps_to_the_energy(tmp_path):
     assert all(v["steps"] == [float("inf")] for v in found.values())
     page = (tmp_path / "momentum.md").read_text()
     assert "| rows | – | – | – | – |" in page
+
+
+def test_first_steps_are_compiled_once_and_taken_outside_of_jit_each(
+    tmp_path, monkeypatch
+):
+    x = jax.random.normal(jax.random.PRNGKey(0), (4, 12))
+    toy = lambda: problems.classified(
+        problems.dense_apply, problems.dense_layers([12, 10]), x
+    )
+    traced = []
+
+    def counted(_):
+        init, update = optax.adam(1e-3)
+
+        def counting(gradient, state, params, **given):
+            traced.append(isinstance(given["value"], jax.core.Tracer))
+            return update(gradient, state, params)
+
+        return optax.GradientTransformationExtraArgs(init, counting)
+
+    monkeypatch.setattr(first_step, "MODELS", {"toy": toy})
+    monkeypatch.setitem(first_step.OPTIMIZERS, "counted", counted)
+    arguments = ["--models", "toy", "--against", "counted", "--rounds", "2"]
+    with jax.numpy_rank_promotion("allow"):
+        report = first_step.main([*arguments, "--output", str(tmp_path)])
+    assert traced == [True] + [False] * 4  # the first, one to fill caches, two rounds
+    assert json.loads((tmp_path / "first_step.json").read_text()) == report
+    found = report["models"]["toy"]["counted"]
+    assert found["first"] > found["trace"] + found["lower"] + found["compile"] > 0
+    page = (tmp_path / "first_step.md").read_text()
+    assert "| adam | 1 | 1 | 1 | 1 |" in page
 
 
 USED = ("statistics of part", "inverse", "apply", "apply rows", "divergence")
