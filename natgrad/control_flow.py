@@ -181,6 +181,44 @@ def one_by_one_on_cpu(function: Callable, *stacks: Any) -> Any:
     return jax.lax.platform_dependent(*stacks, cpu=walk, default=jax.vmap(function))
 
 
+def symmetric_solve(
+    operator: Callable[[Any], Any],
+    b: Any,
+    solve: Callable[[Any], Any],
+    *,
+    has_aux: bool = False,
+) -> Any:
+    """`lax.custom_linear_solve` with an operator that is its own transpose.
+
+    JAX traces the solution for both, one after the other; here the second time finds
+    what the first has traced.
+
+    Args:
+        operator: x -> A x, symmetric.
+        b: a tree of arrays.
+        solve: b -> A⁻¹ b; or with `has_aux` a pair of it and what has no derivative.
+        has_aux: does `solve` give such a pair?
+
+    Returns:
+        What `solve` gives, with implicit derivatives.
+    """
+    solve = traced_once(solve)
+    return jax.lax.custom_linear_solve(
+        operator, b, lambda _, b: solve(b), symmetric=True, has_aux=has_aux
+    )
+
+
+def traced_once(function: Callable) -> Callable:
+    """The function, which JAX traces once for all calls with the same shapes.
+
+    Each call adds its operations to the program around it, as without this.
+
+    Args:
+        function: of trees of arrays; may close over traced arrays.
+    """
+    return jax.jit(function, inline=True)
+
+
 def lifted(function: Callable, *operands: Any) -> tuple[Callable, list]:
     """A function with what it closes over as arguments.
 

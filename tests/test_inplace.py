@@ -10,6 +10,7 @@ import pytest
 from natgrad.control_flow import (
     cond_in_place,
     one_by_one_on_cpu,
+    symmetric_solve,
     twice_in_place,
     zeros_unless,
 )
@@ -130,3 +131,27 @@ def test_a_walk_on_cpus_is_one_batched_call_elsewhere():
     for platform, loops in {"cpu": 1, "cuda": 0, "rocm": 0, "tpu": 0}.items():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.while") == loops
+
+
+def test_a_symmetric_solve_is_traced_once_and_has_implicit_derivatives():
+    """Those of (A + s I)⁻¹ b by numpy, in b and in s, forwards and backwards."""
+    matrix = jnp.diag(X) + 0.1
+    traced = []
+
+    def solved(scale, b):
+        operator = lambda x: matrix @ x + scale * x
+
+        def solve(b):
+            traced.append(b)
+            fixed = jax.lax.stop_gradient(scale)
+            return jnp.linalg.solve(matrix + fixed * jnp.eye(4), b)
+
+        return symmetric_solve(operator, b, solve)
+
+    inverse = np.linalg.inv(np.asarray(matrix) + 0.3 * np.eye(4))
+    np.testing.assert_allclose(jax.jit(solved)(0.3, X), inverse @ X, rtol=1e-12)
+    assert len(traced) == 1
+    for mode in (jax.jacrev, jax.jacfwd):
+        by_scale, by_b = jax.jit(mode(solved, argnums=(0, 1)))(0.3, X)
+        np.testing.assert_allclose(by_scale, -inverse @ inverse @ X, rtol=1e-12)
+        np.testing.assert_allclose(by_b, inverse, rtol=1e-12, atol=1e-14)

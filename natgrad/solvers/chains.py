@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from natgrad import tree
+from natgrad.control_flow import symmetric_solve
 from natgrad.typing import Array
 
 
@@ -239,14 +240,14 @@ def linear(along: Callable[[Any], Any], back: Callable[[Any], Any], x: Any) -> A
         p, q = z[:size], z[size:]
         return jnp.concatenate([q, p - both(q)])
 
-    def solve(_, b):
+    def solve(b):
         first, second = b[:size], b[size:]
         return jnp.concatenate([second + both(first), first])
 
     # One array: all of it has to be linear in x for it to be transposed.
     flat = jax.flatten_util.ravel_pytree(x)[0]
     b = jnp.pad(flat, (0, 2 * size - flat.size))
-    solved = jax.lax.custom_linear_solve(system, b, solve, symmetric=True)
+    solved = symmetric_solve(system, b, solve)
     return unravel(solved[:size])[1]
 
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from natgrad import tree
+from natgrad.control_flow import symmetric_solve
 from natgrad.solvers.base import DampedOperator
 from natgrad.solvers.damping import DampingLike, entries
 from natgrad.typing import Array, Params
@@ -221,11 +222,11 @@ def conjugate_gradients(
         start: an earlier solution of a similar system, [P]; None for 0.
     """
 
-    def solve(operator, v):
+    def solve(v):
         final = _iterated(operator, v, preconditioner, stop, start)
         return final.x, tree.varying_like(final.count, final.x)
 
-    return jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
+    return symmetric_solve(operator, v, solve, has_aux=True)
 
 
 def _iterated(operator, v, preconditioner, stop, start) -> Step:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from natgrad.control_flow import any_over_vmap
+from natgrad.control_flow import any_over_vmap, symmetric_solve
 from natgrad.solvers.base import DampedOperator, Solution
 from natgrad.solvers.damping import DampingLike, entries
 from natgrad.solvers.spectral import HIGHEST, equilibration, spectral_root
@@ -58,7 +58,7 @@ def direct_solution(
     )
     regular = jnp.min(jnp.diagonal(lower)) ** 2 > size * epsilon
 
-    def solve(_, b):
+    def solve(b):
         # In scaled coordinates y = x/d, where the matrix has a diagonal of about 1.
         def step(residual):
             return jax.scipy.linalg.cho_solve((lower, True), residual)
@@ -83,9 +83,7 @@ def direct_solution(
         )
         return jnp.where(failed, spectral, d * y), failed
 
-    return Solution(
-        *jax.lax.custom_linear_solve(operator, v, solve, symmetric=True, has_aux=True)
-    )
+    return Solution(*symmetric_solve(operator, v, solve, has_aux=True))
 
 
 def spectral_solution(
@@ -103,11 +101,8 @@ def spectral_solution(
     """
     damping = jnp.asarray(damping, matrix.dtype)
     fixed, fixed_damping = jax.lax.stop_gradient((matrix, damping))
-    value = jax.lax.custom_linear_solve(
-        _damped(matrix, damping),
-        v,
-        lambda _, b: _spectral_solve(fixed, b, fixed_damping),
-        symmetric=True,
+    value = symmetric_solve(
+        _damped(matrix, damping), v, lambda b: _spectral_solve(fixed, b, fixed_damping)
     )
     return Solution(value, jnp.zeros((), bool))
 

@@ -31,6 +31,7 @@ Problems.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from natgrad import tree
-from natgrad.control_flow import any_over_vmap
+from natgrad.control_flow import any_over_vmap, symmetric_solve, traced_once
 from natgrad.solvers.base import Remainder, Solution
 from natgrad.solvers.device_kernel import factorized
 from natgrad.solvers.device_rows import DeviceRows
@@ -77,10 +78,10 @@ def sample_space_solution(
     system = system._replace(jacobian=constants[0], damping=constants[1])
 
     def damped(x):
-        return _plus(jacobian.pull(jacobian.push(x)), damping, x)
+        return _plus(system.pull(jacobian, system.push(jacobian, x)), damping, x)
 
-    value, remainder = jax.lax.custom_linear_solve(  # so the derivative is implicit
-        damped, v, lambda _, b: _solve(system, b), symmetric=True, has_aux=True
+    value, remainder = symmetric_solve(  # so the derivative is implicit
+        damped, v, functools.partial(_solve, system), has_aux=True
     )
     value, remainder = tree.same_on_devices((value, remainder), (given, system.failed))
     return Solution(value, system.failed, Remainder(*remainder))
@@ -99,11 +100,10 @@ def gram_solution(
     b = b.astype(jacobian.layout.dtype)
     damping = jnp.asarray(damping, b.dtype)
     system = _factorize(*jax.lax.stop_gradient((jacobian, damping)))
-    value = jax.lax.custom_linear_solve(
-        lambda w: jacobian.push(jacobian.pull(w)) + damping * w,
+    value = symmetric_solve(
+        lambda w: system.push(jacobian, system.pull(jacobian, w)) + damping * w,
         b,
-        lambda _, b: _refine(system, b)[0],
-        symmetric=True,
+        lambda b: _refine(system, b)[0],
     )
     return value, system.failed
 
@@ -118,6 +118,8 @@ class _System(NamedTuple):
         multiply: w [M] -> K w.
         inverse: u [M] -> (K + λI)⁻¹ u.
         failed: did Cholesky fail?
+        push: (B, x) -> B x, with B of these shapes.
+        pull: (B, u) -> Bᵀ u.
     """
 
     jacobian: Jacobian
@@ -126,14 +128,21 @@ class _System(NamedTuple):
     multiply: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     failed: Bool[Array, ""]
+    push: Callable[[Jacobian, Params], Array]
+    pull: Callable[[Jacobian, Array], Params]
 
 
 def _factorize(jacobian: Jacobian, damping: Array) -> _System:
     dtype = jacobian.layout.dtype
     wide = jnp.promote_types(dtype, jax.dtypes.canonicalize_dtype(float))
     wide_jacobian = jacobian.astype(wide)
+    products = (
+        traced_once(lambda jacobian, x: jacobian.push(x)),
+        traced_once(lambda jacobian, u: jacobian.pull(u)),
+    )
     if isinstance(jacobian.pieces[0], DeviceRows):
-        return _System(jacobian, damping, *factorized(wide_jacobian, damping))
+        spread = factorized(wide_jacobian, damping)
+        return _System(jacobian, damping, *spread, *products)
     gram, wide_damping = wide_jacobian.gram(), damping.astype(wide)
     lower, failed = _cholesky(wide_jacobian, gram, wide_damping)
     root = jax.lax.cond(
@@ -162,7 +171,7 @@ def _factorize(jacobian: Jacobian, damping: Array) -> _System:
     def multiply(w):
         return jnp.matmul(kernel, w, precision=HIGHEST)
 
-    return _System(jacobian, damping, norm, multiply, inverse, failed)
+    return _System(jacobian, damping, norm, multiply, inverse, failed, *products)
 
 
 def _cholesky(jacobian: Jacobian, gram: Array, damping: Array) -> tuple[Array, Array]:
@@ -204,7 +213,7 @@ def _cholesky_of_rows(jacobian: Jacobian, damping: Array, size: int) -> Array:
 
 def _refine(system: _System, h: Array) -> tuple[Array, Array]:
     """w = (K + λI)⁻¹ h and e = h − (K + λI) w, refined through B where it pays."""
-    jacobian, damping, size, multiply, inverse, _ = system
+    jacobian, damping, size, multiply, inverse, _, push, pull = system
     w = inverse(h)
     e = h - multiply(w) - damping * w
     epsilon = jnp.finfo(w.dtype).eps
@@ -221,7 +230,7 @@ def _refine(system: _System, h: Array) -> tuple[Array, Array]:
         w, e, count, _ = state
         # The first e was that of K, which is no measure: measure w itself.
         closer = jnp.where(count == 0, w, w + inverse(e))
-        residual = h - damping * closer - jacobian.push(jacobian.pull(closer))
+        residual = h - damping * closer - push(jacobian, pull(jacobian, closer))
         halved = jnp.linalg.norm(residual) < jnp.linalg.norm(e) / 2
         improved = (count == 0) | halved
         return *tree.where(improved, (closer, residual), (w, e)), count + 1, improved
@@ -233,11 +242,11 @@ def _refine(system: _System, h: Array) -> tuple[Array, Array]:
 
 def _solve(system: _System, b: Params) -> tuple[Params, tuple[Array, Array]]:
     """x, and (|ρ|, ⟨x, ρ⟩) of its residual ρ = Bᵀ e."""
-    jacobian, damping, _, multiply, _, _ = system
+    jacobian, damping, _, multiply, _, _, _, pull = system
     u, pushed, outside = _split(system, b)
     share = outside / jnp.where(damping > 0, damping, 1)
     w, e = _refine(system, u - share * pushed)
-    x = _plus(jacobian.pull(w - share * u), share, b)
+    x = _plus(pull(jacobian, w - share * u), share, b)
 
     def dot(a, b):
         return jnp.matmul(a, b, precision=HIGHEST)
@@ -263,8 +272,8 @@ class _Split(NamedTuple):
 
 def _split(system: _System, b: Params) -> _Split:
     """u = 0, or Bᵀ u ≈ b where that can be had."""
-    jacobian, damping, _, _, inverse, _ = system
-    c = jacobian.push(b)
+    jacobian, damping, _, _, inverse, _, push, pull = system
+    c = push(jacobian, b)
     u = inverse(c)
     square, epsilon = tree.inner(b, b), jnp.finfo(c.dtype).eps
     # |b − Bᵀ u|², as far as M numbers tell.
@@ -276,10 +285,10 @@ def _split(system: _System, b: Params) -> _Split:
         v = u
         for _ in range(_STEPS - 1):
             v = u + damping * inverse(v)
-        left = jax.tree.map(lambda b, p: b - p, b, jacobian.pull(v))
+        left = jax.tree.map(lambda b, p: b - p, b, pull(jacobian, v))
         counts = tree.inner(left, left) > 100 * epsilon**2 * square
         outside = (counts & (damping > 0)).astype(c.dtype)
-        split = _Split(v, outside * jacobian.push(left), outside)
+        split = _Split(v, outside * push(jacobian, left), outside)
         return tree.where(inside, split, plain)
 
     return jax.lax.cond(any_over_vmap(inside), within, lambda: plain)

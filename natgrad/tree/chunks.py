@@ -76,8 +76,8 @@ def sum_over_chunks(
         return function(examples)
     stacked = _stacked(examples, size, full, parts)
     first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    zeros = zeros_of(jax.eval_shape(function, first))
     step = jax.checkpoint(function)
+    zeros = zeros_of(jax.eval_shape(step, first))
     total, _ = jax.lax.scan(
         lambda total, chunk: (jax.tree.map(jnp.add, total, step(chunk)), None),
         zeros,

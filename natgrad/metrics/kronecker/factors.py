@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from natgrad.control_flow import symmetric_solve
 from natgrad.metrics.blockwise import kron_matvec
 from natgrad.metrics.eigenbasis import eigenbases, rotate
 from natgrad.solvers import matrix_functions
@@ -79,13 +80,11 @@ def eigen_solve(
     forward = kron_matvec(block.inputs, block.outputs)
     left_back, right_back = (None if u is None else u.mT for u in (left, right))
 
-    def solve(_, v):
+    def solve(v):
         return rotate(inverse * rotate(v, left, right), left_back, right_back)
 
     def solution(v):
-        return jax.lax.custom_linear_solve(
-            lambda x: forward(x) + damping * x, v, solve, symmetric=True
-        )
+        return symmetric_solve(lambda x: forward(x) + damping * x, v, solve)
 
     return solution, singular
 

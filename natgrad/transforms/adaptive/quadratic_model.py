@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from natgrad.control_flow import symmetric_solve
 from natgrad.solvers.damping import EntryDamping, LeafDamping, Resolved, by_leaf
 from natgrad.solvers.spectral import HIGHEST, damped_reciprocal, eigh
 from natgrad.transforms.adaptive.quadratic_forms import Forms, Groups, grouped_inner
@@ -158,18 +159,15 @@ def _least_norm_solution(
     correlations = jnp.where(finite, correlations, identity)
     right_side = jnp.where(present & finite, slopes / root, 0)
 
-    def solve(_, right_side):
+    def solve(right_side):
         values, vectors = eigh(jax.lax.stop_gradient(correlations))  # ascending
         top = jnp.maximum(values[-1], 0)
         reciprocal, _ = damped_reciprocal(values, 0, largest=top)
         parts = jnp.matmul(vectors.T, right_side, precision=HIGHEST)
         return jnp.matmul(vectors, reciprocal * parts, precision=HIGHEST)
 
-    solution = jax.lax.custom_linear_solve(
-        lambda x: jnp.matmul(correlations, x, precision=HIGHEST),
-        right_side,
-        solve,
-        symmetric=True,
+    solution = symmetric_solve(
+        lambda x: jnp.matmul(correlations, x, precision=HIGHEST), right_side, solve
     )
     return -solution / root
 
