@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 from device_steps import COMPILED, EVERYWHERE, KINDS, STEPS, WAVE, model, problem
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import natgrad as ng
 from natgrad import curvature as of
@@ -102,8 +102,12 @@ def shares(mesh):
 def wave_function(mesh):
     """Solves with complex amplitudes inside shard_map beside those of one device.
 
-    Rows are 32 of 16 examples, fewer than the parameters: Gram solves with theirs.
+    Rows are 32 of 16 examples, fewer than the parameters: Gram solves with theirs. On
+    four of the devices: Gram's program grows with them.
     """
+    mesh = jax.make_mesh(
+        (4,), ("data",), devices=mesh.devices.flat[:4], axis_types=(AxisType.Auto,)
+    )
     params, x, _ = problem("float64")
     x = x[:16]
     batch = PartitionSpec(mesh.axis_names)
@@ -133,7 +137,8 @@ def gradient_only(mesh):
     """
     start, x, y = problem("float64")
     loss = model("float64").loss
-    split = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
+    split = put((x, y), PartitionSpec(mesh.axis_names))
     devices, report = ng.spread.Devices(mesh, mesh.axis_names), {}
 
     def trained(make, data, devices):
@@ -147,6 +152,8 @@ def gradient_only(mesh):
             return optax.apply_updates(params, updates), state
 
         carry = start, tx.init(start)
+        if devices is not None:
+            carry = put(carry, EVERYWHERE)
         text = step.lower(*carry, *data).compile().as_text()
         for _ in range(STEPS):
             carry = step(*carry, *data)
