@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from natgrad import tree
+from natgrad.control_flow import traced_once
 from natgrad.model import Model
 from natgrad.model.weights import trailing
 from natgrad.typing import Array, Inputs, Params
@@ -149,8 +150,9 @@ def summed_over(pull: Callable[[Any], Any], count: int) -> Any:
     def add(total, k):
         return jax.tree.map(jnp.add, total, pull(k)), None
 
-    zeros = tree.zeros_of(jax.eval_shape(pull, 0))
-    return jax.lax.scan(add, zeros, jnp.arange(count))[0]
+    ks, pull = jnp.arange(count), traced_once(pull)
+    zeros = tree.zeros_of(jax.eval_shape(pull, jax.ShapeDtypeStruct((), ks.dtype)))
+    return jax.lax.scan(add, zeros, ks)[0]
 
 
 def count_columns(

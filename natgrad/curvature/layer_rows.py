@@ -64,19 +64,22 @@ def rows_of(
         count: K.
     """
 
-    def outputs_of(k):
+    def answers_to(k):
+        return {name: answer["rows"] for name, answer in pull(k).items()}
+
+    def outputs_in(answers):
         """What depends on the column: G or whole rows, block by block."""
-        answers = {name: answer["rows"] for name, answer in pull(k).items()}
         return {
             name: rows["g"] if isinstance(rows, dict) else rows
             for name, rows in answers.items()
         }
 
+    one = answers_to(0)
     if count == 1:
-        each = jax.tree.map(lambda a: a[None], outputs_of(0))
+        each = jax.tree.map(lambda a: a[None], outputs_in(one))
     else:
-        each = jax.lax.map(outputs_of, jnp.arange(count))
-    return {name: (one["rows"], each[name]) for name, one in pull(0).items()}
+        each = jax.lax.map(lambda k: outputs_in(answers_to(k)), jnp.arange(count))
+    return {name: (rows, each[name]) for name, rows in one.items()}
 
 
 def jacobian_block(block: Block, one: Any, each: Array) -> JacobianBlock:

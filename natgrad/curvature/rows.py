@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import layers, tree
+from natgrad.control_flow import traced_once
 from natgrad.curvature.base import require_memory
 from natgrad.curvature.chunked_rows import rows_in_chunks
 from natgrad.curvature.chunks import (
@@ -209,7 +210,7 @@ class RowCurvature(SummedCurvature):
             answers = pullback(tree.varying_like(cotangent, z))[1]
             return {block.name: answers[block.name] for block in blocks}
 
-        gather = functools.partial(rows_of, pull, columns.count)
+        gather = traced_once(functools.partial(rows_of, pull, columns.count))
         answers = jax.tree.leaves(jax.eval_shape(gather))
         self._require(columns.count * count, sum(a.size for a in answers), params)
         rows = gather()
