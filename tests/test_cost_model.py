@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import quick_compilation
 from modules import PACKAGE
 
 import natgrad as ng
@@ -38,7 +39,8 @@ def test_stages_cost_what_xla_counts_on_eight_devices():
     """The operations of one device, and the bytes of all-reduces and all-gathers."""
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": quick_compilation.FLAGS
+        + " --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join(
             [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
         ),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compilation
 import zoo
 from jax.test_util import check_grads
 from layer_problems import (
@@ -175,7 +176,8 @@ print("same", captured.proven)
 @pytest.mark.slow
 def test_sharded_factors_equal_those_of_one_device():
     """Capture inside shard_map, under a sharded jit, and around a shard_map."""
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{quick_compilation.FLAGS} --xla_force_host_platform_device_count=4"
+    environment = {"XLA_FLAGS": flags}
     paths = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
