@@ -1,6 +1,7 @@
 """Laws that every family obeys, at the ordinary points of the table in `laws`.
 
-All that is tested at the points of one family is computed by one compiled function.
+All that is tested of one family is computed by a few compiled functions of one point,
+which take less time to compile than functions of a batch of points.
 """
 
 from __future__ import annotations
@@ -45,38 +46,25 @@ def hessian_of_kl(family, z):
     return matrix.reshape(z.size, z.size), gradient
 
 
-def quantities(family, z, z2):
-    """What the tests look at, at one point z, or at a pair of points.
-
-    What is large, such as a divergence with its derivatives, is written down once, for
-    all the points where it is wanted.
-    """
-    v = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)
-    move = (v, 0.7 * v)
-    beside = lambda x, u: jnp.stack([x + STEP * u, x - STEP * u])
-    along = lambda f, x: jax.jvp(f, (x,), (v,))
-    fishers, slopes = jax.vmap(functools.partial(along, family.fisher))(
-        jnp.concatenate([z[None], beside(z, v)])
-    )
-    (by_nodes, (ys, weights, scores)), (nodes_slope, _) = along(
-        functools.partial(nodes_of, family), z
-    )
-    by_kl, kl_slope = along(lambda z: hessian_of_kl(family, z)[0], z)
+def with_slopes(family, z, z2, move):
+    """KL, its gradients, and how these change as the pair moves."""
     with_gradients = jax.value_and_grad(family.kl, (0, 1))
-    # At the pair, at z twice, and on both sides of the pair.
-    (divergence, gradients), (_, second) = jax.vmap(
-        lambda *pair: jax.jvp(with_gradients, pair, move)
-    )(
-        jnp.concatenate([z[None], z[None], beside(z, v)]),
-        jnp.concatenate([z2[None], z[None], beside(z2, move[1])]),
+    (value, gradients), (_, second) = jax.jvp(with_gradients, (z, z2), move)
+    return value, gradients, second
+
+
+def quantities(family, z, z2, move):
+    """What is looked at once, at a point z or at a pair of points."""
+    v = move[0]
+    along = lambda f: jax.jvp(f, (z,), (v,))
+    (by_nodes, (ys, weights, scores)), (nodes_slope, _) = along(
+        functools.partial(nodes_of, family)
     )
-    flat = lambda matrix: matrix.reshape(z.size, z.size)
+    by_kl, kl_slope = along(lambda z: hessian_of_kl(family, z)[0])
     out = {
-        "fisher": flat(fishers[0]),
         "nodes": by_nodes,
         "kl": by_kl,
-        "slopes": {"fisher": flat(slopes[0]), "nodes": nodes_slope, "kl": kl_slope},
-        "fisher beside": fishers[1:],
+        "slopes": {"nodes": nodes_slope, "kl": kl_slope},
         "product": family.fisher_product(z, v).ravel(),
         "mean score": weights @ scores,
         "weights": weights,
@@ -84,9 +72,6 @@ def quantities(family, z, z2):
             scores[0].reshape(z.shape),
             jax.grad(family.log_prob)(z, ys[0]),
         ),
-        "divergence": divergence[:2],
-        "gradients": [side[1:] for side in gradients],
-        "second": [side[0] for side in second],
         "second, reversed": jax.vjp(jax.grad(family.kl, (0, 1)), z, z2)[1](move),
     }
     return out | (of_exponential(family, z, z2) if is_exponential(family) else {})
@@ -118,19 +103,45 @@ def of_exponential(family, z, z2):
     return out
 
 
+def stacked(results):
+    """One tree of arrays [number of results, ...]."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(results))
+
+
 @functools.cache
 def computed(name):
     """At each ordinary point, paired with the next of the first three."""
-    z = ordinary(name)
-    z2 = z[(jnp.arange(len(z)) + 1) % 3]
-    program = jax.jit(jax.vmap(functools.partial(quantities, LAWS[name].family)))
-    return jax.device_get(program(z, z2))
+    family, points = LAWS[name].family, ordinary(name)
+    fisher = jax.jit(lambda z, v: jax.jvp(family.fisher, (z,), (v,)))
+    at_pair = jax.jit(functools.partial(with_slopes, family))
+    once = jax.jit(functools.partial(quantities, family))
+    v = jnp.cos(jnp.arange(points[0].size, dtype=points.dtype)).reshape(points[0].shape)
+    move = (v, 0.7 * v)
+    beside = lambda x, u: [x + STEP * u, x - STEP * u]
+
+    def at(z, z2):
+        fishers, slopes = stacked([fisher(x, v) for x in [z, *beside(z, v)]])
+        # At the pair, at z twice, and on both sides of the pair.
+        pairs = zip([z, z, *beside(z, v)], [z2, z, *beside(z2, move[1])], strict=True)
+        values, gradients, second = stacked([at_pair(*pair, move) for pair in pairs])
+        out = once(z, z2, move)
+        out["slopes"]["fisher"] = slopes[0].reshape(z.size, z.size)
+        return out | {
+            "fisher": fishers[0].reshape(z.size, z.size),
+            "fisher beside": fishers[1:],
+            "divergence": values[:2],
+            "gradients": [side[1:] for side in gradients],
+            "second": [side[0] for side in second],
+        }
+
+    return stacked([at(z, points[(i + 1) % 3]) for i, z in enumerate(points)])
 
 
 @functools.cache
 def in_single_precision(name):
     family = LAWS[name].family
 
+    @jax.jit
     def at(z):
         by_kl, gradient = hessian_of_kl(family, z)
         matrices = {
@@ -140,7 +151,7 @@ def in_single_precision(name):
         }
         return matrices, family.kl(z, z), gradient
 
-    return jax.device_get(jax.jit(jax.vmap(at))(ordinary(name, "float32")))
+    return stacked([at(z) for z in ordinary(name, "float32")])
 
 
 @pytest.mark.parametrize("how", DEFINITIONS)

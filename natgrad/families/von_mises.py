@@ -137,16 +137,20 @@ class VonMises(ExponentialFamily):
 
 
 @jax.custom_jvp
-def _norm(z: Array) -> Array:
+def _length(z: Array) -> Array:
     """κ, with the derivative 0 at 0."""
     return jnp.hypot(*split_pair("VonMises", "κ (cos m, sin m)", z))
 
 
-@_norm.defjvp
-def _norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+@_length.defjvp
+def _length_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     kappa = _norm(z)
     return kappa, jnp.where(kappa > 0, _dot(_unit(z), dz), 0.0)
+
+
+# Traced and differentiated once, not at each of its many uses.
+_norm = jax.jit(_length)
 
 
 def _concentrated(z: Array) -> Concentration:

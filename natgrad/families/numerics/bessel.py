@@ -41,7 +41,8 @@ def _series(coefficients: tuple[float, ...]) -> Callable[[Array], Array]:
         return jnp.sum(aligned(np.array(coefficients), x) * x ** aligned(orders, x), -1)
 
     evaluate.defjvps(lambda dx, _, x: _series(slopes)(x) * dx)
-    return evaluate
+    # Traced and differentiated once, not at each of its many uses.
+    return jax.jit(evaluate)
 
 
 def _power_series(nu: int) -> Callable[[Array], Array]:
