@@ -228,6 +228,8 @@ def linear(along: Callable[[Any], Any], back: Callable[[Any], Any], x: Any) -> A
         back: Lᵀ, the same.
         x: a tree of arrays.
     """
+    # Each is wanted several times below, and traced once.
+    along, back = (jax.jit(each, inline=True) for each in (along, back))
     like = jax.tree.map(jnp.zeros_like, jax.eval_shape(along, x))
     parts, unravel = jax.flatten_util.ravel_pytree((x, like))
     size = parts.size
