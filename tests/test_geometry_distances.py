@@ -112,6 +112,6 @@ def test_the_distance_of_normal_vectors_is_the_length_of_scipys_geodesic():
         velocity @ inverse @ velocity
         + np.trace((inverse @ turn) @ (inverse @ turn)) / 2
     )
-    find = jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=64))
+    find = jax.jit(lambda p, q: ng.shooting_distance(p, q, steps=16))
     found = find(law(M, S), law(end[:2], end[2:6].reshape(2, 2)))
     np.testing.assert_allclose(found, np.sqrt(square), 1e-8)
