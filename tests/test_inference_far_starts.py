@@ -32,6 +32,7 @@ def problem(log_likelihood, dtype):
     data = Linear(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
     rule = LearningRule(FULL, LinearPredictors(log_likelihood, 65))
 
+    @jax.jit
     def law(variance):
         eye = jnp.eye(5, dtype=dtype)
         return FULL.from_mean_and_covariance(jnp.zeros(5, dtype), variance * eye)
