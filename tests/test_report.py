@@ -7,6 +7,7 @@ import io
 import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import natgrad as ng
 from natgrad.__main__ import main
 from natgrad.cli import report, session
 from natgrad.cli.terminal import summary
-from natgrad.compare import Entry, Race, Run, Verdict
+from natgrad.compare import Entry, Race, Run, Verdict, plots
 from natgrad.compare.comparison import judge, together
 from natgrad.compare.runs import BASELINES, contender, line
 from natgrad.compare.tables import Column
@@ -261,8 +262,10 @@ def source(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_holds_everything(tmp_path, capsys, source):
+def test_the_page_holds_everything(tmp_path, capsys, source, monkeypatch):
     output = tmp_path / "out"
+    draw = Mock(wraps=plots.quadratic, __name__="quadratic")
+    monkeypatch.setattr(plots, "quadratic", draw)
     more = ["dense", "empirical", "--data", source, "--output", str(output)]
     assert main([*FEW, *more]) == 0
     assert sorted(p.name for p in output.iterdir()) == ["report.html", "report.json"]
@@ -273,6 +276,7 @@ def test_the_page_holds_everything(tmp_path, capsys, source):
     words = " ".join(links.words)
     record = json.loads((output / "report.json").read_text())
     assert record["complete"] is True
+    assert draw.call_count == 1  # and the page was written after each stage
     assert record["verdict"]["headline"] in words
     assert all(point in words for point in record["verdict"]["points"])
     for name in ("dense", "diagonal", "empirical†", "sgd"):
@@ -285,10 +289,7 @@ def test_the_page_holds_everything(tmp_path, capsys, source):
 def test_an_interrupted_report_says_that_it_is_unfinished(
     tmp_path, capsys, monkeypatch, source
 ):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(session, "race", interrupt)
+    monkeypatch.setattr(session, "race", Mock(side_effect=KeyboardInterrupt))
     output = tmp_path / "out"
     assert main([*FEW, "--data", source, "--output", str(output)]) == 130
     text = (output / "report.html").read_text()

@@ -8,8 +8,9 @@ and what is wider scrolls in its own box.
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class ReportSession(Session):
         super().__init__(experiment, output)
         self._comparisons: dict[int, Comparison] = {}
         self._repeated: tuple[Repeated, ...] = ()
+        self._drawn: dict[str, tuple[Any, list[str]]] = {}  # of what, and pictures
 
     def stages(self) -> list[Stage]:
         """Compare and train, and what was asked for beside."""
@@ -129,24 +131,35 @@ class ReportSession(Session):
             "along": tuple(self._comparisons),
             "tables": tables,
             "notes": notes(comparison.rows) if comparison else [],
-            "pictures": {k: pictures(f) for k, f in self._figures().items()},
+            "pictures": self._pictures(),
         }
 
-    def _figures(self) -> dict[str, Any]:
-        """The pictures of what is finished: name -> matplotlib figure."""
-        figures = {}
-        if self.comparison:
-            figures["fidelity"] = self.fidelity_figure()
+    def _pictures(self) -> dict[str, list[str]]:
+        """The pictures of what is finished, of which the new ones are drawn."""
+        drawn = self._drawn
+        self._drawn = {
+            name: drawn[name]
+            if name in drawn and drawn[name][0] is of
+            else (of, pictures(draw()))
+            for name, of, draw in self._figures()
+        }
+        return {name: found for name, (_, found) in self._drawn.items()}
+
+    def _figures(self) -> Iterator[tuple[str, Any, Callable[[], Any]]]:
+        """(name, of what, a function that draws it), of what is finished."""
+        comparison = self.comparison
+        if comparison:
+            yield "fidelity", comparison, self.fidelity_figure
             for draw in (plots.quadratic, plots.spectra, plots.blocks):
-                figures[draw.__name__] = draw(self.comparison)
+                yield draw.__name__, comparison, functools.partial(draw, comparison)
         if self.race:
-            figures["training"] = self.training_figure()
+            yield "training", self.race, self.training_figure
         if self._repeated:
-            figures["bands"] = plots.bands(self._repeated)
+            of = self._repeated
+            yield "bands", of, functools.partial(plots.bands, of)
         if self._comparisons:
-            steps, comparisons = zip(*self._comparisons.items(), strict=True)
-            figures["along"] = plots.along(Trace(steps, comparisons))
-        return figures
+            trace = Trace(*zip(*self._comparisons.items(), strict=True))
+            yield "along", trace, functools.partial(plots.along, trace)
 
 
 def _bars(race: Race) -> list[tuple[str, str, float]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from natgrad.compare import invariance, tables
 from natgrad.compare.figures import Budget
+from natgrad.control_flow import traced_once
 from natgrad.curvature import CURVATURES, by_name
 from natgrad.curvature.base import Curvature
 from natgrad.curvature.labels import Labels
@@ -158,9 +159,10 @@ class ComparisonSetup:
         formed = Layout.of(arguments[0]).size <= self.budget.matrices
         by_products = not formed and name == self.reference(formed)
         curvature = self._factory(name)(model)
+        estimate = traced_once(curvature.estimate)
 
         def step(params, inputs, targets, key, gradient, damping):
-            kept = curvature.estimate(params, inputs, targets, key)
+            kept = estimate(params, inputs, targets, key)
             metric = curvature.metric(kept, params, inputs, targets)
             if by_products:
                 return self._by_products(metric, gradient, damping), kept
@@ -174,9 +176,12 @@ class ComparisonSetup:
                     "out, or allow more with budget=Budget(memory=...)."
                 )
 
-        kept = jax.eval_shape(curvature.estimate, *arguments[:4])
-        check("statistics", _bytes(kept))
-        executable, seconds = compiled(step, *arguments)
+        def make() -> Any:
+            kept = jax.eval_shape(estimate, *arguments[:4])
+            check("statistics", _bytes(kept))
+            return jax.jit(step).lower(*arguments).compile()
+
+        executable, seconds = timed(make)
         check("temporary arrays", _temporary(executable) or 0)
         return curvature, executable, seconds
 
