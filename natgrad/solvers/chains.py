@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from natgrad import tree
-from natgrad.control_flow import symmetric_solve
+from natgrad.control_flow import symmetric_solve, traced_once
 from natgrad.typing import Array
 
 
@@ -228,8 +228,7 @@ def linear(along: Callable[[Any], Any], back: Callable[[Any], Any], x: Any) -> A
         back: Lᵀ, the same.
         x: a tree of arrays.
     """
-    # Each is wanted several times below, and traced once.
-    along, back = (jax.jit(each, inline=True) for each in (along, back))
+    along, back = traced_once(along), traced_once(back)
     like = jax.tree.map(jnp.zeros_like, jax.eval_shape(along, x))
     parts, unravel = jax.flatten_util.ravel_pytree((x, like))
     size = parts.size
