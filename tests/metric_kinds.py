@@ -51,6 +51,7 @@ METRICS = {
     name: functools.partial(of_curvature, name) for name in first_of_each_kind()
 } | {
     "kfac of a table": functools.partial(of_table, "kfac"),
+    "a multiple": lambda: 3 * of_curvature("kfac"),
     "a sum": lambda: of_curvature("kfac") * 0.5 + of_curvature("diagonal"),
 }
 

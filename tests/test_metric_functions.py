@@ -80,11 +80,14 @@ def test_sums_and_multiples_are_those_of_the_matrices():
         parts = kfac.dense(), other.dense(), total.dense()
         said = total.mv(v), total.solve(v, DAMPING), total.diagonal(), v
         multiple = (3 * kfac).function(f, v), (3 * kfac).diagonal_of(f)
-        said = [ravel(tree) for tree in (*said, *multiple)]
+        bounded = [m.solve(v, ng.ConditionNumber(1e3)) for m in (3 * kfac, kfac)]
+        said = [ravel(tree) for tree in (*said, *multiple, *bounded)]
         return parts, said, (total.trace(), (3 * kfac).trace_of(f))
 
     (kfac, other, total), said, (trace, trace_of_multiple) = run()
-    product, solution, diagonal, v, of_multiple, diagonal_of_multiple = said
+    product, solution, diagonal, v, *multiples, bounded, bounded_of_one = said
+    of_multiple, diagonal_of_multiple = multiples
+    assert relative_error(3 * bounded, bounded_of_one) < 1e-10
     values, vectors = np.linalg.eigh(kfac)
     whole = vectors * np.asarray(f(3 * np.maximum(values, 0))) @ vectors.T
     assert relative_error(of_multiple, whole @ v) < 1e-10
@@ -104,7 +107,7 @@ def test_sums_and_multiples_are_those_of_the_matrices():
 # Draws and estimates ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gram", "matrix_free"])
+@pytest.mark.parametrize("name", ["gram", "matrix_free", "a multiple"])
 def test_samples_have_the_inverse_as_their_covariance(name):
     """Whitened draws against the identity, entry by entry in standard errors."""
     count = 2000
