@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bad_input import refused, refuses
+from metric_kinds import METRICS
 from problems import CASES, ravel, relative_error
 
 import natgrad as ng
@@ -143,3 +145,50 @@ def test_a_metric_passes_through_jit_as_a_pytree(name, tolerance):
     outside = jax.jit(lambda metric, v: metric.mv(v))(metric, v)
     expected = jitted_laws(name, params, x, y, v)["mv"]
     assert relative_error(ravel(outside), expected) < tolerance("identity")
+
+
+def others(v):
+    """Trees that are not shaped like v, though some have as many entries, or leaves."""
+    leaves = jax.tree.leaves(v)
+    return [
+        {f"leaf {i}": leaf for i, leaf in enumerate(leaves)},
+        jax.tree.map(jnp.transpose, v),
+        jax.tree.map(jnp.ravel, v),
+        jax.tree.map(jnp.sum, v),
+        jax.tree.map(lambda leaf: jnp.stack([leaf, leaf], -1), v),
+        ravel(v),
+    ]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_vector_that_is_not_like_the_parameters_is_refused(name):
+    def refusals():
+        metric = METRICS[name]()
+        layout = metric.layout
+        takers = [
+            metric.mv,
+            metric.norm,
+            metric.solve,
+            lambda v: metric.solve(v, DAMPING),
+            lambda v: metric.solve(v, ng.Relative(DAMPING)),
+            lambda v: metric.function(jnp.exp, v),
+            lambda v: metric.decomposed().function(jnp.exp, v),
+            lambda v: ng.solvers.cg(metric, v, DAMPING),
+            lambda v: ng.solvers.cholesky(metric, v, DAMPING),
+        ]
+        expected = str(jax.tree.unflatten(layout.treedef, layout.shapes))
+        for v in others(layout.split(jnp.ones(layout.size))):
+            got = str(jax.tree.map(jnp.shape, v))
+            for taker in takers:
+                with refuses("shaped like the parameters", expected, got):
+                    taker(v)
+
+    jax.eval_shape(refusals)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_vector_of_another_length_is_refused(more):
+    layout = ng.tree.Layout.of(CASE.problem()[1])
+    given, expected = jnp.ones(layout.size + more), f"({layout.size},)"
+    refused(lambda: layout.split(given), expected, f"{given.shape}")
+    refused(lambda: layout.unravel(given), expected, f"{given.shape}")

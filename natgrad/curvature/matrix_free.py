@@ -195,6 +195,7 @@ class MatrixFreeMetric(Metric):
 
     def mv(self, v: Params) -> Params:
         """F v: one forward pass, one jvp, one vjp."""
+        self.layout.check(v)
         return self._product()(v)
 
     def solution(self, v: Params, damping: DampingLike = 0.0) -> Solution:

@@ -67,6 +67,9 @@ class Metric(OperatorFunctions):
 
         Returns:
             A tree like the parameters, in their dtypes.
+
+        Raises:
+            ValueError: v is not shaped like the parameters.
         """
         return self.solution(v, damping).value
 
@@ -86,6 +89,9 @@ class Metric(OperatorFunctions):
 
         Args:
             v: a tree like the parameters.
+
+        Raises:
+            ValueError: v is not shaped like the parameters.
         """
         square = inner(v, self.mv(v))
         null = square <= 0

@@ -124,7 +124,7 @@ class BlockwiseMetric(Metric):
         Returns:
             A tree like the parameters, in their dtypes.
         """
-        leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
+        leaves = self.layout.leaves(v)
         rest = rest or [jnp.zeros_like] * len(leaves)
         out = [function(leaf) for function, leaf in zip(rest, leaves, strict=True)]
         for block, function in zip(self.blocks, functions, strict=True):

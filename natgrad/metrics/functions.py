@@ -97,6 +97,9 @@ class OperatorFunctions(abc.ABC):
 
         Args:
             v: a tree like the parameters.
+
+        Raises:
+            ValueError: v is not shaped like the parameters.
         """
 
     def operator(self) -> Callable[[Array], Array]:
@@ -118,6 +121,9 @@ class OperatorFunctions(abc.ABC):
 
         Returns:
             A tree like the parameters, in their dtypes.
+
+        Raises:
+            ValueError: v is not shaped like the parameters.
         """
         product, found = self.operator(), resolve_damping(damping, self)
         # What all directions have is in f: where Lanczos's method ends early it reads
@@ -216,9 +222,8 @@ class OperatorFunctions(abc.ABC):
     @one_program
     def largest_eigenvalue(self) -> Float[Array, ""]:
         """max s, from inside, by Lanczos's method from a fixed random vector."""
-        start = jax.random.normal(
-            jax.random.PRNGKey(0), (self.layout.size,), self.layout.dtype
-        )
+        key, layout = jax.random.PRNGKey(0), self.layout
+        start = jax.random.normal(key, (layout.size,), layout.dtype)
         return largest_eigenvalue(self.operator(), start, self.lanczos_iterations)
 
     @final
@@ -279,13 +284,11 @@ class OperatorFunctions(abc.ABC):
         damping: DampingLike,
     ) -> Estimate:
         """The mean over probes of combine(z, f(F + Λ) z)."""
-        layout = self.layout
-        size = layout.size
+        layout, size = self.layout, self.layout.size
 
         def of_probe(z):
-            return combine(
-                z, layout.ravel(self.function(f, layout.unravel(z), damping))
-            )
+            image = self.function(f, layout.unravel(z), damping)
+            return combine(z, layout.ravel(image))
 
         if num_probes >= size:
             units = jnp.sqrt(float(size)) * jnp.eye(size, dtype=layout.dtype)

@@ -165,7 +165,7 @@ class Jacobian:
         Args:
             v: a tree like the parameters.
         """
-        leaves = [leaf.astype(self.layout.dtype) for leaf in jax.tree.leaves(v)]
+        leaves = self.layout.leaves(v)
         if self.blocks is None:
             shapes, structure = jax.tree.flatten(self._shapes())
             pairs = zip(leaves, shapes, strict=True)

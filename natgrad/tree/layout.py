@@ -91,20 +91,43 @@ class Layout:
 
         Returns:
             [lead..., P], in the layout's dtype.
+
+        Raises:
+            ValueError: the tree is not shaped like the parameters.
         """
-        leaves = self.treedef.flatten_up_to(tree)
         flat = [
-            jnp.reshape(leaf, (*jnp.shape(leaf)[:lead], -1)).astype(self.dtype)
-            for leaf in leaves
+            jnp.reshape(leaf, (*jnp.shape(leaf)[:lead], -1))
+            for leaf in self.leaves(tree, lead)
         ]
         return jnp.concatenate(flat, axis=-1)
+
+    def leaves(self, tree: Params, lead: int = 0) -> list[Array]:
+        """The leaves in the layout's dtype.
+
+        Args:
+            tree: leaves [lead..., *shape], for the shape of each parameter.
+            lead: how many leading axes every leaf has.
+
+        Raises:
+            ValueError: the tree is not shaped like the parameters.
+        """
+        self.check(tree, lead=lead)
+        return [jnp.asarray(leaf, self.dtype) for leaf in jax.tree.leaves(tree)]
 
     def split(self, vector: Float[Array, " P"]) -> Params:
         """A tree shaped like the parameters, in the vector's dtype.
 
         Args:
             vector: [P].
+
+        Raises:
+            ValueError: the vector has another shape.
         """
+        if jnp.shape(vector) != (self.size,):
+            raise ValueError(
+                "The vector must have one entry for each parameter. Expected the shape "
+                f"{(self.size,)}, got {jnp.shape(vector)}."
+            )
         leaves, start = [], 0
         for shape, size in zip(self.shapes, self.sizes, strict=True):
             leaves.append(vector[start : start + size].reshape(shape))
@@ -116,6 +139,9 @@ class Layout:
 
         Args:
             vector: [P].
+
+        Raises:
+            ValueError: the vector has another shape.
         """
         leaves = jax.tree.leaves(self.split(vector))
         cast = [
@@ -135,22 +161,23 @@ class Layout:
         start = sum(self.sizes[:leaf])
         return np.arange(start, start + self.sizes[leaf])
 
-    def check(self, tree: Any, name: str) -> None:
+    def check(self, tree: Any, name: str = "The tree", lead: int = 0) -> None:
         """Check the structure and the shapes of a tree.
 
         Args:
             tree: a tree of arrays.
             name: what the caller calls it, for the message.
+            lead: how many leading axes every leaf has beside the parameter's.
 
         Raises:
             ValueError: it is not shaped like the parameters.
         """
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        shapes = [jnp.shape(leaf)[lead:] for leaf in jax.tree.leaves(tree)]
         if jax.tree.structure(tree) != self.treedef or shapes != list(self.shapes):
             raise ValueError(
                 f"{name} must be shaped like the parameters. Expected "
                 f"{jax.tree.unflatten(self.treedef, self.shapes)}, got "
-                f"{jax.tree.map(jnp.shape, tree)}."
+                f"{jax.tree.map(lambda leaf: jnp.shape(leaf)[lead:], tree)}."
             )
 
 
