@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, help="instead of the problem's own")
     parser.add_argument("--data", type=Path, help="an .npz file with images `x`, `y`")
     parser.add_argument(
-        "--limit", type=float, default=20.0, help="CPU seconds of a run, at most"
+        "--limit", type=float, help="CPU seconds of a run, instead of the problem's own"
     )
     parser.add_argument("--environment", type=Path, default=peers.ENVIRONMENT)
     parser.add_argument("--output", type=Path, help="write files to this folder")
@@ -101,14 +101,14 @@ def of_problem(name: str, wanted: list[str], worker, options) -> dict[str, Any]:
     if problem.batch is not None:
         x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
         problem = problem._replace(x=x, y=y)
-    steps = options.steps or race.steps
+    steps, limit = options.steps or race.steps, options.limit or race.limit
     with jax.enable_x64(problem.x64):
         parameters = sum(leaf.size for leaf in jax.tree.leaves(problem.initial(0)))
         if worker and name in LINEAR_LAYERS:
             worker.give(problem, LINEAR_LAYERS[name], race.evaluated)
             problem = problem._replace(optimizers=(*problem.optimizers, *PEERS))
         measured = measure(problem, race.evaluated)
-        optimizers = race_of(problem, measured, wanted, worker, steps, options)
+        optimizers = race_of(problem, measured, wanted, worker, steps, limit, options)
     return {
         "data": problem.about,
         "parameters": parameters,
@@ -118,7 +118,7 @@ def of_problem(name: str, wanted: list[str], worker, options) -> dict[str, Any]:
         "constant": constant(problem),
         "steps": steps,
         "evaluated": race.evaluated,
-        "limit": options.limit,
+        "limit": limit,
         "cpu_seconds": time.process_time() - cpu,
         "optimizers": optimizers,
     }
@@ -132,7 +132,7 @@ def constant(problem: Problem) -> float:
 
 
 def race_of(
-    problem: Problem, measured, wanted, worker, steps: int, options
+    problem: Problem, measured, wanted, worker, steps: int, limit: float, options
 ) -> dict[str, Any]:
     """Entries of the optimizers that can train the problem, tuned first."""
     runners, found = {}, {}
@@ -142,7 +142,7 @@ def race_of(
         found[name] |= {"compile_cpu_seconds": None, "temporary_bytes": None}
         try:
             runner, grid = runner_of(name, problem, measured, worker)
-            note = unfit(problem, runner, steps, options.limit)
+            note = unfit(problem, runner, steps, limit)
             found[name] |= {
                 "note": note,
                 "compile_cpu_seconds": runner.compile_cpu,

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import profiles, racing
 from benchmarks.optimizers import OPTIMIZERS, PEERS
+from benchmarks.race_problems import RACES
 from benchmarks.racing import CLOCKS
 from benchmarks.report import RESULTS, about, cell, finite, quartiles, table
 
@@ -145,3 +146,38 @@ def write_tables(folder: Path) -> None:
     """Tables of all problems of a folder, in Markdown, beside it."""
     tables = [section(name, record) for name, record in load(folder).items()]
     folder.with_suffix(".md").write_text("\n\n".join(["# Races", *tables]) + "\n")
+
+
+def machines(found: Found) -> list[str]:
+    """Where the problems were run; environments differ in load and cores alone."""
+    environments = [record["environment"] for record in found.values()]
+    first = max(environments, key=lambda environment: environment["cores"])
+    loads = [environment["load_average"][0] for environment in environments]
+    commits = {str(environment["commit"])[:7] for environment in environments}
+    lines = [
+        line for line in about(first) if "load" not in line and "commit" not in line
+    ]
+    adam = {name: record["optimizers"]["adam"] for name, record in found.items()}
+    cores = {name: record["environment"]["cores"] for name, record in found.items()}
+    lines += fewer("settings", {n: len(entry["tuning"]) for n, entry in adam.items()})
+    lines += fewer("seeds", {n: len(entry["runs"]) for n, entry in adam.items()})
+    lines += fewer("cores", cores)
+    if missing := [name for name in RACES if name not in found]:
+        lines.append(f"- not raced yet: {listed(missing)}")
+    return [
+        *lines,
+        f"- load average when a problem began {min(loads):.1f} to {max(loads):.1f}",
+        f"- commits {', '.join(sorted(commits))}",
+    ]
+
+
+def fewer(what: str, counts: dict[str, int]) -> list[str]:
+    """A line for each number that is less than the greatest."""
+    return [
+        f"- {what}: {count} on {listed([n for n in counts if counts[n] == count])}"
+        for count in sorted({*counts.values()} - {max(counts.values())})
+    ]
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names) or "no problem"

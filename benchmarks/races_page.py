@@ -11,9 +11,8 @@ import numpy as np
 from benchmarks import profiles
 from benchmarks.curves import COLOURS, figure
 from benchmarks.optimizers import OURS
-from benchmarks.race_problems import RACES
-from benchmarks.races import DOCS, FOLDER, Found, costs, load
-from benchmarks.report import about, cell, table
+from benchmarks.races import DOCS, FOLDER, Found, costs, listed, load, machines
+from benchmarks.report import cell, table
 
 HEAD = """---
 hide: [toc]
@@ -132,27 +131,6 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
-def machines(found: Found) -> list[str]:
-    """Where the problems were run; the environment of each differs in load alone."""
-    first = next(iter(found.values()))["environment"]
-    loads = [r["environment"]["load_average"][0] for r in found.values()]
-    commits = {str(r["environment"]["commit"])[:7] for r in found.values()}
-    lines = [
-        line for line in about(first) if "load" not in line and "commit" not in line
-    ]
-    tried = {name: len(r["optimizers"]["adam"]["tuning"]) for name, r in found.items()}
-    fewer = [name for name, count in tried.items() if count < max(tried.values())]
-    if fewer:
-        lines.append(f"- one setting less in each grid on {listed(fewer)}")
-    if missing := [name for name in RACES if name not in found]:
-        lines.append(f"- not raced yet: {listed(missing)}")
-    return [
-        *lines,
-        f"- load average when a problem began {min(loads):.1f} to {max(loads):.1f}",
-        f"- commits {', '.join(sorted(commits))}",
-    ]
-
-
 def best(record: dict[str, Any], names, clock: str) -> tuple[str, float]:
     """(optimizer, what it needs) of the first at the goal; ("", ∞) where none is."""
     reached = {
@@ -213,10 +191,6 @@ def losing(found: Found) -> str:
             f"{listed(far)}."
         )
     return " ".join(lines)
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names) or "no problem"
 
 
 def names_of(found: Found) -> list[str]:

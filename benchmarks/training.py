@@ -143,13 +143,17 @@ def cnn(path: Path | None = None, batch: int = 64) -> Problem:
 
 
 def transformer(batch: int = 32, characters: int = 400_000) -> Problem:
-    codes = data.library_text(characters)
-    count = (len(codes) - 1) // CONTEXT
-    x = jnp.asarray(codes[: count * CONTEXT].reshape(count, CONTEXT))
-    y = jnp.asarray(codes[1 : count * CONTEXT + 1].reshape(count, CONTEXT))
+    x, y = in_contexts(data.library_text(characters), CONTEXT)
     model = ng.Model(language, ng.families.Categorical(), example_inputs=x[:1])
     about = "characters of Python's library, contexts of 32; loss per context"
     return Problem(model, language_layers, x, y, batch, model.loss, LAYERED, about)
+
+
+def in_contexts(codes, length: int):
+    """Contexts [N, length] of a text, and the characters that come next."""
+    count = (len(codes) - 1) // length
+    at = lambda start: jnp.asarray(codes[start:][: count * length])
+    return at(0).reshape(count, length), at(1).reshape(count, length)
 
 
 def language_layers(seed: int, width: int = WIDTH):

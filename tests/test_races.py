@@ -182,7 +182,9 @@ def record(optimizers):
 
 def test_the_page_says_where_the_library_loses(tmp_path):
     """K-FAC takes a third of Adam's steps to the goal; without it nobody gets there."""
-    races.save(tmp_path / "races" / "first.json", record(made_up()))
+    on_two = record(made_up())
+    on_two["environment"]["cores"] = 2
+    races.save(tmp_path / "races" / "first.json", on_two)
     without = {k: v for k, v in made_up().items() if k != "kfac"}
     races.save(tmp_path / "races" / "second.json", record(without))
     text = races_page.write(tmp_path / "races", tmp_path)
@@ -191,6 +193,9 @@ def test_the_page_says_where_the_library_loses(tmp_path):
     assert "| CPU seconds with compilation | 0 | 0 | 1 | 2 |" in text  # 12 over 7
     assert "None of them reaches the goal on second." in text
     assert "`gram` too slow" in text
+    assert "- 2 problems, 2 seeds" in text
+    assert "- cores: 1 on second" in text
+    assert "- seeds:" not in text  # equally many
     for name in ("first", "second", "profiles"):
         assert (tmp_path / "images" / "races" / f"{name}.webp").stat().st_size > 1000
 
