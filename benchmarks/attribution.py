@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 import natgrad as ng
 from benchmarks.data import digits
 from benchmarks.report import table, write
-from benchmarks.timing import compiled, environment, interleaved
+from benchmarks.timing import compiled, environment, interleaved, positive
 from natgrad.attribution import (
     influence,
     metagradient,
@@ -57,11 +57,11 @@ FACTORED = ng.kronecker.FactoredTikhonov()
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--training", type=int, default=TRAINING)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--width", type=int, default=256, help="of `costs`")
-    parser.add_argument("--examples", type=int, default=512, help="of `costs`")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--training", type=positive, default=TRAINING)
+    parser.add_argument("--steps", type=positive, default=STEPS)
+    parser.add_argument("--width", type=positive, default=256, help="of `costs`")
+    parser.add_argument("--examples", type=positive, default=512, help="of `costs`")
     parser.add_argument("--output", type=Path, help="write files to this folder")
     options = parser.parse_args(argv)
     found: dict[str, Any] = {"environment": environment()}

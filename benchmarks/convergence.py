@@ -40,7 +40,7 @@ from benchmarks import peers, races, races_page
 from benchmarks.optimizers import OPTIMIZERS, PEERS
 from benchmarks.race_problems import LINEAR_LAYERS, RACES
 from benchmarks.racing import Local, Runner, looks, measure, together
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 from benchmarks.training import Problem
 
 MEMORY = 2**31  # bytes of temporary memory at most
@@ -55,10 +55,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     names = [*OPTIMIZERS, *PEERS]
     parser.add_argument("--problems", nargs="*", choices=RACES, default=[*RACES])
     parser.add_argument("--optimizers", nargs="+", choices=names, default=names)
-    parser.add_argument("--steps", type=int, help="instead of the problem's own")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--settings", type=int, default=5, help="of each grid, at most")
-    parser.add_argument("--batch", type=int, help="instead of the problem's own")
+    parser.add_argument("--steps", type=positive, help="instead of the problem's own")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument(
+        "--settings", type=positive, default=5, help="of each grid, at most"
+    )
+    parser.add_argument("--batch", type=positive, help="instead of the problem's own")
     parser.add_argument("--data", type=Path, help="an .npz file with images `x`, `y`")
     parser.add_argument(
         "--limit", type=float, help="CPU seconds of a run, instead of the problem's own"

@@ -40,6 +40,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.problems import classified, dense_apply, dense_layers
 from benchmarks.report import table
+from benchmarks.timing import positive
 from natgrad.curvature import KFAC, Sampled
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.solvers import block_elimination
@@ -199,11 +200,13 @@ def _eliminated(size: int, lapack: float, root: bool) -> float:
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--layers", type=int, nargs="+", default=[784, 512, 512, 10])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument(
+        "--layers", type=positive, nargs="+", default=[784, 512, 512, 10]
+    )
+    parser.add_argument("--batch", type=positive, default=256)
     for field, default in Policy._field_defaults.items():
         option = "--" + field.replace("_", "-")
-        parser.add_argument(option, type=int, default=default)
+        parser.add_argument(option, type=positive, default=default)
     parser.add_argument("--check", action="store_true", help="against XLA's counts")
     options = parser.parse_args(argv)
     if options.check:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from benchmarks.cost_model import WORD, Cost, Layer, Policy, step
 from benchmarks.report import table
+from benchmarks.timing import positive
 
 
 class Decoder(NamedTuple):
@@ -198,9 +199,11 @@ def state(decoder: Decoder) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for field, default in Decoder._field_defaults.items():
-        parser.add_argument("--" + field.replace("_", "-"), type=int, default=default)
+        parser.add_argument(
+            "--" + field.replace("_", "-"), type=positive, default=default
+        )
     for field, default in (("examples", 1024), ("devices", 256), ("inverters", 32)):
-        parser.add_argument("--" + field, type=int, default=default)
+        parser.add_argument("--" + field, type=positive, default=default)
     options = parser.parse_args(argv)
     decoder = Decoder(*(getattr(options, field) for field in Decoder._fields))
     sizes = options.examples, options.devices, options.inverters

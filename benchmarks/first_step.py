@@ -31,7 +31,7 @@ import natgrad as ng
 from benchmarks import peers
 from benchmarks.problems import MODELS
 from benchmarks.report import RESULTS, table, write
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 from benchmarks.training import Problem
 
 # name -> model -> optimizer, each with its defaults
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     names = [*OPTIMIZERS, PEER]
     parser.add_argument("--against", nargs="*", choices=names, default=names)
-    parser.add_argument("--rounds", type=int, default=21, help="later steps")
+    parser.add_argument("--rounds", type=positive, default=21, help="later steps")
     parser.add_argument("--environment", type=Path, default=peers.ENVIRONMENT)
     parser.add_argument("--output", type=Path, help=f"a folder, such as {RESULTS}")
     options = parser.parse_args(argv)

@@ -28,7 +28,7 @@ from sklearn import datasets
 
 import natgrad as ng
 from benchmarks.report import table, write
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 
 DATA = {
     "digits": (datasets.load_digits, (64, 32, 10)),
@@ -59,7 +59,7 @@ def network(params, x):
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--data", nargs="+", choices=DATA, default=[*DATA])
     parser.add_argument("--output", type=Path, help="write files to this folder")
     options = parser.parse_args(argv)

@@ -32,7 +32,7 @@ import numpy as np
 
 import natgrad as ng
 from benchmarks.report import table, write
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 
 SPINS, DAMPING = 10, 4e-3
 GROUND = -2 / np.sin(np.pi / (2 * SPINS))
@@ -59,8 +59,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     parser.add_argument("--grid", nargs="+", type=float, default=[*GRID])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, help="at most, in place of each setting's")
+    parser.add_argument("--seeds", type=positive, default=10)
+    parser.add_argument(
+        "--steps", type=positive, help="at most, in place of each setting's"
+    )
     parser.add_argument("--output", type=Path, help="the folder for JSON and Markdown")
     options = parser.parse_args(argv)
     report = {"environment": environment(), "seeds": options.seeds, "settings": {}}

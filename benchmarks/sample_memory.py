@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 import natgrad as ng
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 from natgrad.curvature import Gram, MatrixFree, Sampled
 from natgrad.solvers.conjugate_gradients import FixedIterations
 
@@ -41,8 +41,8 @@ DAMPING, INPUTS, CLASSES = 1e-2, 784, 10
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CURVATURES, default=[*CURVATURES])
-    parser.add_argument("--examples", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=2900)
+    parser.add_argument("--examples", type=positive, default=4096)
+    parser.add_argument("--width", type=positive, default=2900)
     parser.add_argument("--compile", action="store_true", help="do not run it")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -30,7 +30,7 @@ import optax
 import natgrad as ng
 from benchmarks.problems import autoencoder, classified, dense_apply, dense_layers
 from benchmarks.solvers import normal, paired
-from benchmarks.timing import compiled, environment, interleaved
+from benchmarks.timing import compiled, environment, interleaved, positive
 from natgrad.curvature import Dense, Gram, Sampled
 from natgrad.solvers.gram import gram_solution
 from natgrad.solvers.jacobian_blocks import DenseRows
@@ -42,7 +42,7 @@ DAMPING = 1e-2
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(argv)

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from benchmarks.memory import OPTIMIZERS
 from benchmarks.problems import classified, dense_apply, dense_layers
 from benchmarks.report import cell, table, write
-from benchmarks.timing import environment, interleaved
+from benchmarks.timing import environment, interleaved, positive
 
 SECTIONS = ("parameters", "examples", "devices")
 WIDTHS, BATCHES = (128, 256, 512, 1024, 2048), (64, 128, 256, 512, 1024)
@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS)
-    parser.add_argument("--widths", type=int, nargs="+", default=[*WIDTHS])
-    parser.add_argument("--batches", type=int, nargs="+", default=[*BATCHES])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--widths", type=positive, nargs="+", default=[*WIDTHS])
+    parser.add_argument("--batches", type=positive, nargs="+", default=[*BATCHES])
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--output", type=Path, help="write files to this folder")
     options = parser.parse_args(argv)
     names = options.optimizers or ["adam", "kfac", "gram"]

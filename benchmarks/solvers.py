@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import natgrad as ng
-from benchmarks.timing import Timing, compiled, environment, interleaved
+from benchmarks.timing import Timing, compiled, environment, interleaved, positive
 from natgrad.curvature.dense import weighted_gram
 from natgrad.solvers.dense import direct_solution
 
@@ -42,9 +42,9 @@ DAMPING = 1e-3
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 3000])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, nargs=2, default=[256, 32])
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[100, 1000, 3000])
+    parser.add_argument("--rounds", type=positive, default=9)
+    parser.add_argument("--batch", type=positive, nargs=2, default=[256, 32])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(argv)
 

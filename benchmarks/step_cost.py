@@ -42,7 +42,7 @@ import optax
 import natgrad as ng
 from benchmarks.problems import MODELS
 from benchmarks.stages import PARTS, SHARED, matmul_rate, stages
-from benchmarks.timing import environment, interleaved
+from benchmarks.timing import environment, interleaved, positive
 from natgrad.curvature import KFAC
 from natgrad.optimizers.approximate import SPARING
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--against", nargs="*", choices=AGAINST, default=AGAINST)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument(
         "--write", action="store_true", help=f"figures and tables to {RESULTS}"

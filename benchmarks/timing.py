@@ -15,6 +15,7 @@ longer than on one thread. Set OPENBLAS_NUM_THREADS=1 wherever cores are shared.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -131,3 +132,10 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def positive(text: str) -> int:
+    """A count that an option of a command gives: of rounds, seeds, steps, sizes."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 
@@ -169,3 +170,18 @@ def test_step_cost_writes_figures_and_tables(tmp_path, monkeypatch):
     page = (tmp_path / "step_cost.md").read_text()
     assert "### toy: 217 parameters" in page
     assert "| kfac rows |" in page
+
+
+COUNTING = "attribution convergence drop_in.__main__ first_step laplace momentum"
+COUNTING += " sample_space scaling solvers step_cost"
+
+
+@pytest.mark.parametrize("name", COUNTING.split())
+def test_counts_are_whole_numbers_above_0(name, capsys):
+    """A benchmark of no rounds or no seeds would write NaN."""
+    main = importlib.import_module(f"benchmarks.{name}").main
+    for count in "0", "-3", "2.5":
+        for option in "--rounds", "--seeds":  # each has one of them
+            with pytest.raises(SystemExit, match="2"):
+                main([option, count])
+        assert f">= 1, got '{count}'" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from benchmarks.drop_in import card, page, running, stress, tables
 from benchmarks.drop_in.problems import PROBLEMS, Small
 from benchmarks.drop_in.running import ALWAYS, MATRIX, NATURAL, TUNED, Cell, Limits
 from benchmarks.report import finite
-from benchmarks.timing import environment
+from benchmarks.timing import environment, positive
 
 QUICK = {
     "problems": ["digits_mlp", "digits_cnn", "diabetes", "logistic"],
@@ -51,8 +51,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", type=some(rate), default=MATRIX["rates"])
     parser.add_argument("--batches", type=some(int), default=MATRIX["batches"])
     parser.add_argument("--momentum", type=some(float), default=MATRIX["momentum"])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--seeds", type=positive, default=1)
     parser.add_argument(
         "--limit", type=float, default=60.0, help="CPU seconds of a cell"
     )
