@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from bad_input import refuses
 
 import natgrad as ng
 from natgrad import attribution
@@ -47,6 +48,9 @@ def test_influence_is_the_infinitesimal_jackknife_of_ridge_regression(tolerance)
     batches = ((X[part], Y[part]) for part in (slice(6), slice(6, N)))
     found = attribution.influence(metric, linear, params, batches, (X2, Y2), RIDGE)
     np.testing.assert_allclose(found, closed, rtol=tolerance("oracle"))
+    other = {"w": jnp.ones((4, 2))}
+    with refuses("params must be shaped like", "(4,)", "(4, 2)"):
+        attribution.influence(metric, linear, other, (X, Y), (X2, Y2), RIDGE)
 
     slopes = jax.jit(lambda w: attribution.metagradient(ridge, losses, w))(jnp.ones(N))
     np.testing.assert_allclose(slopes, closed, rtol=tolerance("oracle"))
@@ -237,3 +241,6 @@ def test_the_rank_correlation_is_scipys():
     ]
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert np.isnan(attribution.rank_correlation(np.ones(3), np.arange(3.0)))
+    for shapes in ((3,), (4,)), ((1,), (1,)), ((), ()):
+        with refuses("one shape", *map(str, shapes)):
+            attribution.rank_correlation(*map(np.ones, shapes))

@@ -160,6 +160,7 @@ def test_float32_stays_float32():
 
 P, Q = point("normal"), point("normal", 1, "natural")
 V = P.tangent(jnp.ones(2))
+W = point("normal", 1).tangent(jnp.ones(2))  # elsewhere in the same chart
 MIXED = {
     "tangent for a covector": (lambda: ng.sharp(V), "a Tangent was given", "Covector"),
     "covector for a tangent": (lambda: ng.retract(ng.flat(V)), "Covector", "Tangent"),
@@ -176,6 +177,23 @@ MIXED = {
         "natural",
         "mean/sd",
     ),
+    "two points": (lambda: ng.inner(V, W), "two points", "at one point"),
+    "sum at two points": (lambda: ng.flat(V) + ng.flat(W), "two points", "one point"),
+    "covector at another point": (lambda: ng.flat(V)(W), "two points", "one point"),
+    "shooting at a family": (
+        lambda: ng.shooting_distance(P, point("gamma")),
+        "Gamma",
+        "expected one of Normal",
+    ),
+    "no steps": (lambda: ng.exponential(V, steps=0), "steps", ">= 1, got 0"),
+    "half a step": (lambda: ng.transported(V, steps=2.5), "steps", ">= 1, got 2.5"),
+    "a negative radius": (lambda: ng.trust_region_step(V, -1.0), "nats", "got -1.0"),
+    "no quadratic radius": (
+        lambda: ng.quadratic_trust_region_step(V, 0.0),
+        "positive",
+        "got 0.0",
+    ),
+    "two connections": (lambda: ng.christoffel(P, jnp.ones(2)), "one number", "(2,)"),
     "two families": (lambda: P.kl(point("gamma")), "Gamma", "expected one of Normal"),
     "unknown chart": (lambda: P.to("polar"), "'polar' was given", "'mean/log sd'"),
     "not a family": (lambda: ng.charts(nf.NormalMean()), "NormalMean", "Exponential"),

@@ -72,7 +72,11 @@ def influence(
 
     Returns:
         [Q, N] in nats; N, or Σ_n ω_n for a model with weights, counts all batches.
+
+    Raises:
+        ValueError: params are not those that the metric is of.
     """
+    metric.layout.check(params, "params")
     default = (
         Eigenbasis() if isinstance(metric, KroneckerMetric) else type(metric).solve
     )

@@ -137,7 +137,16 @@ def rank_correlation(
 
     Returns:
         [lead...], in [−1, 1]; NaN where all scores of a row are equal.
+
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two scores.
     """
+    shapes = jnp.shape(a), jnp.shape(b)
+    if shapes[0] != shapes[1] or not shapes[0] or shapes[0][-1] < 2:
+        raise ValueError(
+            "A rank correlation is of two arrays of one shape [..., N], N >= 2; got "
+            f"the shapes {shapes[0]} and {shapes[1]}."
+        )
     ranks = (jax.scipy.stats.rankdata(scores, axis=-1) for scores in (a, b))
     a, b = (rank - jnp.mean(rank, axis=-1, keepdims=True) for rank in ranks)
     norms = jnp.sqrt(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1))

@@ -19,7 +19,8 @@ from jaxtyping import Float
 
 from natgrad.geometry.atlases import Map
 from natgrad.geometry.information import jacobians, raise_index
-from natgrad.geometry.points import Point, Tangent, expected
+from natgrad.geometry.points import Point, Tangent
+from natgrad.geometry.validation import expected
 from natgrad.typing import Array, ArrayLike
 
 EXPONENTIAL, LEVI_CIVITA, MIXTURE = 1.0, 0.0, -1.0
@@ -57,7 +58,7 @@ def christoffel(point: Point, alpha: ArrayLike = LEVI_CIVITA) -> Float[Array, "*
         Γ with the axes [k, i, j], shape x.shape * 3.
 
     Raises:
-        ValueError: `point` is not a Point.
+        ValueError: `point` is not a Point, or alpha not one number.
     """
     expected(Point, point, "christoffel")
     lowered = lowered_christoffel(point, alpha)
@@ -80,7 +81,7 @@ def lowered_christoffel(
         Γ with the axes [i, j, k], shape x.shape * 3.
 
     Raises:
-        ValueError: `point` is not a Point.
+        ValueError: `point` is not a Point, or alpha not one number.
     """
     expected(Point, point, "lowered_christoffel")
     x = point.coordinates
@@ -112,7 +113,7 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
         The contraction, as components at the point of v.
 
     Raises:
-        ValueError: `v` is not a Tangent.
+        ValueError: `v` is not a Tangent, or alpha not one number.
     """
     expected(Tangent, v, "christoffel_contraction")
     x = v.point.coordinates
@@ -130,5 +131,10 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
 
 def _between(alpha: ArrayLike, exponential: Array, mixture: Array) -> Array:
     """((1 + α) Γ^(e) + (1 − α) Γ^(m))/2, the symbols of the α-connection."""
+    if jnp.shape(alpha) != ():
+        raise ValueError(
+            f"alpha must be one number, got the shape {jnp.shape(alpha)}: jax.vmap "
+            "takes several."
+        )
     alpha = jnp.asarray(alpha, exponential.dtype)
     return ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2

@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from natgrad.families import MultivariateNormal
 from natgrad.geometry.distance_closed_forms import root
-from natgrad.geometry.points import Point, expected, same_family
+from natgrad.geometry.points import Point
+from natgrad.geometry.validation import expected, same_family
 from natgrad.typing import Array
 
 

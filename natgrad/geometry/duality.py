@@ -25,8 +25,9 @@ from jaxtyping import Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.atlases import Chart, chart_of, inside
-from natgrad.geometry.points import Point, expected, same_family
+from natgrad.geometry.points import Point
 from natgrad.geometry.roots import newton_root
+from natgrad.geometry.validation import expected, same_family
 from natgrad.typing import Array
 
 

@@ -27,7 +27,8 @@ from natgrad.geometry.distance_closed_forms import CLOSED_FORMS, root
 from natgrad.geometry.domain import unconstrained
 from natgrad.geometry.geodesics import STEPS, logarithm
 from natgrad.geometry.information import norm
-from natgrad.geometry.points import Point, expected, same_family
+from natgrad.geometry.points import Point
+from natgrad.geometry.validation import expected, same_family
 from natgrad.typing import Array
 
 
@@ -69,7 +70,13 @@ def shooting_distance(
 
     Returns:
         The length, shape (); NaN where no geodesic is found.
+
+    Raises:
+        ValueError: the points are of different families, or `steps` is no integer of
+            at least 1.
     """
+    expected(Point, start, "where a geodesic starts")
+    same_family(start, end)
     chart = best_chart(start)
     start, end = start.to(chart), end.to(chart)
     v, residual = logarithm(start, end, steps=steps)

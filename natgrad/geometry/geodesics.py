@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
-from natgrad.geometry.points import Point, Tangent, expected, same_chart, same_family
+from natgrad.geometry.points import Point, Tangent
 from natgrad.geometry.roots import newton_root
+from natgrad.geometry.validation import expected, same_chart, same_family
 from natgrad.typing import Array, ArrayLike
 
 STEPS = 24
@@ -95,9 +96,9 @@ def exponential(
         The point, in the chart of v.
 
     Raises:
-        ValueError: `v` is not a Tangent.
+        ValueError: `v` is not a Tangent, alpha not one number, or `steps` no integer
+            of at least 1.
     """
-    expected(Tangent, v, "exponential")
     return transported(v, alpha, steps=steps).point
 
 
@@ -113,7 +114,13 @@ def transported(
 
     Returns:
         The velocity, a tangent at the point where the geodesic is then.
+
+    Raises:
+        ValueError: as of `exponential`.
     """
+    expected(Tangent, v, "the velocity of a geodesic")
+    if steps != int(steps) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}.")
     point = v.point
     h = 1 / steps
 

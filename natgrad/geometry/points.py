@@ -13,7 +13,7 @@ Source: Amari, Information Geometry and Its Applications (2016), sections 1.3 an
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self, final
+from typing import Self, final
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.atlases import Chart, chart_of, inside
+from natgrad.geometry.validation import expected, same_family, same_point
 from natgrad.typing import Array, ArrayLike, Key
 
 
@@ -166,7 +167,7 @@ class _Vector:
 
     def __add__(self, other: Self) -> Self:
         expected(type(self), other, f"the other summand of a {type(self).__name__}")
-        same_chart(self.point, other.point)
+        same_point(self.point, other.point)
         return type(self)(self.point, self.components + other.components)
 
     def __sub__(self, other: Self) -> Self:
@@ -246,49 +247,12 @@ class Covector(_Vector):
             The pairing, shape ().
 
         Raises:
-            ValueError: the argument is not a Tangent, or is in another chart.
+            ValueError: the argument is not a Tangent, or is in another chart, or at a
+                point that is known to be another.
         """
         expected(Tangent, tangent, "what a Covector is applied to")
-        same_chart(self.point, tangent.point)
+        same_point(self.point, tangent.point)
         return jnp.vdot(self.components, tangent.components, precision="highest")
-
-
-def expected(cls: type, value: Any, what: str) -> None:
-    """Raises a ValueError unless `value` is a `cls`; `what` says what it is to the
-    caller.
-    """
-    if not isinstance(value, cls):
-        raise ValueError(
-            f"{what}: a {type(value).__name__} was given; expected a {cls.__name__}."
-            + _CURES.get(cls.__name__, "")
-        )
-
-
-def same_family(point: Point, other: Any) -> None:
-    """Raises a ValueError unless `other` is a point of the same family."""
-    expected(Point, other, "the other law")
-    if other.family != point.family:
-        raise ValueError(
-            f"a point of {other.family!r} was given; expected one of {point.family!r}."
-        )
-
-
-def same_chart(point: Point, other: Point) -> None:
-    """Raises a ValueError unless two points are in one chart of one family."""
-    same_family(point, other)
-    if other.chart != point.chart:
-        raise ValueError(
-            f"the chart {other.chart.name!r} was given; expected {point.chart.name!r}. "
-            f"Convert with .to({point.chart.name!r})."
-        )
-
-
-_CURES = {
-    "Point": " Points are made by geometry.Point(family, chart, coordinates).",
-    "Tangent": " Covectors become tangents by geometry.sharp, arrays by point.tangent.",
-    "Covector": " Tangents become covectors by geometry.flat, arrays by "
-    "point.covector.",
-}
 
 
 def _unchecked(cls, *fields):

@@ -34,8 +34,9 @@ from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.domain import retract_into_domain
 from natgrad.geometry.geodesics import runge_kutta
 from natgrad.geometry.information import gradient, sharp
-from natgrad.geometry.points import Point, Tangent, expected
+from natgrad.geometry.points import Point, Tangent
 from natgrad.geometry.roots import newton_root
+from natgrad.geometry.validation import expected
 from natgrad.typing import Array, ArrayLike
 
 Loss = Callable[[Point], Array]

@@ -15,12 +15,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float
 
 from natgrad.geometry.information import inner
-from natgrad.geometry.points import Point, Tangent, expected
+from natgrad.geometry.points import Point, Tangent
 from natgrad.geometry.roots import bracketed_root
 from natgrad.geometry.steps import retract
+from natgrad.geometry.validation import expected
 from natgrad.typing import Array, ArrayLike
 
 _LONGEST = 14.0  # of log(t/t₂): a million times the quadratic length
@@ -55,7 +58,7 @@ def trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionStep:
         Where the step ends, its length, its divergence, and whether that is δ.
 
     Raises:
-        ValueError: `v` is not a Tangent.
+        ValueError: `v` is not a Tangent, or the radius is known not to be positive.
     """
     expected(Tangent, v, "trust_region_step")
     length = _quadratic_length(v, radius)
@@ -88,13 +91,18 @@ def quadratic_trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionSte
         Where the step ends, its length, its divergence, and whether v is not 0.
 
     Raises:
-        ValueError: `v` is not a Tangent.
+        ValueError: `v` is not a Tangent, or the radius is known not to be positive.
     """
     expected(Tangent, v, "quadratic_trust_region_step")
     return _step(v, _quadratic_length(v, radius), inner(v, v) > 0)
 
 
 def _quadratic_length(v: Tangent, radius: ArrayLike) -> Array:
+    number = np.ones(()) if isinstance(radius, Tracer) else np.asarray(radius)
+    if jnp.shape(radius) != () or not 0 < number < np.inf:
+        raise ValueError(
+            f"radius must be one positive number, in nats, got {radius!r}."
+        )
     squared = inner(v, v)
     moving = squared > 0
     return jnp.where(moving, jnp.sqrt(2 * radius / jnp.where(moving, squared, 1)), 1)
