@@ -5,6 +5,7 @@ from __future__ import annotations
 # From the ground up: a module imports from its own line and from those before it.
 LAYERS = (
     {"typing"},
+    {"arguments"},
     {"tree"},
     {"control_flow"},
     {"eager"},

@@ -150,10 +150,13 @@ def test_a_network_learns_and_knows_what_it_does_not_know():
 
 def test_bad_input_is_refused():
     for words in ({"ess": 0.0}, {"ess": 1.0, "weight_decay": -1.0}):
-        with pytest.raises(ValueError, match="expected a positive"):
+        with pytest.raises(ValueError, match="must be positive"):
             ivon(0.1, **words)
     with pytest.raises(ValueError, match="initial_hessian"):
         ivon(0.1, 1.0, initial_hessian=-1.0)
+    for beta in "b1", "b2":
+        with pytest.raises(ValueError, match=rf"{beta} must lie in \[0, 1\), got 1.5"):
+            ivon(0.1, 1.0, **{beta: 1.5})
     tx, params = ivon(0.1, 10.0), jnp.ones(2)
     with pytest.raises(ValueError, match="without weights"):
         tx.update(params, tx.init(params), params)

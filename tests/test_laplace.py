@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bad_input import refuses
 from scipy import integrate, special, stats
 
 import natgrad as ng
@@ -223,3 +224,31 @@ def test_what_a_family_lacks_is_said():
         outputs.probabilities(jax.random.key(0))
     with pytest.raises(ValueError, match=r"Categorical and families\.Bernoulli"):
         outputs.probit()
+
+
+def test_posteriors_that_cannot_be_are_refused():
+    posterior, loss = regression("Dense")
+    uses = [
+        lambda of: of.sample(jax.random.key(0)),
+        lambda of: of.variance(),
+        lambda of: of.log_evidence(loss),
+        lambda of: of.outputs(NEW),
+    ]
+    wrong = {
+        "examples must be positive, got 0": {"examples": 0},
+        "prior_precision must be positive, got -1.0": {"prior_precision": -1.0},
+        "prior_precision must be positive, got 0.0": {
+            "prior_precision": {"a": 0.0, "b": 1.0}
+        },
+        "params must be shaped like": {"params": {"a": jnp.ones((3, 1))}},
+    }
+    for words, fields in wrong.items():
+        for use in uses:
+            with refuses(words):
+                use(dataclasses.replace(posterior, **fields))
+    with refuses("loss must be a scalar", "(2,)"):
+        posterior.log_evidence(jnp.ones(2))
+    with refuses("loss must be a scalar", "(2,)"):
+        ng.laplace.fit_prior(posterior, jnp.ones(2))
+    with refuses("num_steps must be an integer >= 0, got -1"):
+        ng.laplace.fit_prior(posterior, loss, num_steps=-1)

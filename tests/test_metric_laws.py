@@ -186,6 +186,44 @@ def test_a_vector_that_is_not_like_the_parameters_is_refused(name):
     jax.eval_shape(refusals)
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_dampings_that_cannot_be_are_refused(name):
+    def refusals():
+        metric, key = METRICS[name](), jax.random.PRNGKey(0)
+        v = metric.layout.split(jnp.ones(metric.layout.size))
+        takers = [
+            lambda damping: metric.solve(v, damping),
+            lambda damping: metric.function(jnp.exp, v, damping),
+            lambda damping: metric.trace_of(jnp.exp, damping),
+            lambda damping: metric.diagonal_of(jnp.exp, damping),
+            lambda damping: metric.sample(key, damping),
+            metric.inverse_diagonal,
+            metric.effective_dimension,
+            metric.logdet,
+        ]
+        for taker in takers:
+            for damping in -1e-3, jnp.nan, jnp.inf, jnp.ones(2), ng.Relative(-1e-3):
+                with refuses("damping must be", "at least 0"):
+                    taker(damping)
+
+    jax.eval_shape(refusals)
+
+
+def test_multiples_sums_and_probes_that_cannot_be_are_refused():
+    _, params, x, y = CASE.problem()
+    metric = metric_at("diagonal", params, x, y)
+    for scale in -1.0, 0.0, jnp.nan, jnp.ones(2):
+        with refuses("multiple of a metric"):
+            scale * metric
+    with pytest.raises(TypeError, match="unsupported operand"):
+        metric + 1.0
+    for few in 1, 0, 2.0:
+        with refuses("num_probes must be an integer >= 2", str(few)):
+            metric.estimate_of_trace(jnp.log, KEY, few)
+        with refuses("num_probes"):
+            metric.estimate_of_diagonal(jnp.log, KEY, few)
+
+
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_vector_of_another_length_is_refused(more):
     layout = ng.tree.Layout.of(CASE.problem()[1])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad.arguments import check_number
 from natgrad.geometry.atlases import Map
 from natgrad.geometry.information import jacobians, raise_index
 from natgrad.geometry.points import Point, Tangent
@@ -131,10 +132,6 @@ def christoffel_contraction(v: Tangent, alpha: ArrayLike = LEVI_CIVITA) -> Tange
 
 def _between(alpha: ArrayLike, exponential: Array, mixture: Array) -> Array:
     """((1 + α) Γ^(e) + (1 − α) Γ^(m))/2, the symbols of the α-connection."""
-    if jnp.shape(alpha) != ():
-        raise ValueError(
-            f"alpha must be one number, got the shape {jnp.shape(alpha)}: jax.vmap "
-            "takes several."
-        )
+    check_number("alpha", alpha)
     alpha = jnp.asarray(alpha, exponential.dtype)
     return ((1 + alpha) * exponential + (1 - alpha) * mixture) / 2

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from natgrad.arguments import check_count
 from natgrad.geometry.connections import LEVI_CIVITA, christoffel_contraction
 from natgrad.geometry.points import Point, Tangent
 from natgrad.geometry.roots import newton_root
@@ -119,8 +120,7 @@ def transported(
         ValueError: as of `exponential`.
     """
     expected(Tangent, v, "the velocity of a geodesic")
-    if steps != int(steps) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps!r}.")
+    check_count("steps", steps)
     point = v.point
     h = 1 / steps
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Bool, Float
 
+from natgrad.arguments import check_in, is_positive
 from natgrad.geometry.information import inner
 from natgrad.geometry.points import Point, Tangent
 from natgrad.geometry.roots import bracketed_root
@@ -98,11 +97,7 @@ def quadratic_trust_region_step(v: Tangent, radius: ArrayLike) -> TrustRegionSte
 
 
 def _quadratic_length(v: Tangent, radius: ArrayLike) -> Array:
-    number = np.ones(()) if isinstance(radius, Tracer) else np.asarray(radius)
-    if jnp.shape(radius) != () or not 0 < number < np.inf:
-        raise ValueError(
-            f"radius must be one positive number, in nats, got {radius!r}."
-        )
+    check_in("radius", radius, is_positive, "be positive, in nats")
     squared = inner(v, v)
     moving = squared > 0
     return jnp.where(moving, jnp.sqrt(2 * radius / jnp.where(moving, squared, 1)), 1)

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_in, is_positive
 from natgrad.model import placeholders
 from natgrad.transforms.validation import transformation
 from natgrad.typing import Array, ArrayLike, Key, Params
@@ -87,7 +88,11 @@ def ivon(
         ValueError: for impossible numbers; in `update`, where `params` or `weights` is
             missing.
     """
-    _check(ess, weight_decay, initial_hessian)
+    check_in("ess", ess, is_positive, "be positive")
+    check_in("weight_decay", weight_decay, is_positive, "be positive")
+    check_in("initial_hessian", initial_hessian, lambda h: h >= 0, "be at least 0")
+    for name, beta in (("b1", b1), ("b2", b2)):
+        check_in(name, beta, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
     averages = _Averages(b1, b2, weight_decay)
 
     def init(params):
@@ -127,18 +132,6 @@ def ivon(
         return moves, IvonState(count, momentum, precision, state.ess)
 
     return transformation(init, update)
-
-
-def _check(ess, weight_decay, initial_hessian) -> None:
-    """Raise a ValueError for impossible numbers."""
-    for name, value in (("ess", ess), ("weight_decay", weight_decay)):
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"ivon: {name} is {value!r}; expected a positive number.")
-    if isinstance(initial_hessian, int | float) and initial_hessian < 0:
-        raise ValueError(
-            f"ivon: initial_hessian is {initial_hessian!r}; expected at least 0, the "
-            "curvature of a loss near its minimum."
-        )
 
 
 class _Averages(NamedTuple):

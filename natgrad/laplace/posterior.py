@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from natgrad.arguments import check_count, check_in, check_number, is_positive
 from natgrad.laplace import predictive
 from natgrad.metrics.base import Metric
 from natgrad.model import Model
@@ -55,7 +56,16 @@ class Posterior:
 
     @property
     def damping(self) -> DampingLike:
-        """Δ/N, with which the covariance is (F + Δ/N)⁻¹/N."""
+        """Δ/N, with which the covariance is (F + Δ/N)⁻¹/N.
+
+        Raises:
+            ValueError: here and so in all methods: θ is not what the metric is of; N or
+                a precision is known and not positive.
+        """
+        self.metric.layout.check(self.params, "params")
+        check_in("examples", self.examples, is_positive, "be positive")
+        for own in jax.tree.leaves(self.prior_precision):
+            check_in("prior_precision", own, is_positive, "be positive")
         return jax.tree.map(lambda own: own / self.examples, self.prior_precision)
 
     def sample(self, key: Key) -> Params:
@@ -92,7 +102,8 @@ class Posterior:
         Returns:
             A number, shape ().
         """
-        layout = self.metric.layout
+        check_number("loss", loss)
+        layout, damping = self.metric.layout, self.damping
         precisions = by_leaf(resolve_damping(self.prior_precision, layout), self.params)
         weighted = jax.tree.map(lambda d, p: d * p, precisions, self.params)
         log_prior = sum(
@@ -100,7 +111,7 @@ class Posterior:
             for size, own in zip(layout.sizes, jax.tree.leaves(precisions), strict=True)
         )
         examples = jnp.asarray(self.examples, layout.dtype)
-        logdet = layout.size * jnp.log(examples) + self.metric.logdet(self.damping)
+        logdet = layout.size * jnp.log(examples) + self.metric.logdet(damping)
         fit = -examples * loss - inner(self.params, weighted) / 2
         return fit + (log_prior - logdet) / 2
 
@@ -113,9 +124,10 @@ class Posterior:
         Returns:
             Means and covariances of the outputs; see `Outputs`.
         """
+        damping = self.damping  # refused, if it is, before the model meets θ
 
         def covariance(row):
-            solved = self.metric.solve(row, self.damping)
+            solved = self.metric.solve(row, damping)
             return jax.tree.map(lambda leaf: leaf / self.examples, solved)
 
         return predictive.linearised(self.model, self.params, covariance, inputs)
@@ -140,7 +152,12 @@ def fit_prior(
 
     Returns:
         The posterior, and the log evidence before each step.
+
+    Raises:
+        ValueError: `loss` is not one number, or `num_steps` no integer of at least 0.
     """
+    check_number("loss", loss)
+    check_count("num_steps", num_steps, least=0)
     optimizer = optimizer or optax.adam(0.1)
 
     def with_logs(logs):

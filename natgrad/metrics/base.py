@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad.arguments import check_in, is_positive
 from natgrad.metrics.functions import Decomposition, OperatorFunctions
 from natgrad.metrics.programs import one_program
 from natgrad.solvers.base import Solution
@@ -116,6 +117,8 @@ class Metric(OperatorFunctions):
     @final
     def __add__(self, other: Metric) -> SumMetric:
         """F + G, an operator."""
+        if not isinstance(other, Metric):
+            return NotImplemented
         if self.layout != other.layout:
             raise ValueError(
                 "F + G needs metrics of the same parameters. Got leaves of shapes "
@@ -126,6 +129,7 @@ class Metric(OperatorFunctions):
     @final
     def __mul__(self, scale: ArrayLike) -> ScaledMetric:
         """a F for a number a > 0."""
+        check_in("The multiple of a metric", scale, is_positive, "be positive")
         return ScaledMetric(self.layout, self, jnp.asarray(scale, self.layout.dtype))
 
     __rmul__ = __mul__

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from natgrad.arguments import check_count
 from natgrad.metrics.programs import one_program
 from natgrad.solvers.damping import (
     DampingLike,
@@ -131,13 +132,10 @@ class OperatorFunctions(abc.ABC):
         by_layer = isinstance(found, LeafDamping | EntryDamping)
         least = jnp.min(found.values) if by_layer else found
         rest = entries(found, self) - least
-        vector = function_of_operator(
-            shifted(f, least),
-            (lambda x: product(x) + rest * x) if by_layer else product,
-            self.layout.ravel(v),
-            self.lanczos_iterations,
-        )
-        return self.layout.unravel(vector)
+        damped = (lambda x: product(x) + rest * x) if by_layer else product
+        vector, most = self.layout.ravel(v), self.lanczos_iterations
+        found = function_of_operator(shifted(f, least), damped, vector, most)
+        return self.layout.unravel(found)
 
     def decomposed(self) -> Decomposition:
         """Eigenvalues, and f(F) from the same decomposition; no values here."""
@@ -284,6 +282,7 @@ class OperatorFunctions(abc.ABC):
         damping: DampingLike,
     ) -> Estimate:
         """The mean over probes of combine(z, f(F + Λ) z)."""
+        check_count("num_probes", num_probes, least=2)
         layout, size = self.layout, self.layout.size
 
         def of_probe(z):
@@ -296,5 +295,5 @@ class OperatorFunctions(abc.ABC):
             return Estimate(mean, jnp.zeros_like(mean))
         signs = jax.random.rademacher(key, (num_probes, size), layout.dtype)
         found = jax.lax.map(of_probe, signs)
-        error = jnp.std(found, axis=0, ddof=1) / jnp.sqrt(float(num_probes))
+        error = jnp.std(found, axis=0, ddof=1) / num_probes**0.5
         return Estimate(jnp.mean(found, axis=0), error)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 
 from natgrad.layers.compiled import compiled
-from natgrad.solvers.damping import is_by_layer
+from natgrad.solvers.damping import check_damping, is_by_layer
 
 
 def one_program(method: Callable) -> Callable:
@@ -26,6 +26,9 @@ def one_program(method: Callable) -> Callable:
     @functools.wraps(method)
     def call(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments.get("damping", 0.0)
-        return (method if is_by_layer(given) else program)(*args, **kwargs)
+        if is_by_layer(given):
+            return method(*args, **kwargs)
+        check_damping(given)
+        return program(*args, **kwargs)
 
     return call

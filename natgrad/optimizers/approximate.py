@@ -6,6 +6,7 @@ import dataclasses
 
 import optax
 
+from natgrad.arguments import known_value
 from natgrad.curvature import (
     EKFAC,
     KFAC,
@@ -20,7 +21,7 @@ from natgrad.curvature import (
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
 from natgrad.optimizers.chains import LEARNING_RATE, RADIUS, REQUIRED, descend
-from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, known_value
+from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 

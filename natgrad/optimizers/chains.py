@@ -10,18 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import known_value
 from natgrad.curvature.base import Curvature
 from natgrad.eager import note_read
 from natgrad.model import Model
 from natgrad.solvers.base import Solver
 from natgrad.transforms.averaging import ByBatch
-from natgrad.transforms.damping import (
-    Damping,
-    DampingLike,
-    TrustRegion,
-    check_scalar,
-    known_value,
-)
+from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, check_scalar
 from natgrad.transforms.health import SCALED, noted
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.scale_by_curvature import scale_by_curvature

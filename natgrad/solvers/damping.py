@@ -132,7 +132,9 @@ def resolve_damping(damping: DampingLike, of: Any) -> Any:
     """
     layout = getattr(of, "layout", of)
     done = isinstance(damping, LeafDamping | EntryDamping)
-    if not (jax.tree_util.all_leaves([damping]) or done):
+    if jax.tree_util.all_leaves([damping]):
+        check_damping(damping)
+    elif not done:
         numbers = _numbers(damping)
         if not isinstance(damping, OfMetric):
             damping = _by_leaf(numbers, layout)
@@ -237,18 +239,39 @@ def _numbers(damping: Any) -> dict[str, Any]:
     numbers: dict[str, Any] = dict(zip(paths, leaves, strict=True))
     numbers = dict(damping.values) if isinstance(damping, ByPath) else numbers
     for path, number in numbers.items():
-        traced = isinstance(number, jax.core.Tracer)
-        try:
-            known = 0.0 if traced else float(number)
-        except (TypeError, ValueError):
-            known = np.nan
-        if np.shape(number) != () or not 0 <= known < np.inf:
+        known = _value(number)
+        if known is None:
             raise ValueError(
                 f"damping must be finite numbers, at least 0, got {number!r} for "
                 f"{path!r}: give one for each leaf, or for a part of the tree."
             )
-        numbers[path] = number if traced else known
+        numbers[path] = known
     return numbers
+
+
+def check_damping(damping: Any) -> None:
+    """Raise a ValueError for a single damping that is known to be impossible.
+
+    Args:
+        damping: what was given as one number.
+    """
+    if _value(damping) is None:
+        raise ValueError(
+            f"damping must be finite and at least 0, got {damping!r}: it is added to "
+            "the eigenvalues of a positive semi-definite matrix."
+        )
+
+
+def _value(number: Any) -> Any:
+    """λ, a float where it is known; None where it is not a number, finite and >= 0."""
+    traced = isinstance(number, jax.core.Tracer)
+    try:
+        known = 0.0 if traced else float(number)
+    except (TypeError, ValueError):
+        return None
+    if np.shape(number) != () or not 0 <= known < np.inf:
+        return None
+    return number if traced else known
 
 
 def _by_leaf(numbers: dict[str, Any], layout: Layout) -> Any:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import dataclasses
 from typing import final
 
+from natgrad.arguments import check_in, known_value
 from natgrad.curvature.base import Curvature
 from natgrad.model.batch import Batch
-from natgrad.transforms.damping import check_number, known_value
 from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.transforms.validation import Step
 from natgrad.tree import Layout
@@ -86,11 +86,8 @@ def check_decay(decay: ArrayLike | ByBatch, curvature: Curvature) -> None:
     """
     if isinstance(decay, ByBatch):
         return
-    check_number("decay", decay)
-    value = known_value(decay)
-    if value is not None and not 0 <= value < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}.")
-    if curvature.requires_batch and value != 0:
+    check_in("decay", decay, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
+    if curvature.requires_batch and known_value(decay) != 0:
         raise ValueError(
             f"{type(curvature).__name__} is the curvature of the current batch and "
             f"cannot be averaged: leave decay at 0, got {decay}, or name a curvature "

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from natgrad.arguments import check_number, known_value
 from natgrad.solvers.damping import ByPath, DampingLike, Relative
 from natgrad.solvers.damping_of_metric import ConditionNumber, ScaleInvariant
 from natgrad.transforms.trust_region import Damping, TrustRegion, longest_within
@@ -30,10 +29,8 @@ __all__ = [
     "ScaleInvariant",
     "TrustRegion",
     "as_damping",
-    "check_number",
     "check_scalar",
     "first_damping",
-    "known_value",
     "longest_within",
 ]
 
@@ -84,32 +81,3 @@ def check_scalar(name: str, value: ArrayLike | Damping) -> None:
     """
     if not callable(value):
         check_number(name, value, "a scalar or a schedule")
-
-
-def check_number(name: str, value: ArrayLike, expected: str = "a scalar") -> None:
-    """Raise a ValueError for what is no real scalar.
-
-    Args:
-        name: of the argument.
-        value: of the argument.
-        expected: what the argument may be, in words.
-    """
-    number = value if isinstance(value, jax.Array) else np.asarray(value)
-    real = jnp.issubdtype(number.dtype, jnp.number) and not jnp.iscomplexobj(number)
-    if not real:
-        raise ValueError(
-            f"{name} must be {expected}, got {value!r}. Optimizers take the learning "
-            "rate first and the model second: natural_gradient(0.1, model, "
-            "damping=1e-3)."
-        )
-    if number.ndim != 0:
-        raise ValueError(f"{name} must be {expected}, got shape {number.shape}.")
-
-
-def known_value(number: ArrayLike) -> float | None:
-    """The value of a real scalar; None where it is traced and so not known yet.
-
-    Args:
-        number: of shape ().
-    """
-    return None if isinstance(number, jax.core.Tracer) else float(np.asarray(number))

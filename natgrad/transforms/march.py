@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_in, check_number
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.damping import (
@@ -41,13 +42,7 @@ from natgrad.solvers.damping import (
     damping_of_step,
     entries,
 )
-from natgrad.transforms.damping import (
-    Damping,
-    TrustRegion,
-    as_damping,
-    check_number,
-    known_value,
-)
+from natgrad.transforms.damping import Damping, TrustRegion, as_damping
 from natgrad.transforms.spring import SpringState, metric_of_step, scale_by_spring
 from natgrad.transforms.validation import transformation
 from natgrad.tree import Layout, of_pairs
@@ -68,10 +63,7 @@ class Variance(abc.ABC):
     decay: ArrayLike
 
     def __post_init__(self):
-        check_number("decay", self.decay)
-        known = known_value(self.decay)
-        if known is not None and not 0 <= known <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {self.decay}.")
+        check_in("decay", self.decay, lambda beta: 0 <= beta <= 1, "lie in [0, 1]")
 
     @abc.abstractmethod
     def before(self, v: Array, diagonal: Callable[[], Array]) -> Array:

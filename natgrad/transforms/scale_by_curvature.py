@@ -22,17 +22,11 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_in, known_value
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
 from natgrad.transforms.averaging import ByBatch, check_decay
-from natgrad.transforms.damping import (
-    Damping,
-    DampingLike,
-    as_damping,
-    check_number,
-    check_scalar,
-    known_value,
-)
+from natgrad.transforms.damping import Damping, DampingLike, as_damping, check_scalar
 from natgrad.transforms.health import compute_health
 from natgrad.transforms.inverse_cache import (
     EVERY_STEP,
@@ -166,13 +160,6 @@ def _check_trust_region(rule: TrustRegion | None) -> None:
                 f"{rule.radius}; None for no bound."
             )
     if rule.momentum is not None:
-        check_number("momentum", rule.momentum)
-        known = known_value(rule.momentum)
-        if known is not None and not 0 <= known < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {rule.momentum}.")
-    check_number("weight_decay", rule.weight_decay)
-    known = known_value(rule.weight_decay)
-    if known is not None and not 0 <= known < math.inf:
-        raise ValueError(
-            f"weight_decay must be finite and at least 0, got {rule.weight_decay}."
-        )
+        check_in("momentum", rule.momentum, lambda m: 0 <= m < 1, "lie in [0, 1)")
+    decays = lambda decay: 0 <= decay < math.inf
+    check_in("weight_decay", rule.weight_decay, decays, "be finite and at least 0")

@@ -27,20 +27,14 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_in, is_positive
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.metrics.base import Metric
 from natgrad.solvers.base import Solver
 from natgrad.solvers.damping import damping_of_step
 from natgrad.transforms.averaging import ByBatch
-from natgrad.transforms.damping import (
-    Damping,
-    DampingLike,
-    TrustRegion,
-    as_damping,
-    check_number,
-    known_value,
-)
+from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, as_damping
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
@@ -156,10 +150,7 @@ def _check_momentum(momentum: ArrayLike | PrincipalRange | None) -> None:
     """Raise a ValueError for an impossible μ."""
     if momentum is None or isinstance(momentum, PrincipalRange):
         return
-    check_number("momentum", momentum)
-    known = known_value(momentum)
-    if known is not None and not 0 <= known <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+    check_in("momentum", momentum, lambda mu: 0 <= mu <= 1, "lie in [0, 1]")
 
 
 def _mu(
@@ -228,10 +219,7 @@ def scale_by_norm_constraint(
         ValueError: for a constraint that is known and not positive.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    check_number("constraint", constraint)
-    known = known_value(constraint)
-    if known is not None and not known > 0:
-        raise ValueError(f"constraint must be positive, got {constraint}.")
+    check_in("constraint", constraint, is_positive, "be positive")
 
     def init(params):
         tree.check_params(params)

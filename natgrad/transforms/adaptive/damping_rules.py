@@ -12,6 +12,7 @@ from typing import final
 
 import jax.numpy as jnp
 
+from natgrad.arguments import check_count
 from natgrad.typing import Array
 
 
@@ -52,8 +53,7 @@ class Thresholds(Rule):
     rejection: float = 4.0
 
     def __post_init__(self):
-        if not (isinstance(self.period, int) and self.period >= 1):
-            raise ValueError(f"period must be an integer >= 1, got {self.period!r}.")
+        check_count("period", self.period)
         if not 0 < self.factor < 1 < self.rejection:
             raise ValueError(
                 "Thresholds needs 0 < factor < 1 < rejection, got factor="

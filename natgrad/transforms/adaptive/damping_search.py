@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from natgrad import tree
+from natgrad.arguments import check_count
 from natgrad.control_flow import any_over_vmap
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.typing import Array
@@ -35,8 +36,7 @@ class Trials:
     factor: float = 0.95**10
 
     def __post_init__(self):
-        if not isinstance(self.period, int) or self.period < 1:
-            raise ValueError(f"period must be an integer >= 1, got {self.period!r}.")
+        check_count("period", self.period)
         if not 0 < self.factor < 1:
             raise ValueError(f"factor must lie in (0, 1), got {self.factor}.")
 

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import known_value
 from natgrad.curvature.labels import Labels
 from natgrad.eager import call
 from natgrad.model import Model
@@ -48,12 +49,7 @@ from natgrad.transforms.adaptive.damping_by_ratio import (
 )
 from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule, Thresholds
 from natgrad.transforms.adaptive.quadratic_forms import EXACT, check_batch, part
-from natgrad.transforms.damping import (
-    Damping,
-    as_damping,
-    first_damping,
-    known_value,
-)
+from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.health import Undone, first_failure
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.tree import Layout, of_pairs

@@ -25,6 +25,7 @@ import optax
 from jaxtyping import Float, Int
 
 from natgrad import tree
+from natgrad.arguments import check_in, is_positive
 from natgrad.curvature.labels import Labels
 from natgrad.eager import call
 from natgrad.families import Unnormalized
@@ -36,7 +37,7 @@ from natgrad.transforms.adaptive.quadratic_forms import (
     fisher_forms,
     part,
 )
-from natgrad.transforms.damping import check_scalar, known_value, longest_within
+from natgrad.transforms.damping import check_scalar, longest_within
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.tree import of_pairs
 from natgrad.typing import Array, ArrayLike
@@ -87,9 +88,8 @@ def scale_by_kl_trust_region(
             `inputs=` or `params` is missing.
     """
     check_scalar("radius", radius)
-    value = None if callable(radius) else known_value(radius)
-    if value is not None and not value > 0:
-        raise ValueError(f"radius must be positive, in nats, got {radius}.")
+    if not callable(radius):
+        check_in("radius", radius, is_positive, "be positive, in nats")
 
     def init(params):
         tree.check_params(params)

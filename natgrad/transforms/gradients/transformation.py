@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_in, known_value
 from natgrad.metrics.tensor_factors import factored_axes
-from natgrad.transforms.damping import check_number, known_value
 from natgrad.transforms.distributed_inverse import Devices
 from natgrad.transforms.gradients.bases import GradientFactorsState, renew_bases
 from natgrad.transforms.gradients.rule import LeafGradient, LeafStep, Rule
@@ -74,10 +74,8 @@ class _Method:
             ("eps", self.rule.eps, math.inf),
             ("weight_decay", self.weight_decay, math.inf),
         ):
-            check_number(name, value)
-            known = known_value(value)
-            if known is not None and not 0 <= known < end:
-                raise ValueError(f"{name} must lie in [0, {end}), got {value}.")
+            within = lambda known, end=end: 0 <= known < end
+            check_in(name, value, within, f"lie in [0, {end})")
         if not isinstance(self.max_dimension, int) or self.max_dimension < 1:
             raise ValueError(
                 f"max_dimension must be an integer >= 1, got {self.max_dimension!r}. "
