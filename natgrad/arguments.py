@@ -22,22 +22,21 @@ def known_value(number: ArrayLike) -> float | None:
     return None if isinstance(number, Tracer) else float(np.asarray(number))
 
 
-def check_number(name: str, value: ArrayLike, expected: str = "a scalar") -> None:
+def check_number(
+    name: str, value: ArrayLike, expected: str = "a scalar", cure: str = ""
+) -> None:
     """Raise a ValueError for what is no real scalar.
 
     Args:
         name: of the argument.
         value: of the argument.
         expected: what the argument may be, in words.
+        cure: a sentence for what is no number at all.
     """
     number = value if isinstance(value, jax.Array) else np.asarray(value)
     real = jnp.issubdtype(number.dtype, jnp.number) and not jnp.iscomplexobj(number)
     if not real:
-        raise ValueError(
-            f"{name} must be {expected}, got {value!r}. Optimizers take the learning "
-            "rate first and the model second: natural_gradient(0.1, model, "
-            "damping=1e-3)."
-        )
+        raise ValueError(f"{name} must be {expected}, got {value!r}. {cure}".rstrip())
     if number.ndim != 0:
         raise ValueError(f"{name} must be {expected}, got shape {number.shape}.")
 

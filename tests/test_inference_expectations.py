@@ -37,7 +37,10 @@ from natgrad.inference import (
     Sampling,
     ScoreFunction,
     elbo,
+    fit,
     fit_batches,
+    init,
+    step,
     value_and_dual_gradient,
 )
 
@@ -260,3 +263,37 @@ def test_bad_input_is_refused():
     for data, size in (((jnp.ones(3), jnp.ones(2)), 1), (jnp.ones(3), 4)):
         with pytest.raises(ValueError, match="fit_batches"):
             fit_batches(rule, prior, prior, data, 1, 1.0, jax.random.key(0), size)
+
+
+def test_predictors_of_other_shapes_are_refused():
+    x, y = jnp.ones((4, 2)), jnp.ones(4)
+    eta = jnp.array([0.0, 0.0, -0.5, 0.0, -0.5])
+    closed = ClosedPredictors(lambda m, v, y: y * m - jnp.exp(m + v / 2))
+    wrong = {
+        r"x has shape \(4, 3\); expected \[N, 2\]": Linear(jnp.ones((4, 3)), y),
+        r"x has shape \(4,\)": Linear(y, y),
+        r"y has shape \(3,\).*the 4 rows": Linear(x, {"of": y[:3]}),
+        r"variance has shape \(1,\)": Linear(x, y, y[:1]),
+        r"has shape \(1,\); expected \(\)": Linear(x, y[:, None]),
+    }
+    for words, data in wrong.items():
+        for expectation in LinearPredictors(logistic, 9), closed:
+            rule = LearningRule(MultivariateNormal(), expectation)
+            with pytest.raises(ValueError, match=words):
+                elbo(rule, eta, eta, data)
+
+
+def test_steps_that_cannot_be_are_refused():
+    rule, prior = LearningRule(Normal(), Quadrature(jnp.add)), jnp.array([0.0, -0.5])
+    state = init(rule, prior)
+    for number in 0.0, -1.0, jnp.nan, jnp.ones(2):
+        with pytest.raises(ValueError, match="rho must be"):
+            step(rule, state, prior, 1.0, number)
+        with pytest.raises(ValueError, match="scale must be"):
+            step(rule, state, prior, 1.0, 1.0, number)
+    for rho in -1.0, jnp.array([1.0, 0.0]), jnp.ones(3):
+        with pytest.raises(ValueError, match=r"rho must be positive, one or \[steps\]"):
+            fit(rule, prior, prior, 1.0, 2, rho)
+    for steps in -1, 2.0:
+        with pytest.raises(ValueError, match="steps must be an integer >= 0"):
+            fit(rule, prior, prior, 1.0, steps)

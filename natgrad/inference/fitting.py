@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
+from natgrad.arguments import check_count
 from natgrad.inference.evidence import LearningRule
 from natgrad.inference.learning_rule import InferenceState, init, step
 from natgrad.typing import Array, ArrayLike, Key
@@ -56,7 +58,8 @@ def fit(
         The law after the last step, and how the steps went.
 
     Raises:
-        ValueError: the ELBO at the start, or its gradient, is not finite.
+        ValueError: the ELBO at the start, or its gradient, is not finite; or `steps` or
+            `rho` cannot be.
     """
 
     def advance(state, inputs):
@@ -139,7 +142,11 @@ def _check_start(rule: LearningRule, fitted: Fit) -> None:
 
 
 def _scan(rule, start, steps, rho, key, advance) -> Fit:
+    check_count("steps", steps, least=0)
     state = init(rule, start)
+    known = np.ones(()) if isinstance(rho, Tracer) else np.asarray(rho)
+    if jnp.shape(rho) not in ((), (steps,)) or not np.all(known > 0):
+        raise ValueError(f"rho must be positive, one or [steps], got {rho}.")
     rates = jnp.broadcast_to(jnp.asarray(rho, state.natural.dtype), (steps,))
     keys = None if key is None else jax.random.split(key, steps)
 

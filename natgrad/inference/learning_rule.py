@@ -49,6 +49,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad import tree
+from natgrad.arguments import check_in, is_positive
 from natgrad.families.base import ExponentialFamily
 from natgrad.geometry.atlases import charts
 from natgrad.geometry.domain import displaced_part
@@ -153,8 +154,11 @@ def step(
         The state at the law after the step.
 
     Raises:
-        ValueError: for a prior of another form, and where a rule needs a key.
+        ValueError: for a prior of another form, where a rule needs a key, and for ρ or
+            a scale that are known and not positive.
     """
+    check_in("rho", rho, is_positive, "be positive")
+    check_in("scale", scale, is_positive, "be positive")
     family, natural = rule.family, state.natural
     chart = charts(family)["natural"]
     value, direction = elbo_and_gradient(rule, natural, prior, data, scale, key)

@@ -66,6 +66,7 @@ class LinearPredictors(Expectation):
         def example(m, v, y):
             predictors = m + jnp.sqrt(v) * z
             values = jax.vmap(lambda f: self.log_likelihood(f, y))(predictors)
+            _check_scalars(self, values, predictors)
             return jnp.vdot(weights, values, precision="highest")
 
         return jnp.sum(jax.vmap(example)(m, v, data.y))
@@ -88,7 +89,9 @@ class ClosedPredictors(Expectation):
         """Σ_n expected(m_n, v_n, y_n)."""
         del key
         m, v = _moments(self, family, eta, data)
-        return jnp.sum(jax.vmap(self.expected)(m, v, data.y))
+        values = jax.vmap(self.expected)(m, v, data.y)
+        _check_scalars(self, values, m)
+        return jnp.sum(values)
 
 
 def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, Array]:
@@ -99,7 +102,32 @@ def _moments(rule: Expectation, family, eta: Array, data: Any) -> tuple[Array, A
             "inference.Linear(x, y)."
         )
     m, v = predictor_law(family, eta, data.x)
+    given = {"y": data.y, "variance": data.variance}
+    for name, leaves in ((n, jax.tree.leaves(tree)) for n, tree in given.items()):
+        for shape in map(jnp.shape, leaves):
+            if shape[:1] != m.shape or (name == "variance" and len(shape) > 1):
+                raise ValueError(
+                    f"Linear: {name} has shape {shape}; expected one entry for each of "
+                    f"the {len(m)} rows of x."
+                )
     return m, v if data.variance is None else v + data.variance
+
+
+def _check_scalars(rule: Expectation, values: Array, like: Array) -> None:
+    if values.shape != like.shape:
+        raise ValueError(
+            f"{type(rule).__name__}: the log-density of an example has shape "
+            f"{values.shape[1:]}; expected (), in nats. Has a leaf of y an axis "
+            "too many?"
+        )
+
+
+def _check_rows(x: Array, mean: Array) -> None:
+    if jnp.ndim(x) != 2 or jnp.shape(x)[1:] != mean.shape:
+        raise ValueError(
+            f"Linear: x has shape {jnp.shape(x)}; expected [N, {mean.size}], for the "
+            f"law of {mean.size} weights that is given."
+        )
 
 
 @functools.singledispatch
@@ -117,7 +145,7 @@ def predictor_law(
         (means [N], variances [N]).
 
     Raises:
-        ValueError: for any other family.
+        ValueError: for any other family, or another d.
     """
     del eta, x
     raise ValueError(
@@ -129,6 +157,7 @@ def predictor_law(
 @predictor_law.register
 def _full(family: MultivariateNormal, eta, x):
     m, covariance = family.mean_and_covariance(eta)
+    _check_rows(x, m)
     products = jnp.matmul(x, covariance, precision="highest")
     return jnp.matmul(x, m, precision="highest"), jnp.sum(products * x, axis=-1)
 
@@ -136,5 +165,6 @@ def _full(family: MultivariateNormal, eta, x):
 @predictor_law.register
 def _diagonal(family: MultivariateNormalDiag, eta, x):
     m, v = diagonal_moments(family, eta)
+    _check_rows(x, m)
     means = jnp.matmul(x, m, precision="highest")
     return means, jnp.matmul(x**2, v, precision="highest")

@@ -34,6 +34,11 @@ __all__ = [
     "longest_within",
 ]
 
+_ORDER = (
+    "Optimizers take the learning rate first and the model second: "
+    "natural_gradient(0.1, model, damping=1e-3)."
+)
+
 
 def as_damping(damping: DampingLike | Damping) -> Damping:
     """A rule from a constant, or from a rule such as an optax schedule.
@@ -80,4 +85,4 @@ def check_scalar(name: str, value: ArrayLike | Damping) -> None:
         value: of the argument.
     """
     if not callable(value):
-        check_number(name, value, "a scalar or a schedule")
+        check_number(name, value, "a scalar or a schedule", _ORDER)
