@@ -16,6 +16,8 @@ from benchmarks import (
     races,
     races_page,
     racing,
+    radius,
+    report,
 )
 from benchmarks.held_out import divided
 from benchmarks.optimizers import OPTIMIZERS, OURS, PEERS
@@ -278,3 +280,16 @@ def test_peers_that_cannot_be_installed_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match=r"kfac-jax==0\.0\.8 .* package index"):
         peers.prepared(tmp_path / "file")  # no folder can be made there
+
+
+def test_radii_are_compared_from_the_same_start(tmp_path):
+    arguments = ["--problems", "imbalanced", "--radii", "0.01", "0.1", "--rates", "1"]
+    arguments += ["--seeds", "1", "--steps", "8", "--output", str(tmp_path)]
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        found = radius.main(arguments)["problems"]["imbalanced"]
+    assert list(found) == ["1.0: 0.01", "1.0: 0.1"]
+    # The first step is as long as its radius allows: the longer goes further down.
+    short, long = (found[key]["early"][0] for key in found)
+    assert long < short
+    text = (tmp_path / "radius.md").read_text()
+    assert f"| 1.0 | 0.1 | {report.cell(long)} |" in text

@@ -1,0 +1,119 @@
+"""How far may a step go? Trust regions of K-FAC, fixed and shrinking, by problem.
+
+`kfac` as it comes, but for the learning rate and the radius in nats a label:
+
+    0.01                what it has by default
+    0.03, 0.1           fixed
+    0.1 to 0.01         halved every 30 steps
+    0.1 to 0.01, slow   halved every 60 steps
+
+on problems of the races (`benchmarks.race_problems`), 200 steps. Tables have medians
+over seeds of training losses after an eighth of the steps and after all, and of
+held-out losses after all.
+
+    python -m benchmarks.radius --output benchmarks/results
+    python -m benchmarks.radius --problems vit --rates 0.1 0.3 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import natgrad as ng
+from benchmarks.optimizers import Entry
+from benchmarks.race_problems import RACES
+from benchmarks.racing import Local, measure, together
+from benchmarks.report import table, write
+from benchmarks.timing import environment, positive
+
+# First radius, steps until it is halved, least radius.
+RADII = {
+    "0.01": (0.01, 1.0, 0.01),
+    "0.03": (0.03, 1.0, 0.03),
+    "0.1": (0.1, 1.0, 0.1),
+    "0.1 to 0.01": (0.1, 30.0, 0.01),
+    "0.1 to 0.01, slow": (0.1, 60.0, 0.01),
+}
+PROBLEMS = ["digits_mlp", "digits_cnn", "gru", "residual_mlp", "vit", "transformer"]
+PROBLEMS += ["unet", "small_autoencoder"]
+SHOWN = ("early", "last", "held-out")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problems", nargs="+", choices=RACES, default=PROBLEMS)
+    parser.add_argument("--radii", nargs="+", choices=RADII, default=[*RADII])
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.1, 0.3])
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--output", type=Path, help="the folder for JSON and Markdown")
+    options = parser.parse_args(argv)
+    report = {"environment": environment(), "seeds": options.seeds}
+    report |= {"steps": options.steps, "problems": {}}
+    for name in options.problems:
+        found = report["problems"][name] = of_problem(name, options)
+        for setting, losses in found.items():
+            print(name, setting, losses, flush=True)
+    write(options.output, "radius", report, page(report))
+    return report
+
+
+def of_problem(name: str, options) -> dict[str, dict[str, list[float]]]:
+    """Losses by "learning rate: radius", seed by seed, from one compiled step."""
+    problem, count = RACES[name].make(None), RACES[name].evaluated
+    problem = problem._replace(initial=functools.cache(problem.initial))
+    x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
+    problem, first = problem._replace(x=x, y=y), (0.1, *RADII["0.01"])
+    runner = Local(problem, Entry((first,), make), measure(problem, count))
+    looks, found = sorted({max(options.steps // 8, 1), options.steps}), {}
+    for rate, radius in itertools.product(options.rates, options.radii):
+        runner.setting, losses = (rate, *RADII[radius]), []
+        for seed in range(1, options.seeds + 1):
+            run = together(problem, {"kfac": runner}, seed, looks)["kfac"]
+            losses.append((run["loss"][1], run["loss"][-1], run["held"][-1]))
+        columns = zip(SHOWN, zip(*losses, strict=True), strict=True)
+        found[f"{rate}: {radius}"] = {kind: list(each) for kind, each in columns}
+    return found
+
+
+def make(model: ng.Model, rate: Any, first: Any, halved: Any, least: Any):
+    def radius(count):
+        return jnp.maximum(first * 0.5 ** (count / halved), least)
+
+    return ng.kfac(rate, model, trust_region=radius)
+
+
+def page(report: dict[str, Any]) -> str:
+    """Markdown: a table for each kind of loss, with a column for each problem."""
+    parts = ["# Radii of trust regions"]
+    parts.append(f"{report['steps']} steps, {report['seeds']} seeds, medians.")
+    titles = {
+        "early": "Training loss after an eighth of the steps",
+        "last": "Training loss after all steps",
+        "held-out": "Held-out loss after all steps",
+    }
+    found = report["problems"].values()
+    for kind, title in titles.items():
+        rows = [
+            (*setting.split(": "), *(median(each[setting][kind]) for each in found))
+            for setting in next(iter(found))
+        ]
+        heads = ("learning rate", "radius", *report["problems"])
+        parts += [f"## {title}", table(heads, rows)]
+    return "\n\n".join(parts)
+
+
+def median(losses: list[float]) -> float:
+    return float(np.median([v if np.isfinite(v) else np.inf for v in losses]))
+
+
+if __name__ == "__main__":
+    main()
