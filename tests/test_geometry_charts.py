@@ -193,7 +193,11 @@ MIXED = {
         "positive",
         "got 0.0",
     ),
-    "two connections": (lambda: ng.christoffel(P, jnp.ones(2)), "one number", "(2,)"),
+    "two connections": (
+        lambda: ng.christoffel(P, jnp.ones(2)),
+        "alpha must be a scalar",
+        "(2,)",
+    ),
     "two families": (lambda: P.kl(point("gamma")), "Gamma", "expected one of Normal"),
     "unknown chart": (lambda: P.to("polar"), "'polar' was given", "'mean/log sd'"),
     "not a family": (lambda: ng.charts(nf.NormalMean()), "NormalMean", "Exponential"),
