@@ -212,6 +212,12 @@ def test_dampings_that_cannot_be_are_refused(name):
 def test_multiples_sums_and_probes_that_cannot_be_are_refused():
     _, params, x, y = CASE.problem()
     metric = metric_at("diagonal", params, x, y)
+    # Outside of jit these are programs, in which a number cannot be looked at.
+    for damping in -1.0, jnp.array(jnp.nan):
+        with refuses("damping must be"):
+            metric.solve(params, damping)
+        with refuses("damping must be"):
+            metric.logdet(damping)
     for scale in -1.0, 0.0, jnp.nan, jnp.ones(2):
         with refuses("multiple of a metric"):
             scale * metric
