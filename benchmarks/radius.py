@@ -12,7 +12,7 @@ over seeds of training losses after an eighth of the steps and after all, and of
 held-out losses after all.
 
     python -m benchmarks.radius --output benchmarks/results
-    python -m benchmarks.radius --problems vit --rates 0.1 0.3 --seeds 3
+    python -m benchmarks.radius --problems vit gru --rates 0.1 0.3 --batch 32
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.1, 0.3])
     parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--batch", type=positive, help="instead of the problem's own")
     parser.add_argument("--output", type=Path, help="the folder for JSON and Markdown")
     options = parser.parse_args(argv)
     report = {"environment": environment(), "seeds": options.seeds}
-    report |= {"steps": options.steps, "problems": {}}
+    report |= {"steps": options.steps, "batch": options.batch, "problems": {}}
     for name in options.problems:
         found = report["problems"][name] = of_problem(name, options)
         for setting, losses in found.items():
             print(name, setting, losses, flush=True)
-    write(options.output, "radius", report, page(report))
+    name = f"radius-{options.batch}" if options.batch else "radius"
+    write(options.output, name, report, page(report))
     return report
 
 
@@ -71,6 +73,8 @@ def of_problem(name: str, options) -> dict[str, dict[str, list[float]]]:
     problem, count = RACES[name].make(None), RACES[name].evaluated
     problem = problem._replace(initial=functools.cache(problem.initial))
     x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
+    if options.batch is not None:
+        problem = problem._replace(batch=options.batch)
     problem, first = problem._replace(x=x, y=y), (0.1, *RADII["0.01"])
     runner = Local(problem, Entry((first,), make), measure(problem, count))
     looks, found = sorted({max(options.steps // 8, 1), options.steps}), {}
@@ -94,7 +98,8 @@ def make(model: ng.Model, rate: Any, first: Any, halved: Any, least: Any):
 def page(report: dict[str, Any]) -> str:
     """Markdown: a table for each kind of loss, with a column for each problem."""
     parts = ["# Radii of trust regions"]
-    parts.append(f"{report['steps']} steps, {report['seeds']} seeds, medians.")
+    batch = f"batch {report['batch']}, " if report["batch"] else ""
+    parts.append(f"{report['steps']} steps, {batch}{report['seeds']} seeds, medians.")
     titles = {
         "early": "Training loss after an eighth of the steps",
         "last": "Training loss after all steps",
