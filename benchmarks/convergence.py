@@ -26,7 +26,6 @@ left out.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import time
 from pathlib import Path
@@ -39,7 +38,7 @@ import natgrad as ng
 from benchmarks import peers, races, races_page
 from benchmarks.optimizers import OPTIMIZERS, PEERS
 from benchmarks.race_problems import LINEAR_LAYERS, RACES
-from benchmarks.racing import Local, Runner, looks, measure, together
+from benchmarks.racing import Local, Runner, looks, measure, prepared, together
 from benchmarks.timing import environment, positive
 from benchmarks.training import Problem
 
@@ -95,14 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def of_problem(name: str, wanted: list[str], worker, options) -> dict[str, Any]:
     """The record of a problem: what was run, and all curves."""
     cpu, race = time.process_time(), RACES[name]
-    problem = race.make(options.data)
-    if options.batch is not None and problem.batch is not None:
-        problem = problem._replace(batch=options.batch)
-    # Starts are made once; batches are picked from NumPy's arrays, which is faster.
-    problem = problem._replace(initial=functools.cache(problem.initial))
-    if problem.batch is not None:
-        x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
-        problem = problem._replace(x=x, y=y)
+    problem = prepared(race.make(options.data), options.batch)
     steps, limit = options.steps or race.steps, options.limit or race.limit
     with jax.enable_x64(problem.x64):
         parameters = sum(leaf.size for leaf in jax.tree.leaves(problem.initial(0)))

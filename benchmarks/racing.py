@@ -6,6 +6,7 @@ the loss is. `Local` runs in this process; `benchmarks.peers` has one in another
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -123,6 +124,18 @@ class Local:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.carry = hyper, params, state
         return wall, cpu, self.measured(self.evaluated(state, params))
+
+
+def prepared(problem: Problem, batch: int | None = None) -> Problem:
+    """The problem as it is raced, with another batch where that is not None.
+
+    Starts are made once; batches are picked from NumPy's arrays, which is faster.
+    """
+    problem = problem._replace(initial=functools.cache(problem.initial))
+    if problem.batch is None:
+        return problem
+    x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
+    return problem._replace(x=x, y=y, batch=batch or problem.batch)
 
 
 def measure(problem: Problem, count: int):

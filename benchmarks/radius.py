@@ -18,19 +18,17 @@ held-out losses after all.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import natgrad as ng
 from benchmarks.optimizers import Entry
 from benchmarks.race_problems import RACES
-from benchmarks.racing import Local, measure, together
+from benchmarks.racing import Local, measure, prepared, together
 from benchmarks.report import table, write
 from benchmarks.timing import environment, positive
 
@@ -70,13 +68,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def of_problem(name: str, options) -> dict[str, dict[str, list[float]]]:
     """Losses by "learning rate: radius", seed by seed, from one compiled step."""
-    problem, count = RACES[name].make(None), RACES[name].evaluated
-    problem = problem._replace(initial=functools.cache(problem.initial))
-    x, y = jax.tree.map(np.asarray, (problem.x, problem.y))
-    if options.batch is not None:
-        problem = problem._replace(batch=options.batch)
-    problem, first = problem._replace(x=x, y=y), (0.1, *RADII["0.01"])
-    runner = Local(problem, Entry((first,), make), measure(problem, count))
+    problem = prepared(RACES[name].make(None), options.batch)
+    measured, first = measure(problem, RACES[name].evaluated), (0.1, *RADII["0.01"])
+    runner = Local(problem, Entry((first,), make), measured)
     looks, found = sorted({max(options.steps // 8, 1), options.steps}), {}
     for rate, radius in itertools.product(options.rates, options.radii):
         runner.setting, losses = (rate, *RADII[radius]), []

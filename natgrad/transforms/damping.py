@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from natgrad.arguments import check_number, known_value
-from natgrad.solvers.damping import ByPath, DampingLike, Relative
+from natgrad.arguments import check_number
+from natgrad.solvers.damping import ByPath, DampingLike, Relative, check_damping
 from natgrad.solvers.damping_of_metric import ConditionNumber, ScaleInvariant
 from natgrad.transforms.trust_region import Damping, TrustRegion, longest_within
 from natgrad.typing import ArrayLike
@@ -58,12 +57,7 @@ def as_damping(damping: DampingLike | Damping) -> Damping:
     if jax.tree.leaves(given) and not jax.tree_util.all_leaves([given]):
         return optax.constant_schedule(given)
     check_scalar("damping", given)
-    known = known_value(given)
-    if known is not None and not 0 <= known < jnp.inf:
-        raise ValueError(
-            f"damping must be finite and at least 0, got {damping}: it is added to the "
-            "eigenvalues of a positive semi-definite matrix."
-        )
+    check_damping(given)
     return optax.constant_schedule(given)
 
 
