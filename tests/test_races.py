@@ -209,6 +209,7 @@ def test_a_race_tunes_and_writes(tmp_path):
         convergence.main([*arguments, *RACED, "--output", str(folder)])
     found = races.load(folder)["linear"]
     assert list(found["optimizers"]) == ["adam", "lbfgs", "natural_gradient"]
+    assert found["limit"] == race_problems.RACES["linear"].limit
     for name, entry in found["optimizers"].items():
         assert len(entry["tuning"]) == 2
         assert entry["setting"] == entry["tuning"][0]["setting"]
@@ -232,11 +233,13 @@ def test_problems_train(name, monkeypatch):
     few = race_problems.RACES[name]._replace(evaluated=8)
     monkeypatch.setitem(race_problems.RACES, name, few)
     arguments = ["--problems", name, "--optimizers", "adam", "--seeds", "1"]
-    arguments += ["--steps", "4", "--settings", "1", "--batch", "8"]
+    arguments += ["--steps", "4", "--settings", "1", "--batch", "8", "--limit", "33"]
     with jax.numpy_rank_promotion("allow"):
         found = convergence.main(arguments)[name]
     (run,) = found["optimizers"]["adam"]["runs"]
     assert run["loss"][-1] < run["loss"][0]
+    assert found["batch"] == (8 if name == "transformer" else None)
+    assert found["limit"] == 33
     assert np.isfinite(run["held"][0]) == (name != "vmc")
 
 
