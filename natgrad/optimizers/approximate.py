@@ -21,7 +21,7 @@ from natgrad.curvature import (
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
 from natgrad.optimizers.chains import LEARNING_RATE, RADIUS, REQUIRED, descend
-from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
+from natgrad.transforms.damping import Damping, DampingLike, Radius, TrustRegion
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
@@ -38,7 +38,7 @@ def diagonal_fisher(
     *,
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -76,7 +76,7 @@ def empirical_fisher(
     *,
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.0,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -117,7 +117,7 @@ def gram_blocks(
     *,
     damping: DampingLike | Damping = 1e-2,
     labels: Labels = ONE_SAMPLE,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -158,7 +158,7 @@ def kfac(
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -210,7 +210,7 @@ def ekfac(
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
     refresh: Refresh = SPARING,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:

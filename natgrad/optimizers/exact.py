@@ -29,7 +29,7 @@ from natgrad.optimizers.chains import (
 from natgrad.solvers.base import Solver
 from natgrad.solvers.conjugate_gradients import RelativeResidual, Stopping
 from natgrad.transforms.averaging import BY_BATCH
-from natgrad.transforms.damping import Damping, DampingLike, TrustRegion
+from natgrad.transforms.damping import Damping, DampingLike, Radius, TrustRegion
 from natgrad.transforms.march import (
     BY_STEPS,
     ScoreVariance,
@@ -52,7 +52,7 @@ def natural_gradient(
     decay: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
     solver: Solver | None = None,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -105,7 +105,7 @@ def gram(
     damping: DampingLike | Damping = 1e-2,
     labels: Labels | None = None,
     solver: Solver | None = None,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -153,7 +153,7 @@ def spring(
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
     solver: Solver | None = None,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
 ) -> optax.GradientTransformationExtraArgs:
     """−η φ with φ = (F + λI)⁻¹ (g + λ μ φ_before), within a trust region.
 
@@ -205,7 +205,7 @@ def march(
     variance: StepVariance | ScoreVariance = BY_STEPS,
     constraint: ArrayLike | None = None,
     curvature: Callable[[Model], Curvature] | None = None,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
 ) -> optax.GradientTransformationExtraArgs:
     """`spring` whose damping λ √v is by the variance v of each parameter's steps.
 
@@ -260,7 +260,7 @@ def matrix_free(
     damping: DampingLike | Damping = 1e-3,
     stop: Stopping = HUNDRED,
     preconditioner: Preconditioner = PLAIN,
-    trust_region: ArrayLike | Damping | None = RADIUS,
+    trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:

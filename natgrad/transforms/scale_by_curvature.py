@@ -35,6 +35,7 @@ from natgrad.transforms.inverse_cache import (
     init_inverse_cache,
 )
 from natgrad.transforms.observation import owner
+from natgrad.transforms.radius import AdaptiveRadius
 from natgrad.transforms.solve import solve
 from natgrad.transforms.state import (
     ScaleByCurvatureState,
@@ -103,9 +104,9 @@ def scale_by_curvature(
     _check_trust_region(trust_region)
 
     def init(params):
-        velocity = trust_region.init(params) if trust_region is not None else ()
+        velocity, radius = trust_region.init(params) if trust_region else ((), ())
         if not jax.tree.leaves(params):
-            return state_of_nothing(seed, first, velocity)
+            return state_of_nothing(seed, first, velocity, radius)
         layout = Layout.of(params)
         specialized = curvature.specialize(params)
         check_decay(decay, specialized)
@@ -119,6 +120,7 @@ def scale_by_curvature(
             health=unknown_health(layout.dtype),
             owner=owner(curvature, params, decay),
             velocity=velocity,
+            radius=radius,
         )
 
     def update(updates, state, params=None, **extra_args):
@@ -142,6 +144,7 @@ def scale_by_curvature(
             inverse=solved.inverse,
             health=health,
             velocity=bounded.velocity,
+            radius=bounded.radius,
         )
 
     return transformation(*of_pairs(init, update))
@@ -151,7 +154,7 @@ def _check_trust_region(rule: TrustRegion | None) -> None:
     """Raise a ValueError for impossible numbers."""
     if rule is None:
         return
-    if rule.radius is not None:
+    if rule.radius is not None and not isinstance(rule.radius, AdaptiveRadius):
         check_scalar("trust_region", rule.radius)
         radius = None if callable(rule.radius) else known_value(rule.radius)
         if radius is not None and not radius > 0:

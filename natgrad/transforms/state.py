@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from natgrad.transforms.radius import RadiusState
 from natgrad.typing import Array, ArrayLike, Params, Statistics
 
 
@@ -74,6 +75,7 @@ class ScaleByCurvatureState(NamedTuple):
         health: how the last step went.
         owner: whose state it is, see `natgrad.transforms.observation`.
         velocity: v of a momentum, like the parameters; () without one.
+        radius: what an `AdaptiveRadius` knows; () without one.
     """
 
     count: Array
@@ -85,10 +87,14 @@ class ScaleByCurvatureState(NamedTuple):
     health: Health
     owner: dict[str, tuple]
     velocity: Params | tuple[()] = ()
+    radius: RadiusState | tuple[()] = ()
 
 
 def state_of_nothing(
-    seed: ArrayLike, decay: ArrayLike, velocity: Params | tuple[()]
+    seed: ArrayLike,
+    decay: ArrayLike,
+    velocity: Params | tuple[()],
+    radius: RadiusState | tuple[()],
 ) -> ScaleByCurvatureState:
     """The state for parameters without a leaf.
 
@@ -99,6 +105,7 @@ def state_of_nothing(
         seed: of the random key.
         decay: β.
         velocity: the parameters where there is a momentum, else ().
+        radius: as in the state, with the parameters for the last step.
     """
 
     def zero():
@@ -114,6 +121,7 @@ def state_of_nothing(
         health=unknown_health(jnp.float32),
         owner=zero(),  # pyright: ignore[reportArgumentType]
         velocity=velocity,
+        radius=radius,
     )
 
 

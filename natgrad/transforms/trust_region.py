@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,16 @@ from natgrad import tree
 from natgrad.control_flow import any_over_vmap
 from natgrad.eager import call
 from natgrad.families import Unnormalized
+from natgrad.transforms.radius import AdaptiveRadius, RadiusState
 from natgrad.transforms.solve import Solved
 from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.step_length import longest_within
 from natgrad.transforms.validation import Step
 from natgrad.typing import Array, ArrayLike, Params
 
 Damping = Callable[[Array], Any]
-
-# A measured divergence may exceed its bound by this part of it, which is rounding.
-SLACK = 1e-3
-# How many lengths of a step are measured at most.
-TRIES = 13
+# δ, a schedule of it, a rule that adapts it, or none.
+Radius: TypeAlias = ArrayLike | Damping | AdaptiveRadius | None
 
 
 @final
@@ -53,7 +52,8 @@ class TrustRegion:
         α = min(1, √(2δ / (η² ⟨u, F u⟩))),     u = v + ω θ
 
     Attributes:
-        radius: δ, in nats a label, or a schedule; None for no bound. An example has as
+        radius: δ, in nats a label, a schedule, or a rule such as
+            `natgrad.damping.AdaptiveRadius()`; None for no bound. An example has as
             many labels as it has factors: a sequence one a position, an image of bits
             one a pixel, a masked position none. They are counted on the batch, else on
             the model's example inputs; without either an example has one.
@@ -68,14 +68,24 @@ class TrustRegion:
     (2019), Decoupled weight decay regularization.
     """
 
-    radius: ArrayLike | Damping | None
+    radius: Radius
     learning_rate: optax.ScalarOrSchedule
     momentum: ArrayLike | None = None
     weight_decay: ArrayLike = 0.0
 
-    def init(self, params: Params) -> Params | tuple[()]:
-        """v before the first step: zeros like the parameters; () without momentum."""
-        return () if self.momentum is None else jax.tree.map(jnp.zeros_like, params)
+    def init(self, params: Params) -> tuple[Params, RadiusState | tuple[()]]:
+        """(v, what a rule of the radius knows) before the first step.
+
+        Args:
+            params: θ.
+
+        Returns:
+            Zeros like the parameters, () without momentum; the state of the rule, ()
+            of a number or a schedule.
+        """
+        rule, none = self.radius, self.momentum is None
+        velocity = () if none else jax.tree.map(jnp.zeros_like, params)
+        return velocity, rule.init(params) if isinstance(rule, AdaptiveRadius) else ()
 
 
 class BoundedStep(NamedTuple):
@@ -85,11 +95,13 @@ class BoundedStep(NamedTuple):
         direction: α (v + ω θ), like the parameters.
         scale: α in [0, 1], shape (); 1 without a trust region.
         velocity: α v, for the next step; () without momentum.
+        radius: what a rule of the radius knows then; () without one.
     """
 
     direction: Params
     scale: Array
     velocity: Params | tuple[()]
+    radius: RadiusState | tuple[()]
 
 
 def apply_trust_region(
@@ -111,17 +123,21 @@ def apply_trust_region(
     """
     if trust_region is None:
         direction = tree.zeros_where(~solved.usable, solved.direction)
-        return BoundedStep(direction, jnp.ones_like(solved.slope), ())
+        return BoundedStep(direction, jnp.ones_like(solved.slope), (), ())
     velocity, whole = _moved(trust_region, step, solved, state.velocity)
-    if trust_region.radius is None:
-        scale = jnp.ones_like(solved.square)
-    else:
+    rate, radius = _limits(trust_region, step, state)
+    scale = bound = jnp.ones_like(solved.square)
+    if trust_region.radius is not None:
         free = solved.square if exact and whole is solved.direction else None
-        limits = _limits(trust_region, state)
-        scale = _shrinkage(limits, step, state, (solved.usable, whole), free)
-    whole = tree.zeros_where(~solved.usable, whole)
-    velocity = tree.where(solved.usable, _scaled(scale, velocity), state.velocity)
-    return BoundedStep(_scaled(scale, whole), scale, velocity)
+        taken = (solved.usable, whole)
+        scale, bound = _shrinkage((rate, radius), step, state, taken, free)
+    usable, whole = solved.usable, tree.zeros_where(~solved.usable, whole)
+    velocity = tree.where(usable, _scaled(scale, velocity), state.velocity)
+    direction, adapted = _scaled(scale, whole), state.radius
+    if isinstance(trust_region.radius, AdaptiveRadius):
+        after = trust_region.radius.after(radius, bound, direction, rate)
+        adapted = tree.where(usable, after, state.radius)
+    return BoundedStep(direction, scale, velocity, adapted)
 
 
 def _moved(
@@ -143,9 +159,9 @@ def _shrinkage(
     state: ScaleByCurvatureState,
     taken: tuple[Array, Params],
     square: Array | None,
-) -> Array:
-    """α in [0, 1] for the step −η u, `taken` = (is it usable?, u); `square` is
-    ⟨u, F u⟩ if known.
+) -> tuple[Array, Array]:
+    """(α in [0, 1], δ in nats an example) for the step −η u, `taken` = (is it usable?,
+    u); `square` is ⟨u, F u⟩ if known.
     """
     dtype, curvature = step.layout.dtype, step.curvature
     params, inputs = step.batch.params, jax.tree.map(_constant, step.batch.inputs)
@@ -154,9 +170,10 @@ def _shrinkage(
         metric = curvature.metric(state.statistics, *step.batch[:3])
         whole = tree.zeros_where(~taken[0], taken[1])
         square = tree.inner(whole, metric.mv(whole)).astype(dtype)
-        return _quadratic_shrinkage(rate**2 * square, radius * _labels(step))
+        bound = radius * _labels(step)
+        return _quadratic_shrinkage(rate**2 * square, bound), bound
     divergence, labels = curvature.divergence_from(params, inputs)
-    radius = radius * jnp.asarray(labels, dtype)
+    bound = radius * jnp.asarray(labels, dtype)
 
     def along(t):
         # Cleared here, in what is computed anyway: before the loop it would be a copy.
@@ -164,15 +181,16 @@ def _shrinkage(
         candidate = optax.apply_updates(params, move)
         return divergence(candidate).astype(dtype)
 
-    if square is not None:
-        length = rate**2 * square
-        first = _quadratic_shrinkage(length, radius)
-        return first * jax.lax.cond(
-            any_over_vmap(length >= radius / 2),
-            lambda: longest_within(lambda t: along(t * first), radius)[0],
-            lambda: jnp.ones_like(first),
-        )
-    return longest_within(along, radius)[0]
+    if square is None:
+        return longest_within(along, bound)[0], bound
+    length = rate**2 * square
+    first = _quadratic_shrinkage(length, bound)
+    shortened = jax.lax.cond(
+        any_over_vmap(length >= bound / 2),
+        lambda: longest_within(lambda t: along(t * first), bound)[0],
+        lambda: jnp.ones_like(first),
+    )
+    return first * shortened, bound
 
 
 def _labels(step: Step) -> ArrayLike:
@@ -208,92 +226,12 @@ def _constant(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _limits(
-    rule: TrustRegion, state: ScaleByCurvatureState
-) -> tuple[ArrayLike, ArrayLike]:
-    """(η, δ a label) of this step, from constants or schedules."""
+def _limits(rule: TrustRegion, step: Step, state: ScaleByCurvatureState) -> Any:
+    """(η, δ a label or None) of this step, from constants, schedules or a rule."""
 
     def at(value: Any) -> Any:
         return call(value, state.count) if callable(value) else value
 
+    if isinstance(rule.radius, AdaptiveRadius):
+        return at(rule.learning_rate), rule.radius.of(state.radius, step.gradient)
     return at(rule.learning_rate), at(rule.radius)
-
-
-class _Tried(NamedTuple):
-    """A length, the divergence there, and the power of the length it grows like."""
-
-    length: Array
-    found: Array
-    power: Array
-
-
-def longest_within(
-    divergence: Callable[[Array], Array], radius: Array
-) -> tuple[Array, Array]:
-    """(t, divergence at t): t = 1, or shortened until the divergence is at most δ.
-
-    The divergence is taken to grow like a power tᵖ, p = 2 at first and then what two
-    measurements say, within 1 and 8; a try is where that power is 0.97ᵖ δ, and at least
-    a tenth of the last one. Where this shortens too much, to less than δ/4, the next
-    tries lie between the last two. After 13 tries it is the best so far, or 0. Lengths
-    have derivatives, forward and reverse.
-
-    Args:
-        divergence: of a part t in (0, 1] of the step, in nats; traced once.
-        radius: δ.
-
-    Returns:
-        t and the divergence there, both of shape ().
-    """
-    bound = radius * (1 + SLACK)
-    one = jnp.ones_like(radius)
-
-    def going(tried):
-        length, found, _ = tried[0]
-        done = (length > 0) & (found >= radius / 4)
-        return ~(done | (length == 1))
-
-    def attempt(tried, _):
-        # Both in one array, of which a turn is compiled once, not number by number; and
-        # read within the branch, else each number is a function of its own. The length
-        # is computed before, else each of its roots and powers is one too.
-        inside, outside = (_Tried(*row) for row in tried)
-        length = jnp.where(outside.length > 1, one, _next(inside, outside, radius))
-
-        def again():
-            _, outside = (_Tried(*row) for row in tried)
-            new = divergence(length)
-            known = jnp.isfinite(outside.found) & (outside.found > bound) & (new > 0)
-            fell = jnp.where(known, outside.found, 1) / jnp.where(known, new, 1)
-            shrank = jnp.where(known, outside.length / length, 2)
-            power = jnp.clip(jnp.log(fell) / jnp.log(shrank), 1, 8)
-            point = _Tried(length, new, jnp.where(known, power, outside.power))
-            good = new <= bound  # NaN is outside
-            place = jnp.arange(2)[:, None] == jnp.where(good, 0, 1)
-            return jnp.where(place & going(tried), jnp.stack(point)[None], tried)
-
-        return jax.lax.cond(any_over_vmap(going(tried)), again, lambda: tried), None
-
-    start = one * jnp.array([[0, 0, 2], [2, jnp.inf, 2]], one.dtype)
-    found, _ = jax.lax.scan(attempt, start, length=TRIES)
-    return found[0, 0], found[0, 1]
-
-
-def _next(inside: _Tried, outside: _Tried, radius: Array) -> Array:
-    """The next length to try, below the one outside and above the one inside."""
-    known = jnp.isfinite(outside.found) & (outside.found > 0)
-    found = jnp.where(known, outside.found, radius)
-    some = inside.length > 0
-    low = jnp.where(some, inside.length, 0.1 * outside.length)
-    both = some & known & (inside.found > 0)
-    # Between two that are known, log of the divergence over log of the length.
-    rise = jnp.log(found / jnp.where(both, inside.found, 1))
-    power = jnp.clip(rise / jnp.log(outside.length / low), 0.5, 8)
-    power = jnp.where(some, power, outside.power)
-    nearest = jnp.where(some, jnp.where(both, inside.found, radius), found)
-    factor = 0.97 * (radius / nearest) ** (1 / power)
-    least, most = jnp.where(some, 1, 0.1), 0.99 * outside.length / low
-    factor = jnp.clip(factor, least, jnp.where(some, most, 0.97))
-    between = jnp.where(both, low * factor, jnp.sqrt(low * outside.length))
-    shorter = outside.length * jnp.where(known, factor, 0.1)
-    return jnp.where(some, between, shorter)
