@@ -1,11 +1,9 @@
-"""How far may a step go? Trust regions of K-FAC, fixed and shrinking, by problem.
+"""How far may a step go? Trust regions of K-FAC, fixed and adapted, by problem.
 
 `kfac` as it comes, but for the learning rate and the radius in nats a label:
 
-    0.01                what it has by default
-    0.03, 0.1           fixed
-    0.1 to 0.01         halved every 30 steps
-    0.1 to 0.01, slow   halved every 60 steps
+    0.01, 0.03, 0.1     fixed
+    adaptive            `natgrad.damping.AdaptiveRadius()`, which it has by default
 
 on problems of the races (`benchmarks.race_problems`), 200 steps. Tables have medians
 over seeds of training losses after an eighth of the steps and after all, and of
@@ -22,7 +20,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 import natgrad as ng
@@ -32,14 +29,10 @@ from benchmarks.racing import Local, measure, prepared, together
 from benchmarks.report import table, write
 from benchmarks.timing import environment, positive
 
-# First radius, steps until it is halved, least radius.
-RADII = {
-    "0.01": (0.01, 1.0, 0.01),
-    "0.03": (0.03, 1.0, 0.03),
-    "0.1": (0.1, 1.0, 0.1),
-    "0.1 to 0.01": (0.1, 30.0, 0.01),
-    "0.1 to 0.01, slow": (0.1, 60.0, 0.01),
-}
+# Initial, least and largest radius, and gain.
+RULE = ng.damping.AdaptiveRadius()
+RADII = {str(r): (r, r, r, 0.0) for r in (0.01, 0.03, 0.1)}
+RADII["adaptive"] = (RULE.initial, RULE.least, RULE.most, RULE.gain)
 PROBLEMS = ["digits_mlp", "digits_cnn", "gru", "residual_mlp", "vit", "transformer"]
 PROBLEMS += ["unet", "small_autoencoder"]
 SHOWN = ("early", "last", "held-out")
@@ -82,11 +75,8 @@ def of_problem(name: str, options) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def make(model: ng.Model, rate: Any, first: Any, halved: Any, least: Any):
-    def radius(count):
-        return jnp.maximum(first * 0.5 ** (count / halved), least)
-
-    return ng.kfac(rate, model, trust_region=radius)
+def make(model: ng.Model, rate: Any, *rule: Any):
+    return ng.kfac(rate, model, trust_region=ng.damping.AdaptiveRadius(*rule))
 
 
 def page(report: dict[str, Any]) -> str:

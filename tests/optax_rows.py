@@ -116,8 +116,11 @@ ALIASED = (
 )
 # Copies of the parameters in the state: what a partition spec of theirs is for.
 COPIES = {"kfac_adaptive": 2, "ivon": 2, "soap": 2, "kl_shampoo": 1}
-COPIES |= dict.fromkeys(["spring", "scale_by_spring", "levenberg_marquardt"], 1)
-COPIES |= dict.fromkeys(["march", "scale_by_march"], 2)
+COPIES |= dict.fromkeys(["scale_by_spring", "levenberg_marquardt"], 1)
+COPIES |= {"scale_by_march": 2}
+# The radius of their trust region knows the last step.
+COPIES |= dict.fromkeys(["natural_gradient", "kfac", "empirical_fisher", "gram"], 1)
+COPIES |= {"spring": 2, "march": 3}
 COPIES |= dict.fromkeys(["scale_by_factored_curvature", "scale_by_quadratic_model"], 1)
 # They trace the model's layers when the state is made.
 LAYERWISE = {"kfac", "ekfac", "kfac_adaptive", "scale_by_factored_curvature"}

@@ -68,17 +68,28 @@ def steps(tx, count=4, masked=False):
 
 
 @pytest.mark.parametrize("alias", RATED, ids=name_of)
-def test_what_is_applied_is_within_the_radius_as_it_comes(alias):
+def test_what_is_applied_is_within_the_radius(alias):
     """Four labels an example; with a rate that is too large by far."""
     own = () if alias is ng.spring else ("momentum",)
-    tx = alias(1e3, problem()[0], **dict.fromkeys(own, 0.9))
+    tx = alias(1e3, problem()[0], trust_region=RADIUS, **dict.fromkeys(own, 0.9))
     divergences, _, _ = steps(tx)
     assert np.all(np.array(divergences) <= 4 * RADIUS * (1 + 2e-3))
     assert np.all(np.array(divergences) > RADIUS / 2)
 
 
+@pytest.mark.parametrize("alias", RATED, ids=name_of)
+def test_as_it_comes_the_radius_moves_within_its_bounds(alias):
+    rule = ng.damping.AdaptiveRadius()
+    divergences, _, state = steps(alias(1e3, problem()[0]))
+    assert np.all(np.array(divergences) <= 4 * rule.most * (1 + 2e-3))
+    radius = optax.tree.get(state, "per_label")
+    assert rule.least <= radius <= rule.most
+    assert radius != rule.initial
+
+
 def test_a_masked_position_is_no_label():
-    tx = ng.natural_gradient(1e3, problem(True)[0], momentum=0.9, weight_decay=1e-2)
+    applied = {"trust_region": RADIUS, "momentum": 0.9, "weight_decay": 1e-2}
+    tx = ng.natural_gradient(1e3, problem(True)[0], **applied)
     divergences, _, _ = steps(tx, masked=True)
     labels = 14 / 6  # of 24 positions in 6 sequences
     assert np.all(np.array(divergences) <= labels * RADIUS * (1 + 2e-3))

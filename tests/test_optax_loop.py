@@ -65,7 +65,10 @@ def test_the_loop_of_the_readme_trains(alias):
     assert losses[-1] < losses[0] - 1e-2
 
 
-def trained_plainly(model, params, steps=3, trust_region=0.01):
+AS_IT_COMES = ng.damping.AdaptiveRadius()
+
+
+def trained_plainly(model, params, steps=3, trust_region=AS_IT_COMES):
     """The reference: the documented loop on a tree of arrays."""
     tx = ng.natural_gradient(RATE, model, damping=LAMBDA, trust_region=trust_region)
     state = tx.init(params)

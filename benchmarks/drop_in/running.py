@@ -17,6 +17,7 @@ import natgrad as ng
 from benchmarks.optimizers import OPTIMIZERS, Entry, lbfgs, rates
 from benchmarks.racing import Local
 from benchmarks.training import Problem
+from natgrad.optimizers.chains import LEARNING_RATE
 
 TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of those that are tuned
 # Each with its rate; L-BFGS tries steps up to so many times a hundred.
@@ -46,7 +47,7 @@ MATRIX = {
     "momentum": [0.0, 0.9],
 }
 EVERY = 20  # steps between two looks at the loss
-SHOWN_RATE = 0.3  # of the tables: the default of every optimizer that has a rate
+SHOWN_RATE = LEARNING_RATE  # of the tables: the default of every optimizer with one
 
 Rate = float | str | None  # a number, "default", or None where there is none to give
 

@@ -68,7 +68,7 @@ def summary(sides: dict[str, dict[str, Sheet]]) -> str:
             median = ratio_text(float(np.median(shown))) if shown else ""
             rows.append((*where, *(counts[one] for one in CLASSES), median))
     heads = ("optimizer", *[""] * (len(sides) > 1), "batch", "momentum", *CLASSES)
-    return table((*heads, "median at rate 0.3"), rows)
+    return table((*heads, f"median at rate {SHOWN_RATE:g}"), rows)
 
 
 def ratio_text(value: float) -> str:

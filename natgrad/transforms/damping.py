@@ -16,8 +16,7 @@ import optax
 from natgrad.arguments import check_number
 from natgrad.solvers.damping import ByPath, DampingLike, Relative, check_damping
 from natgrad.solvers.damping_of_metric import ConditionNumber, ScaleInvariant
-from natgrad.transforms.radius import AdaptiveRadius
-from natgrad.transforms.step_length import longest_within
+from natgrad.transforms.radius import AdaptiveRadius, longest_within
 from natgrad.transforms.trust_region import Damping, Radius, TrustRegion
 from natgrad.typing import ArrayLike
 

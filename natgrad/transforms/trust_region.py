@@ -22,10 +22,9 @@ from natgrad import tree
 from natgrad.control_flow import any_over_vmap
 from natgrad.eager import call
 from natgrad.families import Unnormalized
-from natgrad.transforms.radius import AdaptiveRadius, RadiusState
+from natgrad.transforms.radius import AdaptiveRadius, RadiusState, longest_within
 from natgrad.transforms.solve import Solved
 from natgrad.transforms.state import ScaleByCurvatureState
-from natgrad.transforms.step_length import longest_within
 from natgrad.transforms.validation import Step
 from natgrad.typing import Array, ArrayLike, Params
 
