@@ -24,7 +24,7 @@ import jax
 import natgrad as ng
 from benchmarks.drop_in.card import FOLDER, Sheet, cells_of, last, load
 from benchmarks.drop_in.problems import PROBLEMS
-from benchmarks.drop_in.running import MATRIX, NATURAL, SHOWN_RATE, TUNED
+from benchmarks.drop_in.running import MATRIX, NATURAL, TUNED, default_rate
 from benchmarks.report import table
 
 NEAR = 1.2  # times the best figure that is still good advice
@@ -46,7 +46,7 @@ def figures(sheet: Sheet, batch: int) -> tuple[dict[str, float], dict[str, float
         name: sheet.ratio(cell)
         for name in NATURAL
         for cell in cells_of(sheet, name, batch, 0.0)
-        if cell.rate in (SHOWN_RATE, None) and math.isfinite(last(cell))
+        if cell.rate == default_rate(name) and math.isfinite(last(cell))
     }
     best = {name: sheet.best(name, batch, 1) for name in TUNED}
     return ours, {name: sheet.ratio(cell) for name, cell in best.items() if cell}

@@ -13,7 +13,6 @@ from benchmarks.drop_in.problems import PROBLEMS
 from benchmarks.drop_in.running import (
     MATRIX,
     NATURAL,
-    SHOWN_RATE,
     extra_arguments,
     settings,
 )
@@ -113,9 +112,8 @@ def page(
         what = f"momentum {momentum:g}" if momentum else "no momentum"
         where = f"{side}: " * (len(sides) > 1)
         parts.append(f"## {f'{where}batches of {batch}, {what}'.capitalize()}")
-        rate = f"{SHOWN_RATE:g}"
-        parts.append(f"Figures at the learning rate {rate}; **bold**: at most Adam's.")
-        parts.append(tables.at_one_rate(sides[side], batch, momentum))
+        parts.append("Figures at the default rates; **bold**: at most Adam's.")
+        parts.append(tables.as_they_come(sides[side], batch, momentum))
     if advice:
         parts += ["## What the doctor advises", DOCTOR, doctor.beside(advice, newest)]
     parts.append("## What a step costs")

@@ -17,7 +17,6 @@ import natgrad as ng
 from benchmarks.optimizers import OPTIMIZERS, Entry, lbfgs, rates
 from benchmarks.racing import Local
 from benchmarks.training import Problem
-from natgrad.optimizers.chains import LEARNING_RATE
 
 TUNED_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of those that are tuned
 # Each with its rate; L-BFGS tries steps up to so many times a hundred.
@@ -47,7 +46,6 @@ MATRIX = {
     "momentum": [0.0, 0.9],
 }
 EVERY = 20  # steps between two looks at the loss
-SHOWN_RATE = LEARNING_RATE  # of the tables: the default of every optimizer with one
 
 Rate = float | str | None  # a number, "default", or None where there is none to give
 
@@ -95,6 +93,12 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(NATURAL[name]).parameters)
 
 
+def default_rate(name: str) -> Rate:
+    """The learning rate of an optimizer as it comes; None where it has none."""
+    known = parameters(name).get("learning_rate")
+    return known.default if known else None
+
+
 def extra_arguments(name: str, momentum: float) -> dict[str, float] | None:
     """What a momentum is to an optimizer; {} as it comes, None where it has none."""
     if momentum == 0:
@@ -109,7 +113,7 @@ def settings(name: str, rates: list[float | str]) -> list[tuple[Rate, tuple]]:
         return [(setting[0], setting) for setting in TUNED[name].grid]
     if "learning_rate" not in parameters(name):
         return [(None, ())]
-    default = parameters(name)["learning_rate"].default
+    default = default_rate(name)
     values = {rate: default if rate == "default" else rate for rate in rates}
     return [(k, (v,)) for k, v in values.items() if isinstance(v, (int, float))]
 

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.drop_in.problems import Small
-from benchmarks.drop_in.running import SHOWN_RATE, Limits, Program, parameters
+from benchmarks.drop_in.running import Limits, Program, parameters
 from benchmarks.training import Problem
 
-BATCH, SMALL_BATCH, RATE, LARGE_RATE = 32, 8, SHOWN_RATE, 10.0
+BATCH, SMALL_BATCH, RATE, LARGE_RATE = 32, 8, 0.3, 10.0
 
 
 def plain(problem: Problem) -> Problem:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.drop_in.card import CLASSES, Sheet, cells_of, panels, rows_of
-from benchmarks.drop_in.running import NATURAL, SHOWN_RATE, TUNED, Cell
+from benchmarks.drop_in.running import NATURAL, TUNED, Cell, default_rate
 from benchmarks.report import table
 
 # What an optimizer is for, beside its share.
@@ -63,20 +63,20 @@ def summary(sides: dict[str, dict[str, Sheet]]) -> str:
             if not of_name:
                 continue
             counts = Counter(sheet.class_of(cell) for sheet, cell in of_name)
-            shown = [s.ratio(c) for s, c in of_name if c.rate in (SHOWN_RATE, None)]
+            shown = [s.ratio(c) for s, c in of_name if c.rate == default_rate(name)]
             where = (f"`{name}`", *[side] * (len(sides) > 1), batch, f"{momentum:g}")
             median = ratio_text(float(np.median(shown))) if shown else ""
             rows.append((*where, *(counts[one] for one in CLASSES), median))
     heads = ("optimizer", *[""] * (len(sides) > 1), "batch", "momentum", *CLASSES)
-    return table((*heads, f"median at rate {SHOWN_RATE:g}"), rows)
+    return table((*heads, "median as it comes"), rows)
 
 
 def ratio_text(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{value:.2g}"
 
 
-def at_one_rate(found: dict[str, Sheet], batch: int, momentum: float) -> str:
-    """Problems down, optimizers across: ratios at the shown rate."""
+def as_they_come(found: dict[str, Sheet], batch: int, momentum: float) -> str:
+    """Problems down, optimizers across: ratios at the default rates."""
     names = [
         name
         for name in NATURAL
@@ -90,7 +90,7 @@ def at_one_rate(found: dict[str, Sheet], batch: int, momentum: float) -> str:
         row += [ratio_text(sheet.ratio(cell)) if cell else "" for cell in others]
         for name in names:
             cells = cells_of(sheet, name, batch, momentum)
-            shown = [c for c in cells if c.rate in (SHOWN_RATE, None)]
+            shown = [c for c in cells if c.rate == default_rate(name)]
             row.append(cell_text(sheet, shown[0]) if shown else "")
         rows.append(row)
     _, *others = TUNED

@@ -96,7 +96,7 @@ def scale_by_curvature(
     Raises:
         ValueError: for impossible arguments, here or at the first `update`.
     """
-    damping_rule = as_damping(damping)
+    rule = as_damping(damping)
     check_refresh(refresh, solver)
     curvature = refresh.of_part(curvature)
     check_decay(decay, curvature)
@@ -125,9 +125,7 @@ def scale_by_curvature(
 
     def update(updates, state, params=None, **extra_args):
         """One step; other transformations' extra arguments are left alone."""
-        step = validate_step(
-            curvature, damping_rule, updates, state, params, extra_args
-        )
+        step = validate_step(curvature, rule, updates, state, params, extra_args)
         beta = decay.of(step, state) if isinstance(decay, ByBatch) else decay
         current = known_value(beta) == 0 and refresh.statistics == 1
         before = state._replace(decay=jnp.asarray(beta, step.layout.dtype))
