@@ -9,7 +9,7 @@ for P parameters against Adam's N·P: compare the seconds too.
 
     python examples/01_quickstart.py
 
-natural_gradient  rate 0.3   train loss 0.0614  test accuracy 0.961  0.5 s
+natural_gradient  rate 1.0   train loss 0.0437  test accuracy 0.955  0.5 s
 adam              rate 0.03  train loss 0.3353  test accuracy 0.906  0.0 s
 """
 

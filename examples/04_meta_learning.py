@@ -8,13 +8,13 @@ Descending it improves both hyperparameters at once.
 
     python examples/04_meta_learning.py
 
-hypergradient: log_damping -0.1511, log_learning_rate -0.1234
-largest relative difference from central differences 1e-09
-validation loss 0.5246  damping 0.0010  learning rate 0.500
-validation loss 0.3019  damping 0.0032  learning rate 1.479
-validation loss 0.2473  damping 0.0097  learning rate 2.066
-validation loss 0.1919  damping 0.0269  learning rate 1.838
-validation loss 0.1523  damping 0.0691  learning rate 1.383
+hypergradient: log_damping -0.0589, log_learning_rate 0.1385
+largest relative difference from central differences 4e-09
+validation loss 0.5715  damping 0.0010  learning rate 0.500
+validation loss 0.4207  damping 0.0033  learning rate 0.159
+validation loss 0.4009  damping 0.0106  learning rate 0.100
+validation loss 0.3286  damping 0.0313  learning rate 0.148
+validation loss 0.2293  damping 0.0886  learning rate 0.315
 """
 
 import jax

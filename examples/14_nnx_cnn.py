@@ -6,10 +6,10 @@ dropout masks. `net.curvature_model` is the network on its running statistics.
 
     python examples/14_nnx_cnn.py
 
-epoch 0: loss 1.2047
+epoch 0: loss 1.1798
 ...
-epoch 4: loss 0.1270
-accuracy 0.928
+epoch 4: loss 0.0733
+accuracy 0.946
 """
 
 import jax.numpy as jnp

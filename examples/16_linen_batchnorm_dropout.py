@@ -7,8 +7,8 @@ same dropout masks on its running statistics. These are what flax itself compute
 
     python examples/16_linen_batchnorm_dropout.py
 
-adam: loss 2.68 -> 0.1133, accuracy 0.923
-kfac: loss 2.68 -> 0.1157, accuracy 0.935
+adam: loss 2.68 -> 0.1133, accuracy 0.921
+kfac: loss 2.68 -> 0.0697, accuracy 0.945
 """
 
 import flax.linen as nn
