@@ -11,6 +11,9 @@ above 0 the step was too long, as steps are that follow the noise of their own b
 step with the divergence δ has ⟨Δ, F Δ⟩ = 2 δ to second order, so that b = 1 − 1/t after
 t times the Newton step: −1 after half of it, 0 after the whole, 1 far beyond. Nothing
 is evaluated for it; the price is one inner product and a copy of the step.
+
+A momentum β repeats a step β/(1 − β) times over the next ones. The slope that counts is
+that at the end of them, which by the same quadratic model is b + β/(1 − β).
 """
 
 from __future__ import annotations
@@ -100,12 +103,18 @@ class AdaptiveRadius:
         initial = jnp.asarray(self.initial, dtype)
         return RadiusState(initial, zeros, jnp.zeros((), dtype))
 
-    def of(self, state: RadiusState | tuple[()], gradient: Params) -> Array:
+    def of(
+        self,
+        state: RadiusState | tuple[()],
+        gradient: Params,
+        momentum: ArrayLike | None = None,
+    ) -> Array:
         """δ of the next step, in nats a label, shape ().
 
         Args:
             state: after the last step.
             gradient: g, like the parameters, where that step ended.
+            momentum: β; None for none.
 
         Raises:
             ValueError: for the state of other parameters, or of another rule.
@@ -113,6 +122,9 @@ class AdaptiveRadius:
         tree.check_kept(state, jax.eval_shape(self.init, gradient))
         radius, direction, scale = cast(RadiusState, state)
         slope = -scale * tree.inner(gradient, direction)
+        if momentum is not None:
+            repeated = jnp.where(scale > 0, momentum / (1 - momentum), 0)
+            slope = slope + repeated.astype(slope.dtype)
         factor = jnp.exp(-self.gain * jnp.clip(slope, -1, 1))
         changed = jnp.clip(radius * factor, self.least, self.most)
         return changed.astype(radius.dtype)

@@ -232,5 +232,6 @@ def _limits(rule: TrustRegion, step: Step, state: ScaleByCurvatureState) -> Any:
         return call(value, state.count) if callable(value) else value
 
     if isinstance(rule.radius, AdaptiveRadius):
-        return at(rule.learning_rate), rule.radius.of(state.radius, step.gradient)
+        radius = rule.radius.of(state.radius, step.gradient, rule.momentum)
+        return at(rule.learning_rate), radius
     return at(rule.learning_rate), at(rule.radius)
