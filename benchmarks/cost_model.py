@@ -166,12 +166,12 @@ def step(
 
 
 def kept(layers: Sequence[Layer]) -> int:
-    """Bytes on every device: parameters, factors and inverses.
+    """Bytes on every device: parameters, the last step, factors and inverses.
 
     Args:
         layers: in their order.
     """
-    return WORD * sum(layer.entries + 2 * layer.factor_entries for layer in layers)
+    return 2 * WORD * sum(layer.entries + layer.factor_entries for layer in layers)
 
 
 def elimination(size: int, lapack: float = 4 / 3) -> float:

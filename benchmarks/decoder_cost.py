@@ -193,7 +193,8 @@ def state(decoder: Decoder) -> dict[str, int]:
     layers = decoder.layers
     factors = WORD * sum(layer.factor_entries for layer in layers)
     parameters = WORD * sum(layer.entries for layer in layers)
-    return {"parameters": parameters, "factors": factors, "inverses": factors}
+    kept = {"parameters": parameters, "last step": parameters}
+    return kept | {"factors": factors, "inverses": factors}
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:

@@ -26,7 +26,9 @@ has nothing to tune, has the best of five settings. The goal of a problem is the
 training loss that tuned Adam ends at. `python -m benchmarks.convergence` runs the races
 and writes this page; `benchmarks/results/races/` has all curves, `races.md` beside it a
 table for each problem, `benchmarks/optimizers.py` the settings. The
-[report card](report_card.md) has this library's optimizers as they come.
+[report card](report_card.md) has this library's optimizers as they come. They raced
+before their radius adapted: `kfac` and its kin had a fixed one, 0.01 nats a label, with
+which K-FAC [goes less far](damping.md#how-long-a-step-may-be).
 """
 COMPILED = """With compilation the plain optimizers come first: the steps of these races
 take less than what a program with Fisher information takes to compile.

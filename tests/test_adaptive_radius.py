@@ -113,6 +113,14 @@ def test_a_skipped_step_teaches_nothing():
     chex.assert_trees_all_equal(after[0].radius, state[0].radius)
 
 
+def test_a_slope_that_overflows_teaches_nothing():
+    params = jnp.ones(2, jnp.float32)
+    known = {"per_product": jnp.float32(1), "last_step": 3e38 * params}
+    state = RULE.init(params)._replace(**known)
+    for gradient in (params, 3e38 * params, jnp.nan * params):
+        assert RULE.of(state, gradient) == np.float32(RULE.initial)
+
+
 def test_a_batch_without_labels_says_nothing_of_the_step():
     apply = lambda w, x: x["x"] @ w
     weights = lambda inputs: inputs["mask"]

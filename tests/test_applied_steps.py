@@ -85,6 +85,8 @@ def test_as_it_comes_the_radius_moves_within_its_bounds(alias):
     radius = optax.tree.get(state, "per_label")
     assert rule.least <= radius <= rule.most
     assert radius != rule.initial
+    for name in ("scale", "predicted_decrease", "skipped", "reason"):
+        optax.tree.get(state, name)  # no other part of the state has that name
 
 
 def test_a_masked_position_is_no_label():

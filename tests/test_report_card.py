@@ -106,8 +106,8 @@ def test_a_tiny_problem_from_end_to_end(tmp_path, monkeypatch, capsys):
 def test_advice_is_held_against_the_best_cells():
     sheet = made_up()
     for name, rate, loss in (
-        ("kfac", 0.3, 2.0),
-        ("kfac", 0.1, 1.1),
+        ("kfac", 0.1, 2.0),
+        ("kfac", 0.3, 1.1),
         ("gram", 0.3, 3.0),
     ):
         sheet.add(cell(name, rate, 11.0, loss))
@@ -116,7 +116,7 @@ def test_advice_is_held_against_the_best_cells():
     says = lambda code: {"problem": "made up", "batch": 32, "code": code}
     codes = ("kfac(model=model)", "gram(model=model)", "gram(model=model, labels=x)")
     text = doctor.beside(map(says, codes), {"made up": sheet})
-    # Above the floor of 1: Adam 2, kfac 1 at the shown rate, gram 2, muon 0.4.
+    # Above the floor of 1: Adam 2, kfac 1 as it comes, gram 2, muon 0.4.
     rows = [[one.strip() for one in r.split("|")[3:-1]] for r in text.splitlines()[2:5]]
     assert rows == [
         ["`kfac`", "0.5", "`kfac`", "1", "`muon`", "2.5"],

@@ -51,11 +51,9 @@ Problems, floors and networks are described in `benchmarks/drop_in/problems.py`;
 is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW, and `soap` and
 `kl_shampoo`, have the best of the rates 0.001, 0.003, 0.01, 0.03 and 0.1 on each
 problem and batch size, chosen by the figure itself; L-BFGS searches steps up to a
-hundred times these, on each batch. One seed, the same start and batches for all. With
-the XLA flags below, where any stand there, programs compile in half the time and steps
-are slower, those of `gram` on convolutions twenty times: on `digits_cnn` in batches of
-32 `gram` with momentum, `spring` and `diagonal_fisher` are without them, as is the
-table of costs.
+hundred times these, on each batch. One seed, the same start and batches for all. The
+tuned ones, and `kfac_adaptive` but on the transformer, ran with XLA flags that compile
+in half the time and slow steps down; the others, and the table of costs, without.
 """
 DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
 batch, and the figure that it has above, with no momentum: how many times the lowest

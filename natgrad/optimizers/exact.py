@@ -78,9 +78,8 @@ def natural_gradient(
             Sampled(1), chunk_size="auto") makes it `gram` in chunks.
         solver: (metric, gradient, damping) -> direction; None for that of the metric.
             Or a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping.
-        trust_region: δ, in nats a label, a schedule, or a rule, by default
-            `natgrad.damping.AdaptiveRadius()`; a step of a larger KL divergence,
-            momentum and weight decay included, is shortened to it. None for no bound.
+        trust_region: δ, the largest KL divergence of a step in nats a label, or a rule,
+            by default `natgrad.damping.AdaptiveRadius()`; None for no bound.
         momentum: β in [0, 1) of v = d + β v_before; None for none.
         weight_decay: ω >= 0, decoupled: −η ω θ is added to the step.
 

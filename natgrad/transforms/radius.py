@@ -41,13 +41,14 @@ class RadiusState(NamedTuple):
 
     Attributes:
         per_label: its δ, in nats a label, shape ().
-        direction: α (v + ω θ), like the parameters: −η times it was applied.
-        scale: |η| / (2 δ), δ in nats an example, shape (); 0 before the first step.
+        last_step: α (v + ω θ), like the parameters: −η times it was applied.
+        per_product: |η| / (2 δ), δ in nats an example, shape (), by which a product of
+            a gradient and that is −b; 0 before the first step.
     """
 
     per_label: Array
-    direction: Params
-    scale: Array
+    last_step: Params
+    per_product: Array
 
 
 @final
@@ -69,9 +70,9 @@ class AdaptiveRadius:
     Raises:
         ValueError: unless 0 < least <= initial <= most < ∞ and 0 <= gain <= 1.
 
-    Source: Almeida, Langlois, Amaral & Plakhov (1998), Parameter adaptation in
-    stochastic optimization, section 2, which multiplies learning rates by the products
-    of successive gradients; here one radius, by those of steps and gradients.
+    Source: as Almeida, Langlois, Amaral & Plakhov (1998), Parameter adaptation in
+    stochastic optimization, adapt learning rates by the products of successive
+    gradients; here it is one radius, by the product of a step and the next gradient.
     """
 
     initial: float = 0.05
@@ -120,11 +121,12 @@ class AdaptiveRadius:
             ValueError: for the state of other parameters, or of another rule.
         """
         tree.check_kept(state, jax.eval_shape(self.init, gradient))
-        radius, direction, scale = cast(RadiusState, state)
-        slope = -scale * tree.inner(gradient, direction)
+        radius, last_step, per_product = cast(RadiusState, state)
+        slope = -per_product * tree.inner(gradient, last_step)
         if momentum is not None:
-            repeated = jnp.where(scale > 0, momentum / (1 - momentum), 0)
+            repeated = jnp.where(per_product > 0, momentum / (1 - momentum), 0)
             slope = slope + repeated.astype(slope.dtype)
+        slope = jnp.where(jnp.isfinite(slope), slope, 0)  # else the step was skipped
         factor = jnp.exp(-self.gain * jnp.clip(slope, -1, 1))
         changed = jnp.clip(radius * factor, self.least, self.most)
         return changed.astype(radius.dtype)
@@ -141,8 +143,8 @@ class AdaptiveRadius:
             rate: η. Below 0, which climbs, slopes count the other way round.
         """
         some = bound > 0  # no labels, no bound, and nothing to learn
-        scale = jnp.where(some, jnp.abs(rate) / (2 * jnp.where(some, bound, 1)), 0)
-        return RadiusState(radius, direction, scale.astype(radius.dtype))
+        factor = jnp.where(some, jnp.abs(rate) / (2 * jnp.where(some, bound, 1)), 0)
+        return RadiusState(radius, direction, factor.astype(radius.dtype))
 
 
 class _Tried(NamedTuple):
