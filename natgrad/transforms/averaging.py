@@ -36,8 +36,8 @@ class ByBatch:
         columns: for each parameter. With 3 a logistic regression with momentum ended
             above twice tuned Adam's loss in 13 of 20 runs, with 5 in 7. But an equation
             that is solved to high accuracy, `pinn` of `benchmarks.drop_in`, stops at a
-            rate of 1 at a fifth of Adam's loss with 5, at a thousandth with 3: F of the
-            steps before is not that of so long a step.
+            rate of 1 at a fifth of Adam's loss with 5, at a thousandth with 3 (radius
+            0.01): F of the steps before is not that of so long a step.
         longest: β at most.
     """
 
