@@ -62,7 +62,7 @@ def memory(model, params, x, y, names: list[str]) -> dict[str, Any]:
         state = jax.eval_shape(tx.init, params)
         found[name] = of_step(tx, model, params, state, x, y)
         if name == "kfac":
-            factors = squares(state)
+            factors = squares((state[0].statistics, state[0].inverse))
     for sizes in found.values():
         sizes["over_adam"] = {n: sizes[n] / found["adam"][n] for n in SIZES}
     return {
@@ -90,10 +90,10 @@ def of_step(tx, model, params, state, x, y) -> dict[str, Any]:
     return {"temporary": temporary, "kept": kept, "peak": held + temporary}
 
 
-def squares(state) -> list[dict[str, Any]]:
-    """The square matrices in the state: factors, and the inverses kept of them."""
+def squares(kept) -> list[dict[str, Any]]:
+    """The square matrices in there: factors, and the inverses kept of them."""
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves(kept):
         if leaf.ndim >= 2 and leaf.shape[-1] == leaf.shape[-2]:
             size = leaf.size * leaf.dtype.itemsize
             entry = found.setdefault(leaf.shape, {"count": 0, "bytes": size})
