@@ -175,6 +175,11 @@ def test_no_number_is_needed(alias):
     [
         ({"trust_region": 0.0}, "positive, in nats a label, got 0.0"),
         ({"trust_region": -1}, "positive"),
+        (
+            {"trust_region": ng.damping.AdaptiveRadius},
+            "trust_region is the class AdaptiveRadius",
+        ),
+        ({"damping": ng.Relative}, r"class Relative: give it Relative\("),
         ({"momentum": 1.0}, r"lie in \[0, 1\), got 1.0"),
         ({"momentum": "0.9"}, "momentum must be a scalar"),
         ({"weight_decay": -0.1}, "at least 0, got -0.1"),

@@ -26,7 +26,7 @@ from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
 ONE_SAMPLE = Sampled(1)
-KFAC_RATE = 0.1  # its averages lag behind longer steps
+KFAC_RATE = 0.1
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
 # without the warm-up the first inverses are of too few examples. Parts of 64 examples
 # left the digits' autoencoder with a loss 2 % higher at a learning rate of 1.

@@ -55,6 +55,7 @@ def as_damping(damping: DampingLike | Damping) -> Damping:
             non-finite λ is skipped, and the state's health says so.
     """
     if callable(damping):
+        check_scalar("damping", damping)
         return damping
     given: Any = damping
     if jax.tree.leaves(given) and not jax.tree_util.all_leaves([given]):
@@ -77,9 +78,14 @@ def first_damping(rule: Damping) -> Any:
 def check_scalar(name: str, value: ArrayLike | Damping) -> None:
     """Raise a ValueError for what is neither a real scalar nor a schedule.
 
+    A class is callable, and no schedule: `AdaptiveRadius` for `AdaptiveRadius()`.
+
     Args:
         name: of the argument.
         value: of the argument.
     """
+    if isinstance(value, type):
+        name_of = value.__name__
+        raise ValueError(f"{name} is the class {name_of}: give it {name_of}(...).")
     if not callable(value):
         check_number(name, value, "a scalar or a schedule", _ORDER)
