@@ -155,6 +155,20 @@ def test_observations_compile_once_and_leave_the_rest_of_a_state_alone(compilati
             ng.observe(tx, {"step": 3}, params, inputs=X)
 
 
+@pytest.mark.parametrize("example", [X[:1], None])
+def test_updates_of_what_was_observed_compile_once(compilations, example):
+    model = ng.Model(MODEL.apply, MODEL.family, example_inputs=example)
+    form = ng.natural_gradient if example is None else ng.kfac
+    tx, params, grads = form(0.1, model), start(), gradient_of(start())
+    state = ng.observe(tx, tx.init(params), params, inputs=X)
+    update = lambda: tx.update(grads, state, params)
+    assert compilations(update) > 0
+    assert compilations(update) == 0
+    with operation_by_operation():
+        plain = update()
+    equal(update(), plain, 1e-12)
+
+
 def test_injected_hyperparameters_are_operands_of_one_program(compilations):
     params, grads = start(), gradient_of(start())
     make = optax.inject_hyperparams(ng.diagonal_fisher, static_args=("model",))

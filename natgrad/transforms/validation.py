@@ -184,7 +184,9 @@ def validate_update(
     model = curvature.model
     whole = params if model_params is None else model_params
     whole = tree.join_complex(whole)
-    note_read(model.apply, whole, None if inputs is MISSING else inputs)
+    read = model.example_inputs if inputs is MISSING else inputs
+    if inputs is not MISSING or read is not None:  # else nothing applies the model
+        note_read(model.apply, whole, read)
     specialized = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
     if not isinstance(state.owner, dict):
