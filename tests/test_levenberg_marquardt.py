@@ -274,3 +274,18 @@ def test_what_is_missing_is_named():
         adaptive.Thresholds(factor=1.0)
     with pytest.raises(ValueError, match="integer >= 1"):
         adaptive.Trials(period=0)
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "words"),
+    [
+        (lambda p, x, y: loss_of(p, x, y), r"\(p, x, y\).*inputs, targets.*'x'"),
+        (lambda p: (loss_of(p, X, Y), 1.0), r"shape \(\).*\(\(\), \(\)\).*\[0\]"),
+        (lambda p: -MODEL.log_prob(p, X, Y), rf"shape \(\).*\({len(X)},\)"),
+    ],
+)
+def test_a_loss_that_cannot_be_called_or_compared_is_refused(value_fn, words):
+    tx, params, grads = marquardt(), start(), gradient_of(start())
+    batch = {"inputs": X, "targets": Y, "value": 1.0, "value_fn": value_fn}
+    with pytest.raises(ValueError, match=f"value_fn.*{words}"):
+        tx.update(grads, tx.init(params), params, **batch)

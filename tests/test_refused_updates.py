@@ -192,6 +192,17 @@ def test_so_is_one_of_the_adaptive_optimizer():
         tx.update(fewer, state, fewer, **batch)
 
 
+@pytest.mark.parametrize("name", ["kfac", "spring", "kfac_adaptive"])
+@pytest.mark.parametrize("other", [optax.sgd(0.1, momentum=0.9).init(PARAMS)[0], {}])
+def test_a_state_of_another_kind_is_refused(name, other):
+    tx = getattr(ng, name)(model=MODEL)
+    batch = {"inputs": X, "value": 1.0, "value_fn": MODEL.loss, "targets": Y}
+    kind, state = type(other).__name__, tx.init(PARAMS)
+    state = other if name == "kfac_adaptive" else (other, *state[1:])
+    with refuses(f"where a {kind} was given", "jax.tree.unflatten"):
+        tx.update(GRADS, state, PARAMS, **batch)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("densee", "Did you mean 'dense'?"), ("hessian-ish", "Known: ")]
 )

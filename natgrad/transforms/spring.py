@@ -38,7 +38,7 @@ from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, as_dam
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
-from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.state import ScaleByCurvatureState, check_state
 from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
 from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
@@ -123,6 +123,7 @@ def scale_by_spring(
                 "scale_by_spring solves for g + λ μ φ_before, and rows= are of the "
                 "gradient g alone: leave them out."
             )
+        check_state(state, SpringState)
         tree.check_kept(state.direction, updates)
         own, layout = call(rule, state.solve.count), Layout.of(updates)
         mu, space = _mu(momentum, trust_region, curvature, state, params, extra_args)

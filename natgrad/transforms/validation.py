@@ -17,7 +17,7 @@ from natgrad.eager import call, note_impossible, note_read
 from natgrad.layers.compiled import compiled
 from natgrad.model.batch import Batch
 from natgrad.solvers.damping import DampingLike, damping_of_step
-from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.state import ScaleByCurvatureState, check_state
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 
@@ -189,6 +189,7 @@ def validate_update(
         note_read(model.apply, whole, read)
     specialized = restrict_to_subtree(curvature, params, model_params)
     Layout.of(params).check(updates, "The gradient")
+    check_state(state, ScaleByCurvatureState)
     if not isinstance(state.owner, dict):
         raise ValueError(
             "The state is that of init for a tree without arrays, and now there are "

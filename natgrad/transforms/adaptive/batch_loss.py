@@ -152,11 +152,33 @@ def call_with_known(
         known: arguments by name.
 
     Returns:
-        What `value_fn` returns.
+        What `value_fn` returns, of shape ().
+
+    Raises:
+        ValueError: for a function with other arguments, or another result.
     """
-    names = list(inspect.signature(value_fn).parameters)[1:]
+    signature = inspect.signature(value_fn)
+    names = list(signature.parameters)[1:]
     params = tree.join_complex(params)
-    return value_fn(params, **{name: known[name] for name in names if name in known})
+    given = {name: known[name] for name in names if name in known}
+    try:
+        signature.bind(params, **given)
+    except TypeError as error:
+        missing = [name for name in known if known[name] is not None]
+        raise ValueError(
+            f"value_fn{signature} is called with the parameters and, by name, with "
+            f"arguments of update, here {', '.join(missing)}: {error}. Pass "
+            "value_fn=lambda params: loss(params, x, y), or name its arguments so."
+        ) from error
+    loss = value_fn(params, **given)
+    shapes = jax.tree.map(jnp.shape, loss)
+    if shapes != ():
+        raise ValueError(
+            "value_fn must return the loss alone, a number of shape (); got the shapes "
+            f"{shapes}. Of a loss with auxiliary results, pass the loss: "
+            "value_fn=lambda params: loss(params, x, y)[0]."
+        )
+    return loss
 
 
 def with_signature_of(

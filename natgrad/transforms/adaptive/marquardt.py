@@ -51,6 +51,7 @@ from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule, Threshold
 from natgrad.transforms.adaptive.quadratic_forms import EXACT, check_batch, part
 from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.health import Undone, first_failure
+from natgrad.transforms.state import check_state
 from natgrad.transforms.validation import MISSING, transformation
 from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
@@ -174,6 +175,7 @@ class _Method:
                 "params -> loss of the same batch), or value_fn=model.loss and "
                 "targets=y too."
             )
+        check_state(state, LevenbergMarquardtState)
         tree.check_kept(state.update, params)
         arguments = {"model_params": None} | arguments
         number = jnp.asarray(value, state.damping.dtype)
