@@ -67,9 +67,11 @@ def test_each_radius_is_the_last_one_by_the_slope_at_the_end_of_its_step(name):
     for gradient, applied in zip(grads[1:], updates, strict=False):
         products = jax.tree.map(np.vdot, gradient, applied)
         slope = sum(jax.tree.leaves(products)) / (2 * expected[-1] * LABELS)
-        slope += 9 * ("momentum" in name)  # 0.9 repeats a step nine times
-        radius = expected[-1] * np.exp(-RULE.gain * np.clip(slope, -1, 1))
-        expected.append(np.clip(radius, RULE.least, RULE.most))
+        repeated = slope + 9 * ("momentum" in name)  # 0.9 repeats a step nine times
+        b = slope if slope > 1 else np.clip(repeated, -1, 1)
+        least = RULE.least / 10 if slope > 1 else min(RULE.least, expected[-1])
+        radius = expected[-1] * max(np.exp(-RULE.gain * b), 0.25)
+        expected.append(np.clip(radius, least, RULE.most))
     assert len(set(expected)) > 3  # it moves
     assert relative_error(np.array(radii), np.array(expected)) < 1e-9
     assert np.all(np.array(divergences) <= LABELS * np.array(radii) * (1 + 2e-3))
@@ -93,6 +95,32 @@ def test_after_a_part_of_the_newton_step_of_least_squares_b_is_1_less_its_invers
         w = optax.apply_updates(w, updates)
     found = np.log(optax.tree.get(state, "per_label") / radius)
     assert found == pytest.approx(-0.5 * max(1 - 1 / part, -1), abs=2e-3)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_a_step_that_f_was_wrong_of_counts_in_full(momentum):
+    """b > 1 is more than F has for any length of a step; ⟨g, −v⟩ |η|/(2 δ) is b."""
+    of = lambda radius, b: float(
+        RULE.of(
+            RULE.init(jnp.ones(2))._replace(
+                per_label=jnp.float64(radius),
+                last_step=jnp.ones(2),
+                per_product=jnp.float64(1),
+            ),
+            -jnp.full(2, b / 2),
+            momentum,
+        )
+    )
+    for b in (1.5, 3.0, 6.0):
+        assert of(0.04, b) == pytest.approx(0.04 * np.exp(-RULE.gain * b))
+    assert of(0.04, 1e6) == pytest.approx(0.01)  # a quarter at least
+    assert of(0.0015, 100.0) == pytest.approx(0.001)  # a tenth of the least
+    # What F foresees brings it to the least and no further, and not up to it at once.
+    assert of(0.0101, 1.0) == pytest.approx(0.01)
+    assert of(0.002, 1.0) == pytest.approx(0.002)
+    longer = np.exp(RULE.gain)
+    assert of(0.002, -20.0) == pytest.approx(0.002 * longer)
+    assert of(0.0499, -20.0) == pytest.approx(0.05)
 
 
 def test_climbing_a_negative_loss_is_descending_the_loss():

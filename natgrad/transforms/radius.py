@@ -9,8 +9,10 @@ The radius follows the noise, by the slope of the loss where the last step ended
 unbiased slope of the loss at the end of that step: below 0 the loss still fell there,
 above 0 the step was too long, as steps are that follow the noise of their own batch. A
 step with the divergence δ has ⟨Δ, F Δ⟩ = 2 δ to second order, so that b = 1 − 1/t after
-t times the Newton step: −1 after half of it, 0 after the whole, 1 far beyond. Nothing
-is evaluated for it; the price is one inner product and a copy of the step.
+t times the Newton step: −1 after half of it, 0 after the whole, 1 far beyond. More than
+1 says that F was wrong there, and counts in full, until δ is a quarter of what it was:
+one such step undoes what many good ones gain. Nothing is evaluated for it; the price is
+one inner product and a copy of the step.
 
 A momentum β repeats a step β/(1 − β) times over the next ones. The slope that counts is
 that at the end of them, which by the same quadratic model is b + β/(1 − β).
@@ -34,6 +36,9 @@ from natgrad.typing import Array, ArrayLike, Params
 SLACK = 1e-3
 # How many lengths of a step are measured at most.
 TRIES = 13
+# What is left of the radius, at least, after one step that F was wrong of; and of the
+# least radius after many.
+AFTER_ONE, AFTER_MANY = 0.25, 0.1
 
 
 class RadiusState(NamedTuple):
@@ -63,9 +68,10 @@ class AdaptiveRadius:
     Attributes:
         initial: δ of the first step, in nats a label.
         least: δ at least, > 0. Where K-FAC misses most of F, as in transformers, steps
-            look too long in a few directions while the others still move.
+            look too long in a few directions while the others still move. A tenth of
+            it after steps with b > 1.
         most: δ at most.
-        gain: γ >= 0: δ changes by at most exp(γ) in a step.
+        gain: γ >= 0: δ changes by at most exp(γ) in a step with b <= 1.
 
     Raises:
         ValueError: unless 0 < least <= initial <= most < ∞ and 0 <= gain <= 1.
@@ -123,12 +129,17 @@ class AdaptiveRadius:
         tree.check_kept(state, jax.eval_shape(self.init, gradient))
         radius, last_step, per_product = cast(RadiusState, state)
         slope = -per_product * tree.inner(gradient, last_step)
+        slope = jnp.where(jnp.isfinite(slope), slope, 0)  # else the step was skipped
+        last = slope
         if momentum is not None:
             repeated = jnp.where(per_product > 0, momentum / (1 - momentum), 0)
-            slope = slope + repeated.astype(slope.dtype)
-        slope = jnp.where(jnp.isfinite(slope), slope, 0)  # else the step was skipped
-        factor = jnp.exp(-self.gain * jnp.clip(slope, -1, 1))
-        changed = jnp.clip(radius * factor, self.least, self.most)
+            last = slope + repeated.astype(slope.dtype)
+        wrong = slope > 1  # F promises less, however long the step
+        b = jnp.where(wrong, slope, jnp.clip(last, -1, 1))
+        least = jnp.minimum(radius, self.least)
+        least = jnp.where(wrong, AFTER_MANY * self.least, least)
+        changed = radius * jnp.maximum(jnp.exp(-self.gain * b), AFTER_ONE)
+        changed = jnp.clip(changed, least, self.most)
         return changed.astype(radius.dtype)
 
     def after(
