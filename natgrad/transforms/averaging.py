@@ -8,6 +8,11 @@ is less, F is blind in some directions, which 1/λ stretches, and a trust region
 measured on the same batch does not see it. An average with β weighs 1 / (1 − β) batches
 as one, which have 5 P columns then, but for batches so small that it would be more than
 20. More batches would know more, of parameters from longer ago.
+
+Where 20 batches have fewer than P columns, their average is blind too, and knows the
+batch itself twenty times less than it could: steps through what it does not know grow
+without bound. Such a batch leaves β as it was. In a run of them that is 0, of each
+batch alone; a short one at the end of an epoch is averaged as those before it.
 """
 
 from __future__ import annotations
@@ -51,7 +56,12 @@ class ByBatch:
             step: the arguments of the update.
             state: as the step found it.
         """
-        if not step.has_batch and self.averages(step.curvature):
+        if not self.averages(step.curvature):
+            return 0.0
+        if not step.has_batch:
+            return state.decay
+        batches = round(1 / (1 - self.longest))
+        if batches * self.columns * self._known(step.curvature, step.batch) < 1:
             return state.decay
         return self.of_batch(step.curvature, step.batch)
 
@@ -68,10 +78,14 @@ class ByBatch:
         """
         if not self.averages(curvature):
             return 0.0
+        known = self._known(curvature, given)
+        return min(max(1.0 - known, 0.0), self.longest)
+
+    def _known(self, curvature: Curvature, given: Batch) -> float:
+        """N K / (5 P)."""
         params, inputs, targets, _ = given
         columns, count = curvature.columns(params, inputs, targets)
-        known = columns * count / (self.columns * Layout.of(params).size)
-        return min(max(1.0 - known, 0.0), self.longest)
+        return columns * count / (self.columns * Layout.of(params).size)
 
 
 BY_BATCH = ByBatch()
