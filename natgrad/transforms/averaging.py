@@ -60,10 +60,10 @@ class ByBatch:
             return 0.0
         if not step.has_batch:
             return state.decay
+        known = self._known(step.curvature, step.batch)
         batches = round(1 / (1 - self.longest))
-        if batches * self.columns * self._known(step.curvature, step.batch) < 1:
-            return state.decay
-        return self.of_batch(step.curvature, step.batch)
+        blind = batches * self.columns * known < 1
+        return state.decay if blind else self._beta(known)
 
     def averages(self, curvature: Curvature) -> bool:
         """Does the curvature keep all of F as a matrix?"""
@@ -78,7 +78,9 @@ class ByBatch:
         """
         if not self.averages(curvature):
             return 0.0
-        known = self._known(curvature, given)
+        return self._beta(self._known(curvature, given))
+
+    def _beta(self, known: float) -> float:
         return min(max(1.0 - known, 0.0), self.longest)
 
     def _known(self, curvature: Curvature, given: Batch) -> float:

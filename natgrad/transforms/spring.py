@@ -38,8 +38,13 @@ from natgrad.transforms.damping import Damping, DampingLike, TrustRegion, as_dam
 from natgrad.transforms.inverse_cache import EVERY_STEP, Refresh
 from natgrad.transforms.principal_range import PrincipalRange
 from natgrad.transforms.scale_by_curvature import scale_by_curvature
-from natgrad.transforms.state import ScaleByCurvatureState, check_state
-from natgrad.transforms.validation import MISSING, restrict_to_subtree, transformation
+from natgrad.transforms.state import ScaleByCurvatureState
+from natgrad.transforms.validation import (
+    MISSING,
+    check_state,
+    restrict_to_subtree,
+    transformation,
+)
 from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 

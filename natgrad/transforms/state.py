@@ -90,25 +90,6 @@ class ScaleByCurvatureState(NamedTuple):
     radius: RadiusState | tuple[()] = ()
 
 
-def check_state(state: Any, kind: type) -> None:
-    """Check that a state is of the transformation that it was given to.
-
-    Args:
-        state: as `update` got it.
-        kind: of the state that `init` makes.
-
-    Raises:
-        ValueError: it is of another kind.
-    """
-    if not isinstance(state, kind):
-        raise ValueError(
-            f"The state of this optimizer has a {kind.__name__} where a "
-            f"{type(state).__name__} was given: pass the one of tx.init(params), or of "
-            "the update before. A checkpoint of bare containers or leaves becomes one "
-            "by jax.tree.unflatten(jax.tree.structure(tx.init(params)), leaves)."
-        )
-
-
 def state_of_nothing(
     seed: ArrayLike,
     decay: ArrayLike,

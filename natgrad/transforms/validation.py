@@ -17,7 +17,7 @@ from natgrad.eager import call, note_impossible, note_read
 from natgrad.layers.compiled import compiled
 from natgrad.model.batch import Batch
 from natgrad.solvers.damping import DampingLike, damping_of_step
-from natgrad.transforms.state import ScaleByCurvatureState, check_state
+from natgrad.transforms.state import ScaleByCurvatureState
 from natgrad.tree import Layout
 from natgrad.typing import Array, Inputs, Params, Statistics
 
@@ -151,6 +151,17 @@ def validate_step(
         damped=damped,
         usable=usable,
     )
+
+
+def check_state(state: Any, kind: type) -> None:
+    """Raise a ValueError unless a state is of the kind that `init` makes."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"The state of this optimizer has a {kind.__name__} where a "
+            f"{type(state).__name__} was given: pass the one of tx.init(params), or of "
+            "the update before. A checkpoint of bare containers or leaves becomes one "
+            "by jax.tree.unflatten(jax.tree.structure(tx.init(params)), leaves)."
+        )
 
 
 def validate_update(

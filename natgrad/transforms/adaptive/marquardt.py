@@ -51,8 +51,7 @@ from natgrad.transforms.adaptive.damping_rules import LossFloor, Rule, Threshold
 from natgrad.transforms.adaptive.quadratic_forms import EXACT, check_batch, part
 from natgrad.transforms.damping import Damping, as_damping, first_damping
 from natgrad.transforms.health import Undone, first_failure
-from natgrad.transforms.state import check_state
-from natgrad.transforms.validation import MISSING, transformation
+from natgrad.transforms.validation import MISSING, check_state, transformation
 from natgrad.tree import Layout, of_pairs
 from natgrad.typing import Array, ArrayLike, Params
 
