@@ -55,9 +55,9 @@ hundred times these, on each batch. One seed, the same start and batches for all
 tuned ones, and `kfac_adaptive` but on the transformer, ran with XLA flags that compile
 in half the time and slow steps down; the others, and the table of costs, without.
 
-In these runs a step after which the loss rose faster than F says counted as one that was
-a little too long; it narrows the radius at once [since](damping.md#how-long-a-step-may-be),
-which matters most in longer runs of small batches.
+In these runs a step after which the loss rose faster than F says counted as one that
+was a little too long. [Since](damping.md#how-long-a-step-may-be) it narrows the radius
+at once, which matters most in longer runs of small batches.
 """
 DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
 batch, and the figure that it has above, with no momentum: how many times the lowest
