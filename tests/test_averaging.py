@@ -129,8 +129,8 @@ def test_large_inputs_in_small_batches_do_not_diverge(alias):
 def test_batches_of_one_and_two_examples_train(alias, count):
     """A network of 98 parameters, from 0.98 nats, as it comes.
 
-    Averages of such batches, and a radius that changes by 5 % at most in a step, end
-    at hundreds of nats: of one example each, and with spring of two.
+    With averages of such batches and a radius that changes by 5 % at most in a step
+    it does not train: of one example each, and with spring of two.
     """
     draws = np.random.default_rng(0)
     x = draws.normal(size=(256, 5)).astype(np.float32)
