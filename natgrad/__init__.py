@@ -6,10 +6,10 @@ p(y | z). The Fisher information is the batch mean of
     F = Jᵀ E_y[s sᵀ] J,     J = ∂z/∂θ,     s = ∂ log p(y | z)/∂z
 
 An approximation of F answers two independent questions: over which labels y (`Exact`,
-`Sampled(n)`, `Empirical`, `Centred`), and in what form it is kept (`KLHessian`,
-`Dense`, `BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `KFOC`, `LayerDiagonal`, `Gram`,
-`GramBlocks`, `MatrixFree`). Any answer to both is a curvature (but K-FAC's kin need
-scores that are not centred),
+`Sampled(n)`, `Sketched(n)`, `Empirical`, `Centred`), and in what form it is kept
+(`KLHessian`, `Dense`, `BlockDiagonal`, `Diagonal`, `KFAC`, `EKFAC`, `KFOC`,
+`LayerDiagonal`, `Gram`, `GramBlocks`, `MatrixFree`). Any answer to both is a curvature
+(but K-FAC's kin need scores that are not centred),
 
     Curvature --estimate--> statistics --metric--> Metric --solve(gradient, λ)--> step
 

@@ -24,7 +24,7 @@ from laws import (
 
 import natgrad.families as nf
 
-DEFINITIONS = ["fisher", "nodes", "kl"]
+DEFINITIONS = ["fisher", "nodes", "kl", "root"]
 STEP = 1e-5  # of differences
 # ν = 4 goes the way of 1/2, 2.5 and 1000.
 every = each([name for name in NAMES if name != "student_t_4"])
@@ -46,6 +46,14 @@ def hessian_of_kl(family, z):
     return matrix.reshape(z.size, z.size), gradient
 
 
+def root_squared(family, z):
+    """B Bᵀ, of the products of B with the unit vectors."""
+    units = jnp.eye(z.size, dtype=z.dtype).reshape(-1, *z.shape)
+    rows = jax.vmap(family.fisher_root_product, (None, 0))(z, units)
+    rows = rows.reshape(z.size, z.size)
+    return jnp.matmul(rows.T, rows, precision="highest")
+
+
 def with_slopes(family, z, z2, move):
     """KL, its gradients, and how these change as the pair moves."""
     with_gradients = jax.value_and_grad(family.kl, (0, 1))
@@ -61,10 +69,12 @@ def quantities(family, z, z2, move):
         functools.partial(nodes_of, family)
     )
     by_kl, kl_slope = along(lambda z: hessian_of_kl(family, z)[0])
+    by_root, root_slope = along(functools.partial(root_squared, family))
     out = {
         "nodes": by_nodes,
         "kl": by_kl,
-        "slopes": {"nodes": nodes_slope, "kl": kl_slope},
+        "root": by_root,
+        "slopes": {"nodes": nodes_slope, "kl": kl_slope, "root": root_slope},
         "product": family.fisher_product(z, v).ravel(),
         "mean score": weights @ scores,
         "weights": weights,
@@ -148,6 +158,7 @@ def in_single_precision(name):
             "fisher": family.fisher(z).reshape(z.size, z.size),
             "nodes": nodes_of(family, z)[0],
             "kl": by_kl,
+            "root": root_squared(family, z),
         }
         return matrices, family.kl(z, z), gradient
 
@@ -156,7 +167,7 @@ def in_single_precision(name):
 
 @pytest.mark.parametrize("how", DEFINITIONS)
 @every
-def test_three_definitions_of_the_fisher_information_are_that_of_mpmath(
+def test_four_definitions_of_the_fisher_information_are_that_of_mpmath(
     name, how, tolerance
 ):
     for actual, exact in zip(computed(name)[how], special(name, "fisher"), strict=True):
@@ -218,12 +229,12 @@ def differentiable(name):
 
 
 @every
-def test_derivatives_of_the_three_definitions_agree(name, tolerance):
+def test_derivatives_of_the_four_definitions_agree(name, tolerance):
     """Also with differences of the Fisher information."""
     values = computed(name)
     slopes = {how: slope[:3] for how, slope in values["slopes"].items()}
     scale = np.abs(slopes["fisher"]).max((1, 2), keepdims=True) + 1e-3
-    for how in ("nodes", "kl"):
+    for how in ("nodes", "kl", "root"):
         error = (slopes[how] - slopes["fisher"]) / scale
         np.testing.assert_allclose(error, 0, atol=tolerance("solve"))
     beside = values["fisher beside"][:3].reshape(len(scale), 2, -1)

@@ -35,6 +35,7 @@ from natgrad.curvature.matrix_free import MatrixFree, WarmStart
 from natgrad.curvature.over import DataAverage, Progress
 from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystrom
 from natgrad.curvature.saving import load, save
+from natgrad.curvature.sketched import Sketched
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.model import Model
 
@@ -115,6 +116,7 @@ __all__ = [
     "Progress",
     "Sampled",
     "ScoreColumns",
+    "Sketched",
     "SubBatch",
     "WarmStart",
     "by_name",

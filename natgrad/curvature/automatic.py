@@ -30,8 +30,8 @@ from natgrad.curvature.delegate import Delegate
 from natgrad.curvature.dense import Dense
 from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.gram import Gram
-from natgrad.curvature.labels import Sampled
 from natgrad.curvature.matrix_free import MatrixFree, MatrixFreeStatistics
+from natgrad.curvature.sketched import Sketched
 from natgrad.curvature.visits import ELEMENTS
 from natgrad.metrics.base import Metric
 from natgrad.solvers.conjugate_gradients import RelativeResidual
@@ -130,10 +130,11 @@ class OfTheBatch(BatchChoice):
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class GramOfTheBatch(BatchChoice):
-    """`Gram` with `Exact` labels where these have few columns, else `Sampled(1)`.
+    """`Gram` with `Exact` labels where these have few columns, else `Sketched(1)`.
 
-    Few are M = K N <= 512. Sampled labels leave most of what F knows to λ; for a few
-    times their cost exact ones are the natural gradient of the batch.
+    Few are M = K N <= 512. One random mixture of an example's columns leaves most of
+    what F knows to λ; for a few times its cost exact ones are the natural gradient of
+    the batch.
 
     Attributes:
         labels: the exact ones, whose columns are counted.
@@ -150,4 +151,4 @@ class GramOfTheBatch(BatchChoice):
         """With which labels, for these shapes."""
         columns, count = self.columns(params, inputs, targets)
         few = columns * count <= FEW_SAMPLES
-        return Gram(self.model, self.labels if few else Sampled(1))
+        return Gram(self.model, self.labels if few else Sketched(1))

@@ -35,7 +35,7 @@ class Curvature(abc.ABC):
 
     Attributes:
         model: whose Fisher information.
-        labels: over which labels: `Exact()`, `Sampled(n)`, `Empirical()`, `Centred()`.
+        labels: `Exact()`, `Sampled(n)`, `Sketched(n)`, `Empirical()` or `Centred()`.
         requires_batch: does the metric need the current batch, beside the statistics?
             If so, averaging statistics does not average the metric.
         keeps_all_of_f: does the metric of one batch have every entry of F?

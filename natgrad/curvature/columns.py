@@ -18,6 +18,7 @@ from jaxtyping import Float, Shaped
 
 from natgrad import tree
 from natgrad.control_flow import traced_once
+from natgrad.families.expectations import root
 from natgrad.model import Model
 from natgrad.model.weights import trailing
 from natgrad.typing import Array, Inputs, Params
@@ -100,9 +101,33 @@ def score(model: Model, columns: Columns, k: Array | int, like: Array) -> Array:
     return of_factor.reshape(like.shape)
 
 
-def root(weights: Array) -> Array:
-    """√w, with derivative 0 at 0, which is where masked examples are."""
-    return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))
+def weighted_columns(
+    model: Model, scores: Array, weights: Array
+) -> tuple[Array, Array]:
+    """Columns over all factors with √(w_t/ω) in each, and ω, shape ().
+
+    Args:
+        model: the model.
+        scores: [K, *z.shape].
+        weights: w_t of ONE example, [factors...].
+    """
+    whole, share = jnp.ones((), weights.dtype), weights
+    if model.weights is not None:  # a maximum of ones would take long to compile
+        whole, share = share_of_largest(weights)
+    if weights.ndim:
+        scores = jnp.sqrt(trailing(share, scores[0]))[None] * scores
+    return scores, whole
+
+
+def share_of_largest(weights: Array) -> tuple[Array, Array]:
+    """ω = max_t w_t, shape (), and w_t/ω (0 where ω is).
+
+    Args:
+        weights: w_t of one example, [factors...].
+    """
+    whole = jnp.max(weights)
+    safe = jnp.where(whole == 0, 1, whole)
+    return whole, weights / safe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ class EKFAC(LayerCurvature):
 
     Attributes:
         model: whose Fisher information; with `example_inputs`.
-        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        labels: `Exact()`, `Sampled(n)`, `Sketched(n)` or `Empirical()`.
         declared: as for `KFAC`.
         axis_name: as for `KFAC`.
         sharing: `natgrad.layers.Expand()` or `natgrad.layers.Reduce()`, for the basis.

@@ -7,7 +7,7 @@ for N examples and K score columns each, B as `natgrad.curvature.rows` makes it.
 Equal to `Dense` whatever M and P are (where M > P, B gives the smaller matrix Bᵀ B),
 and the better of the two where M < P: memory Σ N (I + K O) + M², time M² Σ (I + O) +
 M³/3 and two products with B (four where all but a hundredth of |v|² lies in the range
-of Bᵀ), each as long as one of the gradient's three. With `Sampled(1)` labels M = N.
+of Bᵀ), each as long as one of the gradient's three. With `Sketched(1)` labels M = N.
 
 The metric is that of the current batch and parameters; `over` keeps the data.
 `GramBlocks` keeps F's diagonal blocks alone, each from its own columns B_b of B:

@@ -74,7 +74,7 @@ class KFAC(LayerCurvature):
     Attributes:
         model: whose Fisher information; with `example_inputs`, or its layers are not
             known before the first batch.
-        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        labels: `Exact()`, `Sampled(n)`, `Sketched(n)` or `Empirical()`.
         declared: path of a parameter or subtree -> `natgrad.layers.DenseBlock()` or
             `natgrad.layers.DiagonalBlock()`, for what is to be treated by hand; None
             for nothing.

@@ -63,7 +63,7 @@ class KFOC(LayerCurvature):
 
     Attributes:
         model: whose Fisher information; with `example_inputs`.
-        labels: over which labels: `Exact()`, `Sampled(n)` or `Empirical()`.
+        labels: `Exact()`, `Sampled(n)`, `Sketched(n)` or `Empirical()`.
         declared: as for `KFAC`.
         axis_name: as for `KFAC`.
         iterations: of the power method, from G = I.

@@ -36,9 +36,11 @@ from natgrad.curvature.columns import (
     FactorColumns,
     ScoreColumns,
     score,
+    share_of_largest,
+    weighted_columns,
 )
 from natgrad.families.base import Family
-from natgrad.families.expectations import root_columns
+from natgrad.families.expectations import fewest_columns
 from natgrad.model import Model
 from natgrad.model.batch import Batch, Example
 from natgrad.model.weights import trailing, zero_where_lost
@@ -228,11 +230,7 @@ class Sampled(Labels):
         log_probs = jax.vmap(lambda y: log_prob(counted, z, y))(ys)
         ones = _ratio_to_itself(log_probs)
         scores = jax.vmap(lambda y: _scores(model, z, y, weights))(ys)
-        whole, share = jnp.ones((), weights.dtype), weights
-        if model.weights is not None:  # a maximum of ones would take long to compile
-            whole, share = _share(weights)
-        if weights.ndim:
-            scores = jnp.sqrt(trailing(share, z))[None] * scores
+        scores, whole = weighted_columns(model, scores, weights)
         return ScoreColumns(scores, whole * ones / self.n)
 
     @property
@@ -255,7 +253,7 @@ class Empirical(Labels):
         """One column, the score of the example's label over all its factors."""
         assert example.target is not None  # `check` has asked for it
         scores = _scores(model, z, example.target, example.weights)
-        whole, share = _share(example.weights)
+        whole, share = share_of_largest(example.weights)
         if example.weights.ndim:
             scores = trailing(share, z) * scores
         return ScoreColumns(scores[None], whole[None])
@@ -276,25 +274,9 @@ def _few_nodes(family: Family, factors: Array) -> bool:
 
 def _factor_columns(family: Family, key: Key | None, z: Array) -> ScoreColumns:
     """The columns of one factor: at most as many as it has coordinates."""
-    scores, weights = family.columns(key, z)
-    if weights.shape[0] <= z.size:
-        return ScoreColumns(scores, weights)
-    flat = scores.reshape(-1, z.size)
-    if z.size == 1:
-        total = jnp.sum(weights[:, None] * flat**2, axis=0)
-        return ScoreColumns(jnp.ones((1, *z.shape), z.dtype), total)
-    weighted = weights[:, None] * flat
-    rows, weights = root_columns(jnp.matmul(weighted.T, flat, precision="highest"))
-    return ScoreColumns(rows.reshape(-1, *z.shape), weights)
+    return ScoreColumns(*fewest_columns(*family.columns(key, z)))
 
 
 def _scores(model: Model, z: Array, y: Array, weights: Array) -> Array:
     """The score of each factor, shaped like z."""
     return model.at_each_factor(model.family.score, weights, z, y)
-
-
-def _share(weights: Array) -> tuple[Array, Array]:
-    """ω = max_t w_t, and w_t/ω (0 where ω is)."""
-    whole = jnp.max(weights)
-    safe = jnp.where(whole == 0, 1, whole)
-    return whole, weights / safe

@@ -59,7 +59,7 @@ class MatrixFreeStatistics(NamedTuple):
 
     Attributes:
         preconditioner: its statistics.
-        key: for `Sampled` labels, a raw key [2].
+        key: for labels that are drawn, a raw key [2].
     """
 
     preconditioner: Statistics

@@ -31,7 +31,7 @@ from natgrad.curvature.chunks import (
     chunk_size_of,
     fitting,
 )
-from natgrad.curvature.columns import law_of_outputs, root
+from natgrad.curvature.columns import law_of_outputs
 from natgrad.curvature.gathered import as_batch
 from natgrad.curvature.layer_rows import (
     captured_layers,
@@ -41,6 +41,7 @@ from natgrad.curvature.layer_rows import (
 )
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.visits import Visit, visits
+from natgrad.families.expectations import root
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
 from natgrad.model.batch import Batch
@@ -58,7 +59,7 @@ class GramStatistics(NamedTuple):
     """What is known before the batch.
 
     Attributes:
-        key: for `Sampled` labels, a raw key [2].
+        key: for labels that are drawn, a raw key [2].
     """
 
     key: Array
@@ -284,7 +285,7 @@ class RowCurvature(SummedCurvature):
             min(samples, layout.size) ** 2 + rows,
             layout.dtype,
             f"Gram's rows of {samples} score columns, and their matrix",
-            "chunk_size='auto', Sampled(1) labels, fewer examples, or MatrixFree",
+            "chunk_size='auto', Sketched(1) labels, fewer examples, or MatrixFree",
         )
 
     def _centre(self, roots: Array, total: Array) -> Array | None:

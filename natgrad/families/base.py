@@ -142,3 +142,11 @@ class ExponentialFamily(Family):
     ) -> Float[Array, "..."]:
         """∇²A(η) v by one forward derivative of `mean`, shaped like η."""
         return jax.jvp(self.mean, (z,), (v,))[1]
+
+    def fisher_root_product(
+        self, z: Float[Array, "..."], v: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """√A''(η) v where a factor is one number; else as `Family` has it."""
+        if z.ndim == self.parameter_ndim == 0:
+            return expectations.root(self.fisher_product(z, jnp.ones_like(z))) * v
+        return super().fisher_root_product(z, v)

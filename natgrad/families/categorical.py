@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
+from natgrad.families.expectations import root
 from natgrad.families.numerics.checks import without_lost
 from natgrad.families.numerics.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
@@ -108,6 +109,12 @@ class Categorical(ExponentialFamily):
     def score_nodes(self, z: Array) -> tuple[Array, Array]:
         """Every class, with its probability."""
         return jnp.arange(z.shape[-1], dtype=jnp.int32), self.mean(z)
+
+    def fisher_root_product(self, z: Array, v: Array) -> Array:
+        """√p v − p Σ √p v."""
+        p = self.mean(z)
+        each = root(p) * v
+        return each - p * jnp.sum(each, axis=-1, keepdims=True)
 
     def sample(self, key: Key, z: Array) -> Array:
         """A class for each factor, an integer array of shape z.shape[:-1]."""

@@ -20,6 +20,7 @@ from natgrad.families import expectations
 from natgrad.families.base import Family
 from natgrad.families.custom import Supported, check_numbers, constant, in_precision_of
 from natgrad.families.custom_checks import has_kink
+from natgrad.families.provenance import described
 from natgrad.families.supports import support_of
 from natgrad.typing import Array, ArrayLike, Key
 
@@ -157,7 +158,7 @@ class _FromDistribution(Supported):
             columns = f"{columns}, or root of fisher where kl is given"
         elif self.has_divergence and not self.is_finite:
             columns = "root of fisher"
-        return self._provenance(kl, columns)
+        return described(self, kl, columns)
 
 
 def _made(factory: Callable[[Array], Distribution], z: Array) -> Distribution:

@@ -152,3 +152,44 @@ def root_columns(matrix: Array) -> tuple[Array, Array]:
         eliminate, matrix, None, length=size, unroll=size if size <= _SHORT else 1
     )
     return columns
+
+
+def fewest_columns(scores: Array, weights: Array) -> tuple[Array, Array]:
+    """No more columns than coordinates, with the same Σ_k w_k s_k s_kᵀ.
+
+    Args:
+        scores: s_k of one factor, [K, ...].
+        weights: w_k >= 0, [K].
+
+    Returns:
+        The same, or as many columns as a score has coordinates, and their weights.
+    """
+    shape, size = scores.shape[1:], scores[0].size
+    if weights.shape[0] <= size:
+        return scores, weights
+    flat = scores.reshape(-1, size)
+    if size == 1:
+        total = jnp.sum(weights[:, None] * flat**2, axis=0)
+        return jnp.ones((1, *shape), scores.dtype), total
+    weighted = weights[:, None] * flat
+    rows, weights = root_columns(jnp.matmul(weighted.T, flat, precision="highest"))
+    return rows.reshape(-1, *shape), weights
+
+
+def root_product(scores: Array, weights: Array, v: Array) -> Array:
+    """Σ_k v_k √w_k s_k over columns, shaped like v.
+
+    Args:
+        scores: s_k of one factor, [K, *v.shape].
+        weights: w_k >= 0, [K].
+        v: coefficients, shaped like a score; where there are fewer columns than
+            coordinates, its first ones.
+    """
+    scores, weights = fewest_columns(scores, weights)
+    coefficients = root(weights) * v.reshape(-1)[: weights.shape[0]]
+    return jnp.tensordot(coefficients, scores, axes=1, precision="highest")
+
+
+def root(weights: Array) -> Array:
+    """√w, with derivative 0 at 0, where masked examples are."""
+    return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))

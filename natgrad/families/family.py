@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
 from natgrad.families import expectations
+from natgrad.families.provenance import described
 from natgrad.typing import Array, Key
 
 
@@ -158,7 +159,7 @@ class Family(abc.ABC):
         """
         if self.has_score_nodes(z):
             ys, weights = self.score_nodes(z)
-        elif self._gives("fisher") or not self.drawn(z):
+        elif self.has_fisher_root(z):
             matrix = self.fisher(z).reshape(z.size, z.size)
             scores, weights = expectations.root_columns(matrix)
             return scores.reshape(-1, *z.shape), weights
@@ -172,8 +173,13 @@ class Family(abc.ABC):
         return jax.vmap(self.score, (None, 0))(z, ys), weights
 
     def has_score_nodes(self, z: Float[Array, "..."]) -> bool:
-        """Are `columns` the scores of `score_nodes`, for ONE factor's parameters z?"""
+        """Are `columns` of ONE factor the scores of `score_nodes`?"""
         return self._gives("score_nodes") or self.support(z) is not None
+
+    def has_fisher_root(self, z: Float[Array, "..."]) -> bool:
+        """Do the `columns` of ONE factor need no draws?"""
+        known = self._gives("fisher") or self.has_score_nodes(z)
+        return known or not self.drawn(z)
 
     def drawn(self, z: Float[Array, "..."] | jax.ShapeDtypeStruct) -> bool:
         """Does the divergence of laws whose parameters are shaped like z need draws?
@@ -223,6 +229,17 @@ class Family(abc.ABC):
         """
         return jnp.tensordot(self.fisher(z), v, axes=z.ndim, precision="highest")
 
+    def fisher_root_product(
+        self, z: Float[Array, "..."], v: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """B v with B Bᵀ = F_z, shaped like z.
+
+        Args:
+            z: the parameters of ONE factor, where `has_fisher_root` is true.
+            v: shaped like z.
+        """
+        return expectations.root_product(*self.columns(None, z), v)
+
     def in_support(
         self, z: Float[Array, "..."], y: Shaped[Array, "..."]
     ) -> Bool[Array, "..."]:
@@ -259,7 +276,7 @@ class Family(abc.ABC):
         own, given = self._otherwise, self._gives("kl")
         exactly = "estimated" in own and (given or self._gives("fisher"))
         kl = "given" if given else own
-        return self._provenance(kl, "root of fisher" if exactly else own)
+        return described(self, kl, "root of fisher" if exactly else own)
 
     @property
     def _otherwise(self) -> str:
@@ -267,21 +284,6 @@ class Family(abc.ABC):
         if self._gives("support"):
             return "sum over support"
         return f"estimated from {self.monte_carlo_samples} samples"
-
-    def _provenance(self, kl: str, columns: str) -> dict[str, str]:
-        if "estimated" in columns:
-            columns += ", drawn for each example and step"
-        by_kl = "Hessian of kl" + ("" if kl == "given" else f" ({kl})")
-        defaults = {
-            "score_nodes": self._otherwise,
-            "score": "autodiff of log_prob",
-            "fisher": by_kl,
-        }
-        how = {
-            name: "given" if self._gives(name) else defaults[name] for name in defaults
-        }
-        columns = "given" if self._gives("score_nodes") else columns
-        return {"kl": kl, "columns": columns} | how
 
     def _gives(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(Family, name)

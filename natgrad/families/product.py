@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -153,13 +153,22 @@ class Product(Family):
             weights.append(w)
         return jnp.concatenate(scores), jnp.concatenate(weights)
 
+    def fisher_root_product(self, z: Array, v: Array) -> Array:
+        """The blocks' products, joined."""
+        blocks = zip(self.families, self._split(z), self._split(v), strict=True)
+        products = [
+            each_factor(family, family.fisher_root_product, z_block, v_block)
+            for family, z_block, v_block in blocks
+        ]
+        return jnp.concatenate(products, axis=-1)
+
+    def has_fisher_root(self, z: Array) -> bool:
+        """Whether every block has."""
+        return all(f.has_fisher_root(part) for f, part in self._first_factors(z))
+
     def has_score_nodes(self, z: Array) -> bool:
         """Whether every block has."""
-        first = lambda family, part: part[0] if family.parameter_ndim == 0 else part
-        blocks = zip(self.families, self._split(z), strict=True)
-        return all(
-            family.has_score_nodes(first(family, part)) for family, part in blocks
-        )
+        return all(f.has_score_nodes(part) for f, part in self._first_factors(z))
 
     def drawn(self, z: Array) -> bool:
         """Whether any block is."""
@@ -211,6 +220,11 @@ class Product(Family):
         return [
             int(np.prod(f.label_shape((size,)) or (), dtype=int)) for f, size in pairs
         ]
+
+    def _first_factors(self, z: Array) -> Iterator[tuple[Family, Array]]:
+        """Each block's family, and the parameters of its first factor."""
+        for family, part in zip(self.families, self._split(z), strict=True):
+            yield family, part[0] if family.parameter_ndim == 0 else part
 
     def _split(self, z: Array) -> list[Array]:
         if z.ndim == 0 or z.shape[-1] != sum(self.sizes):

@@ -107,6 +107,14 @@ class Transformed(Family):
         """Those of the law of x, whose scores are the same."""
         return self.family.columns(key, z)
 
+    def fisher_root_product(self, z: Array, v: Array) -> Array:
+        """That of the law of x."""
+        return self.family.fisher_root_product(z, v)
+
+    def has_fisher_root(self, z: Array) -> bool:
+        """As the law of x."""
+        return self.family.has_fisher_root(z)
+
     def has_score_nodes(self, z: Array) -> bool:
         """As the law of x."""
         return self.family.has_score_nodes(z)

@@ -17,6 +17,7 @@ from natgrad.curvature import (
     GramBlocks,
     Labels,
     Sampled,
+    Sketched,
 )
 from natgrad.metrics.kronecker import FactoredTikhonov
 from natgrad.model import Model
@@ -25,7 +26,7 @@ from natgrad.transforms.damping import Damping, DampingLike, Radius, TrustRegion
 from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
-ONE_SAMPLE = Sampled(1)
+ONE_SKETCH = Sketched(1)
 KFAC_RATE = 0.1
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
 # without the warm-up the first inverses are of too few examples. Parts of 64 examples
@@ -117,7 +118,7 @@ def gram_blocks(
     model: Model = REQUIRED,
     *,
     damping: DampingLike | Damping = 1e-2,
-    labels: Labels = ONE_SAMPLE,
+    labels: Labels = ONE_SKETCH,
     trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
@@ -134,7 +135,8 @@ def gram_blocks(
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule; by layer too, as for `natural_gradient`.
-        labels: as for `gram`.
+        labels: over which labels; `Exact()` where an example has few outputs, or
+            `Sketched(4)`, know more, and cost more.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
         weight_decay: as for `natural_gradient`.

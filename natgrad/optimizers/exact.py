@@ -75,7 +75,7 @@ def natural_gradient(
             determine F (`natgrad.transforms.averaging`); 0 for each batch alone.
         curvature: model -> curvature: Dense, Gram or MatrixFree of `natgrad.curvature`;
             None for Automatic. All that these take is said here: lambda m: Gram(m,
-            Sampled(1), chunk_size="auto") makes it `gram` in chunks.
+            Sketched(1), chunk_size="auto") makes it `gram` in chunks.
         solver: (metric, gradient, damping) -> direction; None for that of the metric.
             Or a filter of `natgrad.solvers`: HardCutoff, SmoothCutoff, RobustDamping.
         trust_region: δ, the largest KL divergence of a step in nats a label, or a rule,
@@ -112,19 +112,19 @@ def gram(
     """−η (F + λI)⁻¹ g, solved exactly in sample space, where M×M matrices do.
 
     F is that of the current batch: exact while M, the examples times their outputs, is
-    at most 512; beyond, from labels sampled once, with which M is the number of
-    examples, and a step of a network with millions of parameters costs about three
-    gradients. With `chunk_size=`, `memory_budget=` or `axis_name=` of the curvature it
-    is `natural_gradient(damping=1e-2, curvature=form)` with `form = lambda m: Gram(m,
-    labels, chunk_size="auto")`.
+    at most 512; beyond, of one random mixture of each example's columns (exact for one
+    output): M is the number of examples, and a step of a network with millions of
+    parameters costs about three gradients. With `chunk_size=`, `memory_budget=` or
+    `axis_name=` of the curvature it is `natural_gradient(damping=1e-2, curvature=form)`
+    with `form = lambda m: Gram(m, labels, chunk_size="auto")`.
 
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
-        damping: λ, or a schedule. F of few sampled labels knows nothing of most
-            directions, which 1/λ stretches: take more than with the exact F.
-        labels: over which labels; None for `Exact()` in small batches and `Sampled(1)`
-            in others, as above.
+        damping: λ, or a schedule. F of few columns knows nothing of most directions,
+            which 1/λ stretches: take more than with the exact F.
+        labels: over which labels; None for `Exact()` in small batches and
+            `Sketched(1)` in others, as above; `Sketched(4)` knows more, and costs more.
         solver: as for `natural_gradient`.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
@@ -168,7 +168,7 @@ def spring(
             the paper has in place of a trust region; None for none.
         curvature: model -> curvature; None for Automatic, averaged by default as for
             `natural_gradient`; Gram for each batch alone. A function such as lambda m:
-            Gram(m, Sampled(1)) chooses the labels too.
+            Gram(m, Sketched(1)) chooses the labels too.
         solver: as for `natural_gradient`; what a filter drops stays as it is in
             μ φ_before.
         trust_region: as for `natural_gradient`; φ is remembered as it was shortened.
