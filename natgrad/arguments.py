@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ def check_number(
         expected: what the argument may be, in words.
         cure: a sentence for what is no number at all.
     """
+    if callable(value):
+        injected = f"optax.inject_hyperparams(optimizer)(..., {name}=schedule)"
+        static = 'what is no number, such as "model", in its static_args'
+        cure = cure or f"For a schedule take {injected}, with {static}."
+        raise ValueError(f"{name} must be {expected}, got a function. {cure}")
     number = value if isinstance(value, jax.Array) else np.asarray(value)
     real = jnp.issubdtype(number.dtype, jnp.number) and not jnp.iscomplexobj(number)
     if not real:
@@ -56,6 +62,16 @@ def check_in(
     known = known_value(value)
     if known is not None and not holds(known):
         raise ValueError(f"{name} must {expected}, got {value}.")
+
+
+def check_weight_decay(value: ArrayLike) -> None:
+    """Raise a ValueError for what is no weight decay.
+
+    Args:
+        value: finite and at least 0.
+    """
+    decays = lambda value: 0 <= value < math.inf
+    check_in("weight_decay", value, decays, "be finite and at least 0")
 
 
 def is_positive(value: float) -> bool:

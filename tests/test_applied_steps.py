@@ -182,6 +182,8 @@ def test_no_number_is_needed(alias):
         ({"damping": ng.Relative}, r"class Relative: give it Relative\("),
         ({"momentum": 1.0}, r"lie in \[0, 1\), got 1.0"),
         ({"momentum": "0.9"}, "momentum must be a scalar"),
+        ({"momentum": optax.constant_schedule(0.9)}, r"inject_.*momentum=schedule\)"),
+        ({"weight_decay": lambda step: 0.1}, r"inject_.*weight_decay=schedule\)"),
         ({"weight_decay": -0.1}, "at least 0, got -0.1"),
         ({"weight_decay": float("nan")}, "finite"),
     ],
@@ -192,6 +194,33 @@ def test_impossible_numbers_are_refused(options, message):
     trust = ng.damping.TrustRegion(1e-2, 0.1, momentum=0.9)
     with pytest.raises(ValueError, match="its own momentum"):
         ng.scale_by_spring(ng.curvature.Gram(problem()[0]), trust_region=trust)
+
+
+@pytest.mark.parametrize(
+    "decay", [-0.1, lambda step: 0.1], ids=["negative", "function"]
+)
+def test_impossible_weight_decay_is_refused_where_damping_adapts(decay):
+    model = problem()[0]
+    factored = ng.scale_by_factored_curvature
+    for make in (
+        lambda: ng.kfac_adaptive(model, weight_decay=decay),
+        lambda: factored(ng.curvature.KFAC(model), weight_decay=decay),
+        lambda: ng.scale_by_quadratic_model(model, weight_decay=decay),
+    ):
+        with pytest.raises(ValueError, match="weight_decay must be"):
+            make()
+
+
+def test_a_schedule_of_momentum_is_injected():
+    """As the error says: at each step the momentum of that step."""
+    model, params, inputs = problem()
+    injected = optax.inject_hyperparams(
+        ng.kfac, static_args=("model", "refresh", "trust_region")
+    )(0.1, model, momentum=lambda step: 0.5 * step / (1 + step))
+    state = injected.init(params)
+    for step in range(3):
+        _, state = injected.update(params, state, params, inputs=inputs)
+        assert state.hyperparams["momentum"] == pytest.approx(0.5 * step / (1 + step))
 
 
 def test_the_composition_of_before_warns_and_works():

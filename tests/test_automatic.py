@@ -88,7 +88,7 @@ def test_gram_takes_exact_labels_up_to_512_columns(examples, exact):
         tx = ng.gram(1.0, model, damping=0.1, labels=labels, trust_region=None)
         return tx.update(gradient, tx.init(params), params, inputs=x)[0]["w"]
 
-    chosen, sampled = jax.jit(lambda: (step(None), step(ng.curvature.Sampled(1))))()
+    chosen, sketched = jax.jit(lambda: (step(None), step(ng.curvature.Sketched(1))))()
     z = np.asarray(x) @ np.asarray(params["w"])
     p = np.exp(z) / np.sum(np.exp(z), axis=1, keepdims=True)
     law = np.einsum("ni,ij->nij", p, np.eye(3)) - p[:, :, None] * p[:, None]
@@ -96,7 +96,7 @@ def test_gram_takes_exact_labels_up_to_512_columns(examples, exact):
     damped = fisher.reshape(15, 15) + 0.1 * np.eye(15)
     expected = -np.linalg.solve(damped, np.ravel(gradient["w"])).reshape(5, 3)
     assert (relative_error(chosen, expected) < 1e-9) == exact
-    assert (relative_error(chosen, sampled) < 1e-9) != exact
+    assert (relative_error(chosen, sketched) < 1e-9) != exact
 
 
 def test_an_average_needs_a_matrix_and_says_so():

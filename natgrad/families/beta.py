@@ -35,7 +35,7 @@ from natgrad.families.dirichlet import (
     dirichlet_slope,
     log_complement,
 )
-from natgrad.families.numerics.checks import split_pair
+from natgrad.families.numerics.checks import inside, split_pair
 from natgrad.families.numerics.divergences import divergence
 from natgrad.families.numerics.remainders import entropy_remainder, log_mean_exp
 from natgrad.families.numerics.shares import mean_log, mean_log_complement
@@ -51,6 +51,7 @@ class Beta(ExponentialFamily):
     """y ~ Beta(a, b), 0 < y < 1: the last axis of z holds (a − 1, b − 1)."""
 
     parameter_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "both entries of z above -1, as softplus(output) - 1"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """That of the Dirichlet law of (y, 1 − y), also for labels −(1 − y)."""
@@ -69,6 +70,7 @@ class Beta(ExponentialFamily):
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a) + log Γ(b) − log Γ(a + b)."""
         shapes = _shapes(eta)
+        shapes = inside(shapes >= 0, shapes)  # between negative integers Γ is finite
         return jnp.sum(gammaln(shapes)) - jnp.sum(gammaln(jnp.sum(shapes, axis=-1)))
 
     def sufficient_statistics(self, y: Array) -> Array:

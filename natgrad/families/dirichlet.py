@@ -58,6 +58,7 @@ class Dirichlet(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
     label_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "every entry of z above -1, as softplus(output) - 1"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """log Γ(a₀) − Σ log Γ(a_i) + Σ (a_i − 1) log y_i, less what cancels."""
@@ -74,6 +75,7 @@ class Dirichlet(ExponentialFamily):
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a_i) − log Γ(a₀)."""
         a = _concentrations(eta)
+        a = inside(a >= 0, a)  # between negative integers Γ is finite
         return jnp.sum(gammaln(a)) - jnp.sum(gammaln(jnp.sum(a, axis=-1)))
 
     def sufficient_statistics(self, y: Array) -> Array:

@@ -24,6 +24,7 @@ class Exponential(ExponentialFamily):
     """p(y | z) = −z e^{z y} for y > 0: z is minus the rate, each entry a factor."""
 
     parameter_ndim: ClassVar[int] = 0
+    domain: ClassVar[str] = "z below 0, as -softplus(output)"
 
     def log_normalizer(self, eta: Array) -> Array:
         """−Σ log(−η)."""

@@ -40,11 +40,13 @@ class Family(abc.ABC):
             whole of an example's z belongs to one factor.
         label_ndim: trailing axes of y that belong to one factor.
         monte_carlo_samples: labels drawn by the estimated defaults.
+        domain: which z are parameters of a law, in words; empty where all are.
     """
 
     parameter_ndim: ClassVar[int | None] = None
     label_ndim: ClassVar[int] = 0
     monte_carlo_samples: ClassVar[int] = 256
+    domain: ClassVar[str] = ""
 
     @abc.abstractmethod
     def log_prob(
@@ -261,29 +263,27 @@ class Family(abc.ABC):
 
     def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The shape of the labels that go with this shape of z; None if not known."""
-        if self.parameter_ndim is None or self.label_ndim != 0:
-            return None
-        return z_shape[: len(z_shape) - self.parameter_ndim]
+        own = self.parameter_ndim
+        known = own is not None and self.label_ndim == 0
+        return z_shape[: len(z_shape) - own] if known else None
 
     def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Every shape that labels may have, that of samples first; () where unknown."""
-        shape = self.label_shape(z_shape)
-        return () if shape is None else (shape,)
+        return tuple(s for s in [self.label_shape(z_shape)] if s is not None)
 
     @property
     def provenance(self) -> dict[str, str]:
-        """How each derived quantity is computed: given, exactly, or estimated."""
-        own, given = self._otherwise, self._gives("kl")
-        exactly = "estimated" in own and (given or self._gives("fisher"))
-        kl = "given" if given else own
-        return described(self, kl, "root of fisher" if exactly else own)
+        """How each derived quantity is computed."""
+        own, kl = self._otherwise, self._gives("kl")
+        exactly = "estimated" in own and (kl or self._gives("fisher"))
+        columns = "root of fisher" if exactly else own
+        return described(self, "given" if kl else own, columns)
 
     @property
     def _otherwise(self) -> str:
         """How labels are averaged over where nothing is given."""
-        if self._gives("support"):
-            return "sum over support"
-        return f"estimated from {self.monte_carlo_samples} samples"
+        drawn = f"estimated from {self.monte_carlo_samples} samples"
+        return "sum over support" if self._gives("support") else drawn
 
     def _gives(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(Family, name)

@@ -54,6 +54,7 @@ class Gamma(ExponentialFamily):
     """y ~ Gamma(shape a, rate b): the last axis of z holds (a − 1, −b)."""
 
     parameter_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "z[..., 0] above -1 and z[..., 1] below 0, as by softplus"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """−Σ log y + φ(a) + a (u − log(1 + u)) with u = y/m − 1."""
@@ -62,6 +63,7 @@ class Gamma(ExponentialFamily):
     def log_normalizer(self, eta: Array) -> Array:
         """Σ log Γ(a) − a log b."""
         shape, rate = _shape_and_rate(eta)
+        shape = inside(shape >= 0, shape)  # between negative integers Γ is finite
         return jnp.sum(gammaln(shape) - shape * jnp.log(rate))
 
     def sufficient_statistics(self, y: Array) -> Array:

@@ -33,6 +33,7 @@ class Geometric(ExponentialFamily):
     """
 
     parameter_ndim: ClassVar[int] = 0
+    domain: ClassVar[str] = "z below 0, as -softplus(output)"
 
     def log_normalizer(self, eta: Array) -> Array:
         """−Σ log(1 − e^η)."""

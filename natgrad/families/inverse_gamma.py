@@ -28,6 +28,7 @@ class InverseGamma(ExponentialFamily):
     """p(y) ∝ y^{−a − 1} e^{−b/y} for y > 0: the last axis of z holds (−a − 1, −b)."""
 
     parameter_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "z[..., 0] below -1 and z[..., 1] below 0, as by -softplus"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """That of the gamma law of 1/y, and −Σ 2 log y."""

@@ -36,6 +36,7 @@ class InverseGaussian(ExponentialFamily):
     """y ~ IG(mean m, shape l): the last axis of z holds (−l/(2m²), −l/2)."""
 
     parameter_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "both entries of z below 0, as -softplus(output)"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """−Σ l (y − m)²/(2 m² y) − log(l/(2π y³))/2."""
@@ -138,7 +139,8 @@ def _split(z: Array) -> tuple[Array, Array]:
 
 def _mean_and_shape(eta: Array) -> tuple[Array, Array]:
     first, second = _split(eta)
-    return _root_quotient(second, first), -2 * second
+    law = (first <= 0) & (second < 0)
+    return inside(law, _root_quotient(second, first)), -2 * second
 
 
 def _divergence(z: Array, z2: Array) -> Array:

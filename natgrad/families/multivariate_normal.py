@@ -46,6 +46,7 @@ class MultivariateNormal(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
     label_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "the z of a positive definite precision matrix"
 
     def from_mean_and_covariance(self, mean: Array, covariance: Array) -> Array:
         """The natural parameters of laws with these means and covariances.

@@ -26,6 +26,7 @@ class MultivariateNormalDiag(ExponentialFamily):
 
     parameter_ndim: ClassVar[int] = 1
     label_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "the second half of z below 0, as -softplus(output)"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """Σ of the normal laws' log-probabilities."""

@@ -42,6 +42,7 @@ class NegativeBinomial(ExponentialFamily):
     r: ArrayLike
 
     parameter_ndim: ClassVar[int] = 0
+    domain: ClassVar[str] = "z below 0, as -softplus(output)"
 
     def __post_init__(self):
         cure = "for the limit of large r use Poisson(), for r = 1 Geometric()"

@@ -30,6 +30,7 @@ class Normal(ExponentialFamily):
     """
 
     parameter_ndim: ClassVar[int] = 1
+    domain: ClassVar[str] = "z[..., 1] below 0; NormalMeanLogScale() takes any z"
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """Σ −(y − m)²/(2v) − log(v)/2 − log(2π)/2."""

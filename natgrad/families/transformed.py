@@ -68,6 +68,11 @@ class Transformed(Family):
         return self.family.label_ndim
 
     @property
+    def domain(self) -> str:
+        """That of the family of x."""
+        return self.family.domain
+
+    @property
     def provenance(self) -> dict[str, str]:
         """That of the family of x."""
         return self.family.provenance

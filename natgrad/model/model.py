@@ -97,7 +97,7 @@ class Model:
 
         Arguments and errors are those of `loss`, but weights may all be 0.
         """
-        return jax.vmap(self._log_prob)(*self._batch(params, inputs, targets))
+        return self._log_probs(*self._batch(params, inputs, targets))
 
     def loss(
         self, params: Params, inputs: Inputs, targets: ArrayLike
@@ -110,13 +110,13 @@ class Model:
             targets: its labels, [N, ...] as the family has them.
 
         Raises:
-            ValueError: for labels of a wrong shape; for impossible ones, and weights
-                that are negative or all 0, where they are known (else NaN, or 0).
+            ValueError: for labels of a wrong shape; where they are known (else NaN, or
+                0) for impossible ones, weights that are negative or all 0, and outputs
+                outside of the family's domain.
         """
         z, weights, y = self._batch(params, inputs, targets)
         weighting.check_some_count(weights)
-        total = jnp.sum(jax.vmap(self._log_prob)(z, weights, y))
-        return -total / self._total(weights)
+        return -jnp.sum(self._log_probs(z, weights, y)) / self._total(weights)
 
     def kl(self, params: Params, other: Params, inputs: Inputs) -> Float[Array, ""]:
         """The mean over examples of KL(p(· | params, x) ‖ p(· | other, x)), in nats.
@@ -237,11 +237,7 @@ class Model:
         return labels.safe_example(self.family, z, example, self.weights is not None)
 
     def factor_sum(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t), shape ().
-
-        Args:
-            function: of one factor's arrays; gives a scalar.
-        """
+        """(weights, *arrays of one example) -> Σ_t w_t function(arrays_t), shape ()."""
         each = partial(self.at_each_factor, function)
         return lambda weights, *arrays: jnp.sum(weights * each(weights, *arrays))
 
@@ -261,9 +257,12 @@ class Model:
             function = jax.vmap(function)
         return function(*arrays)
 
-    def _log_prob(self, z: Array, weights: Array, y: Array) -> Array:
-        example = self.labelled(z, batch.Example(weights, y, None))
-        return self.factor_sum(self.family.log_prob)(example.weights, z, example.target)
+    def _log_probs(self, z: Array, weights: Array, y: Array) -> Array:
+        examples = jax.vmap(self.labelled)(z, batch.Example(weights, y, None))
+        log_prob = jax.vmap(self.factor_sum(self.family.log_prob))
+        log_probs = log_prob(examples.weights, z, examples.target)
+        labels.check_parameters(self.family, z, log_probs)
+        return log_probs
 
     def _batch(self, params, inputs, targets):
         z = self.outputs(params, inputs)

@@ -106,6 +106,33 @@ def check_support(
     )
 
 
+def check_parameters(
+    family: Family, z: Float[Array, "N ..."], log_probs: Float[Array, " N"]
+) -> None:
+    """Raise for outputs that belong to no law where values are known: not under jit.
+
+    Args:
+        family: of the law.
+        z: outputs.
+        log_probs: of each example's labels, which are possible.
+
+    Raises:
+        ValueError: of finite outputs one is NaN.
+    """
+    if isinstance(log_probs, jax.core.Tracer):
+        return
+    finite = np.isfinite(np.asarray(z)).reshape(len(log_probs), -1).all(1)
+    bad = np.flatnonzero(np.isnan(np.asarray(log_probs)) & finite)
+    if not len(bad):
+        return
+    expected = family.domain or "parameters of a law, whose log_prob is finite"
+    raise ValueError(
+        f"{family} has no law at the outputs of {len(bad)} of {len(log_probs)} "
+        f"examples: z[{bad[0]}] = {np.asarray(z[bad[0]])}; expected {expected}. Let "
+        "apply map what it computes to there, or take a family that takes any z."
+    )
+
+
 def safe_example(family: Family, z: Array, example: Example, masked: bool) -> Example:
     """The example with labels that cannot do harm unseen.
 

@@ -15,14 +15,12 @@ statistics stay what they were, and `health` says so.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.arguments import check_in, known_value
+from natgrad.arguments import check_in, check_weight_decay, known_value
 from natgrad.curvature.base import Curvature
 from natgrad.solvers.base import Solver
 from natgrad.transforms.averaging import ByBatch, check_decay
@@ -162,5 +160,4 @@ def _check_trust_region(rule: TrustRegion | None) -> None:
             )
     if rule.momentum is not None:
         check_in("momentum", rule.momentum, lambda m: 0 <= m < 1, "lie in [0, 1)")
-    decays = lambda decay: 0 <= decay < math.inf
-    check_in("weight_decay", rule.weight_decay, decays, "be finite and at least 0")
+    check_weight_decay(rule.weight_decay)

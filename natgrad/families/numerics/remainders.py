@@ -94,10 +94,11 @@ def _scaled_jvp(
 
 @jax.custom_jvp
 def log_quotient(x: Array, y: Array) -> Array:
-    """log(y/x) for y/x > 0, elementwise, also where y/x overflows or underflows."""
+    """log(y/x), elementwise, also where y/x overflows or underflows; NaN below 0."""
     ratio, limits = y / x, jnp.finfo(x.dtype)
     inside = (ratio > limits.tiny) & (ratio < limits.max)
     apart = jnp.log(jnp.abs(y)) - jnp.log(jnp.abs(x))
+    apart = jnp.where(ratio < 0, jnp.nan, apart)
     return jnp.where(inside, jnp.log(jnp.where(inside, ratio, 1.0)), apart)
 
 

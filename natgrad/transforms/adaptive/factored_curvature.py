@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
+from natgrad.arguments import check_weight_decay
 from natgrad.curvature.base import Curvature
 from natgrad.eager import call
 from natgrad.solvers.damping import DampingLike, is_by_layer, mean_damping
@@ -116,6 +117,7 @@ def scale_by_factored_curvature(
             "scale_by_factored_curvature renews all inverses with one γ: give it a "
             f"Refresh by count that is not staggered, got {refresh}."
         )
+    check_weight_decay(weight_decay)
     curvature = refresh.of_part(curvature)
     solve = scale_by_curvature(curvature, decay=decay, seed=seed)
     schedule = FactorSchedule(refresh, trials)

@@ -25,6 +25,7 @@ import optax
 from jaxtyping import Bool, Float, Int
 
 from natgrad import tree
+from natgrad.arguments import check_weight_decay
 from natgrad.curvature.labels import Labels
 from natgrad.curvature.matrix_free import MatrixFree
 from natgrad.curvature.sub_batch import check_stride, subsample
@@ -109,6 +110,7 @@ def scale_by_quadratic_model(
             or `params` is missing or the damping does not fit the parameters.
     """
     rule = as_damping(damping)
+    check_weight_decay(weight_decay)
     check_labels(labels)
     check_stride("scale_by_quadratic_model(sub_batch=...)", sub_batch)
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from natgrad import tree
-from natgrad.arguments import known_value
+from natgrad.arguments import check_weight_decay, known_value
 from natgrad.curvature.labels import Labels
 from natgrad.eager import call
 from natgrad.model import Model
@@ -112,6 +112,7 @@ def levenberg_marquardt(
             the parameters.
     """
     own_damping = as_damping(damping)
+    check_weight_decay(weight_decay)
     _check(damping, floor, halvings)
     method = _Method(
         optax.with_extra_args_support(inner),
