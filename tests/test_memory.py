@@ -113,7 +113,7 @@ def test_a_matrix_that_no_machine_holds_is_refused_with_its_size(form, words):
 def test_a_sample_space_that_no_machine_holds_is_refused():
     model, params, _ = of_many_classes(10_000)
     x = jax.ShapeDtypeStruct((1000, FEATURES), jnp.float32)
-    with pytest.raises(ValueError, match="Sampled\\(1\\) labels, fewer examples"):
+    with pytest.raises(ValueError, match="Sketched\\(1\\) labels, fewer examples"):
         jax.eval_shape(Gram(model).at, params, x)
 
 

@@ -116,7 +116,7 @@ def _last_resort(why: str, batch: BatchFigures, curvature: CurvatureFigures) -> 
         return Advice(
             "gram",
             (MODEL,),
-            f"{why}, and with one sampled label an example F takes "
+            f"{why}, and with one score column an example F takes "
             f"{batch.examples:,} equations in sample space",
         )
     if math.isfinite(curvature.trace):

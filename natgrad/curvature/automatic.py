@@ -14,7 +14,7 @@ the choice changes time and memory and nothing else. It is made from shapes, whe
 step is traced. Whoever wants another names that curvature.
 
 `GramOfTheBatch` is sample space whatever the sizes, with the exact F where it takes few
-columns and otherwise an estimate of it, from one sampled label an example.
+columns and otherwise an estimate of it, from one random mixture of them an example.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from natgrad.curvature.columns import ScoreColumns, weighted_columns
 from natgrad.curvature.labels import Labels, Sampled
+from natgrad.families.expectations import FEW_DRAWS
 from natgrad.model import Model
 from natgrad.model.batch import Example
 from natgrad.typing import Array
@@ -47,7 +48,9 @@ class Sketched(Labels):
         if not family.has_fisher_root(_factor(z, weights)):
             return Sampled(self.n).columns(model, z, example)
         assert example.key is not None  # `check` has asked for it
-        signs = jax.random.rademacher(example.key, (self.n, *z.shape), z.dtype)
+        count = self.n * z.size
+        signs = jax.random.rademacher(example.key, (max(count, FEW_DRAWS),), z.dtype)
+        signs = jax.lax.optimization_barrier(signs)[:count].reshape(self.n, *z.shape)
         product = family.fisher_root_product
         scores = jax.vmap(lambda v: model.at_each_factor(product, weights, z, v))(signs)
         scores, whole = weighted_columns(model, scores, weights)

@@ -17,14 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.expectations import root
+from natgrad.families.expectations import FEW_DRAWS, root
 from natgrad.families.numerics.checks import without_lost
 from natgrad.families.numerics.remainders import log_mean_exp, softmax
 from natgrad.typing import Array, Key
-
-# XLA unrolls the random generator over an axis that is shorter, and takes most of a
-# second to compile it.
-_FEW = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +115,7 @@ class Categorical(ExponentialFamily):
     def sample(self, key: Key, z: Array) -> Array:
         """A class for each factor, an integer array of shape z.shape[:-1]."""
         z = self._checked(z)
-        shape = (*z.shape[:-1], max(z.shape[-1], _FEW))
+        shape = (*z.shape[:-1], max(z.shape[-1], FEW_DRAWS))
         noise = jax.random.gumbel(key, shape, z.dtype)
         # Else its logarithms are unrolled in the search of the largest.
         noise = jax.lax.optimization_barrier(noise)[..., : z.shape[-1]]

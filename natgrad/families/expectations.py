@@ -18,6 +18,9 @@ LogProb = Callable[[Array, Array], Array]
 
 # Σ p of a law's labels may be off by this much, by rounding.
 ROUNDING = 1e-4
+# XLA unrolls the random generator over an axis that is shorter, and takes most of a
+# second to compile it.
+FEW_DRAWS = 16
 # Loops that are short are unrolled: a few multiplications an example, in one program.
 _SHORT = 4
 
