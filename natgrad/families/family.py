@@ -263,9 +263,9 @@ class Family(abc.ABC):
 
     def label_shape(self, z_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The shape of the labels that go with this shape of z; None if not known."""
-        own = self.parameter_ndim
-        known = own is not None and self.label_ndim == 0
-        return z_shape[: len(z_shape) - own] if known else None
+        if self.parameter_ndim is None or self.label_ndim:
+            return None
+        return z_shape[: len(z_shape) - self.parameter_ndim]
 
     def label_shapes(self, z_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Every shape that labels may have, that of samples first; () where unknown."""
