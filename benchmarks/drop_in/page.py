@@ -52,12 +52,12 @@ is downloaded. Optax's Adam, Muon, Sophia and schedule-free AdamW, and `soap` an
 `kl_shampoo`, have the best of the rates 0.001, 0.003, 0.01, 0.03 and 0.1 on each
 problem and batch size, chosen by the figure itself; L-BFGS searches steps up to a
 hundred times these, on each batch. One seed, the same start and batches for all. The
-tuned ones, and `kfac_adaptive` but on the transformer, ran with XLA flags that compile
-in half the time and slow steps down; the others, and the table of costs, without.
+tuned ones ran with XLA flags that compile in half the time and slow steps down; the
+others, and the table of costs, without.
 
-In these runs a step after which the loss rose faster than F says counted as one that
-was a little too long. [Since](damping.md#how-long-a-step-may-be) it narrows the radius
-at once, which matters most in longer runs of small batches.
+In the runs of `diagonal_fisher` and those on `transformer` a step after which the loss
+rose faster than F says counted as one that was a little too long. In the others it
+narrows [the radius](damping.md#how-long-a-step-may-be) at once, as it does now.
 """
 DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
 batch, and the figure that it has above, with no momentum: how many times the lowest

@@ -18,7 +18,7 @@ PURPOSE = {
     "parameters take a rate of 0.1 or more, and no momentum where a batch does not "
     "determine F",
     "gram": "few outputs an example: up to 512 exact columns a batch. With more it "
-    "draws labels, trains, and ends above Adam: then `kfac`",
+    "mixes them, and ends near Adam, above where every label is fitted: then `kfac`",
     "gram_blocks": "as `gram`, layer by layer",
     "spring": "least squares, and batches whose exact step fits: with ten outputs "
     "for each of 128 examples many take longer than the limit, or too much memory",
