@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 
 from natgrad import tree
 from natgrad.control_flow import traced_once
-from natgrad.families.expectations import root
+from natgrad.families.numerics.remainders import root
 from natgrad.model import Model
 from natgrad.model.weights import trailing
 from natgrad.typing import Array, Inputs, Params

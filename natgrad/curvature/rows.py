@@ -41,7 +41,7 @@ from natgrad.curvature.layer_rows import (
 )
 from natgrad.curvature.summed import SummedCurvature
 from natgrad.curvature.visits import Visit, visits
-from natgrad.families.expectations import root
+from natgrad.families.numerics.remainders import root
 from natgrad.layers import Block, Captured
 from natgrad.metrics.base import Metric
 from natgrad.model.batch import Batch

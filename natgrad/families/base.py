@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from natgrad.families import expectations
 from natgrad.families.family import Family
 from natgrad.families.numerics.checks import without_lost
-from natgrad.families.numerics.remainders import taylor_remainder
+from natgrad.families.numerics.remainders import root, taylor_remainder
 from natgrad.typing import Array
 
 __all__ = ["ExponentialFamily", "Family"]
@@ -148,5 +148,5 @@ class ExponentialFamily(Family):
     ) -> Float[Array, "..."]:
         """√A''(η) v where a factor is one number; else as `Family` has it."""
         if z.ndim == self.parameter_ndim == 0:
-            return expectations.root(self.fisher_product(z, jnp.ones_like(z))) * v
+            return root(self.fisher_product(z, jnp.ones_like(z))) * v
         return super().fisher_root_product(z, v)

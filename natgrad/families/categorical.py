@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.families.base import ExponentialFamily
-from natgrad.families.expectations import FEW_DRAWS, root
+from natgrad.families.expectations import FEW_DRAWS
 from natgrad.families.numerics.checks import without_lost
-from natgrad.families.numerics.remainders import log_mean_exp, softmax
+from natgrad.families.numerics.remainders import log_mean_exp, root, softmax
 from natgrad.typing import Array, Key
 
 

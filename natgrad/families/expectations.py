@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from natgrad.families.numerics.remainders import expm1_remainder
+from natgrad.families.numerics.remainders import expm1_remainder, root
 from natgrad.typing import Array, Key
 
 LogProb = Callable[[Array, Array], Array]
@@ -191,8 +191,3 @@ def root_product(scores: Array, weights: Array, v: Array) -> Array:
     scores, weights = fewest_columns(scores, weights)
     coefficients = root(weights) * v.reshape(-1)[: weights.shape[0]]
     return jnp.tensordot(coefficients, scores, axes=1, precision="highest")
-
-
-def root(weights: Array) -> Array:
-    """√w, with derivative 0 at 0, where masked examples are."""
-    return jnp.where(weights == 0, 0, jnp.sqrt(jnp.where(weights == 0, 1, weights)))

@@ -193,6 +193,11 @@ def taylor_remainder(second: Callable[[Array], Array], dtype: jnp.dtype) -> Arra
     )
 
 
+def root(x: Array) -> Array:
+    """√x, elementwise, with the derivative 0 at 0."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
 @jax.custom_jvp
 def logistic(x: Array) -> Array:
     """1/(1 + e^−x), with the derivative σ(x) σ(−x), accurate where σ rounds to 1."""
