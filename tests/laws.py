@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,3 +144,10 @@ def assert_matrices_agree(actual, expected, rtol):
     scale = np.sqrt(np.abs(np.diag(expected)))
     unit = np.outer(scale, scale)
     np.testing.assert_allclose(actual / unit, expected / unit, 0, rtol)
+
+
+def root_squared(family, z):
+    """B Bᵀ, with B v linear in v."""
+    root = jax.jacfwd(functools.partial(family.fisher_root_product, z))(z)
+    root = root.reshape(z.size, z.size)
+    return jnp.matmul(root, root.T, precision="highest")

@@ -19,6 +19,7 @@ from laws import (
     assert_matrices_agree,
     each,
     ordinary,
+    root_squared,
     special,
 )
 
@@ -44,14 +45,6 @@ def hessian_of_kl(family, z):
     both = lambda z2: (jax.grad(family.kl, 1)(z, z2),) * 2
     matrix, gradient = jax.jacfwd(both, has_aux=True)(z)
     return matrix.reshape(z.size, z.size), gradient
-
-
-def root_squared(family, z):
-    """B Bᵀ, of the products of B with the unit vectors."""
-    units = jnp.eye(z.size, dtype=z.dtype).reshape(-1, *z.shape)
-    rows = jax.vmap(family.fisher_root_product, (None, 0))(z, units)
-    rows = rows.reshape(z.size, z.size)
-    return jnp.matmul(rows.T, rows, precision="highest")
 
 
 def with_slopes(family, z, z2, move):

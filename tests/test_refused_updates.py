@@ -251,7 +251,7 @@ def test_labels_that_need_data_or_a_key_say_so(make):
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, None])
 def test_a_number_of_samples_that_is_no_count_is_refused(n):
-    with refuses("integer n >= 1", repr(n)):
+    with refuses("n must be an integer >= 1", repr(n)):
         ng.curvature.Sampled(n)
 
 

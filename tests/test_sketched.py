@@ -128,7 +128,7 @@ def test_gram_of_one_output_is_exact_as_it_comes(make):
     assert relative_error(step({"labels": Sampled(1)}), exact) > 1e-3
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "1"])
+@pytest.mark.parametrize("n", [0, -1, 1.5, "1", True])
 def test_how_many_is_a_positive_integer(n):
-    with pytest.raises(ValueError, match="needs an integer n >= 1"):
+    with pytest.raises(ValueError, match="Sketched: n must be an integer >= 1"):
         Sketched(n)

@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from natgrad.arguments import check_count
 from natgrad.curvature.columns import (
     BatchColumns,
     Columns,
@@ -213,8 +214,7 @@ class Sampled(Labels):
     n: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Sampled(n) needs an integer n >= 1, got {self.n!r}.")
+        check_count("Sampled: n", self.n)
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """One column a draw; the factors of an example share it."""

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from natgrad.arguments import check_count
 from natgrad.curvature.columns import ScoreColumns, weighted_columns
 from natgrad.curvature.labels import Labels, Sampled
 from natgrad.families.expectations import FEW_DRAWS
@@ -39,8 +40,7 @@ class Sketched(Labels):
     n: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Sketched(n) needs an integer n >= 1, got {self.n!r}.")
+        check_count("Sketched: n", self.n)
 
     def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
         """n columns over all factors of the example."""
