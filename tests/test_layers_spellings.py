@@ -197,13 +197,14 @@ def test_stacked_layers_have_the_factors_of_the_unrolled_ones():
                 close(stacked, plain[f"w/{i}"]["expand"][side])
 
 
-def test_indexing_stacked_layers_makes_one_block_a_layer():
+@pytest.mark.parametrize("slices", [list, jnp.unstack], ids=["index", "unstack"])
+def test_indexing_stacked_layers_makes_one_block_a_layer(slices):
     apply, params, x, _ = zoo.scan_over_layers()
     z = np.random.default_rng(0).standard_normal((N, 2))
 
     def indexed(p, x):
-        for i in range(3):
-            x = jnp.tanh(x @ p["w"][i] + p["b"][i][None])
+        for w, b in zip(slices(p["w"]), slices(p["b"]), strict=True):
+            x = jnp.tanh(x @ w + b[None])
         return x @ p["o"]
 
     blocks, found = statistics(indexed, params, x, z)

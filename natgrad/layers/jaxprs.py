@@ -10,7 +10,7 @@ and `evaluate`, which hands a single equation back to JAX.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,9 @@ Variable = Any
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
 REMAT = frozenset({"remat2", "remat", "checkpoint"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+# Primitives that join arrays, and the name of the axis along which they do.
+JOINS = {"concatenate": "dimension", "stack": "axis"}
 
 
 class Program(NamedTuple):
@@ -230,6 +233,15 @@ def has_loop(jaxpr: Jaxpr, length: int | None) -> bool:
         or any(has_loop(sub, length) for sub in sub_jaxprs(e))
         for e in opened(jaxpr)[0].eqns
         if length is not None
+    )
+
+
+def has_primitive(jaxpr: Jaxpr, names: Iterable[str]) -> bool:
+    """Whether a program has one of some primitives, in any jaxpr inside."""
+    return any(
+        e.primitive.name in names
+        or any(has_primitive(sub, names) for sub in sub_jaxprs(e))
+        for e in opened(jaxpr)[0].eqns
     )
 
 

@@ -280,21 +280,13 @@ def follow(
         axis, sizes = params["axis"], [int(size) for size in params["sizes"]]
         firsts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [view.slice(axis, a, n) for a, n in zip(firsts, sizes, strict=True)]
+    if name == "unstack":
+        axis, size = params["axis"], len(equation.outvars)
+        return [view.slice(axis, i, 1).squeeze([axis]) for i in range(size)]
     return None
 
 
 # Primitives whose result is their operand, perhaps rounded, placed or named.
-IDENTITIES = frozenset(
-    {
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "reduce_precision",
-        "name",
-        "sharding_constraint",
-        "pvary",
-        "pcast",
-        "mesh_cast",
-        "reshard",
-    }
-)
+_ROUNDED = ("convert_element_type", "copy", "copy_p", "reduce_precision")
+_PLACED = ("sharding_constraint", "pvary", "pcast", "mesh_cast", "reshard")
+IDENTITIES = frozenset({*_ROUNDED, *_PLACED, "name"})
