@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 
 from natgrad import tree
-from natgrad.layers import jaxprs, joined, loops, proof
+from natgrad.layers import jaxprs, loops, proof, rewriting
 from natgrad.layers.assemble import blocks_of
 from natgrad.layers.blocks import DeclaredBlock
 from natgrad.layers.captured import Captured
@@ -107,9 +107,9 @@ def capture(
     if jaxprs.has_loop(traced, size):
         traceable = _without_loops(apply, traced, params, inputs, in_axes, size)
         traced, _ = jaxprs.trace(traceable, params, inputs)
-    some = jaxprs.has_primitive(traced, jaxprs.JOINS)
-    if some and joined.joins(traced, len(jax.tree.leaves(params))):
-        traceable = joined.apart(traceable)
+    some = jaxprs.has_primitive(traced, (*jaxprs.JOINS, "dynamic_slice"))
+    if some and rewriting.hides_uses(traced, len(jax.tree.leaves(params))):
+        traceable = rewriting.rewritten(traceable)
         traced, _ = jaxprs.trace(traceable, params, inputs)
     key = _key(traced, params, inputs, in_axes, declared)
     found = _FOUND.get(key) if key is not None else None

@@ -123,16 +123,10 @@ class _Steps:
         body = jaxprs.opened(jaxprs.called(equation))[0]
         first, carried = jaxprs.scan_counts(equation)
         made = {v: e for e in body.eqns for v in e.outvars}
+        counters, zeros = step_numbers(equation)
         pairs = list(
             zip(body.invars[first : first + carried], body.outvars, strict=False)
         )
-        counters = {v for v, out in pairs if _counts(v, made.get(_hashable(out)))}
-        starts = equation.invars[first : first + carried]
-        zeros = {
-            v
-            for (v, _), start in zip(pairs, starts, strict=True)
-            if v in counters and jaxprs.is_literal(start) and start.val == 0
-        }
         reads, written = jaxprs.use_counts(body), {}
         for place, (v, out) in enumerate(pairs):
             if out is v or v in counters:
@@ -177,6 +171,37 @@ class _Steps:
         return [*results, *stacked[len(self.written) :]]
 
 
+def step_numbers(equation: Equation) -> tuple[set, set]:
+    """What counts the steps of a scan.
+
+    Args:
+        equation: the scan.
+
+    Returns:
+        Operands of the body that are the step's number plus a start, and those of them
+        that start at 0.
+    """
+    body = jaxprs.opened(jaxprs.called(equation))[0]
+    first, carried = jaxprs.scan_counts(equation)
+    made = {v: e for e in body.eqns for v in e.outvars}
+    carries, starts = (
+        variables[first : first + carried]
+        for variables in (body.invars, equation.invars)
+    )
+    results = body.outvars[:carried]
+    counters = {
+        v
+        for v, out in zip(carries, results, strict=True)
+        if _counts(v, made.get(_hashable(out)))
+    }
+    zeros = {
+        v
+        for v, start in zip(carries, starts, strict=True)
+        if v in counters and jaxprs.is_literal(start) and start.val == 0
+    }
+    return counters, zeros
+
+
 def _hashable(v):
     return None if jaxprs.is_literal(v) else v
 
@@ -202,7 +227,7 @@ def _row(v, equation: Equation | None, counters, made):
         )
         shape = (1, *v.aval.shape[1:])
         fits = (
-            rest and update.aval.shape == shape and _is_number(index[0], counters, made)
+            rest and update.aval.shape == shape and is_number(index[0], counters, made)
         )
         return update if whole is v and fits else None
     if name == "scatter":
@@ -215,21 +240,27 @@ def _row(v, equation: Equation | None, counters, made):
             and not numbers.operand_batching_dims
             and index.aval.shape == (1,)
             and update.aval.shape == v.aval.shape[1:]
-            and _is_number(index, counters, made)
+            and is_number(index, counters, made)
         )
         return update if whole is v and fits else None
     return None
 
 
-def _is_number(v, counters, made) -> bool:
-    """Is the value the step's number, perhaps with the wrap of a negative index?"""
+def is_number(v, counters, made) -> bool:
+    """Is a value the step's number, perhaps with the wrap of a negative index?
+
+    Args:
+        v: a variable of the body.
+        counters: those that are.
+        made: variable -> the equation that makes it.
+    """
     if jaxprs.is_literal(v) or v in counters:
         return not jaxprs.is_literal(v)
     equation = made.get(v)
     if equation is None:
         return False
     if equation.primitive.name in UNCHANGED:
-        return _is_number(equation.invars[0], counters, made)
+        return is_number(equation.invars[0], counters, made)
     if equation.primitive.name != "select_n":
         return False
     which, otherwise, _ = equation.invars
@@ -239,6 +270,6 @@ def _is_number(v, counters, made) -> bool:
         and asked.primitive.name == "lt"
         and jaxprs.is_literal(asked.invars[1])
         and asked.invars[1].val == 0
-        and _is_number(asked.invars[0], counters, made)
-        and _is_number(otherwise, counters, made)
+        and is_number(asked.invars[0], counters, made)
+        and is_number(otherwise, counters, made)
     )

@@ -1,31 +1,36 @@
-"""Parameters that lie side by side in one product, read as a product each.
+"""Programs in which uses of parameters are hidden, traced as others that do the same.
 
-    x [W_1, W_2] + [b_1, b_2] = [x W_1 + b_1, x W_2 + b_2]
+    x [W_1, W_2] + [b_1, b_2]                    [x W_1 + b_1, x W_2 + b_2]
+    fori_loop(0, L, lambda n, h: f(h, W[n]), h)  scan(lambda h, W_n: f(h, W_n), h, W)
 
-The gates of a recurrent cell, or queries, keys and values, are often computed so, since
-one large product is quicker than several. Of the joined matrix no axis belongs to one
-parameter; in the function that is traced instead each product has its own.
+The gates of a recurrent cell, or queries, keys and values, are often computed in one
+product, since it is quicker than several. Of the joined matrix no axis belongs to one
+parameter; and of a slice by a number that is not known until the program runs, nothing
+says which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax import lax
 
-from natgrad.layers import jaxprs
-from natgrad.layers.jaxprs import JOINS, Equation, Jaxpr
+from natgrad.layers import jaxprs, numbered
+from natgrad.layers.jaxprs import JOINS, Equation, Jaxpr, Variable
 from natgrad.layers.pieces import distributed, joined, whole
+from natgrad.typing import Array
 
 # What a value was computed from: constants, parameters too, or data too.
 CONSTANT, PARAMETERS, DATA = range(3)
+EMPTY: Mapping = MappingProxyType({})
 OPENED = jaxprs.CALLS | jaxprs.REMAT | {"scan"}
 
 
-def joins(program: Jaxpr, parameters: int) -> bool:
-    """Are parameters concatenated anywhere in a program?
+def hides_uses(program: Jaxpr, parameters: int) -> bool:
+    """Are parameters concatenated, or sliced by the number of a step?
 
     Args:
         program: the closed jaxpr.
@@ -33,11 +38,11 @@ def joins(program: Jaxpr, parameters: int) -> bool:
     """
     operands = len(jaxprs.opened(program)[0].invars)
     origins = [PARAMETERS] * parameters + [DATA] * (operands - parameters)
-    return _joins(program, origins)[0]
+    return _hides(program, origins)[0]
 
 
-def apart(apply: Callable) -> Callable:
-    """A function whose products with joined parameters are a product for each.
+def rewritten(apply: Callable) -> Callable:
+    """The same function, with neither.
 
     Args:
         apply: apply(params, inputs).
@@ -56,21 +61,23 @@ def apart(apply: Callable) -> Callable:
     return function
 
 
-def _joins(jaxpr: Jaxpr, origins: Sequence[int]) -> tuple[bool, list[int]]:
+def _hides(jaxpr: Jaxpr, origins: Sequence[int]) -> tuple[bool, list[int]]:
     """Whether it does, and what its results were computed from."""
     jaxpr, _ = jaxprs.opened(jaxpr)
     known = dict(zip(jaxpr.invars, origins, strict=True))
-    any_joined = False
+    made = {v: e for e in jaxpr.eqns for v in e.outvars}
+    hidden = False
     for equation in jaxpr.eqns:
         seen = [_origin(v, known) for v in equation.invars]
         found = [max(seen, default=CONSTANT)] * len(equation.outvars)
         if equation.primitive.name in OPENED:
-            inside, results = _joins(jaxprs.called(equation), _given(equation, seen))
-            any_joined |= inside
+            inside, results = _hides(jaxprs.called(equation), _given(equation, seen))
+            hidden |= inside
             found = found if equation.primitive.name == "scan" else results
-        any_joined |= _is_join(equation, seen)
+        sliced = numbered.slices(equation, made).values()
+        hidden |= _is_join(equation, seen) or any(seen[i] == PARAMETERS for i in sliced)
         known |= dict(zip(equation.outvars, found, strict=True))
-    return any_joined, [_origin(v, known) for v in jaxpr.outvars]
+    return hidden, [_origin(v, known) for v in jaxpr.outvars]
 
 
 def _origin(v: Any, known: dict) -> int:
@@ -92,20 +99,27 @@ def _is_join(equation: Equation, origins: Sequence[int]) -> bool:
 
 
 def _may_use(equation: Equation) -> bool:
-    """Is anything joined inside, or multiplied with what is?"""
-    names = (*JOINS, "dot_general")
+    """Is anything joined or sliced inside, or multiplied with what is?"""
+    names = (*JOINS, "dynamic_slice", "dot_general")
     opened = equation.primitive.name in OPENED
     return opened and jaxprs.has_primitive(jaxprs.called(equation), names)
 
 
 def _run(
-    jaxpr: Jaxpr, values: Sequence[Any], origins: Sequence[int]
+    jaxpr: Jaxpr,
+    values: Sequence[Any],
+    origins: Sequence[int],
+    sliced: Mapping[Variable, Array] = EMPTY,
 ) -> tuple[list[Any], list[int]]:
-    """The results, arrays or `Pieces`, and what they were computed from."""
+    """The results, arrays or `Pieces`, and what they were computed from.
+
+    `sliced` has results that are known without their equations.
+    """
     jaxpr, constants = jaxprs.opened(jaxpr)
     env = dict(zip(jaxpr.constvars, constants, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
     known = dict(zip(jaxpr.invars, origins, strict=True))
+    made = {v: e for e in jaxpr.eqns for v in e.outvars}
 
     def value(v):
         return v.val if jaxprs.is_literal(v) else env[v]
@@ -114,10 +128,15 @@ def _run(
         given = [value(v) for v in equation.invars]
         seen = [_origin(v, known) for v in equation.invars]
         found = [max(seen, default=CONSTANT)] * len(equation.outvars)
-        if _is_join(equation, seen):
-            results: Any = [joined(equation, [whole(v) for v in given])]
+        if equation.outvars and equation.outvars[0] in sliced:
+            results: Any = [sliced[equation.outvars[0]]]
+            found = [PARAMETERS]
+        elif _is_join(equation, seen):
+            results = [joined(equation, [whole(v) for v in given])]
+        elif equation.primitive.name == "scan" and _may_use(equation):
+            results = _scan(equation, given, seen, numbered.slices(equation, made))
         elif _may_use(equation):
-            results, found = _nested(equation, given, seen)
+            results, found = _call(equation, given, seen)
         else:
             results = distributed(equation, given)
             if results is None:
@@ -128,36 +147,49 @@ def _run(
     return [value(v) for v in out], [_origin(v, known) for v in out]
 
 
-def _nested(
+def _call(
     equation: Equation, values: list[Any], origins: list[int]
 ) -> tuple[list[Any], list[int]]:
-    """A call inline; rematerialisation and a scan around the same body."""
+    """A call inline; rematerialisation around the same body."""
     sub, params = jaxprs.called(equation), equation.params
-    given = _given(equation, origins)
     if equation.primitive.name in jaxprs.CALLS:
-        return _run(sub, values, given)
-    found = [max(origins, default=CONSTANT)] * len(equation.outvars)
+        return _run(sub, values, origins)
 
     def body(values):
-        return [whole(v) for v in _run(sub, values, given)[0]]
+        return [whole(v) for v in _run(sub, values, origins)[0]]
 
-    if equation.primitive.name in jaxprs.REMAT:
-        policy, prevent_cse = params["policy"], params["prevent_cse"]
-        again = jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
-        return again(values), found
+    policy, prevent_cse = params["policy"], params["prevent_cse"]
+    again = jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
+    return again(values), [max(origins)] * len(equation.outvars)
+
+
+def _scan(
+    equation: Equation,
+    values: list[Any],
+    origins: list[int],
+    slices: Mapping[Variable, int],
+) -> list[Any]:
+    """A scan, over what its body takes slices of too."""
+    sub, params = jaxprs.called(equation), equation.params
+    given = _given(equation, origins)
     constants, carried = jaxprs.scan_counts(equation)
     fixed, rest = values[:constants], [whole(v) for v in values[constants:]]
+    slices = {v: i for v, i in slices.items() if origins[i] == PARAMETERS}
+    stacked = {i: whole(values[i]) for i in slices.values()}
 
-    def step(carry, slices):
-        results = body([*fixed, *carry, *slices])
+    def step(carry, rows):
+        xs, one = rows
+        sliced = {v: one[i][None] for v, i in slices.items()}
+        results = _run(sub, [*fixed, *carry, *xs], given, sliced)[0]
+        results = list(map(whole, results))
         return results[:carried], results[carried:]
 
     carry, rows = lax.scan(
         step,
         rest[:carried],
-        rest[carried:],
+        (rest[carried:], stacked),
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    return [*carry, *rows], found
+    return [*carry, *rows]
