@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_problems import FACTORS, close, statistics
+from zoo import ZOO
 
 from natgrad import layers
+from natgrad.layers import rewriting
 
 N, T, I, O = 6, 3, 4, 5
 NAMES = ("a", "b", "c")
@@ -258,3 +260,10 @@ def test_other_numbers_are_read_as_they_are_or_not_at_all(apply):
     """Never as slices in another order: what the uses give is JAX's gradient."""
     with layers.verify():
         layers.capture(apply, DEEP, X)
+
+
+@pytest.mark.parametrize("name", ["scan and remat", "gru by scan", "experts by index"])
+def test_a_program_that_hides_nothing_gives_the_same(name):
+    case = ZOO[name]()
+    again = jax.jit(rewriting.rewritten(case.apply))(case.params, case.inputs)
+    jax.tree.map(close, again, jax.jit(case.apply)(case.params, case.inputs))
