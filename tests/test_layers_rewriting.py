@@ -262,6 +262,55 @@ def test_other_numbers_are_read_as_they_are_or_not_at_all(apply):
         layers.capture(apply, DEEP, X)
 
 
+def columns(p):
+    return jnp.concatenate([p["a"]["w"], p["b"]["w"]], 1)
+
+
+def one_of(p, x):
+    return jnp.stack([p["a"]["b"][0]])
+
+
+ODD = {
+    "one that is repeated": lambda p, x: x @ jnp.broadcast_to(one_of(p, x), (I, O)),
+    "beside one column": lambda p, x: x[:, :1] + bias(p)[None],
+    "one beside columns": lambda p, x: x + one_of(p, x)[None],
+    "transposed": lambda p, x: (x @ columns(p)).T.reshape(2, O, N).sum(0),
+    "by itself": lambda p, x: (x @ columns(p)) ** 2 * (x @ columns(p)),
+    "by rows": lambda p, x: x @ columns(p) @ columns(p).T,
+    "matrices of a batch": lambda p, x: jnp.einsum(
+        "kni,kio->kno", jnp.stack([x, x]), jnp.stack([p["a"]["w"], p["b"]["w"]])
+    ),
+    "in a switch": lambda p, x: jax.lax.cond(
+        jnp.sum(x) > 0, lambda w: x @ w, lambda w: 2 * x @ w, columns(p)
+    ),
+    "with nothing": lambda p, x: (
+        x @ jnp.concatenate([columns(p), p["c"]["w"][:, :0]], 1)
+    ),
+    "beside zeros": lambda p, x: (
+        x @ jnp.concatenate([p["a"]["w"], jnp.zeros((I, 2))], 1)
+    ),
+    "twice": lambda p, x: x @ jnp.concatenate([p["a"]["w"], p["a"]["w"]], 1),
+    "scanned": lambda p, x: jax.lax.scan(
+        lambda c, w: (c + x @ w, None),
+        jnp.zeros((N, O)),
+        jnp.stack([p["a"]["w"], p["b"]["w"]]),
+    )[0],
+}
+
+
+def test_odd_programs_with_joined_parameters_give_the_same():
+    assert all(
+        rewriting.hides_uses(jax.make_jaxpr(apply)(KERNELS, X), 2 * len(NAMES))
+        for apply in ODD.values()
+    )
+    both = lambda p, x: {
+        name: (apply(p, x), rewriting.rewritten(apply)(p, x))
+        for name, apply in ODD.items()
+    }
+    for plain, again in jax.jit(both)(KERNELS, X).values():
+        close(again, plain)
+
+
 @pytest.mark.parametrize("name", ["scan and remat", "gru by scan", "experts by index"])
 def test_a_program_that_hides_nothing_gives_the_same(name):
     case = ZOO[name]()

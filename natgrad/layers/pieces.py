@@ -117,9 +117,12 @@ def _entrywise(equation: Equation, left: Any, right: Any) -> list[Any] | None:
     sides = []
     for side in (left, right):
         if not isinstance(side, Pieces):
-            if jnp.ndim(side) == 0:
+            shape = jnp.shape(side)
+            if not shape or shape[like.axis] == 1:  # it is repeated along the axis
                 sides.append([side] * len(like.parts))
                 continue
+            if shape[like.axis] != sum(like.sizes):
+                return None
             side = _cut(side, like.axis, like.sizes)
         if (side.axis, side.sizes) != (like.axis, like.sizes):
             return None
@@ -145,16 +148,20 @@ def _transposed(equation: Equation, pieces: Pieces) -> list[Any]:
 
 def _reshaped(equation: Equation, pieces: Pieces) -> list[Any] | None:
     """Where the axis stays one, between as many entries before it and after it."""
-    shape, joined = equation.outvars[0].aval.shape, sum(pieces.sizes)
+    shape, length = equation.outvars[0].aval.shape, sum(pieces.sizes)
     first = math.prod(pieces.parts[0].shape[: pieces.axis])
+    in_order = equation.params.get("dimensions") is None
     for axis, size in enumerate(shape):
-        if size == joined and math.prod(shape[:axis]) == first:
+        if in_order and size == length and math.prod(shape[:axis]) == first:
             return [_resized(pieces, axis, shape, lax.reshape)]
     return None
 
 
-def _broadcast(equation: Equation, pieces: Pieces) -> list[Any]:
+def _broadcast(equation: Equation, pieces: Pieces) -> list[Any] | None:
+    """Where the axis stays as long as it is."""
     shape, dimensions = equation.outvars[0].aval.shape, equation.params[BROADCAST]
+    if shape[dimensions[pieces.axis]] != sum(pieces.sizes):
+        return None
     make = lambda part, size: lax.broadcast_in_dim(part, size, dimensions)
     return [_resized(pieces, dimensions[pieces.axis], shape, make)]
 
@@ -183,16 +190,13 @@ def _unstacked(equation: Equation, pieces: Pieces) -> list[Any] | None:
 def _sliced(equation: Equation, pieces: Pieces) -> list[Any] | None:
     """One of the parts."""
     starts, ends = equation.params["start_indices"], equation.params["limit_indices"]
-    whole, ends_at = (
-        equation.invars[0].aval.shape,
-        [*itertools.accumulate(pieces.sizes)],
-    )
-    others = [axis for axis in range(len(whole)) if axis != pieces.axis]
-    cut = any((starts[axis], ends[axis]) != (0, whole[axis]) for axis in others)
-    strides = equation.params["strides"]
+    shape, strides = equation.invars[0].aval.shape, equation.params["strides"]
+    others = [axis for axis in range(len(shape)) if axis != pieces.axis]
+    cut = any((starts[axis], ends[axis]) != (0, shape[axis]) for axis in others)
     if cut or (strides is not None and set(strides) != {1}):
         return None
-    spans = list(zip([0, *ends_at], ends_at, strict=False))
+    last = [*itertools.accumulate(pieces.sizes)]
+    spans = list(zip([0, *last], last, strict=False))
     wanted = starts[pieces.axis], ends[pieces.axis]
     return [pieces.parts[spans.index(wanted)]] if wanted in spans else None
 
