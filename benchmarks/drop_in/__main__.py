@@ -193,6 +193,7 @@ def sheet_of(name: str, found: Small, path: Path | None, options) -> card.Sheet:
                 if cell.optimizer in wanted:
                     sheet.add(cell)
     if before:
+        about["limit"] = max(options.limit, before.about["limit"])
         commits = {*about["commits"], *before.about["commits"]}
         about["commits"] = sorted(commit for commit in commits if commit)
     return sheet

@@ -54,10 +54,6 @@ problem and batch size, chosen by the figure itself; L-BFGS searches steps up to
 hundred times these, on each batch. One seed, the same start and batches for all. The
 tuned ones ran with XLA flags that compile in half the time and slow steps down; the
 others, and the table of costs, without.
-
-In the runs of `diagonal_fisher` and those on `transformer` a step after which the loss
-rose faster than F says counted as one that was a little too long. In the others it
-narrows [the radius](damping.md#how-long-a-step-may-be) at once, as it does now.
 """
 DOCTOR = """What `natgrad.doctor` says to use, from the start of a problem and its first
 batch, and the figure that it has above, with no momentum: how many times the lowest
