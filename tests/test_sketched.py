@@ -9,7 +9,16 @@ import pytest
 from problems import CASES, dense_of, relative_error
 
 import natgrad as ng
-from natgrad.curvature import KFAC, Dense, Exact, Gram, Sampled, Sketched
+from natgrad.curvature import (
+    KFAC,
+    Dense,
+    Diagonal,
+    Exact,
+    ExactIfFew,
+    Gram,
+    Sampled,
+    Sketched,
+)
 
 KEY = jax.random.PRNGKey(4)
 FACTORS, CLASSES = 2, 3
@@ -132,3 +141,32 @@ def test_gram_of_one_output_is_exact_as_it_comes(make):
 def test_how_many_is_a_positive_integer(n):
     with pytest.raises(ValueError, match="Sketched: n must be an integer >= 1"):
         Sketched(n)
+
+
+@pytest.mark.parametrize("form", [Dense, Diagonal], ids=lambda form: form.__name__)
+def test_few_columns_are_exact_and_more_are_sketched(form):
+    model, params, inputs = weighted()
+    of = lambda labels: form(model, labels).estimate(params, inputs, key=KEY)
+    count = FACTORS * CLASSES
+    few, many = of(ExactIfFew(count)), of(ExactIfFew(count - 1))
+    np.testing.assert_array_equal(few, of(Exact()))
+    np.testing.assert_array_equal(many, of(Sketched(1)))
+    assert relative_error(many, few) > 1e-2
+    with pytest.raises(ValueError, match="ExactIfFew: most"):
+        ExactIfFew(0)
+
+
+def test_the_diagonal_of_a_sequence_costs_no_pull_back_a_word():
+    """The operations of an update, over those of a gradient: not 4,000 pull-backs."""
+    length, words = 16, 64
+    model = ng.Model(lambda p, x: x @ p["w"], ng.families.Categorical())
+    params = {"w": jnp.zeros((8, words))}
+    x, y = jnp.ones((4, length, 8)), jnp.zeros((4, length), jnp.int32)
+    tx = ng.diagonal_fisher(model=model)
+    update = lambda g, state: tx.update(g, state, params, inputs=x)
+
+    def operations(function, *given):
+        return jax.jit(function).lower(*given).compile().cost_analysis()["flops"]
+
+    gradient = operations(jax.grad(model.loss), params, x, y)
+    assert operations(update, params, tx.init(params)) < 100 * gradient

@@ -35,7 +35,7 @@ from natgrad.curvature.matrix_free import MatrixFree, WarmStart
 from natgrad.curvature.over import DataAverage, Progress
 from natgrad.curvature.preconditioners import Identity, Jacobi, Kronecker, Nystrom
 from natgrad.curvature.saving import load, save
-from natgrad.curvature.sketched import Sketched
+from natgrad.curvature.sketched import ExactIfFew, Sketched
 from natgrad.curvature.sub_batch import SubBatch
 from natgrad.model import Model
 
@@ -101,6 +101,7 @@ __all__ = [
     "Diagonal",
     "Empirical",
     "Exact",
+    "ExactIfFew",
     "Gram",
     "GramBlocks",
     "GramOfTheBatch",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from natgrad.arguments import check_count
-from natgrad.curvature.columns import ScoreColumns, weighted_columns
-from natgrad.curvature.labels import Labels, Sampled
+from natgrad.curvature.columns import Columns, ScoreColumns, weighted_columns
+from natgrad.curvature.labels import Exact, Labels, Sampled
 from natgrad.families.expectations import FEW_DRAWS
 from natgrad.model import Model
 from natgrad.model.batch import Example
@@ -60,6 +61,41 @@ class Sketched(Labels):
     def needs_key(self) -> bool:
         """Yes."""
         return True
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactIfFew(Labels):
+    """`Exact` where an example has few score columns, else `Sketched(1)`.
+
+    Exact columns cost a pull-back each: ten for ten classes, and thousands for the next
+    word at each place of a sentence, or the pixels of an image.
+
+    Attributes:
+        most: columns an example that are few.
+    """
+
+    most: int = 32
+
+    def __post_init__(self):
+        check_count("ExactIfFew: most", self.most)
+
+    def columns(self, model: Model, z: Array, example: Example) -> ScoreColumns:
+        """Those of the labels that are chosen by the shape of z."""
+        return self._chosen(model, z, example).columns(model, z, example)
+
+    def each(self, model: Model, z: Array, example: Example) -> Columns:
+        """The same columns; see `Labels.each`."""
+        return self._chosen(model, z, example).each(model, z, example)
+
+    @property
+    def needs_key(self) -> bool:
+        """Yes, since a sketch may."""
+        return True
+
+    def _chosen(self, model: Model, z: Array, example: Example) -> Labels:
+        exact = jax.eval_shape(functools.partial(Exact().each, model), z, example)
+        few = exact.weights.shape[0] <= self.most
+        return Exact() if few else Sketched(1)
 
 
 def _factor(z: Array, weights: Array) -> Array:

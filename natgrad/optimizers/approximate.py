@@ -14,6 +14,7 @@ from natgrad.curvature import (
     AutomaticDiagonal,
     Dense,
     Empirical,
+    ExactIfFew,
     GramBlocks,
     Labels,
     Sampled,
@@ -27,6 +28,7 @@ from natgrad.transforms.inverse_cache import Refresh
 from natgrad.typing import ArrayLike
 
 ONE_SKETCH = Sketched(1)
+FEW = ExactIfFew()
 KFAC_RATE = 0.1
 # As many steps to a training loss as with statistics in every step, and cheaper ones;
 # without the warm-up the first inverses are of too few examples. Parts of 64 examples
@@ -40,21 +42,24 @@ def diagonal_fisher(
     *,
     damping: DampingLike | Damping = 1e-3,
     decay: ArrayLike = 0.95,
+    labels: Labels = FEW,
     trust_region: Radius = RADIUS,
     momentum: ArrayLike | None = None,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """−η g/(diag F + λ) with the exact diagonal of the Fisher information.
+    """−η g/(diag F + λ) with the diagonal of the Fisher information.
 
     Unlike Adam it divides by F, not by a square root, and F is not the square of the
     mean gradient. O(P) memory. Read off the layers, where they can be, as
-    `natgrad.curvature.LayerDiagonal` does, else one example at a time.
+    `natgrad.curvature.LayerDiagonal` does, else one example at a time. Exact for up to
+    32 outputs an example, at a pull-back each; else of one random mixture of them.
 
     Args:
         learning_rate: η, or an optax schedule.
         model: the statistical model.
         damping: λ, or a schedule; by layer too, as for `natural_gradient`.
         decay: of the moving average of diag F.
+        labels: over which labels; `Exact()` takes all of them.
         trust_region: as for `natural_gradient`.
         momentum: as for `natural_gradient`.
         weight_decay: as for `natural_gradient`.
@@ -69,7 +74,8 @@ def diagonal_fisher(
     learning with second order methods, for the diagonal; Amari (1998) for F.
     """
     applied = TrustRegion(trust_region, learning_rate, momentum, weight_decay)
-    return descend(AutomaticDiagonal(model), applied, damping=damping, decay=decay)
+    curvature = AutomaticDiagonal(model, labels)
+    return descend(curvature, applied, damping=damping, decay=decay)
 
 
 def empirical_fisher(
