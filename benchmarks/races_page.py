@@ -27,9 +27,8 @@ training loss that tuned Adam ends at. `python -m benchmarks.convergence` runs t
 and writes this page; `benchmarks/results/races/` has all curves, `races.md` beside it a
 table for each problem, `benchmarks/optimizers.py` the settings. The
 [report card](report_card.md) has this library's optimizers as they come. Their radius
-[adapted](damping.md#how-long-a-step-may-be), but for `linear`, `logistic`, `pinn` and
-`unet` before rises beyond what F says counted in full; on the deep autoencoder it was a
-fixed one, 0.01 nats a label.
+[adapted](damping.md#how-long-a-step-may-be), but for `autoencoder`, `linear`,
+`logistic`, `pinn` and `unet` before rises beyond what F says counted in full.
 """
 COMPILED = """With compilation the plain optimizers come first: the steps of these races
 take less than what a program with Fisher information takes to compile.
