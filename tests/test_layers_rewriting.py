@@ -1,4 +1,4 @@
-"""Parameters whose uses a program hides have the factors of the plain program."""
+"""Parameters that are joined for one product have the factors of a product each."""
 
 from __future__ import annotations
 
@@ -192,109 +192,40 @@ def test_an_optimized_lstm_has_the_factors_of_a_plain_one():
     jax.tree.map(close, *found)
 
 
-DEEP = {"w": draws((3, I, I))[0], "b": draws((2, I), (3, I))[1]}
+def side(p, *more):
+    return jnp.concatenate([p["a"]["w"], p["b"]["w"], *more], 1)
 
 
-def layer(p, h, n):
-    return jnp.tanh(h @ p["w"][n] + p["b"][n])
+def pile(p):
+    return jnp.stack([p["a"]["w"], p["b"]["w"]])
 
 
-def by_slices(p, x):
-    step = lambda h, p: (jnp.tanh(h @ p["w"] + p["b"]), None)
-    return jax.lax.scan(step, x, p)[0]
-
-
-def by_number(p, x):
-    return jax.lax.fori_loop(0, 3, lambda n, h: layer(p, h, n), x)
-
-
-def by_numbers(p, x):
-    return jax.lax.scan(lambda h, n: (layer(p, h, n), None), x, jnp.arange(3))[0]
-
-
-def backwards(p, x):
-    numbers = jnp.arange(3)
-    step = lambda h, n: (layer(p, h, n), None)
-    return jax.lax.scan(step, x, numbers, reverse=True)[0]
-
-
-def inside_a_checkpoint(p, x):
-    return jax.jit(jax.checkpoint(by_number))(p, x)
-
-
-LOOPS = {
-    "fori_loop": by_number,
-    "scan over numbers": by_numbers,
-    "checkpoint": inside_a_checkpoint,
-    "backwards": backwards,
-}
-
-
-@pytest.mark.parametrize("name", LOOPS)
-def test_layers_by_the_number_of_a_step_are_those_of_a_scan_over_them(name):
-    flip = lambda p: jax.tree.map(lambda leaf: leaf[::-1], p)
-    order = flip if name == "backwards" else lambda p: p
-    blocks, found = statistics(LOOPS[name], DEEP, X, X)
-    plain, expected = statistics(by_slices, order(DEEP), X, X)
-    assert set(blocks) == set(plain) == {"w"}
-    assert blocks["w"].bias
-    jax.tree.map(close, found["w"]["expand"], order(expected["w"]["expand"]))
-
-
-@pytest.mark.parametrize(
-    "apply",
-    [
-        lambda p, x: jax.lax.fori_loop(0, 2, lambda n, h: layer(p, h, n), x),
-        lambda p, x: jax.lax.fori_loop(1, 4, lambda n, h: layer(p, h, n - 1), x),
-        lambda p, x: jax.lax.fori_loop(0, 3, lambda n, h: layer(p, h, 2 - n), x),
-        lambda p, x: jax.lax.scan(
-            lambda c, _: ((c[0] + 1, layer(p, c[1], c[0])), None),
-            (0, x),
-            jnp.zeros(3),
-            reverse=True,
-        )[0][1],
-    ],
-    ids=["fewer steps", "from one on", "downwards", "a number of one's own"],
-)
-def test_other_numbers_are_read_as_they_are_or_not_at_all(apply):
-    """Never as slices in another order: what the uses give is JAX's gradient."""
-    with layers.verify():
-        layers.capture(apply, DEEP, X)
-
-
-def columns(p):
-    return jnp.concatenate([p["a"]["w"], p["b"]["w"]], 1)
-
-
-def one_of(p, x):
+def one_of(p):
     return jnp.stack([p["a"]["b"][0]])
 
 
+def summed(x, w):
+    step = lambda total, one: (total + x @ one, None)
+    return jax.lax.scan(step, jnp.zeros((N, O)), w)[0]
+
+
+def switched(x, w):
+    return jax.lax.cond(jnp.sum(x) > 0, lambda w: x @ w, lambda w: 2 * x @ w, w)
+
+
 ODD = {
-    "one that is repeated": lambda p, x: x @ jnp.broadcast_to(one_of(p, x), (I, O)),
+    "one that is repeated": lambda p, x: x @ jnp.broadcast_to(one_of(p), (I, O)),
     "beside one column": lambda p, x: x[:, :1] + bias(p)[None],
-    "one beside columns": lambda p, x: x + one_of(p, x)[None],
-    "transposed": lambda p, x: (x @ columns(p)).T.reshape(2, O, N).sum(0),
-    "by itself": lambda p, x: (x @ columns(p)) ** 2 * (x @ columns(p)),
-    "by rows": lambda p, x: x @ columns(p) @ columns(p).T,
-    "matrices of a batch": lambda p, x: jnp.einsum(
-        "kni,kio->kno", jnp.stack([x, x]), jnp.stack([p["a"]["w"], p["b"]["w"]])
-    ),
-    "in a switch": lambda p, x: jax.lax.cond(
-        jnp.sum(x) > 0, lambda w: x @ w, lambda w: 2 * x @ w, columns(p)
-    ),
-    "with nothing": lambda p, x: (
-        x @ jnp.concatenate([columns(p), p["c"]["w"][:, :0]], 1)
-    ),
-    "beside zeros": lambda p, x: (
-        x @ jnp.concatenate([p["a"]["w"], jnp.zeros((I, 2))], 1)
-    ),
-    "twice": lambda p, x: x @ jnp.concatenate([p["a"]["w"], p["a"]["w"]], 1),
-    "scanned": lambda p, x: jax.lax.scan(
-        lambda c, w: (c + x @ w, None),
-        jnp.zeros((N, O)),
-        jnp.stack([p["a"]["w"], p["b"]["w"]]),
-    )[0],
+    "one beside columns": lambda p, x: x + one_of(p)[None],
+    "transposed": lambda p, x: (x @ side(p)).T.reshape(2, O, N).sum(0),
+    "by itself": lambda p, x: (x @ side(p)) ** 2 * (x @ side(p)),
+    "by rows": lambda p, x: x @ side(p) @ side(p).T,
+    "of a batch": lambda p, x: jnp.einsum("kni,kio->kno", jnp.stack([x, x]), pile(p)),
+    "in a switch": lambda p, x: switched(x, side(p)),
+    "with nothing": lambda p, x: x @ side(p, p["c"]["w"][:, :0]),
+    "beside zeros": lambda p, x: x @ side(p, jnp.zeros((I, 2))),
+    "twice": lambda p, x: x @ side(p, p["a"]["w"]),
+    "scanned": lambda p, x: summed(x, pile(p)),
 }
 
 
