@@ -79,8 +79,13 @@ def test_layers_by_the_number_of_a_step_are_those_of_a_scan_over_them(name):
             jnp.zeros(3),
             reverse=True,
         )[0][1],
+        lambda p, x: jax.lax.scan(
+            lambda h, n: (layer(p, h, n[0]), None),
+            x,
+            jax.lax.broadcasted_iota(jnp.int32, (3, 1), 1),
+        )[0],
     ],
-    ids=["fewer steps", "from one on", "downwards", "a number of one's own"],
+    ids=["fewer steps", "from one on", "downwards", "a number of one's own", "zeros"],
 )
 def test_other_numbers_are_read_as_they_are_or_not_at_all(apply):
     """Never as slices in another order: what the uses give is JAX's gradient."""

@@ -49,6 +49,7 @@ def _numbers(equation: Equation, around: Mapping[Variable, Equation]) -> set[Var
     sliced = sum(jaxprs.scan_counts(equation))
     for v, given in zip(body.invars[sliced:], equation.invars[sliced:], strict=True):
         source = None if jaxprs.is_literal(given) else around.get(given)
-        if source is not None and source.primitive.name == "iota":
+        counts = source is not None and source.primitive.name == "iota"
+        if counts and len(given.aval.shape) == 1:
             numbers |= {v}
     return numbers
