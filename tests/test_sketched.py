@@ -165,3 +165,11 @@ def test_the_diagonal_of_a_sequence_takes_no_pull_back_for_each_word(places, col
     model = ng.Model(lambda p, x: x @ p, ng.families.Categorical())
     params, x = jnp.zeros((8, 32)), jnp.ones((4, places, 8))
     assert Diagonal(model, labels).columns(params, x) == (columns, 4)
+
+
+@pytest.mark.parametrize("wrong", [3, Exact, None])
+@pytest.mark.parametrize("form", [Dense, Gram, KFAC, Diagonal])
+def test_what_are_no_labels_is_refused_where_it_is_given(form, wrong):
+    model = weighted()[0]
+    with pytest.raises(ValueError, match=r"an instance such as .*Exact\(\).*, got"):
+        form(model, wrong)

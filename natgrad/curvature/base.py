@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from natgrad.curvature.columns import count_columns
-from natgrad.curvature.labels import Exact, Labels
+from natgrad.curvature.labels import Exact, Labels, check_labels
 from natgrad.curvature.over import DataAverage, Progress, over_batches, programs
 from natgrad.layers.compiled import compiled_method
 from natgrad.metrics.base import Metric
@@ -58,6 +58,7 @@ class Curvature(abc.ABC):
                 "optax.inject_hyperparams, which takes functions for schedules, name "
                 "curvature= in static_args."
             )
+        check_labels(self.labels)
 
     @abc.abstractmethod
     def init(self, params: Params) -> Statistics:

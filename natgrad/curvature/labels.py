@@ -139,6 +139,15 @@ class Labels(abc.ABC):
             raise ValueError(f"{self} labels are drawn at random: pass key=.")
 
 
+def check_labels(labels: Any) -> None:
+    """Raise a ValueError where something else is given for labels."""
+    if not isinstance(labels, Labels):
+        raise ValueError(
+            "labels= says over which labels scores are averaged: an instance such as "
+            f"natgrad.curvature.Exact() or Sampled(1), got {labels!r}."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Exact(Labels):
     """The whole predictive law: the Fisher information itself.
